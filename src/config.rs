@@ -1,0 +1,251 @@
+//! The run file: what a search is told to do (docs/run-file.md). Types here are resolved: paths absolute or Hugging Face
+//! ids, defaults filled in, unknown keys refused.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::checkpoint::Dtype;
+
+/// A model as the run file names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelSource {
+    /// Folder name (on a clash with its parent's): used in gene names, origins and tables.
+    pub name: String,
+    /// As written, for messages; paths in recipes are `location`.
+    pub written: String,
+    /// Absolute path, or a Hugging Face id where no such path exists.
+    pub location: String,
+}
+
+/// `[models]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelsConfig {
+    pub base: Option<ModelSource>,
+    /// At least one.
+    pub sources: Vec<ModelSource>,
+}
+
+/// How one parameter's gene is declared in `[space.genes]`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum GeneConfig {
+    /// Frozen to a number.
+    Number(f64),
+    /// Frozen to a truth value.
+    Bool(bool),
+    Search(GeneSearch),
+    /// Tied to another gene.
+    SameAs(String),
+}
+
+/// A searched gene: `{ low, high, per, scale, integer, init, models }`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GeneSearch {
+    pub low: f64,
+    pub high: f64,
+    pub per: Vec<GenePer>,
+    pub log: bool,
+    pub integer: bool,
+    pub init: Option<f64>,
+    /// Single models frozen to a number, by name.
+    pub models: BTreeMap<String, f64>,
+}
+
+/// What a parameter gets a gene of its own for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum GenePer {
+    Model,
+    LayerGroup,
+    Module,
+}
+
+/// How layers are grouped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerGrouping {
+    /// That many groups.
+    Groups(NonZeroUsize),
+    /// Groups of that many layers.
+    Granularity(NonZeroUsize),
+}
+
+/// `[space]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpaceConfig {
+    /// At least one; more than one makes the method a gene.
+    pub methods: Vec<String>,
+    pub layers: LayerGrouping,
+    /// Substring filters; everything else is one more group.
+    pub modules: Vec<String>,
+    pub interpolate: bool,
+    /// In file order.
+    pub genes: Vec<(String, GeneConfig)>,
+}
+
+/// `[strategy]`: the kind and its settings, checked by the strategy itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StrategyConfig {
+    pub kind: String,
+    pub look_ahead: Option<NonZeroUsize>,
+    pub settings: toml::Table,
+}
+
+/// `[budget]`: at least one limit.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct BudgetConfig {
+    pub evaluations: Option<u64>,
+    pub wall_clock: Option<Duration>,
+    pub samples: Option<u64>,
+}
+
+/// `[evaluator]` of kind `http`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpConfig {
+    pub endpoints: Vec<String>,
+    /// Name of the environment variable that holds the bearer token.
+    pub token_env: Option<String>,
+    /// A file with the token, mode 0600.
+    pub token_file: Option<PathBuf>,
+    /// Sends the token over plain http off loopback.
+    pub allow_insecure_token: bool,
+    /// Evaluations at once, an endpoint.
+    pub in_flight: NonZeroUsize,
+    /// Endpoints whose fingerprints differ are taken as equivalent.
+    pub allow_different_fingerprints: bool,
+    /// `worst` or `fail` after repeated timeouts; `true`: worst fitness.
+    pub timeout_is_worst: bool,
+}
+
+/// `[evaluator]` of kind `command`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CommandConfig {
+    /// `{candidate_dir}`, `{request_file}`, `{result_file}`, `{result_dir}`, `{recipe_file}`, `{slot}`, `{seed}` are replaced.
+    pub argv: Vec<String>,
+    pub in_flight: NonZeroUsize,
+    /// Part of the fingerprint: change it when the program's scores change.
+    pub version: Option<String>,
+    /// Working directory of the program: the run file's folder.
+    pub directory: PathBuf,
+}
+
+/// `[evaluator]` of kind `function`: closed-form landscapes, noise, latency and faults to order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FunctionConfig {
+    /// `sphere`, `rastrigin`, `rosenbrock`, `ackley`, `plateau`, `flat`.
+    pub function: String,
+    /// Standard deviation of the noise on each sample's score.
+    pub noise: f64,
+    /// Samples a task has.
+    pub samples: u64,
+    pub latency: Duration,
+    /// Extra latency, drawn uniformly up to this.
+    pub latency_jitter: Duration,
+    /// Share of candidates that are infeasible by themselves.
+    pub infeasible_rate: f64,
+    /// Share of attempts that fail as an endpoint would.
+    pub fault_rate: f64,
+    pub in_flight: NonZeroUsize,
+}
+
+/// `[evaluator]` of kind `native`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NativeConfig {
+    /// Threads; scores do not depend on it. `None`: all cores.
+    pub threads: Option<NonZeroUsize>,
+    /// Prompts decoded together at most.
+    pub batch: NonZeroUsize,
+    pub max_new_tokens: usize,
+}
+
+/// `[evaluator]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EvaluatorConfig {
+    pub kind: EvaluatorKind,
+    pub patience: crate::evaluate::Patience,
+}
+
+/// The kinds of evaluator.
+#[derive(Clone, Debug, PartialEq)]
+pub enum EvaluatorKind {
+    Native(NativeConfig),
+    Http(HttpConfig),
+    Command(CommandConfig),
+    Function(FunctionConfig),
+}
+
+/// Which way is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    Maximize,
+    Minimize,
+}
+
+/// One of `[[tasks]]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskConfig {
+    pub name: String,
+    pub data: Option<PathBuf>,
+    pub metric: Option<String>,
+    pub weight: f64,
+    /// `None`: as the evaluator's `higher_is_better` says.
+    pub goal: Option<Goal>,
+    pub max_new_tokens: Option<usize>,
+    /// Uses the first samples only (of a fixed permutation).
+    pub limit: Option<u64>,
+}
+
+/// Where the sealed hold-out comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum HoldoutSource {
+    /// Other data, by task name (native).
+    Data(BTreeMap<String, PathBuf>),
+    /// Other tasks of the same evaluator, by task name.
+    Tasks(BTreeMap<String, String>),
+    /// The same tasks on other endpoints.
+    Endpoints(Vec<String>),
+    /// That share of each task's samples, split by hash of (seed, task, sample id).
+    Fraction(f64),
+}
+
+/// `[holdout]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HoldoutConfig {
+    pub source: HoldoutSource,
+    /// Best candidates scored on the hold-out (default 5).
+    pub finalists: NonZeroUsize,
+}
+
+/// `[candidates]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CandidatesConfig {
+    /// `None`: RAM disk when it fits, else the run's folder.
+    pub dir: Option<PathBuf>,
+    pub slots: Option<NonZeroUsize>,
+}
+
+/// `[output]`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct OutputConfig {
+    pub dtype: Option<Dtype>,
+}
+
+/// A whole run file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunConfig {
+    /// Also the folder under the results root: letters, digits, `.`, `_`, `-`.
+    pub name: String,
+    pub seed: u64,
+    pub models: ModelsConfig,
+    pub space: Option<SpaceConfig>,
+    pub strategy: StrategyConfig,
+    pub budget: BudgetConfig,
+    pub evaluator: EvaluatorConfig,
+    pub tasks: Vec<TaskConfig>,
+    pub holdout: Option<HoldoutConfig>,
+    pub candidates: CandidatesConfig,
+    pub output: OutputConfig,
+    /// The file's text, frozen into the run's folder.
+    pub text: String,
+    /// The file's folder: relative paths start here.
+    pub directory: PathBuf,
+}

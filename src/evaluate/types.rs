@@ -1,0 +1,241 @@
+//! What goes to an evaluator and what comes back, independent of the way it travels.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Identity of a sample inside its task.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum SampleId {
+    Number(i64),
+    Text(String),
+}
+
+impl std::fmt::Display for SampleId {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(formatter),
+            Self::Text(text) => text.fmt(formatter),
+        }
+    }
+}
+
+/// Which samples of a task an evaluation uses.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Samples {
+    All,
+    /// The first `n` of a fixed permutation, so that subsets are nested.
+    Limit(u64),
+    Ids(Vec<SampleId>),
+}
+
+/// One task of a request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskRequest {
+    /// The evaluator's name of the task.
+    pub name: String,
+    pub metric: String,
+    pub samples: Samples,
+    /// Seeds the permutation behind [`Samples::Limit`] (and sampling, where an evaluator samples).
+    pub seed: u64,
+}
+
+/// The candidate of a request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CandidateRequest {
+    /// First 16 hex digits of `recipe_sha256`.
+    pub id: String,
+    pub recipe_sha256: String,
+    /// The materialized checkpoint; `None` where [`super::Evaluator::needs_checkpoint`] is false.
+    pub path: Option<PathBuf>,
+    /// The recipe as canonical JSON, for evaluators that materialize themselves.
+    pub recipe: serde_json::Value,
+    /// Decoded gene values, real genes in `[0, 1]` (for closed-form landscapes; empty for baselines without a genome).
+    pub genome: Vec<f64>,
+}
+
+/// One evaluation to be made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EvaluationRequest {
+    /// sha256 over everything that determines the answer: idempotency key, cache key and log key.
+    pub evaluation_id: String,
+    pub run_id: String,
+    pub run_name: String,
+    pub candidate: CandidateRequest,
+    pub tasks: Vec<TaskRequest>,
+    /// Share of the samples used, in `(0, 1]`; a label.
+    pub fidelity: f64,
+    pub replicate: u32,
+}
+
+/// A metric's value over the samples of an evaluation. Finite by construction.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MetricValue {
+    pub value: f64,
+    pub stderr: Option<f64>,
+}
+
+/// Scores sample by sample, aligned with `ids`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PerSample {
+    pub ids: Vec<SampleId>,
+    /// By metric. Finite.
+    pub scores: BTreeMap<String, Vec<f64>>,
+}
+
+/// One task's part of an answer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TaskScores {
+    /// Samples scored.
+    pub n: u64,
+    /// Answers cut by the generation limit, where the evaluator counts them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_truncated: Option<u64>,
+    pub metrics: BTreeMap<String, MetricValue>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_sample: Option<PerSample>,
+}
+
+/// A checked answer: every task and metric asked for is present, ids and n agree, all numbers are finite.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// By task name.
+    pub tasks: BTreeMap<String, TaskScores>,
+    /// Which endpoint answered, for the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// Seconds by phase (`load_s`, `evaluate_s`, ...), as far as known.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub timing: BTreeMap<String, f64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// Who is to blame for a failed attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultClass {
+    /// The candidate itself: worst fitness, final.
+    Candidate,
+    /// Memory, time: retried, elsewhere if possible.
+    Resource,
+    /// Network, server, worker: retried, never a score.
+    Infrastructure,
+    /// The run file or the evaluator's set-up: stop.
+    Configuration,
+    Cancelled,
+}
+
+/// A failed attempt, or the last one of a failed evaluation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[error("{code}: {detail}{}", endpoint.as_deref().map(|e| format!(" (endpoint {e})")).unwrap_or_default())]
+pub struct Fault {
+    pub class: FaultClass,
+    /// The protocol's code (`out_of_memory`, `unknown_task`, ...).
+    pub code: String,
+    pub detail: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+}
+
+/// How an evaluation ends other than by scores.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum EvaluateError {
+    /// The candidate's own fault: worst fitness, final.
+    #[error("the candidate cannot be scored: {0}")]
+    Candidate(Fault),
+    /// All attempts used up although the evaluator is otherwise healthy: no fitness.
+    #[error("given up after all attempts: {0}")]
+    GivenUp(Fault),
+    /// The run cannot go on with this configuration.
+    #[error("evaluator configuration: {0}")]
+    Configuration(Fault),
+    /// Nothing answered for longer than allowed; the run can be continued later.
+    #[error("the evaluator is out of reach: {0}")]
+    Outage(Fault),
+    /// The caller cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// Task data that cannot be read or parsed.
+    #[error("task data {path}: {reason}")]
+    TaskData { path: PathBuf, reason: String },
+}
+
+/// One try at an evaluation, for the ledger.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// From 1.
+    pub number: u32,
+    pub endpoint: Option<String>,
+    pub seconds: f64,
+    /// Whether it counts against the attempts allowed (back-pressure does not).
+    pub counts: bool,
+    /// `None`: it was answered with scores.
+    pub fault: Option<Fault>,
+}
+
+/// Is told of every attempt, before the next one starts.
+pub trait AttemptObserver: Send + Sync {
+    /// Records the attempt durably.
+    fn attempted(&self, attempt: &Attempt);
+}
+
+/// What an evaluator knows of a metric.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MetricCapability {
+    pub higher_is_better: bool,
+    pub min: Option<f64>,
+    pub max: Option<f64>,
+    /// Whether the value is the mean of the per-sample scores.
+    pub is_mean: bool,
+}
+
+/// What an evaluator knows of a task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskCapability {
+    pub n_samples: u64,
+    /// All sample ids, where known (for `0..n` numbering they are generated).
+    pub sample_ids: Option<Vec<SampleId>>,
+    pub metrics: BTreeMap<String, MetricCapability>,
+    pub supports_sample_ids: bool,
+    pub supports_limit: bool,
+    pub supports_per_sample: bool,
+    /// sha256 by sample, where the evaluator sees the data: shows an overlap of search and hold-out.
+    pub sample_hashes: Option<Vec<String>>,
+}
+
+/// What an evaluator can do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Capabilities {
+    pub tasks: BTreeMap<String, TaskCapability>,
+    pub deterministic: bool,
+}
+
+/// One task as a run gives it to an evaluator.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EvaluatorTask {
+    pub name: String,
+    /// JSON-lines file; required by `native`, unused by `http` and `command`.
+    pub data: Option<PathBuf>,
+    /// `None`: the task's first metric as the evaluator lists it.
+    pub metric: Option<String>,
+    /// Longest answer generated, in tokens.
+    pub max_new_tokens: Option<usize>,
+}
+
+/// Limits and patience of an evaluator, from the run file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Patience {
+    /// One evaluation, from request to answer.
+    pub timeout: Duration,
+    /// How long a start waits for an endpoint that is down.
+    pub startup_timeout: Duration,
+    /// How long a run waits when nothing answers any more.
+    pub max_outage: Duration,
+    /// Attempts an evaluation gets that count.
+    pub max_attempts: u32,
+}

@@ -1,0 +1,30 @@
+//! evomerge searches for the best way to merge a set of fine-tuned language models.
+//!
+//! ```text
+//!  run.toml -> config -> space -decode-> recipe -plan-> merge -> candidate checkpoint
+//!                          ^               ^              |               |
+//!                       genome          baselines     checkpoint      evaluate
+//!                          |                           (sources)          | per-sample scores
+//!                       strategy <- objective <- score <- ledger <--------+
+//!                                                   |        |
+//!                                                verdict   report
+//! ```
+//!
+//! [`search`] moves data along this line and is the only room that knows all the others. `strategy`, `score`, `space`,
+//! `merge` and `recipe` are pure: no clock, no network, no global state; randomness comes in as a seed.
+//! `ARCHITECTURE.md` is the long form of this page.
+
+pub mod checkpoint;
+pub mod cli;
+pub mod config;
+pub mod evaluate;
+pub mod exit;
+pub mod ledger;
+pub mod merge;
+pub mod random;
+pub mod recipe;
+pub mod report;
+pub mod score;
+pub mod search;
+pub mod space;
+pub mod strategy;

@@ -1,0 +1,1 @@
+//! From metrics to decisions: objectives, paired statistics, the verdict. Pure.
