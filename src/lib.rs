@@ -19,6 +19,7 @@ pub mod cli;
 pub mod config;
 pub mod evaluate;
 pub mod exit;
+pub mod files;
 pub mod ledger;
 pub mod merge;
 pub mod random;

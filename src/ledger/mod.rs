@@ -1,1 +1,319 @@
-//! (see ARCHITECTURE.md)
+//! The durable record of a run, in SQLite: every asked, materialized, attempted and told event is committed and synced
+//! before anything depends on it. The ledger does not know what its records mean; replaying them is the driver's work.
+
+mod records;
+mod schema;
+mod trials;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
+
+use crate::exit::ExitCode;
+
+pub use records::{AskedRecord, EventRecord, HoldoutRecord, ToldRecord};
+pub use trials::write_trials;
+
+/// What can go wrong with the record.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    #[error("ledger {path}: {source}")]
+    Sqlite { path: PathBuf, source: rusqlite::Error },
+    #[error("ledger {path}: disk full or not writable: {source}; free some space and start the same command again")]
+    NotWritable { path: PathBuf, source: rusqlite::Error },
+    #[error("ledger {path}: written by format {found}; this evomerge reads format {expected}")]
+    Format { path: PathBuf, found: String, expected: u32 },
+    #[error("ledger {path}: {what} cannot be read: {reason}")]
+    Corrupt { path: PathBuf, what: String, reason: String },
+    #[error("no ledger at {path}: not a results folder of evomerge, or its search never started")]
+    Missing { path: PathBuf },
+    #[error("cannot write {path}: {reason}")]
+    Export { path: PathBuf, reason: String },
+}
+
+impl LedgerError {
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::NotWritable { .. } | Self::Export { .. } => ExitCode::NotWritable,
+            Self::Missing { .. } | Self::Format { .. } | Self::Corrupt { .. } => ExitCode::BadData,
+            Self::Sqlite { .. } => ExitCode::Internal,
+        }
+    }
+}
+
+/// An open ledger. Cheap to share; calls are serialized.
+pub struct Ledger {
+    connection: Mutex<Connection>,
+    path: PathBuf,
+}
+
+impl Ledger {
+    /// Opens the ledger of a run for writing, creating it when there is none.
+    pub fn open(path: &Path) -> Result<Self, LedgerError> {
+        let connection = Connection::open(path).map_err(|source| classify(path, source))?;
+        let ledger = Self { connection: Mutex::new(connection), path: path.to_path_buf() };
+        schema::prepare(&ledger.lock(), path)?;
+        Ok(ledger)
+    }
+
+    /// Opens the ledger for reading, beside a search that may be writing it.
+    pub fn open_for_reading(path: &Path) -> Result<Self, LedgerError> {
+        if !path.is_file() {
+            return Err(LedgerError::Missing { path: path.to_path_buf() });
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).map_err(|source| classify(path, source))?;
+        connection.busy_timeout(std::time::Duration::from_secs(10)).map_err(|source| classify(path, source))?;
+        let ledger = Self { connection: Mutex::new(connection), path: path.to_path_buf() };
+        schema::check_format(&ledger.lock(), path)?;
+        Ok(ledger)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A fact of the run, by key.
+    pub fn fact(&self, key: &str) -> Result<Option<String>, LedgerError> {
+        self.lock()
+            .query_row("SELECT value FROM facts WHERE key = ?1", [key], |row| row.get(0))
+            .optional()
+            .map_err(|source| self.fault(source))
+    }
+
+    /// Sets a fact of the run, durably.
+    pub fn set_fact(&self, key: &str, value: &str) -> Result<(), LedgerError> {
+        self.set_facts(&[(key, value)])
+    }
+
+    /// Sets facts of the run, all or none.
+    pub fn set_facts(&self, facts: &[(&str, &str)]) -> Result<(), LedgerError> {
+        let mut connection = self.lock();
+        let write = || -> rusqlite::Result<()> {
+            let transaction = connection.transaction()?;
+            for (key, value) in facts {
+                transaction.execute(
+                    "INSERT INTO facts (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                    [key, value],
+                )?;
+            }
+            transaction.commit()
+        };
+        let mut write = write;
+        write().map_err(|source| self.fault(source))
+    }
+
+    /// Records that an evaluation was asked for.
+    pub fn asked(&self, record: &AskedRecord) -> Result<(), LedgerError> {
+        self.lock()
+            .execute(
+                "INSERT INTO asked (\"index\", candidate_id, recipe_sha256, evaluation_id, recipe, content, genes, origin, \
+                 parents, generation, fidelity, replicate, samples, asked_at) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+                params![
+                    to_sql(record.index),
+                    record.candidate_id,
+                    record.recipe_sha256,
+                    record.evaluation_id,
+                    record.recipe,
+                    record.content.to_string(),
+                    serde_json::to_string(&record.genes).unwrap_or_default(),
+                    record.origin,
+                    serde_json::to_string(&record.parents).unwrap_or_default(),
+                    record.generation,
+                    record.fidelity,
+                    record.replicate,
+                    to_sql(record.samples),
+                    record.asked_at,
+                ],
+            )
+            .map(|_| ())
+            .map_err(|source| self.fault(source))
+    }
+
+    /// Records how an evaluation ended.
+    pub fn told(&self, record: &ToldRecord) -> Result<(), LedgerError> {
+        self.lock()
+            .execute(
+                "INSERT INTO told (\"index\", status, objective, tasks, n_samples, materialize_s, evaluate_s, started_at, \
+                 finished_at, attempts, error) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                params![
+                    to_sql(record.index),
+                    record.status,
+                    record.objective,
+                    record.tasks.to_string(),
+                    to_sql(record.n_samples),
+                    record.materialize_s,
+                    record.evaluate_s,
+                    record.started_at,
+                    record.finished_at,
+                    record.attempts,
+                    record.error,
+                ],
+            )
+            .map(|_| ())
+            .map_err(|source| self.fault(source))
+    }
+
+    /// Records an event: `materialized`, `attempted`, `started`, `stopped`, ...
+    pub fn event(&self, kind: &str, index: Option<u64>, payload: &serde_json::Value) -> Result<(), LedgerError> {
+        self.lock()
+            .execute(
+                "INSERT INTO events (at, kind, \"index\", payload) VALUES (?1, ?2, ?3, ?4)",
+                params![now(), kind, index.map(to_sql), payload.to_string()],
+            )
+            .map(|_| ())
+            .map_err(|source| self.fault(source))
+    }
+
+    /// Records a hold-out evaluation; one that is there already stays as it is.
+    pub fn holdout(&self, record: &HoldoutRecord) -> Result<(), LedgerError> {
+        self.lock()
+            .execute(
+                "INSERT INTO holdout (evaluation_id, candidate_id, status, tasks, error, finished_at) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (evaluation_id) DO NOTHING",
+                params![
+                    record.evaluation_id,
+                    record.candidate_id,
+                    record.status,
+                    record.tasks.to_string(),
+                    record.error,
+                    record.finished_at,
+                ],
+            )
+            .map(|_| ())
+            .map_err(|source| self.fault(source))
+    }
+
+    /// All evaluations asked for, by index.
+    pub fn all_asked(&self) -> Result<Vec<AskedRecord>, LedgerError> {
+        self.rows("SELECT * FROM asked ORDER BY \"index\"", "an asked evaluation", records::asked_from_row)
+    }
+
+    /// All outcomes, by index.
+    pub fn all_told(&self) -> Result<BTreeMap<u64, ToldRecord>, LedgerError> {
+        let rows = self.rows("SELECT * FROM told ORDER BY \"index\"", "an outcome", records::told_from_row)?;
+        Ok(rows.into_iter().map(|record| (record.index, record)).collect())
+    }
+
+    /// All hold-out evaluations, by evaluation id.
+    pub fn all_holdout(&self) -> Result<BTreeMap<String, HoldoutRecord>, LedgerError> {
+        let rows = self.rows("SELECT * FROM holdout", "a hold-out evaluation", records::holdout_from_row)?;
+        Ok(rows.into_iter().map(|record| (record.evaluation_id.clone(), record)).collect())
+    }
+
+    /// Events of one kind, oldest first.
+    pub fn events(&self, kind: &str) -> Result<Vec<EventRecord>, LedgerError> {
+        let connection = self.lock();
+        let read = || -> rusqlite::Result<Vec<EventRecord>> {
+            let mut statement = connection.prepare("SELECT * FROM events WHERE kind = ?1 ORDER BY seq")?;
+            let rows = statement.query_map([kind], records::event_from_row)?;
+            rows.collect()
+        };
+        read().map_err(|source| self.fault(source))
+    }
+
+    fn rows<T>(&self, query: &str, what: &str, parse: fn(&Row<'_>) -> rusqlite::Result<T>) -> Result<Vec<T>, LedgerError> {
+        let connection = self.lock();
+        let read = || -> rusqlite::Result<Vec<T>> {
+            let mut statement = connection.prepare(query)?;
+            let rows = statement.query_map([], parse)?;
+            rows.collect()
+        };
+        read().map_err(|source| match source {
+            rusqlite::Error::FromSqlConversionFailure(..) | rusqlite::Error::InvalidColumnType(..) => {
+                LedgerError::Corrupt { path: self.path.clone(), what: what.to_string(), reason: source.to_string() }
+            }
+            other => self.fault(other),
+        })
+    }
+
+    /// A panic while the lock was held leaves no half-done work behind: every write is one transaction.
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        self.connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn fault(&self, source: rusqlite::Error) -> LedgerError {
+        classify(&self.path, source)
+    }
+}
+
+/// The time as the ledger writes it (RFC 3339, UTC).
+pub fn now() -> String {
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+}
+
+/// SQLite's integers are signed; counts of a run stay far below 2^63.
+fn to_sql(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn classify(path: &Path, source: rusqlite::Error) -> LedgerError {
+    use rusqlite::ErrorCode::{CannotOpen, DiskFull, ReadOnly, SystemIoFailure};
+    let path = path.to_path_buf();
+    match source.sqlite_error_code() {
+        Some(DiskFull | ReadOnly | SystemIoFailure | CannotOpen) => LedgerError::NotWritable { path, source },
+        _ => LedgerError::Sqlite { path, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(index: u64) -> AskedRecord {
+        AskedRecord {
+            index,
+            candidate_id: format!("{index:016x}"),
+            recipe_sha256: format!("{index:064x}"),
+            evaluation_id: format!("ev_{index}"),
+            recipe: "merge_method = \"linear\"".into(),
+            content: serde_json::json!({"soup": [0]}),
+            genes: vec![("weight.a".into(), "0.1".into())],
+            origin: "source".into(),
+            parents: vec![],
+            generation: 0,
+            fidelity: 1.0,
+            replicate: 0,
+            samples: 10,
+            asked_at: now(),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_after_reopening() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ledger.sqlite");
+        {
+            let ledger = Ledger::open(&path).unwrap();
+            ledger.set_facts(&[("seed", "7"), ("look_ahead", "8")]).unwrap();
+            ledger.asked(&record(0)).unwrap();
+            ledger.asked(&record(1)).unwrap();
+            ledger.event("attempted", Some(1), &serde_json::json!({"number": 1})).unwrap();
+        }
+        let ledger = Ledger::open_for_reading(&path).unwrap();
+        assert_eq!(ledger.fact("seed").unwrap().as_deref(), Some("7"));
+        let asked = ledger.all_asked().unwrap();
+        assert_eq!(asked.len(), 2);
+        assert_eq!(asked[1].genes, vec![("weight.a".to_string(), "0.1".to_string())]);
+        assert_eq!(ledger.events("attempted").unwrap()[0].index, Some(1));
+        assert!(ledger.all_told().unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_index_is_asked_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(&folder.path().join("ledger.sqlite")).unwrap();
+        ledger.asked(&record(0)).unwrap();
+        assert!(ledger.asked(&record(0)).is_err());
+    }
+
+    #[test]
+    fn a_missing_ledger_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = Ledger::open_for_reading(&folder.path().join("ledger.sqlite")).err().unwrap();
+        assert_eq!(error.exit_code(), ExitCode::BadData);
+    }
+}

@@ -1,0 +1,130 @@
+//! Rows of the ledger as plain data.
+
+use rusqlite::Row;
+use rusqlite::types::Type;
+
+/// An evaluation asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AskedRecord {
+    pub index: u64,
+    pub candidate_id: String,
+    pub recipe_sha256: String,
+    pub evaluation_id: String,
+    /// The recipe as TOML.
+    pub recipe: String,
+    /// What the strategy proposed.
+    pub content: serde_json::Value,
+    /// Gene names with decoded values, as `trials.csv` shows them.
+    pub genes: Vec<(String, String)>,
+    pub origin: String,
+    pub parents: Vec<u64>,
+    pub generation: u32,
+    pub fidelity: f64,
+    pub replicate: u32,
+    /// Samples that it counts against the budget; 0 where the evaluator does not say.
+    pub samples: u64,
+    pub asked_at: String,
+}
+
+/// How an evaluation ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ToldRecord {
+    pub index: u64,
+    /// `scored`, `infeasible` or `failed`.
+    pub status: String,
+    pub objective: Option<f64>,
+    /// Scores by task.
+    pub tasks: serde_json::Value,
+    pub n_samples: u64,
+    pub materialize_s: Option<f64>,
+    pub evaluate_s: Option<f64>,
+    pub started_at: Option<String>,
+    pub finished_at: String,
+    pub attempts: u32,
+    pub error: Option<String>,
+}
+
+/// A hold-out evaluation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HoldoutRecord {
+    pub evaluation_id: String,
+    pub candidate_id: String,
+    pub status: String,
+    pub tasks: serde_json::Value,
+    pub error: Option<String>,
+    pub finished_at: String,
+}
+
+/// Anything else that happened.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EventRecord {
+    pub at: String,
+    pub kind: String,
+    pub index: Option<u64>,
+    pub payload: serde_json::Value,
+}
+
+pub(super) fn asked_from_row(row: &Row<'_>) -> rusqlite::Result<AskedRecord> {
+    Ok(AskedRecord {
+        index: count(row, "index")?,
+        candidate_id: row.get("candidate_id")?,
+        recipe_sha256: row.get("recipe_sha256")?,
+        evaluation_id: row.get("evaluation_id")?,
+        recipe: row.get("recipe")?,
+        content: json(row, "content")?,
+        genes: json(row, "genes")?,
+        origin: row.get("origin")?,
+        parents: json(row, "parents")?,
+        generation: row.get("generation")?,
+        fidelity: row.get("fidelity")?,
+        replicate: row.get("replicate")?,
+        samples: count(row, "samples")?,
+        asked_at: row.get("asked_at")?,
+    })
+}
+
+pub(super) fn told_from_row(row: &Row<'_>) -> rusqlite::Result<ToldRecord> {
+    Ok(ToldRecord {
+        index: count(row, "index")?,
+        status: row.get("status")?,
+        objective: row.get("objective")?,
+        tasks: json(row, "tasks")?,
+        n_samples: count(row, "n_samples")?,
+        materialize_s: row.get("materialize_s")?,
+        evaluate_s: row.get("evaluate_s")?,
+        started_at: row.get("started_at")?,
+        finished_at: row.get("finished_at")?,
+        attempts: row.get("attempts")?,
+        error: row.get("error")?,
+    })
+}
+
+pub(super) fn holdout_from_row(row: &Row<'_>) -> rusqlite::Result<HoldoutRecord> {
+    Ok(HoldoutRecord {
+        evaluation_id: row.get("evaluation_id")?,
+        candidate_id: row.get("candidate_id")?,
+        status: row.get("status")?,
+        tasks: json(row, "tasks")?,
+        error: row.get("error")?,
+        finished_at: row.get("finished_at")?,
+    })
+}
+
+pub(super) fn event_from_row(row: &Row<'_>) -> rusqlite::Result<EventRecord> {
+    Ok(EventRecord {
+        at: row.get("at")?,
+        kind: row.get("kind")?,
+        index: row.get::<_, Option<i64>>("index")?.and_then(|value| u64::try_from(value).ok()),
+        payload: json(row, "payload")?,
+    })
+}
+
+fn count(row: &Row<'_>, column: &str) -> rusqlite::Result<u64> {
+    let value: i64 = row.get(column)?;
+    u64::try_from(value).map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Integer, Box::new(error)))
+}
+
+fn json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqlite::Result<T> {
+    let text: String = row.get(column)?;
+    serde_json::from_str(&text).map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(error)))
+}

@@ -1,0 +1,66 @@
+//! Tables and their version.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::{LedgerError, classify};
+
+/// Raised when a reader of the old format would misread the new one.
+const FORMAT: u32 = 1;
+
+const TABLES: &str = "
+CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS asked (
+  \"index\" INTEGER PRIMARY KEY, candidate_id TEXT NOT NULL, recipe_sha256 TEXT NOT NULL, evaluation_id TEXT NOT NULL,
+  recipe TEXT NOT NULL, content TEXT NOT NULL, genes TEXT NOT NULL, origin TEXT NOT NULL, parents TEXT NOT NULL,
+  generation INTEGER NOT NULL, fidelity REAL NOT NULL, replicate INTEGER NOT NULL, samples INTEGER NOT NULL,
+  asked_at TEXT NOT NULL) STRICT;
+CREATE UNIQUE INDEX IF NOT EXISTS asked_evaluation ON asked (evaluation_id);
+CREATE TABLE IF NOT EXISTS told (
+  \"index\" INTEGER PRIMARY KEY REFERENCES asked (\"index\"), status TEXT NOT NULL, objective REAL, tasks TEXT NOT NULL,
+  n_samples INTEGER NOT NULL, materialize_s REAL, evaluate_s REAL, started_at TEXT, finished_at TEXT NOT NULL,
+  attempts INTEGER NOT NULL, error TEXT) STRICT;
+CREATE TABLE IF NOT EXISTS holdout (
+  evaluation_id TEXT PRIMARY KEY, candidate_id TEXT NOT NULL, status TEXT NOT NULL, tasks TEXT NOT NULL, error TEXT,
+  finished_at TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS events (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, at TEXT NOT NULL, kind TEXT NOT NULL, \"index\" INTEGER, payload TEXT NOT NULL) STRICT;
+CREATE INDEX IF NOT EXISTS events_kind ON events (kind);
+";
+
+/// Durability first: a commit returns when the record is on disk, also through a power cut.
+pub(super) fn prepare(connection: &Connection, path: &Path) -> Result<(), LedgerError> {
+    let set_up = || -> rusqlite::Result<()> {
+        connection.busy_timeout(std::time::Duration::from_secs(10))?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "foreign_keys", true)?;
+        connection.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} COMMIT;"))?;
+        connection
+            .execute("INSERT OR IGNORE INTO facts (key, value) VALUES ('format', ?1)", [FORMAT.to_string()])
+            .map(|_| ())
+    };
+    set_up().map_err(|source| classify(path, source))?;
+    check_format(connection, path)
+}
+
+pub(super) fn check_format(connection: &Connection, path: &Path) -> Result<(), LedgerError> {
+    let found: Option<String> = connection
+        .query_row("SELECT value FROM facts WHERE key = 'format'", [], |row| row.get(0))
+        .optional()
+        .map_err(|source| match source.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::Unknown) => {
+                LedgerError::Corrupt { path: path.to_path_buf(), what: "the file".into(), reason: source.to_string() }
+            }
+            _ => classify(path, source),
+        })?;
+    match found {
+        Some(text) if text == FORMAT.to_string() => Ok(()),
+        other => Err(LedgerError::Format {
+            path: path.to_path_buf(),
+            found: other.unwrap_or_else(|| "unknown".into()),
+            expected: FORMAT,
+        }),
+    }
+}

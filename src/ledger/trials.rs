@@ -1,0 +1,118 @@
+//! `trials.csv`: one row a finished search evaluation, in order of index (design: columns keep their names).
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::{AskedRecord, Ledger, LedgerError, ToldRecord};
+use crate::evaluate::TaskScores;
+
+/// Writes `trials.csv` from the ledger, atomically. `tasks` gives the order of the score columns.
+pub fn write_trials(ledger: &Ledger, path: &Path, tasks: &[String]) -> Result<(), LedgerError> {
+    let asked = ledger.all_asked()?;
+    let told = ledger.all_told()?;
+    let bytes = render(&asked, &told, tasks).map_err(|reason| export_error(path, &reason))?;
+    crate::files::write_atomically(path, &bytes).map_err(|error| export_error(path, &error.to_string()))
+}
+
+fn export_error(path: &Path, reason: &str) -> LedgerError {
+    LedgerError::Export { path: path.to_path_buf(), reason: reason.to_string() }
+}
+
+type Scores = BTreeMap<String, TaskScores>;
+
+fn render(asked: &[AskedRecord], told: &BTreeMap<u64, ToldRecord>, tasks: &[String]) -> Result<Vec<u8>, String> {
+    let genes = gene_columns(asked);
+    let scores: BTreeMap<u64, Scores> = told
+        .iter()
+        .map(|(index, record)| (*index, serde_json::from_value(record.tasks.clone()).unwrap_or_default()))
+        .collect();
+    let metrics = metric_columns(scores.values(), tasks);
+
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record(header(&genes, &metrics)).map_err(|error| error.to_string())?;
+    let nothing = Scores::new();
+    for record in asked {
+        let Some(outcome) = told.get(&record.index) else { continue };
+        let scores = scores.get(&record.index).unwrap_or(&nothing);
+        writer.write_record(row(record, outcome, scores, &genes, &metrics)).map_err(|error| error.to_string())?;
+    }
+    writer.into_inner().map_err(|error| error.to_string())
+}
+
+/// Genes in the order of the first record that has them (every genome of a run has the same ones).
+fn gene_columns(asked: &[AskedRecord]) -> Vec<String> {
+    asked
+        .iter()
+        .find(|record| !record.genes.is_empty())
+        .map(|record| record.genes.iter().map(|(name, _)| name.clone()).collect())
+        .unwrap_or_default()
+}
+
+/// `(task, metric)` pairs that any outcome has, tasks in the run's order.
+fn metric_columns<'a>(scores: impl Iterator<Item = &'a Scores>, tasks: &[String]) -> Vec<(String, String)> {
+    let mut found: Vec<(usize, String, String)> = scores
+        .flat_map(|scores| scores.iter())
+        .flat_map(|(task, scores)| {
+            let place = tasks.iter().position(|name| name == task).unwrap_or(tasks.len());
+            scores.metrics.keys().map(move |metric| (place, task.clone(), metric.clone()))
+        })
+        .collect();
+    found.sort();
+    found.dedup();
+    found.into_iter().map(|(_, task, metric)| (task, metric)).collect()
+}
+
+fn header(genes: &[String], metrics: &[(String, String)]) -> Vec<String> {
+    let mut columns: Vec<String> =
+        ["index", "candidate_id", "parent_ids", "origin", "generation", "fidelity", "status", "objective"]
+            .map(String::from)
+            .to_vec();
+    columns.extend(genes.iter().map(|gene| format!("gene.{gene}")));
+    columns.extend(metrics.iter().map(|(task, metric)| format!("score.{task}.{metric}")));
+    columns.extend(metrics.iter().map(|(task, metric)| format!("stderr.{task}.{metric}")));
+    columns.extend(
+        ["n_samples", "materialize_s", "evaluate_s", "started_at", "finished_at", "attempts", "error"].map(String::from),
+    );
+    columns
+}
+
+fn row(
+    asked: &AskedRecord,
+    told: &ToldRecord,
+    scores: &Scores,
+    genes: &[String],
+    metrics: &[(String, String)],
+) -> Vec<String> {
+    let parents: Vec<String> = asked.parents.iter().map(u64::to_string).collect();
+    let mut cells = vec![
+        asked.index.to_string(),
+        asked.candidate_id.clone(),
+        parents.join(" "),
+        asked.origin.clone(),
+        asked.generation.to_string(),
+        asked.fidelity.to_string(),
+        told.status.clone(),
+        told.objective.map(|value| value.to_string()).unwrap_or_default(),
+    ];
+    let values: BTreeMap<&str, &str> = asked.genes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    cells.extend(genes.iter().map(|gene| values.get(gene.as_str()).copied().unwrap_or_default().to_string()));
+    let metric = |task: &str, metric: &str| scores.get(task).and_then(|scores| scores.metrics.get(metric));
+    cells.extend(
+        metrics.iter().map(|(task, name)| metric(task, name).map(|found| found.value.to_string()).unwrap_or_default()),
+    );
+    cells.extend(metrics.iter().map(|(task, name)| {
+        metric(task, name).and_then(|found| found.stderr).map(|value| value.to_string()).unwrap_or_default()
+    }));
+    let seconds = |value: Option<f64>| value.map(|value| format!("{value:.3}")).unwrap_or_default();
+    cells.extend([
+        told.n_samples.to_string(),
+        seconds(told.materialize_s),
+        seconds(told.evaluate_s),
+        told.started_at.clone().unwrap_or_default(),
+        told.finished_at.clone(),
+        told.attempts.to_string(),
+        told.error.clone().unwrap_or_default(),
+    ]);
+    // A cell that a spreadsheet would run as a formula is shown as text instead.
+    cells.into_iter().map(|cell| if cell.starts_with(['=', '@']) { format!("'{cell}") } else { cell }).collect()
+}
