@@ -1,1 +1,61 @@
-//! (see ARCHITECTURE.md)
+//! The command line, one file a subcommand.
+
+mod arguments;
+mod check;
+mod duration;
+mod error;
+mod evaluate;
+mod export;
+mod merge;
+mod methods;
+mod output;
+mod progress;
+mod search;
+mod signals;
+mod soup;
+mod status;
+
+use clap::Parser as _;
+
+use crate::exit::ExitCode;
+use arguments::{Arguments, Command};
+use error::CliError;
+use output::Output;
+
+/// Parses the process's arguments, runs the command, reports an error on stderr.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are no errors; clap prints each to its proper stream.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::Usage } else { ExitCode::Done };
+        }
+    };
+    let output = Output::new(&arguments.common);
+    match std::panic::catch_unwind(|| dispatch(&arguments.command, output)) {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => {
+            output.error(&error);
+            error.exit_code()
+        }
+        // The hook has printed what broke and where.
+        Err(_) => {
+            eprintln!("error: a bug in evomerge ended this command; what was recorded is safe. Please report the lines above.");
+            ExitCode::Internal
+        }
+    }
+}
+
+fn dispatch(command: &Command, output: Output) -> Result<ExitCode, CliError> {
+    match command {
+        Command::Search(arguments) => search::run(arguments, output),
+        Command::Soup(arguments) => soup::run(arguments, output),
+        Command::Merge(arguments) => merge::run(arguments, output),
+        Command::Evaluate(arguments) => evaluate::run(arguments, output),
+        Command::Check(arguments) => check::run(arguments, output),
+        Command::Status(arguments) => status::run(arguments, output),
+        Command::Export(arguments) => export::run(arguments, output),
+        Command::Methods(arguments) => methods::run(arguments, output),
+    }
+}

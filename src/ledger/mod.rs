@@ -91,17 +91,13 @@ impl Ledger {
     /// Sets facts of the run, all or none.
     pub fn set_facts(&self, facts: &[(&str, &str)]) -> Result<(), LedgerError> {
         let mut connection = self.lock();
-        let write = || -> rusqlite::Result<()> {
+        let mut write = || -> rusqlite::Result<()> {
             let transaction = connection.transaction()?;
             for (key, value) in facts {
-                transaction.execute(
-                    "INSERT INTO facts (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                    [key, value],
-                )?;
+                upsert_fact(&transaction, key, value)?;
             }
             transaction.commit()
         };
-        let mut write = write;
         write().map_err(|source| self.fault(source))
     }
 
@@ -133,28 +129,18 @@ impl Ledger {
             .map_err(|source| self.fault(source))
     }
 
-    /// Records how an evaluation ended.
-    pub fn told(&self, record: &ToldRecord) -> Result<(), LedgerError> {
-        self.lock()
-            .execute(
-                "INSERT INTO told (\"index\", status, objective, tasks, n_samples, materialize_s, evaluate_s, started_at, \
-                 finished_at, attempts, error) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-                params![
-                    to_sql(record.index),
-                    record.status,
-                    record.objective,
-                    record.tasks.to_string(),
-                    to_sql(record.n_samples),
-                    record.materialize_s,
-                    record.evaluate_s,
-                    record.started_at,
-                    record.finished_at,
-                    record.attempts,
-                    record.error,
-                ],
-            )
-            .map(|_| ())
-            .map_err(|source| self.fault(source))
+    /// Records how an evaluation ended, together with facts of the run that change with it: all or nothing.
+    pub fn told(&self, record: &ToldRecord, facts: &[(&str, &str)]) -> Result<(), LedgerError> {
+        let mut connection = self.lock();
+        let mut write = || -> rusqlite::Result<()> {
+            let transaction = connection.transaction()?;
+            insert_told(&transaction, record)?;
+            for (key, value) in facts {
+                upsert_fact(&transaction, key, value)?;
+            }
+            transaction.commit()
+        };
+        write().map_err(|source| self.fault(source))
     }
 
     /// Records an event: `materialized`, `attempted`, `started`, `stopped`, ...
@@ -238,6 +224,33 @@ impl Ledger {
     fn fault(&self, source: rusqlite::Error) -> LedgerError {
         classify(&self.path, source)
     }
+}
+
+fn upsert_fact(connection: &Connection, key: &str, value: &str) -> rusqlite::Result<usize> {
+    connection.execute(
+        "INSERT INTO facts (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        [key, value],
+    )
+}
+
+fn insert_told(connection: &Connection, record: &ToldRecord) -> rusqlite::Result<usize> {
+    connection.execute(
+        "INSERT INTO told (\"index\", status, objective, tasks, n_samples, materialize_s, evaluate_s, started_at, \
+         finished_at, attempts, error) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+        params![
+            to_sql(record.index),
+            record.status,
+            record.objective,
+            record.tasks.to_string(),
+            to_sql(record.n_samples),
+            record.materialize_s,
+            record.evaluate_s,
+            record.started_at,
+            record.finished_at,
+            record.attempts,
+            record.error,
+        ],
+    )
 }
 
 /// The time as the ledger writes it (RFC 3339, UTC).

@@ -31,10 +31,11 @@ fn render(asked: &[AskedRecord], told: &BTreeMap<u64, ToldRecord>, tasks: &[Stri
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(header(&genes, &metrics)).map_err(|error| error.to_string())?;
     let nothing = Scores::new();
+    let ids: BTreeMap<u64, &str> = asked.iter().map(|record| (record.index, record.candidate_id.as_str())).collect();
     for record in asked {
         let Some(outcome) = told.get(&record.index) else { continue };
         let scores = scores.get(&record.index).unwrap_or(&nothing);
-        writer.write_record(row(record, outcome, scores, &genes, &metrics)).map_err(|error| error.to_string())?;
+        writer.write_record(row(record, outcome, scores, &ids, &genes, &metrics)).map_err(|error| error.to_string())?;
     }
     writer.into_inner().map_err(|error| error.to_string())
 }
@@ -80,10 +81,11 @@ fn row(
     asked: &AskedRecord,
     told: &ToldRecord,
     scores: &Scores,
+    ids: &BTreeMap<u64, &str>,
     genes: &[String],
     metrics: &[(String, String)],
 ) -> Vec<String> {
-    let parents: Vec<String> = asked.parents.iter().map(u64::to_string).collect();
+    let parents: Vec<&str> = asked.parents.iter().filter_map(|index| ids.get(index).copied()).collect();
     let mut cells = vec![
         asked.index.to_string(),
         asked.candidate_id.clone(),

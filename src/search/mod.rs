@@ -1,1 +1,39 @@
-//! (see ARCHITECTURE.md)
+//! The driver: moves data along the line from strategy to ledger, and is the only room that knows all the others.
+//!
+//! [`prepare`] opens everything a run needs and checks that it fits together; [`run`] continues or starts the search;
+//! [`schedule`] decides who is asked and told when; [`pipeline`] materializes ahead and evaluates; [`holdout`] opens the
+//! sealed samples once, at the end.
+
+mod budget;
+mod candidate;
+mod check;
+mod driver;
+mod error;
+mod export;
+mod frozen;
+mod holdout;
+mod model_card;
+mod models;
+mod pipeline;
+mod prepare;
+mod progress;
+mod run;
+mod run_folder;
+pub mod schedule;
+mod scorer;
+pub mod slots;
+mod stop;
+
+pub use budget::Budget;
+pub use candidate::Candidate;
+pub use error::SearchError;
+pub use check::{Findings, check};
+pub use export::{best_record, export_record};
+pub use model_card::model_card;
+pub use models::Models;
+pub use prepare::{HoldoutPlan, Prepared, prepare};
+pub use progress::{Progress, Snapshot};
+pub use run::{Row, RunOptions, RunReport, run};
+pub use scorer::{Scorer, connect_evaluator, evaluation_id};
+pub use run_folder::{RunFolder, move_aside};
+pub use stop::Stop;

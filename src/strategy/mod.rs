@@ -91,6 +91,8 @@ pub enum StrategyError {
     NotFinite { index: u64 },
     #[error("outcome of evaluation {index}, which was never asked")]
     Unknown { index: u64 },
+    #[error("asked to wait for evaluation {until}, but {told} are told and {asked} asked")]
+    Wait { until: u64, told: u64, asked: u64 },
     #[error("strategy setting `{key}`: {reason}")]
     Setting { key: String, reason: String },
 }

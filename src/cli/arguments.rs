@@ -1,0 +1,199 @@
+//! What can be said on the command line.
+
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::duration::parse_duration;
+use crate::checkpoint::Dtype;
+
+/// Finds the best way to merge a set of fine-tuned language models, and proves that it did.
+#[derive(Debug, Parser)]
+#[command(name = "evomerge", version, about, propagate_version = true)]
+#[command(after_help = "Exit codes: 0 done, 1 internal error, 2 usage, 64 no evidence of improvement (with \
+    --require-improvement), 65 bad input data, 73 disk full or not writable, 75 stopped but resumable, 78 bad configuration.")]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct Common {
+    /// Print results and errors only
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Print more; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+    /// Print the result as one JSON document on stdout (text and progress go to stderr)
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run or continue a search
+    Search(Search),
+    /// Run the soup strategies only (uniform and greedy); writes NAME-soup
+    Soup(Soup),
+    /// Materialize one recipe
+    Merge(Merge),
+    /// Score one checkpoint with a run's evaluator and tasks
+    Evaluate(Evaluate),
+    /// Validate a run file and everything it names, without running it
+    Check(Check),
+    /// Show where a run stands, from another shell
+    Status(Status),
+    /// Materialize the best model of a run, with recipe and model card
+    Export(Export),
+    /// List the merge methods with their parameters and ranges
+    Methods(Methods),
+}
+
+/// Options of the commands that run something.
+#[derive(Clone, Debug, Args)]
+pub(super) struct RunArguments {
+    /// The run file (docs/run-file.md)
+    #[arg(value_name = "RUN.toml")]
+    pub run_file: PathBuf,
+    /// Where results go: NAME/ under this folder
+    #[arg(long, value_name = "DIR", default_value = "results")]
+    pub results: PathBuf,
+    /// Evaluations of the whole run, instead of the run file's
+    #[arg(long, value_name = "N")]
+    pub max_evaluations: Option<NonZeroU64>,
+    /// Active time of the whole run (`90s`, `30m`, `8h`), instead of the run file's
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub wall_clock: Option<Duration>,
+    /// Seed, instead of the run file's
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Exit with 64 unless the hold-out shows an improvement over the best baseline
+    #[arg(long)]
+    pub require_improvement: bool,
+    /// Move an existing run of that name to NAME.1 and start anew
+    #[arg(long)]
+    pub fresh: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  evomerge search search-spaces/quickstart.toml\n  \
+    evomerge search night.toml --wall-clock 8h --require-improvement\n  \
+    evomerge search night.toml            # again: continues where it was")]
+pub(super) struct Search {
+    #[command(flatten)]
+    pub run: RunArguments,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  evomerge soup search-spaces/greedy-soup-sweep.toml\n\n\
+    Scores found in NAME's ledger are taken from there and not asked for again.")]
+pub(super) struct Soup {
+    #[command(flatten)]
+    pub run: RunArguments,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  evomerge merge results/night/best/recipe.toml --out merged\n  \
+    evomerge merge mergekit.yml --out merged --models-dir ~/models --dtype bfloat16")]
+pub(super) struct Merge {
+    /// A recipe (.toml) or a mergekit configuration (.yml, .yaml)
+    #[arg(value_name = "RECIPE")]
+    pub recipe: PathBuf,
+    /// Folder of the merged model
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Where relative model names are looked up [default: the recipe's own folder]
+    #[arg(long, value_name = "DIR")]
+    pub models_dir: Option<PathBuf>,
+    /// Threads; the result does not depend on them [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Seed of sampled masks, instead of the recipe's
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Where sampled masks come from, instead of what the recipe says
+    #[arg(long, value_name = "KIND")]
+    pub dare_masks: Option<MaskChoice>,
+    /// Output dtype, instead of the recipe's `dtype` (float16, bfloat16, float32, float64)
+    #[arg(long, value_name = "DTYPE")]
+    pub dtype: Option<Dtype>,
+    /// Dtype of the file, instead of the recipe's `out_dtype`
+    #[arg(long, value_name = "DTYPE")]
+    pub out_dtype: Option<Dtype>,
+    /// Largest shard (`5GB`, `500MB`, `2GiB`, bytes) [default: the shards of the base]
+    #[arg(long, value_name = "SIZE", value_parser = super::duration::parse_size)]
+    pub shard_size: Option<u64>,
+    /// Replace an existing output folder
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum MaskChoice {
+    /// Counter-based, independent of threads, nested in the density
+    Native,
+    /// The stream that mergekit 0.1.5 draws on a CPU with one thread
+    Mergekit,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  evomerge evaluate search-spaces/quickstart.toml --model evals/tiny-llama/base\n  \
+    evomerge evaluate night.toml --model merged --json")]
+pub(super) struct Evaluate {
+    /// The run file whose evaluator and tasks are used
+    #[arg(value_name = "RUN.toml")]
+    pub run_file: PathBuf,
+    /// The checkpoint to score
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  evomerge check night.toml")]
+pub(super) struct Check {
+    /// The run file
+    #[arg(value_name = "RUN.toml")]
+    pub run_file: PathBuf,
+    /// Where results would go
+    #[arg(long, value_name = "DIR", default_value = "results")]
+    pub results: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  evomerge status results/night\n  evomerge status results/night --json")]
+pub(super) struct Status {
+    /// The run's folder
+    #[arg(value_name = "RESULTS_DIR")]
+    pub results: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  evomerge export results/night --out merged\n  \
+    evomerge export results/night --out other --candidate 3f9a")]
+pub(super) struct Export {
+    /// The run's folder
+    #[arg(value_name = "RESULTS_DIR")]
+    pub results: PathBuf,
+    /// Folder of the model
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Id (or its beginning) or index of another candidate than the best
+    #[arg(long, value_name = "ID")]
+    pub candidate: Option<String>,
+    /// Replace an existing output folder
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Methods {
+    /// One method only
+    #[arg(value_name = "METHOD")]
+    pub method: Option<String>,
+}

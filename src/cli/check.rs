@@ -1,0 +1,63 @@
+//! `evomerge check`: everything a search would stumble over, before a night is spent.
+
+use super::arguments::Check;
+use super::duration::human_bytes;
+use super::error::CliError;
+use super::output::Output;
+use super::progress::Screen;
+use super::signals;
+use crate::config::RunConfig;
+use crate::exit::ExitCode;
+use crate::search::{Findings, Stop, check, prepare};
+
+pub(super) fn run(arguments: &Check, output: Output) -> Result<ExitCode, CliError> {
+    let config = RunConfig::load(&arguments.run_file)?;
+    let screen = Screen::new(output);
+    let runtime = signals::runtime()?;
+    let stop = Stop::default();
+    let prepared = runtime.block_on(async {
+        signals::watch(stop.clone())?;
+        prepare(config, &screen, &stop).await.map_err(CliError::from)
+    });
+    screen.finish();
+    runtime.shutdown_background();
+    let findings = check(&prepared?, &arguments.results)?;
+    output.result(&describe(&findings), &serde_json::to_value(&findings).unwrap_or_default());
+    Ok(ExitCode::Done)
+}
+
+fn describe(findings: &Findings) -> String {
+    let mut text = format!("{}: ready\n", findings.name);
+    let mut line = |label: &str, value: String| text.push_str(&format!("{label:<12} {value}\n"));
+    line("models", format!("{} sources{}", findings.sources, if findings.base { " and a base" } else { "" }));
+    if findings.candidate_bytes > 0 {
+        line(
+            "candidates",
+            format!(
+                "{} each, up to {} at a time in {} ({} free)",
+                human_bytes(findings.candidate_bytes),
+                findings.slots,
+                findings.candidate_folder.display(),
+                human_bytes(findings.free_bytes)
+            ),
+        );
+    }
+    line("genes", format!("{}{}", findings.genes.len(), preview(&findings.genes)));
+    line("evaluator", format!("{}, {} at once", findings.evaluator, findings.concurrency));
+    for task in &findings.tasks {
+        line("task", task.clone());
+    }
+    line("baselines", format!("{} evaluations, then the greedy soup", findings.baselines));
+    line("budget", findings.budget.clone());
+    line("hold-out", findings.holdout.clone());
+    text
+}
+
+fn preview(genes: &[String]) -> String {
+    const SHOWN: usize = 6;
+    match genes.len() {
+        0 => String::new(),
+        count if count <= SHOWN => format!(": {}", genes.join(", ")),
+        _ => format!(": {}, ...", genes[..SHOWN].join(", ")),
+    }
+}

@@ -1,0 +1,71 @@
+//! Times and sizes as people write them.
+
+use std::time::Duration;
+
+/// `90s`, `30m`, `8h`, `2d`, and sums like `1h30m`.
+pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+    crate::config::parse_duration(text)
+}
+
+/// `5GB`, `500MB`, `2GiB`, or plain bytes.
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
+    let unit = &text[digits.len()..];
+    let factor: u64 = match unit {
+        "" | "B" => 1,
+        "kB" | "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(format!("unknown unit `{unit}`; use B, kB, MB, GB, KiB, MiB or GiB")),
+    };
+    let number: f64 = digits.trim().parse().map_err(|_| format!("`{text}` is no size; write for example 5GB"))?;
+    let bytes = number * factor as f64;
+    if bytes >= 1.0 && bytes < 2f64.powi(63) { Ok(bytes as u64) } else { Err(format!("`{text}` is no usable size")) }
+}
+
+/// A duration for people: `3 s`, `2 min 05 s`, `1 h 20 min`.
+pub(super) fn human(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..60 => format!("{:.1} s", duration.as_secs_f64()),
+        60..3600 => format!("{} min {:02} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {:02} min", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+/// Bytes for people.
+pub(super) fn human_bytes(bytes: u64) -> String {
+    let value = bytes as f64;
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.1} kB", value / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", value / 1e6),
+        _ => format!("{:.2} GB", value / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("5GB"), Ok(5_000_000_000));
+        assert_eq!(parse_size("2GiB"), Ok(2 << 30));
+        assert_eq!(parse_size("1.5MB"), Ok(1_500_000));
+        assert_eq!(parse_size("77"), Ok(77));
+        assert!(parse_size("5 parsecs").is_err());
+        assert!(parse_size("-1GB").is_err());
+        assert!(parse_size("").is_err());
+    }
+
+    #[test]
+    fn times_for_people() {
+        assert_eq!(human(Duration::from_millis(3_210)), "3.2 s");
+        assert_eq!(human(Duration::from_secs(125)), "2 min 05 s");
+        assert_eq!(human(Duration::from_secs(4_800)), "1 h 20 min");
+    }
+}

@@ -1,0 +1,98 @@
+//! `evomerge evaluate`: one checkpoint, a run's evaluator and tasks.
+
+use std::collections::BTreeMap;
+
+use super::arguments::Evaluate;
+use super::error::CliError;
+use super::output::{Output, table};
+use super::progress::Screen;
+use super::signals;
+use crate::checkpoint::{Checkpoint, ContentIds};
+use crate::config::RunConfig;
+use crate::evaluate::{Attempt, AttemptObserver, CandidateRequest, Evaluation, EvaluationRequest};
+use crate::exit::ExitCode;
+use crate::score::Objective;
+use crate::search::{Progress as _, Stop, connect_evaluator, evaluation_id};
+
+pub(super) fn run(arguments: &Evaluate, output: Output) -> Result<ExitCode, CliError> {
+    let config = RunConfig::load(&arguments.run_file)?;
+    let model = std::path::absolute(&arguments.model)
+        .map_err(|source| CliError::Write { path: arguments.model.clone(), source })?;
+    let content = Checkpoint::open(&model)?.content_id(&ContentIds::in_user_cache())?;
+    let screen = Screen::new(output);
+    let runtime = signals::runtime()?;
+    let stop = Stop::default();
+    let result: Result<(Objective, Evaluation), CliError> = runtime.block_on(async {
+        signals::watch(stop.clone())?;
+        let scorer = connect_evaluator(&config, &screen, &stop).await?;
+        let request = EvaluationRequest {
+            evaluation_id: evaluation_id(&content, &scorer.tasks, scorer.evaluator.fingerprint()),
+            run_id: "evaluate".into(),
+            run_name: config.name.clone(),
+            candidate: CandidateRequest {
+                id: content.chars().take(16).collect(),
+                recipe_sha256: content.clone(),
+                path: Some(model.clone()),
+                recipe: serde_json::json!({ "checkpoint": content }),
+                genome: Vec::new(),
+            },
+            tasks: scorer.tasks.clone(),
+            fidelity: 1.0,
+            replicate: 0,
+        };
+        let evaluating = scorer.evaluator.evaluate(&request, &Retries(&screen), &stop.soon);
+        Ok((scorer.objective, evaluating.await?))
+    });
+    screen.finish();
+    runtime.shutdown_background();
+    let (objective, evaluation) = result?;
+    output.result(&describe(&objective, &evaluation), &to_json(&objective, &evaluation, &arguments.model));
+    Ok(ExitCode::Done)
+}
+
+/// Shows attempts that failed.
+struct Retries<'a>(&'a Screen);
+
+impl AttemptObserver for Retries<'_> {
+    fn attempted(&self, attempt: &Attempt) {
+        if let Some(fault) = &attempt.fault {
+            self.0.line(&format!("attempt {} failed: {fault}", attempt.number));
+        }
+    }
+}
+
+fn describe(objective: &Objective, evaluation: &Evaluation) -> String {
+    let number = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.4}"));
+    let mut rows = Vec::new();
+    for (task, scores) in &evaluation.tasks {
+        for (metric, value) in &scores.metrics {
+            rows.push(vec![
+                task.clone(),
+                metric.clone(),
+                number(Some(value.value)),
+                number(value.stderr),
+                scores.n.to_string(),
+            ]);
+        }
+    }
+    let objective = format!(
+        "objective {} (standard error {})\n",
+        number(objective.value(&evaluation.tasks)),
+        number(objective.stderr(&evaluation.tasks))
+    );
+    table(&["task", "metric", "score", "stderr", "n"], &rows) + &objective
+}
+
+fn to_json(objective: &Objective, evaluation: &Evaluation, model: &std::path::Path) -> serde_json::Value {
+    let tasks: BTreeMap<&String, serde_json::Value> = evaluation
+        .tasks
+        .iter()
+        .map(|(task, scores)| (task, serde_json::json!({ "n": scores.n, "metrics": scores.metrics })))
+        .collect();
+    serde_json::json!({
+        "model": model,
+        "objective": objective.value(&evaluation.tasks),
+        "stderr": objective.stderr(&evaluation.tasks),
+        "tasks": tasks,
+    })
+}

@@ -1,0 +1,44 @@
+//! `evomerge export`: a run's best model as a folder that stands by itself.
+
+use std::path::Path;
+
+use super::arguments::Export;
+use super::error::CliError;
+use super::merge::{materialize, open_models};
+use super::output::Output;
+use crate::exit::ExitCode;
+use crate::files::write_atomically;
+use crate::ledger::Ledger;
+use crate::merge::MergeOptions;
+use crate::recipe::Recipe;
+use crate::search::{export_record, model_card};
+
+pub(super) fn run(arguments: &Export, output: Output) -> Result<ExitCode, CliError> {
+    let ledger = Ledger::open_for_reading(&arguments.results.join("ledger.sqlite"))?;
+    let (asked, told) = export_record(&ledger, arguments.candidate.as_deref())?;
+    let recipe = Recipe::from_toml(&asked.recipe)?;
+    // Recipes of a run name their models absolutely; the folder only matters for Hugging Face ids.
+    let merger = open_models(&recipe, &arguments.results, None)?;
+    let verdict = std::fs::read_to_string(arguments.results.join("verdict.json")).ok();
+    let card = model_card(&ledger.fact("run_name")?.unwrap_or_default(), &asked, told.as_ref(), &recipe, verdict.as_deref());
+    let extra = vec![
+        ("recipe.toml".to_string(), asked.recipe.clone().into_bytes()),
+        ("mergekit_config.yml".to_string(), recipe.to_mergekit_yaml().into_bytes()),
+        ("README.md".to_string(), card.into_bytes()),
+    ];
+    let options = MergeOptions { durable: true, replace: arguments.force, ..MergeOptions::default() };
+    materialize(&merger, &recipe, &arguments.out, options, output)?;
+    for (name, bytes) in &extra {
+        put(&arguments.out.join(name), bytes)?;
+    }
+    let json = serde_json::json!({
+        "out": arguments.out, "candidate_id": asked.candidate_id, "index": asked.index, "origin": asked.origin,
+        "objective": told.and_then(|record| record.objective),
+    });
+    output.result(&format!("{}\n", arguments.out.display()), &json);
+    Ok(ExitCode::Done)
+}
+
+fn put(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
+    write_atomically(path, bytes).map_err(|source| CliError::Write { path: path.to_path_buf(), source })
+}

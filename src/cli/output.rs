@@ -1,0 +1,72 @@
+//! Where text goes: results to stdout, everything else to stderr.
+
+use std::io::Write as _;
+
+use super::arguments::Common;
+use super::error::CliError;
+
+/// How much is printed, and in which form.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Output {
+    pub quiet: bool,
+    pub verbose: u8,
+    pub json: bool,
+}
+
+impl Output {
+    pub(super) fn new(common: &Common) -> Self {
+        Self { quiet: common.quiet, verbose: common.verbose, json: common.json }
+    }
+
+    /// A line for people that is no result.
+    pub(super) fn note(self, text: &str) {
+        if !self.quiet {
+            eprintln!("{text}");
+        }
+    }
+
+    /// The result: text for people, or one JSON document.
+    pub(super) fn result(self, text: &str, json: &serde_json::Value) {
+        let mut stdout = std::io::stdout().lock();
+        // A reader that went away (a closed pipe) has seen what it wanted.
+        let _ = if self.json {
+            let document = serde_json::to_string_pretty(json).unwrap_or_else(|_| json.to_string());
+            writeln!(stdout, "{document}")
+        } else {
+            write!(stdout, "{text}")
+        };
+    }
+
+    pub(super) fn error(self, error: &CliError) {
+        eprintln!("error: {error}");
+        if self.json {
+            let document = serde_json::json!({ "error": error.to_string(), "exit_code": error.exit_code() as u8 });
+            println!("{document}");
+        }
+    }
+}
+
+/// A table with aligned columns; numbers to the right.
+pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain([header[column].chars().count()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let line = |cells: Vec<&str>| {
+        let padded: Vec<String> = cells
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| {
+                let is_number = cell.starts_with(|first: char| first.is_ascii_digit() || "+-.".contains(first));
+                if is_number { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+            })
+            .collect();
+        padded.join("  ").trim_end().to_string() + "\n"
+    };
+    let mut text = line(header.to_vec());
+    for row in rows {
+        text.push_str(&line(row.iter().map(String::as_str).collect()));
+    }
+    text
+}

@@ -1,0 +1,104 @@
+//! Progress on stderr: a bar on a terminal, a line a minute elsewhere.
+
+use std::io::IsTerminal as _;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::duration::human;
+use super::output::Output;
+use crate::search::{Progress, Snapshot};
+
+/// How often a line is printed where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(60);
+
+/// Shows a search to whoever is watching.
+pub(super) enum Screen {
+    Quiet,
+    Bar(ProgressBar),
+    Lines(Mutex<Instant>),
+}
+
+impl Screen {
+    pub(super) fn new(output: Output) -> Self {
+        if output.quiet {
+            return Self::Quiet;
+        }
+        if !std::io::stderr().is_terminal() {
+            return Self::Lines(Mutex::new(Instant::now()));
+        }
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+        bar.set_style(style("{spinner} {msg}"));
+        bar.enable_steady_tick(Duration::from_millis(120));
+        Self::Bar(bar)
+    }
+
+    /// Takes the bar away.
+    pub(super) fn finish(&self) {
+        if let Self::Bar(bar) = self {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// The templates are constants; should one be wrong, the default style does.
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+impl Progress for Screen {
+    fn line(&self, text: &str) {
+        match self {
+            Self::Quiet => {}
+            Self::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
+            Self::Lines(_) => eprintln!("{text}"),
+        }
+    }
+
+    fn update(&self, snapshot: &Snapshot) {
+        match self {
+            Self::Quiet => {}
+            Self::Bar(bar) => {
+                if let Some(total) = snapshot.total
+                    && bar.length() != Some(total)
+                {
+                    bar.set_length(total);
+                    bar.set_style(style("{bar:24} {pos}/{len}  {msg}"));
+                }
+                bar.set_position(snapshot.finished);
+                bar.set_message(describe(snapshot));
+            }
+            Self::Lines(last) => {
+                let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                if last.elapsed() >= LINE_EVERY {
+                    *last = Instant::now();
+                    let total = snapshot.total.map(|total| format!("/{total}")).unwrap_or_default();
+                    eprintln!("{}{total} evaluations, {}", snapshot.finished, describe(snapshot));
+                }
+            }
+        }
+    }
+}
+
+fn describe(snapshot: &Snapshot) -> String {
+    let mut parts = vec![format!("{} in flight", snapshot.in_flight)];
+    match (&snapshot.best, &snapshot.best_baseline) {
+        (Some((best, _)), Some((baseline, origin))) => {
+            parts.push(format!("best {best:.4} ({:+.4} to {origin})", best - baseline));
+        }
+        (Some((best, _)), None) => parts.push(format!("best {best:.4}")),
+        (None, _) => {}
+    }
+    if snapshot.infeasible > 0 {
+        parts.push(format!("{} infeasible", snapshot.infeasible));
+    }
+    if snapshot.failed > 0 {
+        parts.push(format!("{} failed", snapshot.failed));
+    }
+    parts.push(human(snapshot.active));
+    if let Some(remaining) = snapshot.remaining {
+        parts.push(format!("{} left", human(remaining)));
+    }
+    parts.join(", ")
+}

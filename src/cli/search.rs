@@ -1,0 +1,138 @@
+//! `evomerge search`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::arguments::{RunArguments, Search};
+use super::error::CliError;
+use super::output::{Output, table};
+use super::progress::Screen;
+use super::signals;
+use crate::config::RunConfig;
+use crate::exit::ExitCode;
+use crate::score::Decision;
+use crate::search::{Progress as _, Row, RunFolder, RunOptions, RunReport, Stop, move_aside, prepare, run as run_search};
+
+pub(super) fn run(arguments: &Search, output: Output) -> Result<ExitCode, CliError> {
+    let config = load(&arguments.run)?;
+    execute(config, &arguments.run, RunOptions::default(), output)
+}
+
+/// The run file with what the command line says instead.
+pub(super) fn load(arguments: &RunArguments) -> Result<RunConfig, CliError> {
+    let mut config = RunConfig::load(&arguments.run_file)?;
+    if let Some(evaluations) = arguments.max_evaluations {
+        config.budget.evaluations = Some(evaluations.get());
+    }
+    if arguments.wall_clock.is_some() {
+        config.budget.wall_clock = arguments.wall_clock;
+    }
+    if let Some(seed) = arguments.seed {
+        config.seed = seed;
+    }
+    Ok(config)
+}
+
+/// Runs `config` to its verdict.
+pub(super) fn execute(
+    config: RunConfig,
+    arguments: &RunArguments,
+    options: RunOptions,
+    output: Output,
+) -> Result<ExitCode, CliError> {
+    let screen = Arc::new(Screen::new(output));
+    if arguments.fresh
+        && let Some(old) = move_aside(&arguments.results, &config.name)?
+    {
+        screen.line(&format!("the old run is now {}", old.display()));
+    }
+    let runtime = signals::runtime()?;
+    let stop = Stop::default();
+    let report = runtime.block_on(async {
+        signals::watch(stop.clone())?;
+        let folder = RunFolder::lock(&arguments.results, &config.name)?;
+        let prepared = Arc::new(prepare(config, screen.as_ref(), &stop).await?);
+        run_search(prepared, folder, options, screen.clone(), stop).await.map_err(CliError::from)
+    });
+    screen.finish();
+    // Blocking work that was cancelled ends by itself; nobody waits for it.
+    runtime.shutdown_background();
+    let report = report?;
+    let json = serde_json::to_value(&report).unwrap_or_default();
+    output.result(&describe(&report), &json);
+    let improved = report.verdict.as_ref().is_some_and(|verdict| verdict.verdict == Decision::Improvement);
+    Ok(if arguments.require_improvement && !improved { ExitCode::NoEvidence } else { ExitCode::Done })
+}
+
+fn describe(report: &RunReport) -> String {
+    let mut text = format!(
+        "\n{}: {} evaluations ({} scored, {} infeasible, {} failed); {}\n\n",
+        report.name, report.evaluations, report.scored, report.infeasible, report.failed, report.reason
+    );
+    text.push_str(&scores(report));
+    if let Some(soup) = &report.soup
+        && !soup.complete
+    {
+        text.push_str("\nThe greedy soup is incomplete: the budget ended before every source was tried.\n");
+    }
+    match &report.verdict {
+        Some(verdict) => text.push_str(&format!("\n{}\n", verdict.sentence)),
+        None => text.push_str("\nNo candidate could be scored: there is no result.\n"),
+    }
+    let folder = &report.folder;
+    text.push_str(&format!("\nrecipe   {}\n", folder.join("best/recipe.toml").display()));
+    text.push_str(&format!("trials   {}\n", folder.join("trials.csv").display()));
+    text.push_str(&format!("model    evomerge export {} --out DIR\n", folder.display()));
+    text
+}
+
+/// Search score and hold-out score of baselines and finalists, with the difference to the best baseline.
+fn scores(report: &RunReport) -> String {
+    let tasks: Vec<&String> =
+        report.best.iter().chain(&report.baselines).max_by_key(|row| row.tasks.len()).map_or(Vec::new(), |row| row.tasks.keys().collect());
+    let mut header = vec!["", "search", "hold-out"];
+    header.extend(tasks.iter().map(|task| task.as_str()));
+    let mut rows = Vec::new();
+    for row in soups_last(&report.baselines) {
+        rows.push(line(&row.origin, row, holdout_of(report, &row.candidate_id), &tasks));
+    }
+    if let Some(best) = &report.best {
+        let label = format!("best: {} ({})", best.candidate_id, best.origin);
+        rows.push(line(&label, best, holdout_of(report, &best.candidate_id), &tasks));
+    }
+    let mut text = table(&header, &rows);
+    if let Some(verdict) = &report.verdict
+        && let (Some(difference), Some([low, high])) = (verdict.difference, verdict.interval)
+    {
+        let how = if verdict.paired { "paired" } else { "unpaired" };
+        text.push_str(&format!("\nhold-out difference to the best baseline: {difference:+.4} [{low:+.4}, {high:+.4}] ({how}, 95 %)\n"));
+    }
+    text
+}
+
+/// Base and sources as they are; of the soups' many steps the uniform soup and the best greedy one.
+fn soups_last(baselines: &[Row]) -> Vec<&Row> {
+    let greedy = baselines
+        .iter()
+        .filter(|row| row.origin == "greedy_soup" && row.objective.is_some())
+        .reduce(|best, row| if row.objective > best.objective { row } else { best });
+    baselines.iter().filter(|row| row.origin != "greedy_soup").chain(greedy).collect()
+}
+
+fn holdout_of(report: &RunReport, candidate_id: &str) -> Option<f64> {
+    let verdict = report.verdict.as_ref()?;
+    let candidates = verdict.finalists.iter().chain(&verdict.baseline);
+    candidates.filter(|candidate| candidate.candidate_id == candidate_id).find_map(|candidate| candidate.holdout_score)
+}
+
+fn line(label: &str, row: &Row, holdout: Option<f64>, tasks: &[&String]) -> Vec<String> {
+    let number = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.4}"));
+    let mut cells = vec![label.to_string(), number(row.objective), number(holdout)];
+    cells.extend(tasks.iter().map(|task| number(row.tasks.get(*task).copied())));
+    cells
+}
+
+/// The folder of a run under the results root.
+pub(super) fn ledger_of(results: &std::path::Path, name: &str) -> PathBuf {
+    results.join(name).join("ledger.sqlite")
+}

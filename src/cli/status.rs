@@ -1,0 +1,96 @@
+//! `evomerge status`: reads the ledger beside a search that may be running.
+
+use std::time::Duration;
+
+use super::arguments::Status;
+use super::duration::human;
+use super::error::CliError;
+use super::output::Output;
+use crate::exit::ExitCode;
+use crate::ledger::Ledger;
+use crate::search::best_record;
+
+pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliError> {
+    let ledger = Ledger::open_for_reading(&arguments.results.join("ledger.sqlite"))?;
+    let fact = |key: &str| ledger.fact(key).map(Option::unwrap_or_default);
+    let asked = ledger.all_asked()?;
+    let told = ledger.all_told()?;
+    let count = |status: &str| told.values().filter(|record| record.status == status).count();
+    let running = is_running(&arguments.results);
+    let state = match ledger.events("stopped")?.last() {
+        _ if running => "running".to_string(),
+        Some(event) => event
+            .payload
+            .get("reason")
+            .map(|reason| format!("finished: {}", reason.as_str().unwrap_or_default()))
+            .unwrap_or_else(|| {
+                let error = event.payload.get("error").and_then(|error| error.as_str()).unwrap_or_default();
+                format!("stopped: {error}")
+            }),
+        None => "killed; the same command continues it".to_string(),
+    };
+    let best = best_record(&ledger)?;
+    let baseline = asked
+        .iter()
+        .filter(|record| record.genes.is_empty())
+        .filter_map(|record| Some((record, told.get(&record.index)?.objective?)))
+        .reduce(|best, next| if next.1 > best.1 { next } else { best });
+    let attempts = ledger.events("attempted")?;
+    let faults = attempts.iter().filter(|event| !event.payload["attempt"]["fault"].is_null()).count();
+    let active = Duration::from_secs_f64(fact("active_seconds")?.parse().unwrap_or(0.0));
+    let verdict = std::fs::read_to_string(arguments.results.join("verdict.json"))
+        .ok()
+        .and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
+
+    let mut text = format!("{}: {state}\n", fact("run_name")?);
+    text.push_str(&format!(
+        "evaluations  {} finished ({} infeasible, {} failed), {} asked for and open\n",
+        told.len(),
+        count("infeasible"),
+        count("failed"),
+        asked.len() - told.len()
+    ));
+    text.push_str(&format!("active       {}\n", human(active)));
+    if let Some((record, outcome)) = &best {
+        let objective = outcome.objective.unwrap_or(f64::NAN);
+        text.push_str(&format!(
+            "best         {objective:.4}  {} ({}, evaluation {})\n",
+            record.candidate_id, record.origin, record.index
+        ));
+    }
+    if let Some((record, objective)) = &baseline {
+        text.push_str(&format!("baseline     {objective:.4}  {} ({})\n", record.candidate_id, record.origin));
+    }
+    text.push_str(&format!("attempts     {} ({faults} failed)\n", attempts.len()));
+    if let Some(sentence) = verdict.as_ref().and_then(|verdict| verdict["sentence"].as_str()) {
+        text.push_str(&format!("verdict      {sentence}\n"));
+    }
+    let json = serde_json::json!({
+        "name": fact("run_name")?,
+        "running": running,
+        "state": state,
+        "asked": asked.len(),
+        "finished": told.len(),
+        "scored": count("scored"),
+        "infeasible": count("infeasible"),
+        "failed": count("failed"),
+        "active_s": active.as_secs_f64(),
+        "best": best.as_ref().map(|(record, outcome)| serde_json::json!({
+            "candidate_id": record.candidate_id, "index": record.index, "origin": record.origin,
+            "objective": outcome.objective })),
+        "best_baseline": baseline.map(|(record, objective)| serde_json::json!({
+            "candidate_id": record.candidate_id, "index": record.index, "origin": record.origin,
+            "objective": objective })),
+        "attempts": attempts.len(),
+        "failed_attempts": faults,
+        "verdict": verdict,
+    });
+    output.result(&text, &json);
+    Ok(ExitCode::Done)
+}
+
+/// Whether a living process holds the run's lock. Looking takes the lock for a moment at most.
+fn is_running(results: &std::path::Path) -> bool {
+    let Ok(lock) = std::fs::File::open(results.join("run.lock")) else { return false };
+    matches!(lock.try_lock_shared(), Err(std::fs::TryLockError::WouldBlock))
+}

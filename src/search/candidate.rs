@@ -1,0 +1,170 @@
+//! From a strategy's proposal to a candidate: recipe, hashes, evaluation id.
+
+use sha2::{Digest, Sha256};
+
+use super::SearchError;
+use super::models::Models;
+use super::schedule::Identity;
+use crate::evaluate::{CandidateRequest, EvaluationRequest, Samples, TaskRequest};
+use crate::recipe::Recipe;
+use crate::space::{Genome, SearchSpace, base_recipe, soup_recipe};
+use crate::strategy::{Content, Proposal};
+
+/// A proposal made concrete.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    pub recipe: Recipe,
+    pub recipe_sha256: String,
+    /// First 16 hex digits of `recipe_sha256`.
+    pub id: String,
+    /// Idempotency, cache and log key.
+    pub evaluation_id: String,
+    /// Empty for baselines.
+    pub genome: Vec<f64>,
+    /// Gene names with decoded values; empty for baselines.
+    pub genes: Vec<(String, String)>,
+    /// The recipe in canonical form.
+    pub canonical: serde_json::Value,
+}
+
+impl Identity for Candidate {
+    fn key(&self) -> &str {
+        &self.evaluation_id
+    }
+}
+
+/// What all evaluations of a run have in common.
+#[derive(Clone, Debug)]
+pub struct EvaluationContext {
+    pub run_id: String,
+    pub run_name: String,
+    pub tasks: Vec<TaskRequest>,
+    pub fingerprint: String,
+}
+
+impl Candidate {
+    /// Decodes a proposal. Total: every proposal of a strategy is a valid candidate.
+    pub fn from_proposal(
+        proposal: &Proposal,
+        models: &Models,
+        space: Option<&SearchSpace>,
+        context: &EvaluationContext,
+    ) -> Result<Self, SearchError> {
+        let (recipe, genome, genes) = match &proposal.content {
+            Content::Base => (base_recipe(&models.facts), Vec::new(), Vec::new()),
+            Content::Soup(members) => (soup_recipe(&models.facts, members), Vec::new(), Vec::new()),
+            Content::Genome(genome) => {
+                let space = space.ok_or_else(|| SearchError::Settings("a search needs a [space]".into()))?;
+                (space.decode(genome), genome.0.clone(), gene_values(space, genome))
+            }
+        };
+        let canonical = recipe.canonical(&models.content_ids)?;
+        let recipe_sha256 = recipe.sha256(&models.content_ids)?;
+        Ok(Self {
+            id: recipe_sha256[..16].to_string(),
+            evaluation_id: context.evaluation_id(&recipe_sha256, proposal.fidelity, proposal.replicate),
+            recipe,
+            recipe_sha256,
+            genome,
+            genes,
+            canonical,
+        })
+    }
+
+    /// The request for this candidate, materialized at `path`.
+    pub fn request(
+        &self,
+        context: &EvaluationContext,
+        path: Option<std::path::PathBuf>,
+        fidelity: f64,
+        replicate: u32,
+    ) -> EvaluationRequest {
+        EvaluationRequest {
+            evaluation_id: context.evaluation_id(&self.recipe_sha256, fidelity, replicate),
+            run_id: context.run_id.clone(),
+            run_name: context.run_name.clone(),
+            candidate: CandidateRequest {
+                id: self.id.clone(),
+                recipe_sha256: self.recipe_sha256.clone(),
+                path,
+                recipe: self.canonical.clone(),
+                genome: self.genome.clone(),
+            },
+            tasks: context.tasks.clone(),
+            fidelity,
+            replicate,
+        }
+    }
+}
+
+impl EvaluationContext {
+    /// sha256 over everything that determines the answer; not the run's name, so that runs can share scores.
+    pub fn evaluation_id(&self, recipe_sha256: &str, fidelity: f64, replicate: u32) -> String {
+        let tasks: Vec<serde_json::Value> = self
+            .tasks
+            .iter()
+            .map(|task| {
+                let samples = match &task.samples {
+                    Samples::All => serde_json::json!("all"),
+                    Samples::Limit(limit) => serde_json::json!({ "limit": limit }),
+                    Samples::Ids(ids) => serde_json::json!({ "ids": ids }),
+                };
+                serde_json::json!([task.name, task.metric, samples, task.seed])
+            })
+            .collect();
+        let text = serde_json::json!([
+            "evomerge evaluation v1",
+            recipe_sha256,
+            tasks,
+            fidelity,
+            self.fingerprint,
+            replicate
+        ])
+        .to_string();
+        format!("ev_{}", hex(&Sha256::digest(text.as_bytes())))
+    }
+}
+
+fn gene_values(space: &SearchSpace, genome: &Genome) -> Vec<(String, String)> {
+    let active = space.active(genome);
+    space
+        .genes()
+        .iter()
+        .zip(&genome.0)
+        .zip(active)
+        .map(|((gene, unit), active)| (gene.name.clone(), if active { gene.format(*unit) } else { String::new() }))
+        .collect()
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context(fingerprint: &str, samples: Samples) -> EvaluationContext {
+        EvaluationContext {
+            run_id: "r".into(),
+            run_name: "n".into(),
+            tasks: vec![TaskRequest { name: "add".into(), metric: "exact_match".into(), samples, seed: 7 }],
+            fingerprint: fingerprint.into(),
+        }
+    }
+
+    #[test]
+    fn the_evaluation_id_changes_with_whatever_changes_the_answer() {
+        let id = context("f", Samples::All).evaluation_id("r1", 1.0, 0);
+        assert_eq!(id, context("f", Samples::All).evaluation_id("r1", 1.0, 0));
+        let others = [
+            context("g", Samples::All).evaluation_id("r1", 1.0, 0),
+            context("f", Samples::Limit(3)).evaluation_id("r1", 1.0, 0),
+            context("f", Samples::All).evaluation_id("r2", 1.0, 0),
+            context("f", Samples::All).evaluation_id("r1", 0.5, 0),
+            context("f", Samples::All).evaluation_id("r1", 1.0, 1),
+        ];
+        assert!(others.iter().all(|other| *other != id));
+        assert!(id.len() <= 128);
+    }
+}

@@ -1,0 +1,138 @@
+//! What `evomerge check` finds out: sizes, prices, and the smallest gain that the hold-out can show.
+
+use std::path::{Path, PathBuf};
+
+use super::prepare::{Prepared, candidate_parent};
+use super::{SearchError, slots};
+use crate::evaluate::TaskCapability;
+
+/// 97.5 % and 80 % points of the standard normal distribution: two-sided 5 % level, 80 % power.
+const LEVEL_AND_POWER: f64 = 1.96 + 0.8416;
+/// Standard deviation of the difference of two 0/1 scores on one sample, at a rate of one half and a correlation of one half
+/// (Miller 2024, "Adding Error Bars to Evals", section on paired differences).
+const PAIRED_DEVIATION: f64 = 0.5;
+
+/// A run file that holds together, and what running it means.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Findings {
+    pub name: String,
+    pub base: bool,
+    pub sources: usize,
+    pub genes: Vec<String>,
+    pub evaluator: String,
+    pub concurrency: usize,
+    /// One line a task.
+    pub tasks: Vec<String>,
+    /// Evaluations before the greedy soup starts.
+    pub baselines: u64,
+    pub budget: String,
+    pub holdout: String,
+    /// Smallest gain in the objective that the hold-out shows with 80 % power, for scores of 0 or 1.
+    pub smallest_gain: Option<f64>,
+    pub candidate_bytes: u64,
+    pub candidate_folder: PathBuf,
+    pub slots: usize,
+    pub free_bytes: u64,
+}
+
+/// Looks at a prepared run. `results` is where it would leave its folder.
+pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchError> {
+    let config = &prepared.config;
+    let concurrency = prepared.evaluator.concurrency().get();
+    let capacity = config.candidates.slots.map_or(concurrency + 1, std::num::NonZeroUsize::get);
+    let folder = candidate_parent(prepared, &results.join(&config.name), capacity as u64);
+    let free = existing(&folder).and_then(slots::free_bytes).unwrap_or(0);
+    let needed = prepared.models.candidate_bytes.saturating_mul(capacity as u64);
+    if needed > free {
+        return Err(SearchError::Settings(format!(
+            "candidates need {needed} bytes in {} ({capacity} of {} bytes), {free} are free; lower candidates.slots or name \
+             another candidates.dir",
+            folder.display(),
+            prepared.models.candidate_bytes
+        )));
+    }
+    let smallest_gain = smallest_gain(prepared);
+    Ok(Findings {
+        name: config.name.clone(),
+        base: prepared.models.facts.base.is_some(),
+        sources: prepared.models.facts.sources.len(),
+        genes: prepared.space.iter().flat_map(|space| space.genes()).map(|gene| gene.name.clone()).collect(),
+        evaluator: prepared.evaluator.kind().to_string(),
+        concurrency,
+        tasks: prepared.objective.tasks.iter().map(|task| describe_task(prepared, task)).collect(),
+        baselines: prepared.baselines(),
+        budget: describe_budget(prepared),
+        holdout: describe_holdout(prepared, smallest_gain),
+        smallest_gain,
+        candidate_bytes: prepared.models.candidate_bytes,
+        candidate_folder: folder,
+        slots: capacity,
+        free_bytes: free,
+    })
+}
+
+/// The folder, or the nearest one above it that is there.
+fn existing(folder: &Path) -> Option<&Path> {
+    folder.ancestors().find(|path| path.is_dir()).or(Some(Path::new(".")))
+}
+
+fn describe_task(prepared: &Prepared, task: &crate::score::ObjectiveTask) -> String {
+    let samples = prepared.evaluator.capabilities().tasks.get(&task.name).map_or(0, |known| known.n_samples);
+    let direction = if task.maximize { "higher" } else { "lower" };
+    format!("{}: {} ({direction} is better), weight {}, {samples} samples", task.name, task.metric, task.weight)
+}
+
+fn describe_budget(prepared: &Prepared) -> String {
+    let limits = &prepared.config.budget;
+    let mut parts = Vec::new();
+    if let Some(evaluations) = limits.evaluations {
+        let samples = evaluations.saturating_mul(prepared.samples);
+        parts.push(format!("{evaluations} evaluations of {} samples ({samples} in all)", prepared.samples));
+    }
+    if let Some(samples) = limits.samples {
+        let evaluations = samples / prepared.samples.max(1);
+        parts.push(format!("{samples} samples ({evaluations} evaluations of {})", prepared.samples));
+    }
+    if let Some(limit) = limits.wall_clock {
+        parts.push(format!("{} s of active time", limit.as_secs()));
+    }
+    parts.join(", ")
+}
+
+fn describe_holdout(prepared: &Prepared, smallest_gain: Option<f64>) -> String {
+    let Some(plan) = &prepared.holdout else {
+        return "none: nothing will show that the winner is better on other data".into();
+    };
+    let mut text = format!("{} finalists and the best baseline, {} samples each", plan.finalists, plan.samples);
+    if let Some(gain) = smallest_gain {
+        text.push_str(&format!("; shows gains from about {gain:.3} (80 % power, paired, for scores of 0 or 1)"));
+    }
+    text
+}
+
+/// From the hold-out's sizes, for tasks whose samples score 0 or 1; `None` for others.
+fn smallest_gain(prepared: &Prepared) -> Option<f64> {
+    let plan = prepared.holdout.as_ref()?;
+    let mut variance = 0.0;
+    for (task, request) in prepared.objective.tasks.iter().zip(&plan.tasks) {
+        let known = plan.evaluator.capabilities().tasks.get(&request.name)?;
+        if !scores_zero_or_one(known, &task.metric) {
+            return None;
+        }
+        let samples = match &request.samples {
+            crate::evaluate::Samples::All => known.n_samples,
+            crate::evaluate::Samples::Limit(limit) => known.n_samples.min(*limit),
+            crate::evaluate::Samples::Ids(ids) => ids.len() as u64,
+        };
+        if samples == 0 {
+            return None;
+        }
+        variance += (task.weight * PAIRED_DEVIATION).powi(2) / samples as f64;
+    }
+    Some(LEVEL_AND_POWER * variance.sqrt() / prepared.objective.total_weight())
+}
+
+fn scores_zero_or_one(known: &TaskCapability, metric: &str) -> bool {
+    let range = known.metrics.get(metric).filter(|metric| metric.is_mean).map(|metric| (metric.min, metric.max));
+    range == Some((Some(0.0), Some(1.0)))
+}

@@ -1,0 +1,614 @@
+//! The search's own loop: asks, starts, waits, records.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::candidate::{Candidate, EvaluationContext};
+use super::frozen::Frozen;
+use super::pipeline::{Finished, Line, MaterializeStage, Pipeline, Work};
+use super::prepare::{Prepared, candidate_parent};
+use super::progress::{Progress, Snapshot};
+use super::run::{Row, RunOptions, RunReport};
+use super::run_folder::RunFolder;
+use super::schedule::{Schedule, Step};
+use super::slots::Slots;
+use super::{Budget, SearchError, Stop, export, holdout};
+use crate::evaluate::TaskScores;
+use crate::ledger::{AskedRecord, Ledger, ToldRecord, now};
+use crate::score::Verdict;
+use crate::strategy::{self, Content, Landscape, Outcome, Proposal, Setup, Status};
+
+/// How often the screen and the active time are brought up to date.
+const TICK: Duration = Duration::from_millis(500);
+/// Evaluations that may be given up before their share counts.
+const FAILURES_ALLOWED: u64 = 5;
+/// Share of given-up evaluations that stops a run: something systematic is wrong.
+const FAILURE_SHARE: f64 = 0.2;
+
+/// One run between its start and its verdict.
+pub(super) struct Search {
+    prepared: Arc<Prepared>,
+    folder: RunFolder,
+    ledger: Arc<Ledger>,
+    frozen: Frozen,
+    progress: Arc<dyn Progress>,
+    stop: Stop,
+    schedule: Schedule,
+    pipeline: Pipeline,
+    stage: Option<MaterializeStage>,
+    budget: Budget,
+    /// What was asked, for tables.
+    asked: BTreeMap<u64, Asked>,
+    /// Evaluations as told.
+    rows: BTreeMap<u64, Row>,
+    /// Objective and index of the best evaluation at full fidelity; the earliest among equals.
+    best: Option<(f64, u64)>,
+    reusable: BTreeMap<String, ToldRecord>,
+    active_before: Duration,
+    started: Instant,
+    finished_here: u64,
+}
+
+impl Search {
+    pub(super) fn new(
+        prepared: Arc<Prepared>,
+        folder: RunFolder,
+        ledger: Arc<Ledger>,
+        frozen: Frozen,
+        progress: Arc<dyn Progress>,
+        stop: Stop,
+    ) -> Result<Self, SearchError> {
+        let strategy = strategy::build(&prepared.config.strategy, setup(&prepared, &frozen))?;
+        let stage = materialize_stage(&prepared, &folder, &frozen)?;
+        let line = Line {
+            evaluator: prepared.evaluator.clone(),
+            context: EvaluationContext {
+                run_id: frozen.run_id.clone(),
+                run_name: prepared.config.name.clone(),
+                tasks: prepared.tasks.clone(),
+                fingerprint: prepared.evaluator.fingerprint().to_string(),
+            },
+            ledger: ledger.clone(),
+            stage: stage.clone(),
+            attempt_event: "attempted",
+        };
+        let active_before = ledger.fact("active_seconds")?.and_then(|text| text.parse().ok()).unwrap_or(0.0);
+        Ok(Self {
+            schedule: Schedule::new(strategy, frozen.look_ahead),
+            pipeline: Pipeline::new(line, stop.now.child_token()),
+            budget: Budget::new(prepared.config.budget.clone()),
+            stage,
+            prepared,
+            folder,
+            ledger,
+            frozen,
+            progress,
+            stop,
+            asked: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            best: None,
+            reusable: BTreeMap::new(),
+            active_before: Duration::try_from_secs_f64(active_before).unwrap_or_default(),
+            started: Instant::now(),
+            finished_here: 0,
+        })
+    }
+
+    pub(super) fn load_reusable(&mut self, options: &RunOptions) -> Result<(), SearchError> {
+        let Some(path) = options.reuse.as_ref().filter(|path| path.is_file()) else { return Ok(()) };
+        let other = Ledger::open_for_reading(path)?;
+        let mut told = other.all_told()?;
+        for asked in other.all_asked()? {
+            if let Some(record) = told.remove(&asked.index).filter(|record| record.status != "failed") {
+                self.reusable.insert(asked.evaluation_id, record);
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts, and settings that may change between starts, are on record.
+    pub(super) fn record_start(&self, fresh: bool) -> Result<(), SearchError> {
+        let limits = &self.prepared.config.budget;
+        let payload = serde_json::json!({
+            "fresh": fresh,
+            "evomerge": env!("CARGO_PKG_VERSION"),
+            "budget": {
+                "evaluations": limits.evaluations,
+                "wall_clock_s": limits.wall_clock.map(|limit| limit.as_secs_f64()),
+                "samples": limits.samples,
+            },
+            "concurrency": self.prepared.evaluator.concurrency(),
+        });
+        Ok(self.ledger.event("started", None, &payload)?)
+    }
+
+    /// Takes the recorded history through ask and tell again, comparing every proposal with the record.
+    pub(super) fn replay(&mut self) -> Result<(), SearchError> {
+        let told = self.ledger.all_told()?;
+        for record in told.values() {
+            self.schedule.finished(outcome_of(record)?);
+        }
+        let asked = self.ledger.all_asked()?;
+        if !asked.is_empty() {
+            self.progress.line(&format!(
+                "continuing run {} ({} evaluations recorded, {} of them to be made again)",
+                self.prepared.config.name,
+                asked.len(),
+                asked.len().saturating_sub(told.len())
+            ));
+        }
+        for record in &asked {
+            let Some((index, proposal, candidate)) = self.ask()? else {
+                return Err(self.mismatch(record, "nothing"));
+            };
+            if index != record.index || candidate.evaluation_id != record.evaluation_id {
+                return Err(self.mismatch(record, &candidate.id));
+            }
+            self.budget.spend(record.samples);
+            self.asked.insert(index, Asked::from_record(record));
+            match told.get(&index) {
+                Some(outcome) => {
+                    self.note(index, &outcome_of(outcome)?);
+                }
+                None => self.pipeline.add(work(index, &proposal, candidate)),
+            }
+        }
+        Ok(())
+    }
+
+    fn mismatch(&self, record: &AskedRecord, proposed: &str) -> SearchError {
+        SearchError::Replay {
+            name: self.prepared.config.name.clone(),
+            index: record.index,
+            recorded: record.candidate_id.clone(),
+            proposed: proposed.to_string(),
+        }
+    }
+
+    /// The next new proposal, if there may be one now.
+    fn ask(&mut self) -> Result<Option<(u64, Proposal, Candidate)>, SearchError> {
+        let (prepared, context) = (&self.prepared, self.pipeline.context());
+        let step = self.schedule.next(|proposal| {
+            Candidate::from_proposal(proposal, &prepared.models, prepared.space.as_deref(), context)
+        })?;
+        match step {
+            Step::New { index, proposal, candidate } => Ok(Some((index, proposal, candidate))),
+            Step::Blocked | Step::Done(_) => Ok(None),
+        }
+    }
+
+    /// Asks, starts and waits until nothing is left to do; says why that is.
+    pub(super) async fn drive(&mut self) -> Result<String, SearchError> {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let may_start = !self.stop.wanted() && !self.budget.out_of_time(self.active());
+            if may_start {
+                while self.ask_one().await? {}
+                self.pipeline.start();
+            } else {
+                self.pipeline.stop_merging();
+            }
+            self.show();
+            if self.pipeline.idle() {
+                return self.end_reason();
+            }
+            let already_stopping = self.stop.wanted();
+            tokio::select! {
+                finished = self.pipeline.next() => {
+                    if let Some(finished) = finished? {
+                        self.finish(finished)?;
+                    }
+                }
+                () = self.stop.requested(), if !already_stopping => {
+                    self.progress.line("stopping: what is being evaluated may finish; once more stops at once");
+                }
+                _ = ticks.tick() => {}
+            }
+        }
+    }
+
+    fn end_reason(&mut self) -> Result<String, SearchError> {
+        if self.stop.wanted() {
+            return Err(SearchError::Stopped);
+        }
+        if self.budget.out_of_time(self.active()) {
+            return Ok("wall clock used up".into());
+        }
+        if let Some(reason) = self.budget.refuses(self.prepared.samples) {
+            return Ok(reason);
+        }
+        let nobody = |_: &Proposal| -> Result<Candidate, SearchError> {
+            Err(SearchError::Worker("the search ended although its strategy has proposals".into()))
+        };
+        match self.schedule.next(nobody)? {
+            Step::Done(reason) => Ok(reason),
+            Step::Blocked | Step::New { .. } => Err(SearchError::Worker("the search waits for nothing".into())),
+        }
+    }
+
+    /// Asks for one more evaluation; false when there is none for now.
+    async fn ask_one(&mut self) -> Result<bool, SearchError> {
+        if self.budget.refuses(self.prepared.samples).is_some() {
+            return Ok(false);
+        }
+        let Some((index, proposal, candidate)) = self.ask()? else { return Ok(false) };
+        let record = self.asked_record(index, &proposal, &candidate);
+        self.ledger.asked(&record)?;
+        self.budget.spend(self.prepared.samples);
+        self.asked.insert(index, Asked::from_record(&record));
+        match self.reusable.remove(&candidate.evaluation_id) {
+            Some(record) => self.take_over(index, proposal.fidelity, candidate, record)?,
+            None => self.pipeline.add(work(index, &proposal, candidate)),
+        }
+        Ok(true)
+    }
+
+    fn asked_record(&self, index: u64, proposal: &Proposal, candidate: &Candidate) -> AskedRecord {
+        AskedRecord {
+            index,
+            candidate_id: candidate.id.clone(),
+            recipe_sha256: candidate.recipe_sha256.clone(),
+            evaluation_id: candidate.evaluation_id.clone(),
+            recipe: candidate.recipe.to_toml(&self.prepared.models.content_ids),
+            content: content_json(&proposal.content),
+            genes: candidate.genes.clone(),
+            origin: self.origin_name(proposal),
+            parents: proposal.parents.clone(),
+            generation: proposal.generation,
+            fidelity: proposal.fidelity,
+            replicate: proposal.replicate,
+            samples: self.prepared.samples,
+            asked_at: now(),
+        }
+    }
+
+    /// A source shows its name.
+    fn origin_name(&self, proposal: &Proposal) -> String {
+        match &proposal.content {
+            Content::Soup(members) if members.len() == 1 && proposal.origin == "source" => {
+                let name = self.prepared.models.facts.sources.get(members[0]).map_or("", |(name, _)| name.as_str());
+                format!("source:{name}")
+            }
+            _ => proposal.origin.clone(),
+        }
+    }
+
+    /// Takes a score that another run paid for.
+    fn take_over(
+        &mut self,
+        index: u64,
+        fidelity: f64,
+        candidate: Candidate,
+        record: ToldRecord,
+    ) -> Result<(), SearchError> {
+        let outcome = outcome_of(&record)?;
+        self.finish(Finished {
+            index,
+            candidate: Arc::new(candidate),
+            fidelity,
+            status: outcome.status,
+            tasks: outcome.tasks,
+            error: record.error,
+            materialize_s: record.materialize_s,
+            evaluate_s: record.evaluate_s,
+            started_at: record.started_at,
+            attempts: 0,
+        })
+    }
+
+    /// An evaluation ended: to the ledger first, then to everyone else.
+    fn finish(&mut self, finished: Finished) -> Result<(), SearchError> {
+        let mut finished = finished;
+        let objective = match finished.status {
+            Status::Scored => self.prepared.objective.value(&finished.tasks),
+            Status::Infeasible | Status::Failed => None,
+        };
+        if finished.status == Status::Scored && objective.is_none() {
+            finished.status = Status::Infeasible;
+            finished.error = Some("the scores give no finite objective".into());
+        }
+        let record = ToldRecord {
+            index: finished.index,
+            status: status_name(finished.status).into(),
+            objective,
+            tasks: serde_json::to_value(&finished.tasks).unwrap_or_default(),
+            n_samples: finished.tasks.values().map(|task| task.n).sum(),
+            materialize_s: finished.materialize_s,
+            evaluate_s: finished.evaluate_s,
+            started_at: finished.started_at.clone(),
+            finished_at: now(),
+            attempts: finished.attempts,
+            error: finished.error.clone(),
+        };
+        self.ledger.told(&record, &[("active_seconds", &format!("{:.3}", self.active().as_secs_f64()))])?;
+        self.finished_here += 1;
+        let outcome = outcome_of(&record)?;
+        let improved = self.note(finished.index, &outcome);
+        self.schedule.finished(outcome);
+        if improved {
+            self.export_best(&finished.candidate)?;
+        }
+        self.check_failures(&finished)
+    }
+
+    /// Puts an outcome into the tables; whether it is the best so far.
+    fn note(&mut self, index: u64, outcome: &Outcome) -> bool {
+        let Some(asked) = self.asked.get(&index) else { return false };
+        let tasks = self.prepared.objective.per_task(&outcome.tasks);
+        let row = Row {
+            index,
+            candidate_id: asked.candidate_id.clone(),
+            origin: asked.origin.clone(),
+            status: outcome.status,
+            objective: outcome.objective,
+            tasks: tasks.into_iter().filter_map(|task| Some((task.task, task.score?))).collect(),
+        };
+        let full = asked.fidelity >= 1.0;
+        self.rows.insert(index, row);
+        let Some(objective) = outcome.objective.filter(|_| full) else { return false };
+        let better = match self.best {
+            None => true,
+            Some((value, best)) => objective > value || (objective == value && index < best),
+        };
+        if better {
+            self.best = Some((objective, index));
+        }
+        better
+    }
+
+    fn export_best(&self, candidate: &Candidate) -> Result<(), SearchError> {
+        let toml = candidate.recipe.to_toml(&self.prepared.models.content_ids);
+        export::write_best(self.folder.path(), &candidate.recipe, &toml)?;
+        export::write_table(self.folder.path(), &self.ledger, &self.prepared.config)?;
+        if let Some(row) = self.best.and_then(|(_, index)| self.rows.get(&index)) {
+            let objective = row.objective.unwrap_or(f64::NAN);
+            self.progress.line(&format!("best {objective:.4}  {} ({}, evaluation {})", row.candidate_id, row.origin, row.index));
+        }
+        Ok(())
+    }
+
+    fn check_failures(&self, finished: &Finished) -> Result<(), SearchError> {
+        if finished.status != Status::Failed {
+            return Ok(());
+        }
+        let reason = finished.error.clone().unwrap_or_default();
+        self.progress.line(&format!("evaluation {} given up: {reason}", finished.index));
+        let failed = self.count(Status::Failed);
+        let all = self.rows.len() as u64;
+        if failed > FAILURES_ALLOWED && failed as f64 > FAILURE_SHARE * all as f64 {
+            return Err(SearchError::TooManyFailures { failed, finished: all, last: reason });
+        }
+        Ok(())
+    }
+
+    fn count(&self, status: Status) -> u64 {
+        self.rows.values().filter(|row| row.status == status).count() as u64
+    }
+
+    /// Active time of this run, summed over its starts.
+    fn active(&self) -> Duration {
+        self.active_before + self.started.elapsed()
+    }
+
+    fn show(&self) {
+        let total = self.prepared.config.budget.evaluations;
+        let finished = self.rows.len() as u64;
+        let here = self.started.elapsed();
+        let remaining = total.filter(|_| self.finished_here > 0).map(|total| {
+            here.mul_f64(total.saturating_sub(finished) as f64 / self.finished_here as f64)
+        });
+        let left = self.prepared.config.budget.wall_clock.map(|limit| limit.saturating_sub(self.active()));
+        self.progress.update(&Snapshot {
+            finished,
+            total,
+            in_flight: self.pipeline.evaluating(),
+            infeasible: self.count(Status::Infeasible),
+            failed: self.count(Status::Failed),
+            best: self.best.and_then(|(value, index)| Some((value, self.rows.get(&index)?.candidate_id.clone()))),
+            best_baseline: self.best_baseline().and_then(|row| Some((row.objective?, row.origin.clone()))),
+            active: self.active(),
+            remaining: match (remaining, left) {
+                (Some(first), Some(second)) => Some(first.min(second)),
+                (first, second) => first.or(second),
+            },
+        });
+    }
+
+    fn baselines(&self) -> impl Iterator<Item = &Row> {
+        self.rows.values().filter(|row| self.asked.get(&row.index).is_some_and(|asked| asked.baseline))
+    }
+
+    /// The best baseline by search score; the earliest among equals.
+    fn best_baseline(&self) -> Option<&Row> {
+        let mut best: Option<&Row> = None;
+        for row in self.baselines().filter(|row| row.objective.is_some()) {
+            if best.is_none_or(|best| row.objective > best.objective) {
+                best = Some(row);
+            }
+        }
+        best
+    }
+
+    /// Ends a run in good order, whatever ended it: nothing stays running, the tables are written.
+    pub(super) async fn leave(mut self, outcome: Result<String, SearchError>) -> Result<RunReport, SearchError> {
+        self.pipeline.stop_merging();
+        self.stop_evaluations().await;
+        let payload = match &outcome {
+            Ok(reason) => serde_json::json!({ "reason": reason }),
+            Err(error) => serde_json::json!({ "error": error.to_string() }),
+        };
+        let recorded = self
+            .ledger
+            .set_fact("active_seconds", &format!("{:.3}", self.active().as_secs_f64()))
+            .and_then(|()| self.ledger.event("stopped", None, &payload));
+        let written = export::write_table(self.folder.path(), &self.ledger, &self.prepared.config);
+        let reason = outcome?;
+        recorded?;
+        written?;
+        self.schedule.settle()?;
+        self.conclude(reason).await
+    }
+
+    /// After an error: cancels what is still with the evaluator and keeps what it answers meanwhile.
+    async fn stop_evaluations(&mut self) {
+        if self.pipeline.idle() {
+            return;
+        }
+        self.pipeline.cancel();
+        while !self.pipeline.idle() {
+            if let Ok(Some(finished)) = self.pipeline.next().await {
+                let _ = self.finish(finished);
+            }
+        }
+    }
+
+    /// Opens the hold-out and says what was found.
+    async fn conclude(self, reason: String) -> Result<RunReport, SearchError> {
+        let soup = self.schedule.strategy().soup_trace().cloned();
+        let best = self.best.and_then(|(_, index)| self.rows.get(&index)).cloned();
+        let verdict = match &best {
+            Some(_) => Some(self.verdict().await?),
+            None => None,
+        };
+        if let Some(verdict) = &verdict {
+            let text = serde_json::to_string_pretty(verdict).map_err(|error| SearchError::Worker(error.to_string()))?;
+            export::write(&self.folder.path().join("verdict.json"), (text + "\n").as_bytes())?;
+        }
+        Ok(RunReport {
+            name: self.prepared.config.name.clone(),
+            folder: self.folder.path().to_path_buf(),
+            evaluations: self.rows.len() as u64,
+            scored: self.count(Status::Scored),
+            infeasible: self.count(Status::Infeasible),
+            failed: self.count(Status::Failed),
+            reason,
+            active_s: self.active().as_secs_f64(),
+            best,
+            baselines: self.baselines().cloned().collect(),
+            soup,
+            verdict,
+        })
+    }
+
+    async fn verdict(&self) -> Result<Verdict, SearchError> {
+        let finalists = self.finalists();
+        let asked = self.ledger.all_asked()?;
+        let ceremony = holdout::Ceremony {
+            prepared: &self.prepared,
+            ledger: &self.ledger,
+            stage: self.stage.clone(),
+            run_id: &self.frozen.run_id,
+            asked: &asked,
+            evaluations: self.rows.len() as u64,
+            progress: self.progress.as_ref(),
+            stop: &self.stop,
+        };
+        ceremony.hold(&finalists, self.best_baseline()).await
+    }
+
+    /// The best candidates at full fidelity, best first, earliest first among equals.
+    fn finalists(&self) -> Vec<Row> {
+        let wanted = self.prepared.holdout.as_ref().map_or(1, |holdout| holdout.finalists);
+        let full = |row: &&Row| self.asked.get(&row.index).is_some_and(|asked| asked.fidelity >= 1.0);
+        let mut rows: Vec<&Row> = self.rows.values().filter(|row| row.objective.is_some()).filter(full).collect();
+        rows.sort_by(|first, second| {
+            let by_score = second.objective.unwrap_or(f64::MIN).total_cmp(&first.objective.unwrap_or(f64::MIN));
+            by_score.then(first.index.cmp(&second.index))
+        });
+        let mut seen = BTreeSet::new();
+        rows.into_iter().filter(|row| seen.insert(row.candidate_id.clone())).take(wanted).cloned().collect()
+    }
+}
+
+/// What tables show of an evaluation asked for.
+struct Asked {
+    candidate_id: String,
+    origin: String,
+    fidelity: f64,
+    /// Base, source or soup.
+    baseline: bool,
+}
+
+impl Asked {
+    fn from_record(record: &AskedRecord) -> Self {
+        Self {
+            candidate_id: record.candidate_id.clone(),
+            origin: record.origin.clone(),
+            fidelity: record.fidelity,
+            baseline: record.genes.is_empty(),
+        }
+    }
+}
+
+fn setup(prepared: &Prepared, frozen: &Frozen) -> Setup {
+    let sources = prepared.models.facts.sources.len();
+    let mut contents = Vec::new();
+    if prepared.models.facts.base.is_some() {
+        contents.push(Content::Base);
+    }
+    contents.extend((0..sources).map(|source| Content::Soup(vec![source])));
+    if sources > 1 {
+        contents.push(Content::Soup((0..sources).collect()));
+    }
+    let landscape = prepared.space.clone().map(|space| space as Arc<dyn Landscape>);
+    let seeds = landscape.iter().flat_map(|landscape| contents.iter().filter_map(|content| landscape.encode(content)));
+    Setup {
+        seed: prepared.config.seed,
+        sources,
+        has_base: prepared.models.facts.base.is_some(),
+        evaluations: frozen.planned_evaluations,
+        look_ahead: usize::try_from(frozen.look_ahead).unwrap_or(usize::MAX),
+        seeds: seeds.collect(),
+        landscape,
+    }
+}
+
+fn materialize_stage(
+    prepared: &Prepared,
+    folder: &RunFolder,
+    frozen: &Frozen,
+) -> Result<Option<MaterializeStage>, SearchError> {
+    let Some(merger) = prepared.models.merger.clone() else { return Ok(None) };
+    // One slot more than the evaluator takes, so that the next candidate is ready when it is.
+    let capacity = prepared.config.candidates.slots.map_or(prepared.evaluator.concurrency().get() + 1, |slots| slots.get());
+    let parent = candidate_parent(prepared, folder.path(), capacity as u64);
+    let slots = Arc::new(Slots::claim(&parent, &frozen.run_id)?);
+    Ok(Some(MaterializeStage { merger, slots, capacity }))
+}
+
+fn work(index: u64, proposal: &Proposal, candidate: Candidate) -> Work {
+    Work { index, candidate: Arc::new(candidate), fidelity: proposal.fidelity, replicate: proposal.replicate }
+}
+
+fn content_json(content: &Content) -> serde_json::Value {
+    match content {
+        Content::Base => serde_json::json!("base"),
+        Content::Soup(members) => serde_json::json!({ "soup": members }),
+        Content::Genome(genome) => serde_json::json!({ "genome": genome }),
+    }
+}
+
+fn status_name(status: Status) -> &'static str {
+    match status {
+        Status::Scored => "scored",
+        Status::Infeasible => "infeasible",
+        Status::Failed => "failed",
+    }
+}
+
+fn outcome_of(record: &ToldRecord) -> Result<Outcome, SearchError> {
+    let unreadable = |what: &str| {
+        SearchError::BadData(format!("ledger: the outcome of evaluation {} has an unreadable {what}", record.index))
+    };
+    let status = match record.status.as_str() {
+        "scored" => Status::Scored,
+        "infeasible" => Status::Infeasible,
+        "failed" => Status::Failed,
+        _ => return Err(unreadable("status")),
+    };
+    let tasks: BTreeMap<String, TaskScores> =
+        serde_json::from_value(record.tasks.clone()).map_err(|_| unreadable("table of scores"))?;
+    Ok(Outcome { index: record.index, status, objective: record.objective, tasks, fidelity: 1.0 })
+}

@@ -1,0 +1,79 @@
+//! What a run leaves beside its ledger: `best/`, `trials.csv`, `run.toml`, and models on demand. All derived, all replaced
+//! atomically.
+
+use std::path::Path;
+
+use super::SearchError;
+use super::models::Models;
+use crate::config::RunConfig;
+use crate::files::write_atomically;
+use crate::ledger::{AskedRecord, Ledger, ToldRecord, write_trials};
+use crate::recipe::Recipe;
+
+/// The best scored evaluation at full fidelity; the earliest among equals.
+pub fn best_record(ledger: &Ledger) -> Result<Option<(AskedRecord, ToldRecord)>, SearchError> {
+    let mut told = ledger.all_told()?;
+    let mut best: Option<(AskedRecord, f64)> = None;
+    for asked in ledger.all_asked()? {
+        let objective = told.get(&asked.index).and_then(|outcome| outcome.objective);
+        let Some(objective) = objective.filter(|_| asked.fidelity >= 1.0) else { continue };
+        if best.as_ref().is_none_or(|(_, value)| objective > *value) {
+            best = Some((asked, objective));
+        }
+    }
+    Ok(best.and_then(|(asked, _)| told.remove(&asked.index).map(|outcome| (asked, outcome))))
+}
+
+/// Writes `best/recipe.toml` and `best/mergekit.yml`.
+pub(super) fn write_best(folder: &Path, recipe: &Recipe, recipe_toml: &str) -> Result<(), SearchError> {
+    write(&folder.join("best/recipe.toml"), recipe_toml.as_bytes())?;
+    write(&folder.join("best/mergekit.yml"), recipe.to_mergekit_yaml().as_bytes())
+}
+
+/// Writes `trials.csv`.
+pub(super) fn write_table(folder: &Path, ledger: &Ledger, config: &RunConfig) -> Result<(), SearchError> {
+    let tasks: Vec<String> = config.tasks.iter().map(|task| task.name.clone()).collect();
+    Ok(write_trials(ledger, &folder.join("trials.csv"), &tasks)?)
+}
+
+/// Writes the frozen copy of the run file, with the content ids of every input.
+pub(super) fn write_run_file(folder: &Path, config: &RunConfig, models: &Models) -> Result<(), SearchError> {
+    let mut text = config.text.trim_end().to_string();
+    text.push_str("\n\n# Frozen by evomerge when the run started. Relative paths start at:\n#   ");
+    text.push_str(&config.directory.display().to_string());
+    text.push_str("\n# Content ids of the models:\n");
+    for (model, content) in &models.content_ids {
+        text.push_str(&format!("#   {}  {content}\n", model.0));
+    }
+    write(&folder.join("run.toml"), text.as_bytes())
+}
+
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), SearchError> {
+    write_atomically(path, bytes).map_err(|source| SearchError::Write { path: path.to_path_buf(), source })
+}
+
+/// The recorded evaluation that an export is about.
+pub fn export_record(ledger: &Ledger, candidate: Option<&str>) -> Result<(AskedRecord, Option<ToldRecord>), SearchError> {
+    let Some(wanted) = candidate else {
+        let best = best_record(ledger)?;
+        return best.map(|(asked, told)| (asked, Some(told))).ok_or_else(|| {
+            SearchError::BadData("the run has no scored candidate at full fidelity yet; name one with --candidate".into())
+        });
+    };
+    let mut matches: Vec<AskedRecord> = ledger
+        .all_asked()?
+        .into_iter()
+        .filter(|record| record.candidate_id.starts_with(wanted) || record.index.to_string() == wanted)
+        .collect();
+    matches.sort_by(|first, second| first.candidate_id.cmp(&second.candidate_id));
+    matches.dedup_by(|first, second| first.candidate_id == second.candidate_id);
+    match matches.len() {
+        1 => {
+            let asked = matches.swap_remove(0);
+            let told = ledger.all_told()?.remove(&asked.index);
+            Ok((asked, told))
+        }
+        0 => Err(SearchError::BadData(format!("the run has no candidate `{wanted}`; trials.csv lists them"))),
+        several => Err(SearchError::BadData(format!("`{wanted}` fits {several} candidates; give more digits of the id"))),
+    }
+}

@@ -1,0 +1,88 @@
+//! What may not change between two starts of one run, and what was decided at the first.
+
+use serde_json::{Value, json};
+
+use super::SearchError;
+use super::prepare::Prepared;
+use crate::config::{RunConfig, differences};
+use crate::ledger::Ledger;
+
+/// Decisions of a run's first start that later starts keep.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frozen {
+    pub run_id: String,
+    /// W: evaluations open at a time.
+    pub look_ahead: u64,
+    /// The budget's evaluations as the strategy was told them.
+    pub planned_evaluations: Option<u64>,
+}
+
+/// Reads what an earlier start froze, or freezes it now. Refuses a run file, models, data or evaluator that changed.
+pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), SearchError> {
+    let identity = identity(prepared);
+    let Some(recorded) = ledger.fact("identity")? else {
+        let frozen = Frozen {
+            run_id: new_run_id(&prepared.config),
+            look_ahead: look_ahead(prepared),
+            planned_evaluations: prepared.config.budget.evaluations,
+        };
+        ledger.set_facts(&[
+            ("identity", &identity.to_string()),
+            ("run_id", &frozen.run_id),
+            ("run_name", &prepared.config.name),
+            ("look_ahead", &frozen.look_ahead.to_string()),
+            ("planned_evaluations", &frozen.planned_evaluations.map(|n| n.to_string()).unwrap_or_default()),
+            ("tasks", &json!(task_names(prepared)).to_string()),
+            ("evomerge_version", env!("CARGO_PKG_VERSION")),
+        ])?;
+        return Ok((frozen, true));
+    };
+    let recorded: Value = serde_json::from_str(&recorded)
+        .map_err(|error| SearchError::BadData(format!("ledger: the run's identity cannot be read: {error}")))?;
+    let differences = differences(&recorded, &identity);
+    if !differences.is_empty() {
+        return Err(SearchError::Changed { name: prepared.config.name.clone(), differences });
+    }
+    let fact = |key: &str| ledger.fact(key).map(Option::unwrap_or_default);
+    let frozen = Frozen {
+        run_id: fact("run_id")?,
+        look_ahead: fact("look_ahead")?.parse().unwrap_or_else(|_| look_ahead(prepared)),
+        planned_evaluations: fact("planned_evaluations")?.parse().ok(),
+    };
+    Ok((frozen, false))
+}
+
+/// Everything that determines candidates and scores: the run file without budget, endpoints and the like, what the models
+/// contain, and who scores.
+fn identity(prepared: &Prepared) -> Value {
+    let mut identity = prepared.config.identity();
+    let contents: Vec<Value> = prepared
+        .models
+        .content_ids
+        .iter()
+        .map(|(model, content)| json!([model.0, content]))
+        .collect();
+    if let Value::Object(fields) = &mut identity {
+        fields.insert("content of models".into(), Value::Array(contents));
+        fields.insert("evaluator fingerprint".into(), json!(prepared.evaluator.fingerprint()));
+        let holdout = prepared.holdout.as_ref().map(|holdout| holdout.evaluator.fingerprint().to_string());
+        fields.insert("hold-out fingerprint".into(), json!(holdout));
+    }
+    identity
+}
+
+fn look_ahead(prepared: &Prepared) -> u64 {
+    let chosen = prepared.config.strategy.look_ahead.map(std::num::NonZeroUsize::get);
+    chosen.unwrap_or_else(|| prepared.evaluator.concurrency().get().max(8)) as u64
+}
+
+fn task_names(prepared: &Prepared) -> Vec<String> {
+    prepared.config.tasks.iter().map(|task| task.name.clone()).collect()
+}
+
+/// Not repeatable on purpose: two runs of one file must not share candidate folders.
+fn new_run_id(config: &RunConfig) -> String {
+    use sha2::{Digest, Sha256};
+    let text = format!("{} {} {}", config.name, crate::ledger::now(), std::process::id());
+    super::candidate::hex(&Sha256::digest(text.as_bytes()))[..12].to_string()
+}

@@ -1,0 +1,181 @@
+//! The sealed hold-out: opened once, for the finalists and the best baseline, after the search. It never changes `best/`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::candidate::{Candidate, EvaluationContext};
+use super::pipeline::{Finished, Line, MaterializeStage, Pipeline, Work};
+use super::prepare::{HoldoutPlan, Prepared};
+use super::progress::Progress;
+use super::run::Row;
+use super::{SearchError, Stop};
+use crate::evaluate::TaskScores;
+use crate::ledger::{AskedRecord, HoldoutRecord, Ledger, now};
+use crate::recipe::Recipe;
+use crate::score::{Contender, Verdict, VerdictQuestion, decide};
+use crate::strategy::Status;
+
+/// Hold-out scores by candidate.
+type Scores = BTreeMap<String, BTreeMap<String, TaskScores>>;
+
+/// What opening the hold-out takes.
+pub(super) struct Ceremony<'a> {
+    pub prepared: &'a Arc<Prepared>,
+    pub ledger: &'a Arc<Ledger>,
+    pub stage: Option<MaterializeStage>,
+    pub run_id: &'a str,
+    pub asked: &'a [AskedRecord],
+    /// Search evaluations made so far.
+    pub evaluations: u64,
+    pub progress: &'a dyn Progress,
+    pub stop: &'a Stop,
+}
+
+impl Ceremony<'_> {
+    /// Scores finalists and baseline on the hold-out (what is recorded is not asked again) and decides.
+    pub async fn hold(&self, finalists: &[Row], baseline: Option<&Row>) -> Result<Verdict, SearchError> {
+        let (scores, reused) = match &self.prepared.holdout {
+            Some(plan) => (self.score(plan, finalists, baseline).await?, self.open()?),
+            None => (Scores::new(), false),
+        };
+        let contender = |row: &Row| Contender {
+            candidate_id: row.candidate_id.clone(),
+            index: row.index,
+            origin: row.origin.clone(),
+            search_score: row.objective.unwrap_or(f64::NAN),
+            holdout: scores.get(&row.candidate_id),
+        };
+        let question = VerdictQuestion {
+            objective: &self.prepared.objective,
+            finalists: finalists.iter().map(contender).collect(),
+            baseline: baseline.map(contender),
+            has_holdout: self.prepared.holdout.is_some(),
+            reused,
+            seed: self.prepared.config.seed,
+        };
+        decide(&question).map_err(|error| SearchError::BadData(error.to_string()))
+    }
+
+    /// Notes at how many evaluations the hold-out was opened first; true when the search went on since.
+    fn open(&self) -> Result<bool, SearchError> {
+        let now = self.evaluations.to_string();
+        match self.ledger.fact("holdout_opened_at")? {
+            Some(first) => Ok(first != now),
+            None => {
+                self.ledger.set_fact("holdout_opened_at", &now)?;
+                Ok(false)
+            }
+        }
+    }
+
+    async fn score(&self, plan: &HoldoutPlan, finalists: &[Row], baseline: Option<&Row>) -> Result<Scores, SearchError> {
+        let recorded = self.ledger.all_holdout()?;
+        let mut pipeline = self.pipeline(plan);
+        let mut scores = Scores::new();
+        let mut open = 0;
+        let mut contenders: Vec<&Row> = finalists.iter().chain(baseline).collect();
+        contenders.sort_by_key(|row| row.index);
+        contenders.dedup_by_key(|row| row.candidate_id.clone());
+        for row in contenders {
+            let candidate = self.candidate(row, pipeline.context())?;
+            match recorded.get(&candidate.evaluation_id) {
+                Some(record) => {
+                    if let Ok(tasks) = serde_json::from_value(record.tasks.clone()) && record.status == "scored" {
+                        scores.insert(row.candidate_id.clone(), tasks);
+                    }
+                }
+                None => {
+                    open += 1;
+                    pipeline.add(Work { index: row.index, candidate: Arc::new(candidate), fidelity: 1.0, replicate: 0 });
+                }
+            }
+        }
+        if open > 0 {
+            self.progress.line(&format!("hold-out: scoring {open} candidates on {} samples each", plan.samples));
+        }
+        loop {
+            if self.stop.wanted() {
+                pipeline.stop_merging();
+            } else {
+                pipeline.start();
+            }
+            if pipeline.idle() {
+                break;
+            }
+            if let Some(finished) = pipeline.next().await? {
+                self.record(plan, finished, &mut scores)?;
+            }
+        }
+        if self.stop.wanted() {
+            return Err(SearchError::Stopped);
+        }
+        Ok(scores)
+    }
+
+    fn pipeline(&self, plan: &HoldoutPlan) -> Pipeline {
+        let context = EvaluationContext {
+            run_id: self.run_id.to_string(),
+            run_name: self.prepared.config.name.clone(),
+            tasks: plan.tasks.clone(),
+            fingerprint: plan.evaluator.fingerprint().to_string(),
+        };
+        let line = Line {
+            evaluator: plan.evaluator.clone(),
+            context,
+            ledger: self.ledger.clone(),
+            stage: self.stage.clone(),
+            attempt_event: "holdout_attempted",
+        };
+        Pipeline::new(line, self.stop.now.child_token())
+    }
+
+    /// The candidate as the search recorded it, under the hold-out's evaluation id.
+    fn candidate(&self, row: &Row, context: &EvaluationContext) -> Result<Candidate, SearchError> {
+        let asked = self.asked.iter().find(|asked| asked.index == row.index).ok_or_else(|| {
+            SearchError::BadData(format!("ledger: evaluation {} is gone", row.index))
+        })?;
+        let recipe = Recipe::from_toml(&asked.recipe)?;
+        let genome = asked.content.get("genome").cloned();
+        Ok(Candidate {
+            canonical: recipe.canonical(&self.prepared.models.content_ids)?,
+            recipe,
+            recipe_sha256: asked.recipe_sha256.clone(),
+            id: asked.candidate_id.clone(),
+            evaluation_id: context.evaluation_id(&asked.recipe_sha256, 1.0, 0),
+            genome: genome.and_then(|genome| serde_json::from_value(genome).ok()).unwrap_or_default(),
+            genes: asked.genes.clone(),
+        })
+    }
+
+    fn record(&self, plan: &HoldoutPlan, finished: Finished, scores: &mut Scores) -> Result<(), SearchError> {
+        let tasks = rename(plan, finished.tasks);
+        if finished.status != Status::Scored {
+            let reason = finished.error.clone().unwrap_or_default();
+            self.progress.line(&format!("hold-out: {} has no score: {reason}", finished.candidate.id));
+        }
+        if finished.status == Status::Failed {
+            // Says nothing of the candidate: the next start tries again.
+            return Ok(());
+        }
+        self.ledger.holdout(&HoldoutRecord {
+            evaluation_id: finished.candidate.evaluation_id.clone(),
+            candidate_id: finished.candidate.id.clone(),
+            status: if finished.status == Status::Scored { "scored" } else { "unscored" }.into(),
+            tasks: serde_json::to_value(&tasks).unwrap_or_default(),
+            error: finished.error.clone(),
+            finished_at: now(),
+        })?;
+        if finished.status == Status::Scored {
+            scores.insert(finished.candidate.id.clone(), tasks);
+        }
+        Ok(())
+    }
+}
+
+/// Scores under the run's own task names.
+fn rename(plan: &HoldoutPlan, tasks: BTreeMap<String, TaskScores>) -> BTreeMap<String, TaskScores> {
+    let ours = |name: String| {
+        plan.names.iter().find(|(_, other)| **other == name).map_or(name.clone(), |(run_name, _)| run_name.clone())
+    };
+    tasks.into_iter().map(|(name, scores)| (ours(name), scores)).collect()
+}

@@ -1,0 +1,60 @@
+//! The model card of an exported model.
+
+use crate::ledger::{AskedRecord, ToldRecord};
+use crate::recipe::Recipe;
+
+/// A README in Hugging Face's form: what was merged, how it scored, and how to make it again.
+pub fn model_card(
+    run: &str,
+    asked: &AskedRecord,
+    told: Option<&ToldRecord>,
+    recipe: &Recipe,
+    verdict: Option<&str>,
+) -> String {
+    let names: Vec<&str> = recipe.models().iter().map(|model| short_name(&model.0)).collect();
+    let mut text = String::from("---\ntags:\n- merge\n- evomerge\n---\n\n");
+    text.push_str(&format!("# {run}: candidate {}\n\n", asked.candidate_id));
+    text.push_str(&format!(
+        "A merge of {} by `{}`, found by [evomerge](https://crates.io/crates/evomerge) {} in evaluation {} ({}).\n\n",
+        names.join(", "),
+        recipe.merge_method,
+        env!("CARGO_PKG_VERSION"),
+        asked.index,
+        asked.origin
+    ));
+    if let Some(told) = told {
+        text.push_str(&scores(told));
+    }
+    let verdict = verdict.and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
+    let is_winner = |verdict: &serde_json::Value| verdict["winner"]["candidate_id"] == asked.candidate_id.as_str();
+    if let Some(verdict) = verdict.filter(is_winner)
+        && let Some(sentence) = verdict["sentence"].as_str()
+    {
+        text.push_str(&format!("## Verdict\n\n{sentence}\n\n"));
+    }
+    text.push_str("## Recipe\n\n`recipe.toml` and `mergekit_config.yml` beside this file. To make the model again:\n\n");
+    text.push_str("```\nevomerge merge recipe.toml --out MODEL\n```\n\n```yaml\n");
+    text.push_str(recipe.to_mergekit_yaml().trim_end());
+    text.push_str(&format!("\n```\n\nrecipe sha256: `{}`\n", asked.recipe_sha256));
+    text
+}
+
+fn scores(told: &ToldRecord) -> String {
+    let Some(objective) = told.objective else {
+        return format!("It has no score: {}\n\n", told.error.as_deref().unwrap_or("not finished"));
+    };
+    let mut text = format!("## Scores of the search\n\nObjective {objective:.4}.\n\n| task | metric | score | samples |\n| --- | --- | --- | --- |\n");
+    let tasks = told.tasks.as_object().into_iter().flatten();
+    for (task, scores) in tasks {
+        for (metric, value) in scores["metrics"].as_object().into_iter().flatten() {
+            let score = value["value"].as_f64().unwrap_or(f64::NAN);
+            text.push_str(&format!("| {task} | {metric} | {score:.4} | {} |\n", scores["n"]));
+        }
+    }
+    text.push_str("\nThe search chose by these scores: they overstate. The verdict is what counts.\n\n");
+    text
+}
+
+fn short_name(location: &str) -> &str {
+    if location.starts_with('/') { location.rsplit('/').next().unwrap_or(location) } else { location }
+}

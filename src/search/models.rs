@@ -1,0 +1,84 @@
+//! The models of a run: opened once, compared, identified.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::SearchError;
+use crate::checkpoint::{self, Checkpoint, ContentIds, LayerLayout};
+use crate::config::{LayerGrouping, ModelSource, RunConfig};
+use crate::merge::Merger;
+use crate::recipe::{MaskKind, Masks, ModelReference};
+use crate::space::{ModelFacts, soup_recipe};
+
+/// Base and sources of a run.
+pub struct Models {
+    /// What the search space needs to know of them.
+    pub facts: ModelFacts,
+    /// `None`: the evaluator works without checkpoints, and none was opened.
+    pub merger: Option<Arc<Merger>>,
+    pub content_ids: BTreeMap<ModelReference, String>,
+    /// Bytes of a candidate; 0 without checkpoints.
+    pub candidate_bytes: u64,
+}
+
+impl Models {
+    /// Opens, compares and hashes the models of `config`. With `checkpoints` false only their names are used: a closed-form
+    /// landscape needs no files.
+    pub fn open(config: &RunConfig, checkpoints: bool) -> Result<Self, SearchError> {
+        if checkpoints { Self::open_checkpoints(config) } else { Ok(Self::names_only(config)) }
+    }
+
+    fn open_checkpoints(config: &RunConfig) -> Result<Self, SearchError> {
+        let cache = ContentIds::open();
+        let mut opened: BTreeMap<ModelReference, Arc<Checkpoint>> = BTreeMap::new();
+        let mut content_ids = BTreeMap::new();
+        let mut named: Vec<(String, Arc<Checkpoint>)> = Vec::new();
+        for model in config.models.base.iter().chain(&config.models.sources) {
+            let path = checkpoint::resolve_location(&model.location, &config.directory)?;
+            let checkpoint = Arc::new(Checkpoint::open(&path)?);
+            checkpoint.check_finite()?;
+            content_ids.insert(reference(model), checkpoint.content_id(&cache)?);
+            named.push((model.name.clone(), checkpoint.clone()));
+            opened.insert(reference(model), checkpoint);
+        }
+        let pairs: Vec<(&str, &Checkpoint)> = named.iter().map(|(name, model)| (name.as_str(), model.as_ref())).collect();
+        checkpoint::compare(&pairs)?;
+        let Some((_, first)) = named.first() else {
+            return Err(SearchError::Settings("models.sources is empty".into()));
+        };
+        let facts = ModelFacts {
+            layers: first.layers(),
+            tensors: first.tensors().keys().cloned().collect(),
+            ..bare_facts(config, LayerLayout::default())
+        };
+        let merger = Arc::new(Merger::new(opened, content_ids.clone(), None)?);
+        let candidate_bytes = merger.required_bytes(&soup_recipe(&facts, &[0]))?;
+        Ok(Self { facts, merger: Some(merger), content_ids, candidate_bytes })
+    }
+
+    fn names_only(config: &RunConfig) -> Self {
+        let layers = match config.space.as_ref().map(|space| space.layers) {
+            Some(LayerGrouping::Groups(groups)) if groups.get() > 1 => groups.get(),
+            _ => 0,
+        };
+        let layout = LayerLayout { prefix: "model.layers.".into(), count: layers, ..LayerLayout::default() };
+        let models = config.models.base.iter().chain(&config.models.sources);
+        let content_ids = models.map(|model| (reference(model), format!("name:{}", model.name))).collect();
+        Self { facts: bare_facts(config, layout), merger: None, content_ids, candidate_bytes: 0 }
+    }
+}
+
+fn bare_facts(config: &RunConfig, layers: LayerLayout) -> ModelFacts {
+    ModelFacts {
+        base: config.models.base.as_ref().map(reference),
+        sources: config.models.sources.iter().map(|model| (model.name.clone(), reference(model))).collect(),
+        layers,
+        tensors: Vec::new(),
+        dtype: config.output.dtype,
+        masks: Masks { kind: MaskKind::Native, seed: config.seed },
+    }
+}
+
+fn reference(model: &ModelSource) -> ModelReference {
+    ModelReference(model.location.clone())
+}

@@ -1,0 +1,306 @@
+//! Evaluations on their way: materialized ahead of being evaluated, in order of index, in a bounded set of slots.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::SearchError;
+use super::candidate::{Candidate, EvaluationContext};
+use super::slots::Slots;
+use crate::evaluate::{Attempt, AttemptObserver, EvaluateError, Evaluation, Evaluator, TaskScores};
+use crate::ledger::{Ledger, LedgerError};
+use crate::merge::{MergeError, MergeOptions, Merger};
+use crate::strategy::Status;
+
+/// An evaluation to be made.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// The evaluation's index; hold-out evaluations count from 0 by themselves.
+    pub index: u64,
+    pub candidate: Arc<Candidate>,
+    pub fidelity: f64,
+    pub replicate: u32,
+}
+
+/// An evaluation that ended.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    pub index: u64,
+    pub candidate: Arc<Candidate>,
+    pub fidelity: f64,
+    pub status: Status,
+    pub tasks: BTreeMap<String, TaskScores>,
+    pub error: Option<String>,
+    pub materialize_s: Option<f64>,
+    pub evaluate_s: Option<f64>,
+    pub started_at: Option<String>,
+    pub attempts: u32,
+}
+
+/// What a pipeline works with.
+pub struct Line {
+    pub evaluator: Arc<dyn Evaluator>,
+    pub context: EvaluationContext,
+    pub ledger: Arc<Ledger>,
+    /// `None`: the evaluator needs no checkpoints.
+    pub stage: Option<MaterializeStage>,
+    /// Kind of the attempts' events in the ledger.
+    pub attempt_event: &'static str,
+}
+
+/// Where and how candidates are materialized.
+#[derive(Clone)]
+pub struct MaterializeStage {
+    pub merger: Arc<Merger>,
+    pub slots: Arc<Slots>,
+    /// Materialized candidates at a time.
+    pub capacity: usize,
+}
+
+enum Stage {
+    Waiting,
+    Materializing,
+    Ready,
+    Evaluating,
+}
+
+struct Open {
+    work: Work,
+    stage: Stage,
+    materialize_s: Option<f64>,
+}
+
+enum JobEnd {
+    Materialized { index: u64, result: Result<f64, MergeError> },
+    Evaluated { index: u64, started_at: String, seconds: f64, attempts: u32, result: Result<Evaluation, SearchError> },
+}
+
+/// The evaluations between asked and told.
+pub struct Pipeline {
+    line: Line,
+    open: BTreeMap<u64, Open>,
+    jobs: JoinSet<JobEnd>,
+    /// Cancels evaluations.
+    cancel: CancellationToken,
+    /// Cancels a merge.
+    cancel_merge: Arc<AtomicBool>,
+}
+
+impl Pipeline {
+    pub fn new(line: Line, cancel: CancellationToken) -> Self {
+        Self { line, open: BTreeMap::new(), jobs: JoinSet::new(), cancel, cancel_merge: Arc::new(AtomicBool::new(false)) }
+    }
+
+    pub fn context(&self) -> &EvaluationContext {
+        &self.line.context
+    }
+
+    pub fn add(&mut self, work: Work) {
+        let stage = if self.line.stage.is_some() { Stage::Waiting } else { Stage::Ready };
+        self.open.insert(work.index, Open { work, stage, materialize_s: None });
+    }
+
+    /// Evaluations that are with the evaluator.
+    pub fn evaluating(&self) -> usize {
+        self.open.values().filter(|open| matches!(open.stage, Stage::Evaluating)).count()
+    }
+
+    /// Nothing runs (though something may wait to be started).
+    pub fn idle(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    /// Starts what there is room for, lowest index first.
+    pub fn start(&mut self) {
+        self.start_merge();
+        let mut room = self.line.evaluator.concurrency().get().saturating_sub(self.evaluating());
+        while room > 0 {
+            let ready = self.open.iter().find(|(_, open)| matches!(open.stage, Stage::Ready)).map(|(index, _)| *index);
+            let Some(index) = ready else { break };
+            self.start_evaluation(index);
+            room -= 1;
+        }
+    }
+
+    /// Stops a merge under way; what is being evaluated goes on.
+    pub fn stop_merging(&self) {
+        self.cancel_merge.store(true, Ordering::Relaxed);
+    }
+
+    /// Cancels what is being evaluated.
+    pub fn cancel(&self) {
+        self.cancel.cancel();
+    }
+
+    /// Waits for the next evaluation to end. `None`: a step ended that was no evaluation, or nothing runs; call [`Self::start`]
+    /// again. Cancel-safe.
+    pub async fn next(&mut self) -> Result<Option<Finished>, SearchError> {
+        let Some(end) = self.jobs.join_next().await else { return Ok(None) };
+        match end.map_err(|error| SearchError::Worker(error.to_string()))? {
+            JobEnd::Materialized { index, result } => self.materialized(index, result),
+            JobEnd::Evaluated { index, started_at, seconds, attempts, result } => {
+                self.evaluated(index, started_at, seconds, attempts, result)
+            }
+        }
+    }
+
+    /// One merge at a time: it uses all cores.
+    fn start_merge(&mut self) {
+        let Some(stage) = self.line.stage.clone() else { return };
+        let occupied = self.open.values().filter(|open| !matches!(open.stage, Stage::Waiting)).count();
+        let merging = self.open.values().any(|open| matches!(open.stage, Stage::Materializing));
+        if merging || occupied >= stage.capacity || self.cancel_merge.load(Ordering::Relaxed) {
+            return;
+        }
+        let waiting = self.open.values_mut().find(|open| matches!(open.stage, Stage::Waiting));
+        let Some(open) = waiting else { return };
+        open.stage = Stage::Materializing;
+        let work = open.work.clone();
+        let cancel = self.cancel_merge.clone();
+        self.jobs.spawn_blocking(move || {
+            let started = Instant::now();
+            let destination = stage.slots.candidate(&slot_name(&work));
+            let options = MergeOptions { durable: false, replace: true, cancel: Some(cancel), ..MergeOptions::default() };
+            let result = stage.merger.materialize(&work.candidate.recipe, &destination, &options);
+            JobEnd::Materialized { index: work.index, result: result.map(|_| started.elapsed().as_secs_f64()) }
+        });
+    }
+
+    fn start_evaluation(&mut self, index: u64) {
+        let Some(open) = self.open.get_mut(&index) else { return };
+        open.stage = Stage::Evaluating;
+        let work = open.work.clone();
+        let path = self.line.stage.as_ref().map(|stage| stage.slots.candidate(&slot_name(&work)));
+        let request = work.candidate.request(&self.line.context, path, work.fidelity, work.replicate);
+        let evaluator = self.line.evaluator.clone();
+        let observer =
+            LedgerAttempts::new(self.line.ledger.clone(), self.line.attempt_event, index, &request.evaluation_id);
+        let cancel = self.cancel.child_token();
+        self.jobs.spawn(async move {
+            let started_at = crate::ledger::now();
+            let started = Instant::now();
+            let result = evaluator.evaluate(&request, &observer, &cancel).await.map_err(SearchError::from);
+            let seconds = started.elapsed().as_secs_f64();
+            let attempts = observer.count.load(Ordering::Relaxed);
+            let result = match observer.into_fault() {
+                Some(fault) => Err(SearchError::from(fault)),
+                None => result,
+            };
+            JobEnd::Evaluated { index, started_at, seconds, attempts, result }
+        });
+    }
+
+    fn materialized(&mut self, index: u64, result: Result<f64, MergeError>) -> Result<Option<Finished>, SearchError> {
+        match result {
+            Ok(seconds) => {
+                let payload = serde_json::json!({ "seconds": seconds });
+                self.line.ledger.event("materialized", Some(index), &payload)?;
+                if let Some(open) = self.open.get_mut(&index) {
+                    open.stage = Stage::Ready;
+                    open.materialize_s = Some(seconds);
+                }
+                Ok(None)
+            }
+            Err(MergeError::Cancelled) => {
+                if let Some(open) = self.open.get_mut(&index) {
+                    open.stage = Stage::Waiting;
+                }
+                Ok(None)
+            }
+            Err(error) if error.is_candidates_fault() => {
+                Ok(self.close(index).map(|open| end(open, Status::Infeasible, BTreeMap::new(), Some(error.to_string()))))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn evaluated(
+        &mut self,
+        index: u64,
+        started_at: String,
+        seconds: f64,
+        attempts: u32,
+        result: Result<Evaluation, SearchError>,
+    ) -> Result<Option<Finished>, SearchError> {
+        let Some(open) = self.close(index) else { return Ok(None) };
+        let finished = match result {
+            Ok(evaluation) => end(open, Status::Scored, evaluation.tasks, None),
+            Err(SearchError::Evaluate(EvaluateError::Candidate(fault))) => {
+                end(open, Status::Infeasible, BTreeMap::new(), Some(fault.to_string()))
+            }
+            Err(SearchError::Evaluate(EvaluateError::GivenUp(fault))) => {
+                end(open, Status::Failed, BTreeMap::new(), Some(fault.to_string()))
+            }
+            // Asked but not told: the next start sends it again under the same id.
+            Err(SearchError::Evaluate(EvaluateError::Cancelled)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(Some(Finished { started_at: Some(started_at), evaluate_s: Some(seconds), attempts, ..finished }))
+    }
+
+    fn close(&mut self, index: u64) -> Option<Open> {
+        let open = self.open.remove(&index)?;
+        if let Some(stage) = &self.line.stage {
+            stage.slots.release(&slot_name(&open.work));
+        }
+        Some(open)
+    }
+}
+
+/// Replicates of one candidate may be open at once.
+fn slot_name(work: &Work) -> String {
+    match work.replicate {
+        0 => work.candidate.id.clone(),
+        replicate => format!("{}-r{replicate}", work.candidate.id),
+    }
+}
+
+fn end(open: Open, status: Status, tasks: BTreeMap<String, TaskScores>, error: Option<String>) -> Finished {
+    Finished {
+        index: open.work.index,
+        candidate: open.work.candidate,
+        fidelity: open.work.fidelity,
+        status,
+        tasks,
+        error,
+        materialize_s: open.materialize_s,
+        evaluate_s: None,
+        started_at: None,
+        attempts: 0,
+    }
+}
+
+/// Writes every attempt to the ledger before the next one starts.
+struct LedgerAttempts {
+    ledger: Arc<Ledger>,
+    event: &'static str,
+    index: u64,
+    evaluation_id: String,
+    count: AtomicU32,
+    fault: Mutex<Option<LedgerError>>,
+}
+
+impl LedgerAttempts {
+    fn new(ledger: Arc<Ledger>, event: &'static str, index: u64, evaluation_id: &str) -> Self {
+        let evaluation_id = evaluation_id.to_string();
+        Self { ledger, event, index, evaluation_id, count: AtomicU32::new(0), fault: Mutex::new(None) }
+    }
+
+    fn into_fault(self) -> Option<LedgerError> {
+        self.fault.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl AttemptObserver for LedgerAttempts {
+    fn attempted(&self, attempt: &Attempt) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let payload = serde_json::json!({ "evaluation_id": self.evaluation_id, "attempt": attempt });
+        if let Err(error) = self.ledger.event(self.event, Some(self.index), &payload) {
+            *self.fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
+        }
+    }
+}

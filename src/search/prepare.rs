@@ -1,0 +1,324 @@
+//! Opens everything a run needs and checks that it fits together, before a night is spent.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::models::Models;
+use super::progress::Progress;
+use super::{Budget, SearchError, Stop};
+use crate::config::{Goal, HoldoutSource, RunConfig, TaskConfig};
+use crate::evaluate::{
+    self, ConnectContext, EvaluateError, Evaluator, EvaluatorTask, Fault, FaultClass, SampleId, Samples, TaskCapability,
+    TaskRequest,
+};
+use crate::score::{Objective, ObjectiveTask};
+use crate::space::SearchSpace;
+
+/// How the sealed hold-out is scored.
+pub struct HoldoutPlan {
+    pub evaluator: Arc<dyn Evaluator>,
+    pub tasks: Vec<TaskRequest>,
+    /// The evaluator's task name by the run's task name, where they differ.
+    pub names: BTreeMap<String, String>,
+    pub finalists: usize,
+    /// Samples of one hold-out evaluation.
+    pub samples: u64,
+}
+
+/// A run file with everything it names opened.
+pub struct Prepared {
+    pub config: RunConfig,
+    pub models: Models,
+    pub space: Option<Arc<SearchSpace>>,
+    pub evaluator: Arc<dyn Evaluator>,
+    pub objective: Objective,
+    pub tasks: Vec<TaskRequest>,
+    /// Samples of one evaluation at full fidelity; 0 where the evaluator does not say.
+    pub samples: u64,
+    pub holdout: Option<HoldoutPlan>,
+}
+
+impl Prepared {
+    /// Baselines that every search evaluates first: base, sources, uniform soup.
+    pub fn baselines(&self) -> u64 {
+        let sources = self.models.facts.sources.len() as u64;
+        u64::from(self.models.facts.base.is_some()) + sources + u64::from(sources > 1)
+    }
+
+    /// Source names in order.
+    pub fn source_names(&self) -> Vec<String> {
+        self.models.facts.sources.iter().map(|(name, _)| name.clone()).collect()
+    }
+}
+
+/// Opens models, space, evaluators and hold-out of a run.
+pub async fn prepare(config: RunConfig, progress: &dyn Progress, stop: &Stop) -> Result<Prepared, SearchError> {
+    let evaluator = connect(&config, &evaluator_tasks(&config.tasks), progress, stop).await?;
+    let objective = objective(&config, evaluator.as_ref())?;
+    let tasks = task_requests(&config, &objective, evaluator.as_ref())?;
+    let samples = count_samples(&tasks, evaluator.as_ref());
+
+    let needs_checkpoint = evaluator.needs_checkpoint();
+    let opened = {
+        let config = config.clone();
+        tokio::task::spawn_blocking(move || Models::open(&config, needs_checkpoint)).await
+    };
+    let models = opened.map_err(|error| SearchError::Worker(error.to_string()))??;
+    let space = match &config.space {
+        Some(space) => Some(Arc::new(SearchSpace::new(space, &models.facts)?)),
+        None => None,
+    };
+    for notice in space.iter().flat_map(|space| space.notices()) {
+        progress.line(notice);
+    }
+
+    let mut prepared = Prepared { config, models, space, evaluator, objective, tasks, samples, holdout: None };
+    prepared.holdout = holdout_plan(&mut prepared, progress, stop).await?;
+    Budget::new(prepared.config.budget.clone()).check_minimum(prepared.baselines(), prepared.samples)?;
+    Ok(prepared)
+}
+
+pub(super) async fn connect(
+    config: &RunConfig,
+    tasks: &[EvaluatorTask],
+    progress: &dyn Progress,
+    stop: &Stop,
+) -> Result<Arc<dyn Evaluator>, SearchError> {
+    let context =
+        ConnectContext { seed: config.seed, directory: config.directory.clone(), notify: &|line| progress.line(line) };
+    let cancel = stop.now.child_token();
+    let connecting = evaluate::connect(&config.evaluator, tasks, &context, &cancel);
+    tokio::select! {
+        connected = connecting => Ok(connected?),
+        () = stop.requested() => Err(SearchError::Stopped),
+    }
+}
+
+pub(super) fn evaluator_tasks(tasks: &[TaskConfig]) -> Vec<EvaluatorTask> {
+    tasks
+        .iter()
+        .map(|task| EvaluatorTask {
+            name: task.name.clone(),
+            data: task.data.clone(),
+            metric: task.metric.clone(),
+            max_new_tokens: task.max_new_tokens,
+        })
+        .collect()
+}
+
+fn configuration(detail: String) -> SearchError {
+    let fault = Fault { class: FaultClass::Configuration, code: "unknown_task".into(), detail, endpoint: None };
+    SearchError::Evaluate(EvaluateError::Configuration(fault))
+}
+
+fn capability<'a>(evaluator: &'a dyn Evaluator, task: &str) -> Result<&'a TaskCapability, SearchError> {
+    evaluator.capabilities().tasks.get(task).ok_or_else(|| {
+        let known: Vec<&str> = evaluator.capabilities().tasks.keys().map(String::as_str).collect();
+        configuration(format!("the evaluator has no task `{task}`; it has: {}", known.join(", ")))
+    })
+}
+
+/// Metric and direction of every task: as the run file says, checked against what the evaluator says.
+pub(super) fn objective(config: &RunConfig, evaluator: &dyn Evaluator) -> Result<Objective, SearchError> {
+    let task = |task: &TaskConfig| -> Result<ObjectiveTask, SearchError> {
+        let known = capability(evaluator, &task.name)?;
+        let metric = match &task.metric {
+            Some(metric) => metric.clone(),
+            None => known.metrics.keys().next().cloned().ok_or_else(|| {
+                SearchError::Settings(format!("task `{}`: name a metric; the evaluator lists none", task.name))
+            })?,
+        };
+        let higher_is_better = match known.metrics.get(&metric) {
+            Some(capability) => Some(capability.higher_is_better),
+            None if known.metrics.is_empty() => None,
+            None => {
+                let names: Vec<&str> = known.metrics.keys().map(String::as_str).collect();
+                return Err(configuration(format!(
+                    "task `{}` has no metric `{metric}`; it has: {}",
+                    task.name,
+                    names.join(", ")
+                )));
+            }
+        };
+        let maximize = match (task.goal, higher_is_better) {
+            (None, higher) => higher.unwrap_or(true),
+            (Some(goal), Some(higher)) if (goal == Goal::Maximize) != higher => {
+                return Err(SearchError::Settings(format!(
+                    "task `{}`: goal says {}, but the evaluator says that {} {metric} is better",
+                    task.name,
+                    if higher { "minimize" } else { "maximize" },
+                    if higher { "higher" } else { "lower" },
+                )));
+            }
+            (Some(goal), _) => goal == Goal::Maximize,
+        };
+        Ok(ObjectiveTask { name: task.name.clone(), metric, weight: task.weight, maximize })
+    };
+    Ok(Objective { tasks: config.tasks.iter().map(task).collect::<Result<_, _>>()? })
+}
+
+/// The requests of the search: all samples, the first `limit`, or those that a hold-out by fraction leaves.
+pub(super) fn task_requests(
+    config: &RunConfig,
+    objective: &Objective,
+    evaluator: &dyn Evaluator,
+) -> Result<Vec<TaskRequest>, SearchError> {
+    let fraction = match config.holdout.as_ref().map(|holdout| &holdout.source) {
+        Some(HoldoutSource::Fraction(fraction)) => Some(*fraction),
+        _ => None,
+    };
+    let request = |(task, goal): (&TaskConfig, &ObjectiveTask)| -> Result<TaskRequest, SearchError> {
+        let known = capability(evaluator, &task.name)?;
+        let samples = match (fraction, task.limit) {
+            (Some(fraction), limit) => {
+                let (mut search, _) = split(config.seed, &task.name, known, fraction)?;
+                if let Some(limit) = limit {
+                    search.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+                }
+                Samples::Ids(search)
+            }
+            (None, Some(_)) if !known.supports_limit => {
+                return Err(configuration(format!("task `{}`: the evaluator does not support `limit`", task.name)));
+            }
+            (None, Some(limit)) => Samples::Limit(limit),
+            (None, None) => Samples::All,
+        };
+        Ok(TaskRequest { name: task.name.clone(), metric: goal.metric.clone(), samples, seed: config.seed })
+    };
+    config.tasks.iter().zip(&objective.tasks).map(request).collect()
+}
+
+/// Splits a task's samples by hash of (seed, task, sample id) into search and hold-out, both in the evaluator's order.
+fn split(
+    seed: u64,
+    task: &str,
+    known: &TaskCapability,
+    fraction: f64,
+) -> Result<(Vec<SampleId>, Vec<SampleId>), SearchError> {
+    let ids = known.sample_ids.as_ref().filter(|_| known.supports_sample_ids).ok_or_else(|| {
+        configuration(format!(
+            "task `{task}`: holdout.fraction needs an evaluator that supports sample_ids; name hold-out tasks, data or \
+             endpoints instead"
+        ))
+    })?;
+    let goes_to_holdout = |id: &SampleId| {
+        let digest = Sha256::digest(serde_json::json!(["evomerge split v1", seed, task, id]).to_string().as_bytes());
+        let mut first = [0; 8];
+        first.copy_from_slice(&digest[..8]);
+        (u64::from_be_bytes(first) as f64) < fraction * 2f64.powi(64)
+    };
+    let (holdout, search): (Vec<SampleId>, Vec<SampleId>) = ids.iter().cloned().partition(goes_to_holdout);
+    if holdout.is_empty() || search.is_empty() {
+        return Err(SearchError::Settings(format!(
+            "holdout.fraction = {fraction} leaves task `{task}` ({} samples) without {} samples",
+            ids.len(),
+            if holdout.is_empty() { "hold-out" } else { "search" }
+        )));
+    }
+    Ok((search, holdout))
+}
+
+fn count_samples(tasks: &[TaskRequest], evaluator: &dyn Evaluator) -> u64 {
+    let count = |task: &TaskRequest| {
+        let all = evaluator.capabilities().tasks.get(&task.name).map_or(0, |known| known.n_samples);
+        match &task.samples {
+            Samples::All => all,
+            Samples::Limit(limit) => all.min(*limit),
+            Samples::Ids(ids) => ids.len() as u64,
+        }
+    };
+    tasks.iter().map(count).sum()
+}
+
+async fn holdout_plan(
+    prepared: &mut Prepared,
+    progress: &dyn Progress,
+    stop: &Stop,
+) -> Result<Option<HoldoutPlan>, SearchError> {
+    let Some(holdout) = prepared.config.holdout.clone() else { return Ok(None) };
+    let mut names = BTreeMap::new();
+    let mut samples = BTreeMap::new();
+    let evaluator = match &holdout.source {
+        HoldoutSource::Fraction(fraction) => {
+            for task in &prepared.config.tasks {
+                let known = capability(prepared.evaluator.as_ref(), &task.name)?;
+                let (_, ids) = split(prepared.config.seed, &task.name, known, *fraction)?;
+                samples.insert(task.name.clone(), Samples::Ids(ids));
+            }
+            prepared.evaluator.clone()
+        }
+        HoldoutSource::Endpoints(endpoints) => {
+            let mut config = prepared.config.clone();
+            if let crate::config::EvaluatorKind::Http(http) = &mut config.evaluator.kind {
+                http.endpoints.clone_from(endpoints);
+            }
+            connect(&config, &evaluator_tasks(&config.tasks), progress, stop).await?
+        }
+        HoldoutSource::Data(data) => {
+            let mut tasks = prepared.config.tasks.clone();
+            for task in &mut tasks {
+                task.data = Some(holdout_entry(data, &task.name)?);
+            }
+            connect(&prepared.config, &evaluator_tasks(&tasks), progress, stop).await?
+        }
+        HoldoutSource::Tasks(renamed) => {
+            let mut tasks = prepared.config.tasks.clone();
+            for task in &mut tasks {
+                let other = holdout_entry(renamed, &task.name)?;
+                names.insert(task.name.clone(), other.clone());
+                task.name = other;
+            }
+            connect(&prepared.config, &evaluator_tasks(&tasks), progress, stop).await?
+        }
+    };
+    let mut tasks = Vec::new();
+    for task in &prepared.tasks {
+        let name = names.get(&task.name).unwrap_or(&task.name).clone();
+        let known = capability(evaluator.as_ref(), &name)?;
+        refuse_overlap(&task.name, capability(prepared.evaluator.as_ref(), &task.name)?, known, &holdout.source)?;
+        let samples = samples.get(&task.name).cloned().unwrap_or(Samples::All);
+        tasks.push(TaskRequest { name, metric: task.metric.clone(), samples, seed: task.seed });
+    }
+    let samples = count_samples(&tasks, evaluator.as_ref());
+    Ok(Some(HoldoutPlan { evaluator, tasks, names, finalists: holdout.finalists.get(), samples }))
+}
+
+fn holdout_entry<T: Clone>(entries: &BTreeMap<String, T>, task: &str) -> Result<T, SearchError> {
+    entries.get(task).cloned().ok_or_else(|| {
+        SearchError::Settings(format!("[holdout] has nothing for task `{task}`; every task of the search needs its hold-out"))
+    })
+}
+
+/// A sample that the search saw proves nothing.
+fn refuse_overlap(
+    task: &str,
+    search: &TaskCapability,
+    holdout: &TaskCapability,
+    source: &HoldoutSource,
+) -> Result<(), SearchError> {
+    if matches!(source, HoldoutSource::Fraction(_)) {
+        return Ok(());
+    }
+    let (Some(search), Some(holdout)) = (&search.sample_hashes, &holdout.sample_hashes) else { return Ok(()) };
+    let seen: BTreeSet<&String> = search.iter().collect();
+    let shared = holdout.iter().filter(|hash| seen.contains(hash)).count();
+    if shared == 0 {
+        return Ok(());
+    }
+    Err(SearchError::BadData(format!(
+        "task `{task}`: {shared} of {} hold-out samples are among the samples of the search; a hold-out must be data that the \
+         search never saw",
+        holdout.len()
+    )))
+}
+
+/// Where candidates of a run go.
+pub(super) fn candidate_parent(prepared: &Prepared, run_folder: &std::path::Path, slots: u64) -> PathBuf {
+    match &prepared.config.candidates.dir {
+        Some(folder) => folder.clone(),
+        None => super::slots::choose_parent(run_folder, prepared.models.candidate_bytes, slots),
+    }
+}

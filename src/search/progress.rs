@@ -1,0 +1,29 @@
+//! What a search tells a person while it runs.
+
+use std::time::Duration;
+
+/// Where a run stands.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    pub finished: u64,
+    /// Evaluations of the budget, where it has that limit.
+    pub total: Option<u64>,
+    pub in_flight: usize,
+    pub infeasible: u64,
+    pub failed: u64,
+    /// Objective of the best candidate so far, with its id.
+    pub best: Option<(f64, String)>,
+    /// Objective of the best baseline so far, with its origin.
+    pub best_baseline: Option<(f64, String)>,
+    /// Active time, summed over restarts.
+    pub active: Duration,
+    pub remaining: Option<Duration>,
+}
+
+/// Receives what happens. Called from the driver only; must not block for long.
+pub trait Progress: Send + Sync {
+    /// A line worth a person's attention (a notice, a new best, a retry).
+    fn line(&self, text: &str);
+    /// The state changed.
+    fn update(&self, snapshot: &Snapshot);
+}

@@ -1,0 +1,76 @@
+//! One search from start (or wherever it was) to verdict.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::driver::Search;
+use super::frozen::freeze;
+use super::prepare::Prepared;
+use super::progress::Progress;
+use super::run_folder::RunFolder;
+use super::{SearchError, Stop, export};
+use crate::ledger::Ledger;
+use crate::score::Verdict;
+use crate::strategy::{SoupTrace, Status};
+
+/// How a run is started.
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// Another run's ledger whose recorded scores are taken instead of asking again.
+    pub reuse: Option<PathBuf>,
+}
+
+/// One evaluation as tables show it.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Row {
+    pub index: u64,
+    pub candidate_id: String,
+    pub origin: String,
+    pub status: Status,
+    pub objective: Option<f64>,
+    /// Scores by task, of the task's metric.
+    pub tasks: BTreeMap<String, f64>,
+}
+
+/// What a finished run came to.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct RunReport {
+    pub name: String,
+    pub folder: PathBuf,
+    pub evaluations: u64,
+    pub scored: u64,
+    pub infeasible: u64,
+    pub failed: u64,
+    /// Why the search ended.
+    pub reason: String,
+    pub active_s: f64,
+    pub best: Option<Row>,
+    /// Base, sources and soups, in order of index.
+    pub baselines: Vec<Row>,
+    pub soup: Option<SoupTrace>,
+    /// `None`: no candidate was scored. Its fields stand at the top level of the document.
+    #[serde(flatten)]
+    pub verdict: Option<Verdict>,
+}
+
+/// Runs or continues the search in `folder` until the budget is spent, the strategy is done, or someone wants it to stop.
+pub async fn run(
+    prepared: Arc<Prepared>,
+    folder: RunFolder,
+    options: RunOptions,
+    progress: Arc<dyn Progress>,
+    stop: Stop,
+) -> Result<RunReport, SearchError> {
+    let ledger = Arc::new(Ledger::open(&folder.ledger())?);
+    let (frozen, fresh) = freeze(&ledger, &prepared)?;
+    if fresh {
+        export::write_run_file(folder.path(), &prepared.config, &prepared.models)?;
+    }
+    let mut search = Search::new(prepared, folder, ledger, frozen, progress, stop)?;
+    search.load_reusable(&options)?;
+    search.record_start(fresh)?;
+    search.replay()?;
+    let outcome = search.drive().await;
+    search.leave(outcome).await
+}

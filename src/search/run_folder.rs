@@ -1,0 +1,94 @@
+//! A run's folder: where its files are, and who may write them.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use super::SearchError;
+
+/// `results/NAME/`, locked by this process.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl RunFolder {
+    /// Creates the folder if needed and locks it; a second process on the same run is refused.
+    pub fn lock(results: &Path, name: &str) -> Result<Self, SearchError> {
+        let path = results.join(name);
+        let fault = |path: &Path, source| SearchError::Write { path: path.to_path_buf(), source };
+        std::fs::create_dir_all(&path).map_err(|source| fault(&path, source))?;
+        let lock_path = path.join("run.lock");
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&lock_path)
+            .map_err(|source| fault(&lock_path, source))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => {
+                let mut owner = String::new();
+                let _ = lock.read_to_string(&mut owner);
+                let owner = if owner.trim().is_empty() { String::new() } else { format!(" (process {})", owner.trim()) };
+                return Err(SearchError::InUse { name: name.to_string(), owner });
+            }
+            Err(std::fs::TryLockError::Error(source)) => return Err(fault(&lock_path, source)),
+        }
+        let write_owner = |lock: &mut File| {
+            lock.set_len(0)?;
+            lock.rewind()?;
+            writeln!(lock, "{}", std::process::id())
+        };
+        write_owner(&mut lock).map_err(|source| fault(&lock_path, source))?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn ledger(&self) -> PathBuf {
+        self.path.join("ledger.sqlite")
+    }
+}
+
+/// Moves an existing run to the first free `NAME.1`, `NAME.2`, ...; refuses while another process uses it.
+pub fn move_aside(results: &Path, name: &str) -> Result<Option<PathBuf>, SearchError> {
+    let path = results.join(name);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let _folder = RunFolder::lock(results, name)?;
+    let mut number = 1u32;
+    let target = loop {
+        let target = results.join(format!("{name}.{number}"));
+        if !target.exists() {
+            break target;
+        }
+        number += 1;
+    };
+    std::fs::rename(&path, &target).map_err(|source| SearchError::Write { path: target.clone(), source })?;
+    Ok(Some(target))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_owner_is_refused_and_told_who_has_it() {
+        let results = tempfile::tempdir().unwrap();
+        let first = RunFolder::lock(results.path(), "run").unwrap();
+        let error = RunFolder::lock(results.path(), "run").unwrap_err();
+        assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+        assert_eq!(error.exit_code(), crate::exit::ExitCode::Stopped);
+        assert!(move_aside(results.path(), "run").is_err());
+        drop(first);
+        assert_eq!(move_aside(results.path(), "run").unwrap(), Some(results.path().join("run.1")));
+        RunFolder::lock(results.path(), "run").unwrap();
+        assert_eq!(move_aside(results.path(), "run").unwrap(), Some(results.path().join("run.2")));
+    }
+}

@@ -1,0 +1,46 @@
+//! A run's evaluator and tasks without its models, for scoring any checkpoint.
+
+use std::sync::Arc;
+
+use super::candidate::EvaluationContext;
+use super::prepare::{connect, evaluator_tasks, objective, task_requests};
+use super::{Progress, SearchError, Stop};
+use crate::config::RunConfig;
+use crate::evaluate::{Evaluator, TaskRequest};
+use crate::score::Objective;
+
+/// What scores, on which tasks, and how their scores become one number.
+pub struct Scorer {
+    pub evaluator: Arc<dyn Evaluator>,
+    pub tasks: Vec<TaskRequest>,
+    pub objective: Objective,
+}
+
+/// Connects the evaluator of a run file.
+pub async fn connect_evaluator(
+    config: &RunConfig,
+    progress: &dyn Progress,
+    stop: &Stop,
+) -> Result<Scorer, SearchError> {
+    let evaluator = connect(config, &evaluator_tasks(&config.tasks), progress, stop).await?;
+    if !evaluator.needs_checkpoint() {
+        return Err(SearchError::Settings(format!(
+            "the {} evaluator scores genomes, not checkpoints; evaluate needs another one",
+            evaluator.kind()
+        )));
+    }
+    let objective = objective(config, evaluator.as_ref())?;
+    let tasks = task_requests(config, &objective, evaluator.as_ref())?;
+    Ok(Scorer { evaluator, tasks, objective })
+}
+
+/// The evaluation id of a checkpoint that no recipe made.
+pub fn evaluation_id(content: &str, tasks: &[TaskRequest], fingerprint: &str) -> String {
+    let context = EvaluationContext {
+        run_id: String::new(),
+        run_name: String::new(),
+        tasks: tasks.to_vec(),
+        fingerprint: fingerprint.to_string(),
+    };
+    context.evaluation_id(content, 1.0, 0)
+}

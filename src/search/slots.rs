@@ -1,0 +1,144 @@
+//! Where candidates live while they are evaluated: a folder of the run's own under an owner lock, on the RAM disk when it
+//! fits. What a killed run left behind is removed at the next start; what another living run owns is not touched.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use super::SearchError;
+
+const PREFIX: &str = "evomerge-";
+const LOCK: &str = ".lock";
+const RAM_DISK: &str = "/dev/shm";
+
+/// The run's candidate folder; removed with everything in it when dropped.
+#[derive(Debug)]
+pub struct Slots {
+    folder: PathBuf,
+    /// Held as long as the folder is ours.
+    _lock: File,
+}
+
+impl Slots {
+    /// Claims `<parent>/evomerge-<run id>`, after a sweep of folders without a living owner.
+    pub fn claim(parent: &Path, run_id: &str) -> Result<Self, SearchError> {
+        let fault = |path: &Path, source| SearchError::CandidateFolder { path: path.to_path_buf(), source };
+        std::fs::create_dir_all(parent).map_err(|source| fault(parent, source))?;
+        sweep(parent);
+        let folder = parent.join(format!("{PREFIX}{run_id}"));
+        // The lock is held before the folder has its final name, so that no sweep of another process takes it for ownerless.
+        let fresh = tempfile::Builder::new().prefix(".evomerge-new-").tempdir_in(parent).map_err(|e| fault(parent, e))?;
+        let lock = File::create(fresh.path().join(LOCK)).map_err(|source| fault(fresh.path(), source))?;
+        lock.try_lock().map_err(|error| fault(&folder, error.into()))?;
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(fresh.path(), std::fs::Permissions::from_mode(0o755))
+            .map_err(|source| fault(fresh.path(), source))?;
+        std::fs::rename(fresh.path(), &folder).map_err(|source| fault(&folder, source))?;
+        // Renamed away: nothing is left for the temporary folder's own clean-up.
+        let _ = fresh.keep();
+        Ok(Self { folder, _lock: lock })
+    }
+
+    /// Where the candidate of that id is materialized.
+    pub fn candidate(&self, candidate_id: &str) -> PathBuf {
+        self.folder.join(candidate_id)
+    }
+
+    /// Removes a candidate; a reader that still maps its files keeps them until it is done.
+    pub fn release(&self, candidate_id: &str) {
+        let _ = std::fs::remove_dir_all(self.candidate(candidate_id));
+    }
+}
+
+impl Drop for Slots {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Removes candidate folders under `parent` whose owner is gone.
+fn sweep(parent: &Path) {
+    let Ok(entries) = std::fs::read_dir(parent) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if !is_folder || !name.to_string_lossy().starts_with(PREFIX) {
+            continue;
+        }
+        let path = entry.path();
+        let owned = match File::open(path.join(LOCK)) {
+            Ok(lock) => lock.try_lock().is_err(),
+            // No lock file, no owner, unless we are not even allowed to look.
+            Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+        };
+        if !owned {
+            let _ = std::fs::remove_dir_all(&path);
+        }
+    }
+}
+
+/// The folder for candidates of `bytes` each: the RAM disk when `slots + 1` of them fit in it and in half of the free memory,
+/// else `run_folder`.
+pub fn choose_parent(run_folder: &Path, bytes: u64, slots: u64) -> PathBuf {
+    let needed = bytes.saturating_mul(slots + 1);
+    let ram_disk = Path::new(RAM_DISK);
+    let fits = free_bytes(ram_disk).is_some_and(|free| free > needed)
+        && available_memory().is_some_and(|memory| memory / 2 > needed);
+    if fits { ram_disk.to_path_buf() } else { run_folder.join("candidates") }
+}
+
+/// Bytes free for us on the file system of `path`.
+pub fn free_bytes(path: &Path) -> Option<u64> {
+    let status = rustix::fs::statvfs(path).ok()?;
+    Some(status.f_bavail.saturating_mul(status.f_frsize))
+}
+
+/// `MemAvailable` in bytes.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sweep_takes_what_has_no_owner_and_nothing_else() {
+        let parent = tempfile::tempdir().unwrap();
+        let ours = Slots::claim(parent.path(), "alive").unwrap();
+        std::fs::create_dir_all(ours.candidate("c1")).unwrap();
+        let dead = parent.path().join("evomerge-dead");
+        std::fs::create_dir_all(dead.join("c2")).unwrap();
+        File::create(dead.join(LOCK)).unwrap();
+        let foreign = parent.path().join("somebody-else");
+        std::fs::create_dir_all(&foreign).unwrap();
+
+        let other = Slots::claim(parent.path(), "other").unwrap();
+        assert!(ours.candidate("c1").is_dir());
+        assert!(!dead.exists());
+        assert!(foreign.is_dir());
+
+        let folder = ours.folder.clone();
+        drop(ours);
+        assert!(!folder.exists());
+        drop(other);
+        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_run_that_was_killed_claims_its_folder_again() {
+        let parent = tempfile::tempdir().unwrap();
+        let left = parent.path().join("evomerge-r1");
+        std::fs::create_dir_all(left.join("half.partial")).unwrap();
+        let slots = Slots::claim(parent.path(), "r1").unwrap();
+        assert!(!slots.candidate("half.partial").exists());
+    }
+
+    #[test]
+    fn what_does_not_fit_goes_to_the_run_folder() {
+        let run = Path::new("results/x");
+        assert_eq!(choose_parent(run, u64::MAX / 8, 2), run.join("candidates"));
+    }
+}
