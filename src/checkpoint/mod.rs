@@ -8,6 +8,8 @@ mod content;
 mod directory;
 mod dtype;
 mod error;
+#[cfg(test)]
+mod fixtures;
 mod header;
 mod json;
 mod layers;
