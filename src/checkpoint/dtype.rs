@@ -22,6 +22,27 @@ impl Dtype {
         }
     }
 
+    /// The type as safetensors spells it.
+    pub const fn stored(self) -> safetensors::Dtype {
+        match self {
+            Self::Float16 => safetensors::Dtype::F16,
+            Self::Bfloat16 => safetensors::Dtype::BF16,
+            Self::Float32 => safetensors::Dtype::F32,
+            Self::Float64 => safetensors::Dtype::F64,
+        }
+    }
+
+    /// The type that a safetensors file names; `None` for everything that is not one of the four.
+    pub const fn from_stored(stored: safetensors::Dtype) -> Option<Self> {
+        match stored {
+            safetensors::Dtype::F16 => Some(Self::Float16),
+            safetensors::Dtype::BF16 => Some(Self::Bfloat16),
+            safetensors::Dtype::F32 => Some(Self::Float32),
+            safetensors::Dtype::F64 => Some(Self::Float64),
+            _ => None,
+        }
+    }
+
     /// The name used in `config.json` and in recipes.
     pub const fn name(self) -> &'static str {
         match self {

@@ -1,8 +1,34 @@
 //! Checkpoints: Hugging Face directories with safetensors (one file or shards) and `config.json`.
-//! Opening, validating, mapping, comparing and identifying them. Knows nothing of recipes.
+//! Opening, validating, mapping, comparing, identifying and writing them. Knows nothing of recipes.
+//!
+//! Nothing that a checkpoint says is believed before it is checked, and no code is ever loaded from one.
 
+mod compatibility;
+mod content;
+mod directory;
 mod dtype;
+mod error;
+#[cfg(test)]
+mod fixtures;
+mod header;
+mod json;
 mod layers;
+mod location;
+mod mapping;
+mod model;
+mod nonfinite;
+mod output;
+mod writer;
 
+pub use compatibility::compare;
+pub use content::ContentIds;
+pub use directory::{CONFIG_FILE, INDEX_FILE, SINGLE_FILE};
 pub use dtype::Dtype;
+pub use error::CheckpointError;
+pub use header::TensorInfo;
 pub use layers::LayerLayout;
+pub use location::resolve_location;
+pub use model::{Checkpoint, Shard, is_head};
+pub use nonfinite::NonFinite;
+pub use output::{OutputFile, OutputTensor, base_layout, shard_layout};
+pub use writer::CheckpointWriter;

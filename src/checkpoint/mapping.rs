@@ -1,0 +1,94 @@
+//! Memory-mapped files. The only place of this room with `unsafe`.
+//!
+//! A file that another process truncates while it is mapped raises SIGBUS on the next access: no read-only mapping can
+//! prevent that. What evomerge itself writes is never truncated in place (it goes to a new file and is renamed), and
+//! headers and hashes are read with ordinary reads; [`MappedFile::verify_unchanged`] finds a file that was rewritten.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use super::error::CheckpointError;
+
+/// What tells one content of a file from another without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct FileIdentity {
+    pub device: u64,
+    pub inode: u64,
+    pub size: u64,
+    /// Modification time in nanoseconds since 1970.
+    pub modified: i128,
+}
+
+impl FileIdentity {
+    pub(super) fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()),
+        }
+    }
+}
+
+/// Opens a regular file for reading; links are followed (the Hugging Face cache is made of them), devices, pipes and
+/// directories are refused without blocking on them.
+pub(super) fn open_regular(path: &Path) -> Result<(File, FileIdentity), CheckpointError> {
+    let failed = |source| CheckpointError::Read { path: path.to_owned(), source };
+    let regular = |metadata: Metadata| {
+        if metadata.is_file() {
+            Ok(FileIdentity::of(&metadata))
+        } else {
+            Err(failed(std::io::Error::other("not a regular file")))
+        }
+    };
+    regular(std::fs::metadata(path).map_err(failed)?)?;
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
+    // Asked again of the open file: the path may lead elsewhere by now.
+    let identity = regular(file.metadata().map_err(failed)?)?;
+    Ok((file, identity))
+}
+
+/// A file in memory, read-only, with what identified it when it was mapped.
+#[derive(Debug)]
+pub(super) struct MappedFile {
+    path: PathBuf,
+    identity: FileIdentity,
+    map: Mmap,
+}
+
+impl MappedFile {
+    /// Maps an open, non-empty file.
+    pub(super) fn new(path: &Path, file: &File, identity: FileIdentity) -> Result<Self, CheckpointError> {
+        let failed = |source| CheckpointError::Read { path: path.to_owned(), source };
+        let length = usize::try_from(identity.size).map_err(|error| failed(std::io::Error::other(error)))?;
+        // SAFETY: the mapping is private and read-only, and `&[u8]` is handed out only while it lives. The bytes stay
+        // what they are unless another process writes into the file in place; this is documented as forbidden during a
+        // run, is detected by `verify_unchanged`, and at worst yields wrong numbers or SIGBUS, never invalid values: any
+        // byte is a valid `u8` and no reference of another type is made from the mapping.
+        let map = unsafe { memmap2::MmapOptions::new().len(length).map(file) }.map_err(failed)?;
+        Ok(Self { path: path.to_owned(), identity, map })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn identity(&self) -> FileIdentity {
+        self.identity
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Whether the path still leads to the file that was mapped, unwritten since.
+    pub(super) fn verify_unchanged(&self) -> Result<(), CheckpointError> {
+        let changed = || CheckpointError::Changed { path: self.path.clone() };
+        let metadata = std::fs::metadata(&self.path).map_err(|_| changed())?;
+        if FileIdentity::of(&metadata) == self.identity { Ok(()) } else { Err(changed()) }
+    }
+}

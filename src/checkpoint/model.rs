@@ -1,0 +1,306 @@
+//! An open checkpoint.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::content::{ContentIds, content_id};
+use super::directory::{INDEX_FILE, SINGLE_FILE, WeightMap, Weights, find_sidecars, find_weights, read_config};
+use super::dtype::Dtype;
+use super::error::{CheckpointError, quote};
+use super::header::{TensorInfo, read_header};
+use super::layers::LayerLayout;
+use super::mapping::{MappedFile, open_regular};
+use super::nonfinite::{NonFinite, first_nonfinite};
+
+/// A weight file of a checkpoint and the tensors in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// File name inside the checkpoint's directory.
+    pub file: String,
+    /// Names of its tensors, in the order of their bytes.
+    pub tensors: Vec<String>,
+}
+
+/// A Hugging Face model directory, validated and mapped into memory.
+///
+/// All headers are checked when it is opened; weights are read only when [`Self::bytes`] is looked at. The files must
+/// not be written to while the checkpoint is open ([`Self::verify_unchanged`] tells).
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    config: Map<String, Value>,
+    tensors: BTreeMap<String, TensorInfo>,
+    shards: Vec<Shard>,
+    files: Vec<MappedFile>,
+}
+
+impl Checkpoint {
+    /// Opens the model directory `path`: `config.json`, and `model.safetensors` or the shards that
+    /// `model.safetensors.index.json` names (the single file wins, as in transformers).
+    ///
+    /// # Errors
+    /// Whatever keeps the directory from being a complete, well-formed checkpoint whose tensors are floats (F16, BF16,
+    /// F32, F64), integers or truth values.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let weights = find_weights(path)?;
+        let config = read_config(path)?;
+        let mut checkpoint =
+            Self { path: path.to_owned(), config, tensors: BTreeMap::new(), shards: Vec::new(), files: Vec::new() };
+        match weights {
+            Weights::Single => checkpoint.add_shard(SINGLE_FILE)?,
+            Weights::Sharded(map) => {
+                for file in map.keys() {
+                    checkpoint.add_shard(file)?;
+                }
+                checkpoint.check_index(&map)?;
+            }
+        }
+        if checkpoint.tensors.is_empty() {
+            return Err(CheckpointError::NotACheckpoint {
+                path: path.to_owned(),
+                reason: "its weight files hold no tensor".to_owned(),
+            });
+        }
+        Ok(checkpoint)
+    }
+
+    fn add_shard(&mut self, name: &str) -> Result<(), CheckpointError> {
+        let path = self.path.join(name);
+        if path.symlink_metadata().is_err() {
+            return Err(CheckpointError::Index {
+                path: self.path.join(INDEX_FILE),
+                reason: format!("it names {}, which is not there; is the download complete?", quote(name)),
+            });
+        }
+        let (file, identity) = open_regular(&path)?;
+        let infos = read_header(&path, &file, identity.size, self.files.len())?;
+        self.files.push(MappedFile::new(&path, &file, identity)?);
+        self.shards
+            .push(Shard { file: name.to_owned(), tensors: infos.iter().map(|info| info.name.clone()).collect() });
+        for info in infos {
+            if let Some(other) = self.tensors.get(&info.name) {
+                return Err(CheckpointError::Tensor {
+                    path,
+                    tensor: quote(&info.name),
+                    reason: format!("it is also in {}", quote(&self.shards[other.shard].file)),
+                });
+            }
+            self.tensors.insert(info.name.clone(), info);
+        }
+        Ok(())
+    }
+
+    /// Every tensor must be where the index says, and the index must say it of every tensor.
+    fn check_index(&self, map: &WeightMap) -> Result<(), CheckpointError> {
+        let wrong = |reason| Err(CheckpointError::Index { path: self.path.join(INDEX_FILE), reason });
+        for (shard, listed) in self.shards.iter().zip(map.values()) {
+            let stored: BTreeSet<&str> = shard.tensors.iter().map(String::as_str).collect();
+            let listed: BTreeSet<&str> = listed.iter().map(String::as_str).collect();
+            let file = quote(&shard.file);
+            if let Some(name) = listed.difference(&stored).next() {
+                return wrong(format!("it lists tensor {} in {file}, which does not hold it", quote(name)));
+            }
+            if let Some(name) = stored.difference(&listed).next() {
+                return wrong(format!("it does not list tensor {}, which {file} holds", quote(name)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory, as it was given.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `config.json`, keys in file order.
+    pub fn config(&self) -> &Map<String, Value> {
+        &self.config
+    }
+
+    /// All tensors, by name.
+    pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.tensors
+    }
+
+    /// A tensor's bytes: little-endian, row-major, mapped from the file; not necessarily aligned to its element type.
+    pub fn bytes(&self, name: &str) -> Option<&[u8]> {
+        let info = self.tensors.get(name)?;
+        self.files.get(info.shard)?.bytes().get(info.start..info.start + info.length)
+    }
+
+    /// The floating-point type that holds most elements (on a tie the wider one); `None` without any float.
+    pub fn dtype(&self) -> Option<Dtype> {
+        let mut elements: BTreeMap<Dtype, u128> = BTreeMap::new();
+        for info in self.tensors.values() {
+            if let Some(dtype) = info.float() {
+                *elements.entry(dtype).or_default() += info.elements() as u128;
+            }
+        }
+        elements.into_iter().max_by_key(|&(dtype, count)| (count, dtype)).map(|(dtype, _)| dtype)
+    }
+
+    /// Which tensors belong to which layer.
+    pub fn layers(&self) -> LayerLayout {
+        LayerLayout::from_names(self.tensors.keys().map(String::as_str))
+    }
+
+    /// Whether the output head shares the input embedding's weights.
+    ///
+    /// `tie_word_embeddings` of the configuration (or of its `text_config`) decides; without it a model that has an
+    /// input embedding but no head ties them, since a configuration omits its class's default.
+    pub fn ties_head(&self) -> bool {
+        let said = |config: &Map<String, Value>| config.get("tie_word_embeddings").and_then(Value::as_bool);
+        said(&self.config)
+            .or_else(|| self.config.get("text_config").and_then(Value::as_object).and_then(said))
+            .unwrap_or_else(|| {
+                let names = || self.tensors.keys();
+                names().any(|name| is_input_embedding(name)) && !names().any(|name| is_head(name))
+            })
+    }
+
+    /// The weight files in name order, with the tensors in each.
+    pub fn shards(&self) -> &[Shard] {
+        &self.shards
+    }
+
+    /// Identifies the weights: sha256 in hex over the weight files' names and content ids (the blob name in a Hugging
+    /// Face cache, else the file's sha256). Equal for byte-equal copies, wherever they are.
+    ///
+    /// # Errors
+    /// A file cannot be read, or changed since the checkpoint was opened.
+    pub fn content_id(&self, cache: &ContentIds) -> Result<String, CheckpointError> {
+        let files: Vec<(&str, &MappedFile)> =
+            self.shards.iter().map(|shard| shard.file.as_str()).zip(&self.files).collect();
+        content_id(&files, cache)
+    }
+
+    /// Checks that every weight file still has the device, inode, size and modification time that it had when it was
+    /// mapped. To be asked after a merge, before its result is trusted.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Changed`] names the first file that was replaced, rewritten or removed.
+    pub fn verify_unchanged(&self) -> Result<(), CheckpointError> {
+        self.files.iter().try_for_each(MappedFile::verify_unchanged)
+    }
+
+    /// The tokenizer, template and settings files that the directory has, sorted by name. Code is never among them.
+    pub fn sidecars(&self) -> Vec<PathBuf> {
+        find_sidecars(&self.path)
+    }
+
+    /// The first element, in order of tensor names, that is NaN or infinite. Reads all weights, on all threads.
+    pub fn first_nonfinite(&self) -> Option<NonFinite> {
+        first_nonfinite(self)
+    }
+}
+
+/// Whether a tensor is an output head, by the names in use: `lm_head.weight`, `embed_out.weight` and their biases.
+pub fn is_head(name: &str) -> bool {
+    let mut components = name.rsplit('.');
+    matches!(components.next(), Some("weight" | "bias")) && matches!(components.next(), Some("lm_head" | "embed_out"))
+}
+
+fn is_input_embedding(name: &str) -> bool {
+    let mut components = name.rsplit('.');
+    components.next() == Some("weight")
+        && matches!(
+            components.next(),
+            Some("embed_tokens" | "wte" | "embed_in" | "word_embeddings" | "tok_embeddings" | "embeddings" | "shared")
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{safetensors_bytes, write_model};
+    use super::*;
+
+    #[test]
+    fn a_model_is_what_its_files_say() {
+        use safetensors::Dtype::{BF16, F32, I64};
+
+        let folder = tempfile::tempdir().unwrap();
+        let tensors: [(&str, _, &[usize], &[u8]); 4] = [
+            ("model.layers.0.w", BF16, &[3], &[1, 2, 3, 4, 5, 6]),
+            ("model.norm.weight", F32, &[2], &[7; 8]),
+            ("positions", I64, &[9], &[0; 72]),
+            ("scalar", BF16, &[], &[8, 9]),
+        ];
+        std::fs::write(folder.path().join("model.safetensors"), safetensors_bytes(&tensors)).unwrap();
+        std::fs::write(folder.path().join("config.json"), r#"{"z": 1, "a": 2}"#).unwrap();
+        for name in ["tokenizer.json", "chat_template.jinja", "modeling_custom.py", "README.md"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let model = Checkpoint::open(folder.path()).unwrap();
+        for (name, _, _, bytes) in tensors {
+            assert_eq!(model.bytes(name), Some(bytes));
+        }
+        assert_eq!(model.bytes("absent"), None);
+        assert_eq!(model.config().keys().collect::<Vec<_>>(), ["z", "a"]);
+        assert_eq!(model.dtype(), Some(Dtype::Bfloat16));
+        let info = &model.tensors()["scalar"];
+        assert_eq!((info.elements(), info.byte_len(), info.float()), (1, 2, Some(Dtype::Bfloat16)));
+        assert_eq!(model.tensors()["positions"].float(), None);
+        assert_eq!(model.layers().count, 1);
+        assert_eq!(model.shards()[0].tensors, ["positions", "model.norm.weight", "model.layers.0.w", "scalar"]);
+        let sidecars = ["chat_template.jinja", "tokenizer.json"].map(|name| folder.path().join(name));
+        assert_eq!(model.sidecars(), sidecars);
+    }
+
+    #[test]
+    fn tied_heads() {
+        let folder = tempfile::tempdir().unwrap();
+        let ties = |config: &str, names: &[&str]| {
+            let tensors: Vec<(&str, &[usize], &[f32])> =
+                names.iter().map(|&name| (name, &[][..], &[1.0][..])).collect();
+            write_model(folder.path(), config, &tensors);
+            Checkpoint::open(folder.path()).unwrap().ties_head()
+        };
+        let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
+        assert!(ties(r#"{"tie_word_embeddings": true}"#, &[embedding, head]));
+        assert!(!ties(r#"{"tie_word_embeddings": false}"#, &[embedding]));
+        assert!(ties(r#"{"text_config": {"tie_word_embeddings": true}}"#, &[embedding, head]));
+        assert!(ties("{}", &[embedding]));
+        assert!(!ties("{}", &[embedding, head]));
+        assert!(!ties("{}", &["conv.weight"]));
+        assert!(is_head("language_model.lm_head.weight") && !is_head("my_lm_head.weight") && !is_head("lm_head.0"));
+    }
+
+    #[test]
+    fn a_changed_file_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        write_model(folder.path(), "{}", &[("w", &[2], &[1.0, 2.0])]);
+        let model = Checkpoint::open(folder.path()).unwrap();
+        model.verify_unchanged().unwrap();
+        let weights = folder.path().join("model.safetensors");
+        let copy = folder.path().join("copy");
+        std::fs::copy(&weights, &copy).unwrap();
+        std::fs::rename(&copy, &weights).unwrap();
+        let error = model.verify_unchanged().unwrap_err();
+        assert!(error.to_string().contains("model.safetensors changed while it was in use"), "{error}");
+    }
+
+    #[test]
+    fn the_first_bad_element_is_named_whatever_the_threads() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut many = vec![0.5f32; 600_000];
+        many[555_555] = f32::NAN;
+        many[599_999] = f32::INFINITY;
+        let good = [1.0, f32::MAX];
+        write_model(
+            folder.path(),
+            "{}",
+            &[("z", &[1], &[f32::NAN]), ("b", &[600, 1000], &many), ("a", &[2], &good), ("none", &[0], &[])],
+        );
+        let model = Checkpoint::open(folder.path()).unwrap();
+        for threads in [1, 2, 7] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let found = pool.install(|| model.first_nonfinite()).unwrap();
+            assert_eq!((found.tensor.as_str(), found.element), ("b", 555_555));
+            assert_eq!(found.to_string(), "tensor `b`, element 555555, is NaN");
+        }
+        write_model(folder.path(), "{}", &[("a", &[2], &good)]);
+        assert_eq!(Checkpoint::open(folder.path()).unwrap().first_nonfinite(), None);
+    }
+}
