@@ -29,7 +29,7 @@ impl Models {
     }
 
     fn open_checkpoints(config: &RunConfig) -> Result<Self, SearchError> {
-        let cache = ContentIds::open();
+        let cache = ContentIds::in_user_cache();
         let mut opened: BTreeMap<ModelReference, Arc<Checkpoint>> = BTreeMap::new();
         let mut content_ids = BTreeMap::new();
         let mut named: Vec<(String, Arc<Checkpoint>)> = Vec::new();

@@ -211,7 +211,7 @@ impl Pipeline {
                 }
                 Ok(None)
             }
-            Err(error) if error.is_candidates_fault() => {
+            Err(error) if error.is_infeasible() => {
                 Ok(self.close(index).map(|open| end(open, Status::Infeasible, BTreeMap::new(), Some(error.to_string()))))
             }
             Err(error) => Err(error.into()),

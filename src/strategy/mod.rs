@@ -1,9 +1,27 @@
 //! Strategies: propose candidates, learn from outcomes. Pure: no clock, no network, no files.
+//!
+//! [`build`] makes a strategy from the run file: the baselines first ([`baselines`]), then the kind that was asked for, all
+//! behind the checks of the contract ([`contract`]). docs/strategies.md describes the kinds and their settings.
+
+mod archive;
+mod baselines;
+mod build;
+pub mod conformance;
+mod contract;
+mod genetic;
+mod random;
+mod settings;
+mod soup;
+mod space_filling;
 
 use std::collections::BTreeMap;
 
+pub use build::{KINDS, SeedGenome, Setup, build};
+pub use soup::{SoupStep, SoupTrace};
+
 use crate::evaluate::TaskScores;
-use crate::space::Genome;
+use crate::exit::ExitCode;
+use crate::space::{Gene, Genome};
 
 /// What a proposal stands for.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,15 +91,47 @@ pub struct Outcome {
     pub fidelity: f64,
 }
 
+/// What a strategy may know of the search space.
+pub trait Landscape: Send + Sync {
+    /// The genes, in genome order. At least one.
+    fn genes(&self) -> &[Gene];
+
+    /// Which genes have an effect, given the values of the others; one flag a gene.
+    fn active(&self, genome: &Genome) -> Vec<bool>;
+
+    /// The point of the space that stands for a baseline, where it is not among [`Setup::seeds`] (soups found on the way).
+    fn encode(&self, _content: &Content) -> Option<SeedGenome> {
+        None
+    }
+}
+
 /// A search algorithm behind ask and tell.
 ///
 /// Contract: the same seed and the same sequence of calls give the same proposals. After [`Ask::Proposal`] the caller calls
-/// [`Self::place`] before anything else. Outcomes are told in ascending order of index, each once.
+/// [`Self::place`] before anything else. Outcomes are told in ascending order of index, each once, and may come any number
+/// of proposals late: a strategy proposes on what it knows, or answers [`Ask::Wait`].
 pub trait Strategy: Send {
+    /// The kind, as in the run file.
     fn name(&self) -> &'static str;
+
+    /// The next proposal.
     fn ask(&mut self) -> Result<Ask, StrategyError>;
+
+    /// What became of the proposal that [`Self::ask`] returned last.
     fn place(&mut self, placement: Placement);
+
+    /// The outcome of one of the strategy's own proposals.
     fn tell(&mut self, outcome: &Outcome) -> Result<(), StrategyError>;
+
+    /// The outcome of a baseline that another strategy proposed: known for free.
+    fn learn(&mut self, _content: &Content, _outcome: &Outcome) -> Result<(), StrategyError> {
+        Ok(())
+    }
+
+    /// How the greedy soup went so far, where there is one.
+    fn soup_trace(&self) -> Option<&SoupTrace> {
+        None
+    }
 }
 
 /// A broken contract or unusable settings.
@@ -93,6 +143,24 @@ pub enum StrategyError {
     Unknown { index: u64 },
     #[error("asked to wait for evaluation {until}, but {told} are told and {asked} asked")]
     Wait { until: u64, told: u64, asked: u64 },
+    #[error("outcome of evaluation {index} after that of {last}: outcomes come in ascending order, each once")]
+    OutOfOrder { index: u64, last: u64 },
+    #[error("the strategy was asked again before its last proposal was placed")]
+    NotPlaced,
+    #[error("strategy `{kind}` searches a space, and the run file has no `[space]`")]
+    NoSpace { kind: String },
     #[error("strategy setting `{key}`: {reason}")]
     Setting { key: String, reason: String },
+}
+
+impl StrategyError {
+    /// What the process exits with.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Setting { .. } | Self::NoSpace { .. } => ExitCode::BadConfiguration,
+            Self::NotFinite { .. } | Self::Unknown { .. } | Self::OutOfOrder { .. } | Self::NotPlaced | Self::Wait { .. } => {
+                ExitCode::Internal
+            }
+        }
+    }
 }

@@ -1,0 +1,367 @@
+//! Two candidates on the same samples: the difference of their objectives, with an interval.
+//!
+//! **Paired.** Samples are matched by id, task by task. The difference is the objective-weighted mean of each task's mean
+//! difference; its interval comes from 10,000 bootstrap draws that resample the matched samples inside each task (the tasks
+//! are strata: they are fixed, not drawn). Percentile method (Efron 1979). Pairing takes out the difficulty of the samples,
+//! which is most of the noise between siblings.
+//!
+//! **Metrics that are no plain means.** A metric qualifies when its value is the mean of its per-sample scores, or the mean
+//! weighted by the per-sample series named `weight` (bits per byte over a corpus: the bytes of each text). Then sums of
+//! weighted differences and of weights are drawn together. Every other metric (F1 over a set, a perplexity of a corpus without
+//! weights) has no per-sample differences that sum to its difference, and the comparison falls back to standard errors.
+//!
+//! **Unpaired.** From both candidates' standard errors, taken as independent: a normal 95 % interval, labelled
+//! `paired = false`, and wider than need be. Without standard errors there is no interval.
+
+use std::collections::{BTreeMap, HashMap};
+
+use rand::Rng;
+use rayon::prelude::*;
+
+use super::ScoreError;
+use super::objective::{Objective, ObjectiveTask};
+use crate::evaluate::{SampleId, TaskScores};
+use crate::random;
+
+/// Bootstrap draws.
+pub const DRAWS: usize = 10_000;
+/// Draws that share one random stream; fixed, so that the interval does not depend on the number of threads.
+const DRAWS_A_STREAM: usize = 100;
+/// Name of the per-sample series that weighs the samples of a metric.
+const WEIGHT: &str = "weight";
+/// 97.5 % point of the standard normal distribution.
+const NORMAL_975: f64 = 1.959_963_984_540_054;
+/// Relative difference at which a metric's value still counts as the mean of its samples (evaluators print rounded numbers).
+const MEAN_TOLERANCE: f64 = 1e-4;
+
+/// How much better the first candidate is than the second, in objective direction: above zero is better.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Comparison {
+    pub difference: f64,
+    /// 95 % interval; `None` where nothing is known of the errors.
+    pub interval: Option<[f64; 2]>,
+    /// Whether it is the paired interval.
+    pub paired: bool,
+    /// Samples used, by task: the matched ones, or the smaller number where unpaired.
+    pub n: BTreeMap<String, u64>,
+    /// Differences by task, in objective direction.
+    pub per_task: BTreeMap<String, f64>,
+    /// Why it is not paired.
+    pub unpaired_because: Option<String>,
+}
+
+/// One task's matched samples: weighted differences in objective direction, already times the task's share.
+struct Stratum {
+    weighted_differences: Vec<f64>,
+    /// `None`: all samples weigh the same.
+    weights: Option<Vec<f64>>,
+}
+
+/// Compares candidate `first` with candidate `second`.
+///
+/// # Errors
+/// [`ScoreError`] if the objective has no value for one of them.
+pub fn compare(
+    objective: &Objective,
+    first: &BTreeMap<String, TaskScores>,
+    second: &BTreeMap<String, TaskScores>,
+    seed: u64,
+) -> Result<Comparison, ScoreError> {
+    check(objective, first, "the first candidate")?;
+    check(objective, second, "the second candidate")?;
+    let mut strata = Vec::with_capacity(objective.tasks.len());
+    for task in &objective.tasks {
+        match stratum(task, objective.total_weight(), &first[&task.name], &second[&task.name]) {
+            Ok(stratum) => strata.push(stratum),
+            Err(reason) => return unpaired(objective, first, second, reason),
+        }
+    }
+    let point: Vec<f64> = strata.iter().map(Stratum::mean).collect();
+    let share = |task: &ObjectiveTask| task.weight.abs() / objective.total_weight();
+    let per_task = objective.tasks.iter().zip(&point);
+    let per_task =
+        per_task.filter(|(task, _)| task.weight != 0.0).map(|(task, part)| (task.name.clone(), part / share(task)));
+    let n = objective.tasks.iter().zip(&strata).map(|(task, stratum)| (task.name.clone(), stratum.len() as u64));
+    Ok(Comparison {
+        difference: point.iter().sum(),
+        interval: Some(bootstrap(&strata, seed)),
+        paired: true,
+        n: n.collect(),
+        per_task: per_task.collect(),
+        unpaired_because: None,
+    })
+}
+
+fn check(objective: &Objective, scores: &BTreeMap<String, TaskScores>, who: &'static str) -> Result<(), ScoreError> {
+    if objective.total_weight() == 0.0 {
+        return Err(ScoreError::NoWeight);
+    }
+    match objective.tasks.iter().find(|task| task.metric(scores).is_none()) {
+        Some(task) => Err(ScoreError::Missing { who, task: task.name.clone(), metric: task.metric.clone() }),
+        None => Ok(()),
+    }
+}
+
+/// Matches the samples of one task, or says why that is impossible.
+fn stratum(task: &ObjectiveTask, total: f64, first: &TaskScores, second: &TaskScores) -> Result<Stratum, String> {
+    let none = || format!("task `{}` has no per-sample scores whose mean is `{}`", task.name, task.metric);
+    let first = mean_samples(first, &task.metric).ok_or_else(none)?;
+    let second = mean_samples(second, &task.metric).ok_or_else(none)?;
+    if first.weights.is_some() != second.weights.is_some() {
+        return Err(format!("only one of the candidates has weights for the samples of task `{}`", task.name));
+    }
+    let share = task.signed_weight() / total;
+    let places: HashMap<&SampleId, usize> = second.ids.iter().enumerate().map(|(place, id)| (id, place)).collect();
+    let mut stratum = Stratum { weighted_differences: Vec::new(), weights: first.weights.map(|_| Vec::new()) };
+    for (place, id) in first.ids.iter().enumerate() {
+        let Some(&other) = places.get(id) else { continue };
+        let difference = share * (first.values[place] - second.values[other]);
+        match (&mut stratum.weights, first.weights) {
+            (Some(kept), Some(weights)) => {
+                kept.push(weights[place]);
+                stratum.weighted_differences.push(weights[place] * difference);
+            }
+            _ => stratum.weighted_differences.push(difference),
+        }
+    }
+    if stratum.len() < 2 {
+        return Err(format!("the candidates share fewer than two samples of task `{}`", task.name));
+    }
+    Ok(stratum)
+}
+
+/// One candidate's samples of a metric whose value is their (weighted) mean.
+struct MeanSamples<'a> {
+    ids: &'a [SampleId],
+    values: &'a [f64],
+    weights: Option<&'a [f64]>,
+}
+
+fn mean_samples<'a>(scores: &'a TaskScores, metric: &str) -> Option<MeanSamples<'a>> {
+    let samples = scores.per_sample.as_ref()?;
+    let values = samples.scores.get(metric).filter(|values| values.len() == samples.ids.len() && !values.is_empty())?;
+    let value = scores.metrics.get(metric)?.value;
+    let is_value = |mean: f64| (mean - value).abs() <= MEAN_TOLERANCE * value.abs().max(1.0);
+    if is_value(values.iter().sum::<f64>() / values.len() as f64) {
+        return Some(MeanSamples { ids: &samples.ids, values, weights: None });
+    }
+    let weights = samples.scores.get(WEIGHT).filter(|weights| weights.len() == values.len())?;
+    let total: f64 = weights.iter().sum();
+    let mean = values.iter().zip(weights).map(|(value, weight)| value * weight).sum::<f64>() / total;
+    let holds = weights.iter().all(|weight| *weight > 0.0) && is_value(mean);
+    holds.then_some(MeanSamples { ids: &samples.ids, values, weights: Some(weights) })
+}
+
+impl Stratum {
+    fn len(&self) -> usize {
+        self.weighted_differences.len()
+    }
+
+    fn mean(&self) -> f64 {
+        let total = self.weights.as_ref().map_or(self.len() as f64, |weights| weights.iter().sum());
+        self.weighted_differences.iter().sum::<f64>() / total
+    }
+
+    /// The mean of as many samples drawn with replacement.
+    fn draw(&self, rng: &mut impl Rng) -> f64 {
+        let n = self.len() as u64;
+        let mut sum = 0.0;
+        let mut total = 0.0;
+        let mut take = |place: usize| {
+            sum += self.weighted_differences[place];
+            total += self.weights.as_ref().map_or(1.0, |weights| weights[place]);
+        };
+        // One 64-bit word gives two places; the bias of the multiplication is below n / 2^32.
+        let place = |word: u32| ((u64::from(word) * n) >> 32) as usize;
+        for _ in 0..n / 2 {
+            let word = rng.next_u64();
+            take(place(word as u32));
+            take(place((word >> 32) as u32));
+        }
+        if n % 2 == 1 {
+            take(place(rng.next_u32()));
+        }
+        sum / total
+    }
+}
+
+/// The 2.5 % and 97.5 % points of the bootstrap distribution of the summed means.
+fn bootstrap(strata: &[Stratum], seed: u64) -> [f64; 2] {
+    let streams = DRAWS.div_ceil(DRAWS_A_STREAM) as u64;
+    let draws = |stream: u64| {
+        let mut rng = random::stream(seed, "paired bootstrap", stream);
+        (0..DRAWS_A_STREAM)
+            .map(move |_| strata.iter().map(|stratum| stratum.draw(&mut rng)).sum())
+            .collect::<Vec<f64>>()
+    };
+    let mut means: Vec<f64> = (0..streams).into_par_iter().map(draws).collect::<Vec<_>>().concat();
+    means.sort_by(f64::total_cmp);
+    [quantile(&means, 0.025), quantile(&means, 0.975)]
+}
+
+/// Linear interpolation between order statistics (type 7 of Hyndman and Fan 1996). `sorted` is not empty.
+fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let place = share * (sorted.len() - 1) as f64;
+    let below = place.floor() as usize;
+    let above = (below + 1).min(sorted.len() - 1);
+    sorted[below] + (place - below as f64) * (sorted[above] - sorted[below])
+}
+
+fn unpaired(
+    objective: &Objective,
+    first: &BTreeMap<String, TaskScores>,
+    second: &BTreeMap<String, TaskScores>,
+    reason: String,
+) -> Result<Comparison, ScoreError> {
+    let (Some(first_value), Some(second_value)) = (objective.value(first), objective.value(second)) else {
+        return Err(ScoreError::NoWeight);
+    };
+    let difference = first_value - second_value;
+    let error = objective.stderr(first).zip(objective.stderr(second)).map(|(first, second)| first.hypot(second));
+    let sign = |task: &ObjectiveTask| task.signed_weight().signum();
+    let per_task = objective.tasks.iter().filter(|task| task.weight != 0.0).filter_map(|task| {
+        let difference = task.metric(first)?.value - task.metric(second)?.value;
+        Some((task.name.clone(), sign(task) * difference))
+    });
+    let n = objective.tasks.iter().map(|task| (task.name.clone(), first[&task.name].n.min(second[&task.name].n)));
+    Ok(Comparison {
+        difference,
+        interval: error.map(|error| [difference - NORMAL_975 * error, difference + NORMAL_975 * error]),
+        paired: false,
+        n: n.collect(),
+        per_task: per_task.collect(),
+        unpaired_because: Some(reason),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluate::{MetricValue, PerSample};
+    use proptest::prelude::*;
+
+    fn task(values: &[f64], first_id: i64) -> TaskScores {
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        TaskScores {
+            n: values.len() as u64,
+            metrics: BTreeMap::from([("acc".to_owned(), MetricValue { value: mean, stderr: Some(0.1) })]),
+            per_sample: Some(PerSample {
+                ids: (0..values.len() as i64).map(|id| SampleId::Number(first_id + id)).collect(),
+                scores: BTreeMap::from([("acc".to_owned(), values.to_vec())]),
+            }),
+            ..TaskScores::default()
+        }
+    }
+
+    fn objective(maximize: bool, names: &[&str]) -> Objective {
+        let task =
+            |name: &&str| ObjectiveTask { name: (*name).to_owned(), metric: "acc".to_owned(), weight: 1.0, maximize };
+        Objective { tasks: names.iter().map(task).collect() }
+    }
+
+    fn bits(n: usize, seed: u64, share: f64) -> Vec<f64> {
+        let mut rng = random::stream(seed, "test", 0);
+        (0..n).map(|_| f64::from(u8::from((rng.next_u32() as f64) < share * 2f64.powi(32)))).collect()
+    }
+
+    #[test]
+    fn matched_samples_only_and_objective_direction() {
+        // Ids 0..4 against 2..6: the samples 2 and 3 are common.
+        let first = BTreeMap::from([("a".to_owned(), task(&[9.0, 9.0, 1.0, 0.5], 0))]);
+        let second = BTreeMap::from([("a".to_owned(), task(&[0.0, 0.0, 7.0, 7.0], 2))]);
+        let up = compare(&objective(true, &["a"]), &first, &second, 7).unwrap();
+        assert_eq!((up.difference, up.paired, up.n["a"]), (0.75, true, 2));
+        let down = compare(&objective(false, &["a"]), &first, &second, 7).unwrap();
+        assert_eq!((down.difference, down.per_task["a"]), (-0.75, -0.75));
+    }
+
+    #[test]
+    fn interval_agrees_with_the_normal_one_on_large_samples() {
+        let first = BTreeMap::from([
+            ("a".to_owned(), task(&bits(2000, 1, 0.6), 0)),
+            ("b".to_owned(), task(&bits(1001, 2, 0.3), 0)),
+        ]);
+        let second = BTreeMap::from([
+            ("a".to_owned(), task(&bits(2000, 3, 0.5), 0)),
+            ("b".to_owned(), task(&bits(1001, 4, 0.3), 0)),
+        ]);
+        let objective = objective(true, &["a", "b"]);
+        let comparison = compare(&objective, &first, &second, 7).unwrap();
+        let variance = |name: &str| {
+            let samples =
+                |scores: &BTreeMap<String, TaskScores>| scores[name].per_sample.clone().unwrap().scores["acc"].clone();
+            let differences: Vec<f64> = samples(&first).iter().zip(samples(&second)).map(|(a, b)| a - b).collect();
+            let mean = differences.iter().sum::<f64>() / differences.len() as f64;
+            differences.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / (differences.len() as f64).powi(2)
+        };
+        let error = (variance("a") + variance("b")).sqrt() / 2.0;
+        let [low, high] = comparison.interval.unwrap();
+        assert!((low - (comparison.difference - NORMAL_975 * error)).abs() < 0.1 * error, "{low}");
+        assert!((high - (comparison.difference + NORMAL_975 * error)).abs() < 0.1 * error, "{high}");
+        assert_eq!(compare(&objective, &first, &second, 7).unwrap(), comparison);
+        assert_ne!(compare(&objective, &first, &second, 8).unwrap().interval, comparison.interval);
+        let turned = compare(&objective, &second, &first, 7).unwrap();
+        assert_eq!(turned.difference, -comparison.difference);
+    }
+
+    #[test]
+    fn threads_do_not_change_the_interval() {
+        let first = BTreeMap::from([("a".to_owned(), task(&bits(300, 1, 0.6), 0))]);
+        let second = BTreeMap::from([("a".to_owned(), task(&bits(300, 2, 0.5), 0))]);
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| compare(&objective(true, &["a"]), &first, &second, 7).unwrap())
+        };
+        assert_eq!(on(1), on(3));
+    }
+
+    #[test]
+    fn weighted_means_are_paired_by_weight_and_others_fall_back() {
+        let weighted = |values: [f64; 3], weights: [f64; 3]| {
+            let mut scores = task(&values, 0);
+            let mean = values.iter().zip(&weights).map(|(v, w)| v * w).sum::<f64>() / weights.iter().sum::<f64>();
+            scores.metrics.get_mut("acc").unwrap().value = mean;
+            scores.per_sample.as_mut().unwrap().scores.insert("weight".to_owned(), weights.to_vec());
+            BTreeMap::from([("a".to_owned(), scores)])
+        };
+        let first = weighted([1.0, 2.0, 3.0], [1.0, 1.0, 8.0]);
+        let second = weighted([1.0, 2.0, 4.0], [1.0, 1.0, 8.0]);
+        let comparison = compare(&objective(true, &["a"]), &first, &second, 7).unwrap();
+        assert!(comparison.paired);
+        assert!((comparison.difference + 0.8).abs() < 1e-12);
+
+        let mut odd = first.clone();
+        odd.get_mut("a").unwrap().per_sample.as_mut().unwrap().scores.remove("weight");
+        let comparison = compare(&objective(true, &["a"]), &odd, &odd, 7).unwrap();
+        assert!(!comparison.paired && comparison.unpaired_because.is_some());
+        let half = NORMAL_975 * 0.1 * 2f64.sqrt();
+        assert!((comparison.interval.unwrap()[1] - half).abs() < 1e-12);
+        odd.get_mut("a").unwrap().metrics.get_mut("acc").unwrap().stderr = None;
+        assert_eq!(compare(&objective(true, &["a"]), &odd, &odd, 7).unwrap().interval, None);
+    }
+
+    #[test]
+    fn missing_scores_are_an_error() {
+        let scores = BTreeMap::from([("a".to_owned(), task(&[1.0, 0.0], 0))]);
+        let error = compare(&objective(true, &["a", "b"]), &scores, &scores, 7).unwrap_err();
+        assert!(matches!(error, ScoreError::Missing { ref task, .. } if task == "b"));
+    }
+
+    proptest! {
+        #[test]
+        fn the_interval_holds_the_difference_and_shifts_with_it(
+            values in proptest::collection::vec(-1.0..1.0f64, 20..60),
+            shift in -2.0..2.0f64,
+        ) {
+            let zero = BTreeMap::from([("a".to_owned(), task(&vec![0.0; values.len()], 0))]);
+            let moved: Vec<f64> = values.iter().map(|value| value + shift).collect();
+            let objective = objective(true, &["a"]);
+            let plain = compare(&objective, &BTreeMap::from([("a".to_owned(), task(&values, 0))]), &zero, 7).unwrap();
+            let moved = compare(&objective, &BTreeMap::from([("a".to_owned(), task(&moved, 0))]), &zero, 7).unwrap();
+            let [low, high] = plain.interval.unwrap();
+            prop_assert!(low <= plain.difference && plain.difference <= high);
+            prop_assert!((moved.difference - plain.difference - shift).abs() < 1e-9);
+            prop_assert!((moved.interval.unwrap()[0] - low - shift).abs() < 1e-9);
+        }
+    }
+}

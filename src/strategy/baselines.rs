@@ -1,0 +1,196 @@
+//! The baselines, before any search: base, sources, uniform soup, greedy soup; then the strategy that they wrap.
+//!
+//! They are what a merge must beat, they seed the search, and they are a result by themselves.
+
+use std::collections::BTreeMap;
+
+use super::contract::objective;
+use super::soup::Keep;
+use super::{Ask, Content, Outcome, Placement, Proposal, SoupTrace, Strategy, StrategyError};
+
+/// Beyond this many sources the greedy soup is made only where it was asked for.
+pub(super) const GREEDY_SOUP_SOURCES: usize = 16;
+
+/// What is proposed before the search.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    pub(super) has_base: bool,
+    pub(super) sources: usize,
+    pub(super) greedy: bool,
+    pub(super) keep: Keep,
+}
+
+/// Who made a proposal.
+#[derive(Clone, Debug)]
+enum Owner {
+    Baseline(Content),
+    Inner,
+}
+
+/// The baselines, then the inner strategy.
+pub(super) struct Baselines {
+    name: &'static str,
+    plan: Plan,
+    inner: Option<Box<dyn Strategy>>,
+    /// Base, sources and uniform soup, in order of proposing.
+    first: Vec<Content>,
+    /// How many of `first` were proposed.
+    proposed: usize,
+    /// The proposal that waits for its placement.
+    open: Option<Owner>,
+    /// Evaluation of each baseline content asked for so far.
+    indices: Vec<(Content, u64)>,
+    owners: BTreeMap<u64, Owner>,
+    /// Objectives told; `None`: not scored.
+    told: BTreeMap<u64, Option<f64>>,
+    trace: Option<SoupTrace>,
+    /// Evaluation of the greedy soup's current step.
+    step: Option<u64>,
+}
+
+impl Baselines {
+    pub(super) fn new(name: &'static str, plan: Plan, inner: Option<Box<dyn Strategy>>) -> Self {
+        let mut first = Vec::new();
+        if plan.has_base {
+            first.push(Content::Base);
+        }
+        first.extend((0..plan.sources).map(|source| Content::Soup(vec![source])));
+        if plan.sources > 1 {
+            first.push(Content::Soup((0..plan.sources).collect()));
+        }
+        Self {
+            name,
+            plan,
+            inner,
+            first,
+            proposed: 0,
+            open: None,
+            indices: Vec::new(),
+            owners: BTreeMap::new(),
+            told: BTreeMap::new(),
+            trace: None,
+            step: None,
+        }
+    }
+
+    fn propose(&mut self, content: Content, origin: &str) -> Ask {
+        self.open = Some(Owner::Baseline(content.clone()));
+        let origin = origin.to_owned();
+        Ask::Proposal(Box::new(Proposal {
+            content,
+            origin,
+            parents: vec![],
+            generation: 0,
+            fidelity: 1.0,
+            replicate: 0,
+        }))
+    }
+
+    fn index(&self, content: &Content) -> Option<u64> {
+        self.indices.iter().find(|(known, _)| known == content).map(|(_, index)| *index)
+    }
+
+    /// The greedy soup's next move; `None` when it is done or not made.
+    fn greedy(&mut self) -> Option<Ask> {
+        if !self.plan.greedy || self.plan.sources < 2 {
+            return None;
+        }
+        if self.trace.is_none() {
+            let sources: Vec<u64> =
+                (0..self.plan.sources).filter_map(|source| self.index(&Content::Soup(vec![source]))).collect();
+            if let Some(until) = sources.iter().copied().filter(|index| !self.told.contains_key(index)).max() {
+                return Some(Ask::Wait { until });
+            }
+            let scores: Vec<Option<f64>> =
+                sources.iter().map(|index| self.told.get(index).copied().flatten()).collect();
+            self.trace = Some(SoupTrace::start(&scores));
+        }
+        let trace = self.trace.as_mut()?;
+        if let Some(index) = self.step {
+            let Some(score) = self.told.get(&index) else { return Some(Ask::Wait { until: index }) };
+            trace.scored(*score, self.plan.keep);
+            self.step = None;
+        }
+        let members = trace.next()?;
+        let parents: Vec<u64> = self.greedy_parents();
+        let Ask::Proposal(mut proposal) = self.propose(Content::Soup(members), "greedy_soup") else { return None };
+        proposal.parents = parents;
+        Some(Ask::Proposal(proposal))
+    }
+
+    /// The evaluations that the next greedy step builds on: the soup so far and the source added.
+    fn greedy_parents(&self) -> Vec<u64> {
+        let Some(trace) = &self.trace else { return Vec::new() };
+        let mut soup = trace.members.clone();
+        soup.sort_unstable();
+        let added = trace.order.get(trace.steps.len() + 1).map(|source| vec![*source]);
+        [Some(soup), added].into_iter().flatten().filter_map(|members| self.index(&Content::Soup(members))).collect()
+    }
+}
+
+fn origin(content: &Content) -> &'static str {
+    match content {
+        Content::Base => "base",
+        Content::Soup(members) if members.len() == 1 => "source",
+        _ => "uniform_soup",
+    }
+}
+
+impl Strategy for Baselines {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn ask(&mut self) -> Result<Ask, StrategyError> {
+        if let Some(content) = self.first.get(self.proposed).cloned() {
+            self.proposed += 1;
+            let origin = origin(&content);
+            return Ok(self.propose(content, origin));
+        }
+        if let Some(ask) = self.greedy() {
+            return Ok(ask);
+        }
+        let Some(inner) = &mut self.inner else { return Ok(Ask::Done("every baseline was proposed".to_owned())) };
+        let ask = inner.ask()?;
+        if matches!(ask, Ask::Proposal(_)) {
+            self.open = Some(Owner::Inner);
+        }
+        Ok(ask)
+    }
+
+    fn place(&mut self, placement: Placement) {
+        let Some(owner) = self.open.take() else { return };
+        let (Placement::Asked { index } | Placement::Duplicate { of: index }) = placement;
+        match &owner {
+            Owner::Inner => {
+                if let Some(inner) = &mut self.inner {
+                    inner.place(placement);
+                }
+            }
+            Owner::Baseline(content) => {
+                if self.trace.is_some() {
+                    self.step = Some(index);
+                }
+                if self.index(content).is_none() {
+                    self.indices.push((content.clone(), index));
+                }
+            }
+        }
+        if matches!(placement, Placement::Asked { .. }) {
+            self.owners.insert(index, owner);
+        }
+    }
+
+    fn tell(&mut self, outcome: &Outcome) -> Result<(), StrategyError> {
+        self.told.insert(outcome.index, objective(outcome)?);
+        let Some(inner) = &mut self.inner else { return Ok(()) };
+        match self.owners.get(&outcome.index) {
+            Some(Owner::Baseline(content)) => inner.learn(content, outcome),
+            _ => inner.tell(outcome),
+        }
+    }
+
+    fn soup_trace(&self) -> Option<&SoupTrace> {
+        self.trace.as_ref()
+    }
+}

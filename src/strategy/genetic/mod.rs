@@ -1,0 +1,310 @@
+//! The genetic algorithm: real-coded, steady-state, asynchronous.
+//!
+//! There are no generations to wait for. Every proposal is bred from the best points known at that moment: the baselines and
+//! an initial design first, then children by simulated binary crossover, exchange of whole parts and mutation.
+
+mod crossover;
+mod mutation;
+mod parameters;
+mod population;
+mod selection;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use rand::{Rng, RngExt};
+
+pub(super) use parameters::Parameters;
+
+use super::archive::{Archive, Fitness};
+use super::contract::objective;
+use super::{
+    Ask, Content, Landscape, Outcome, Placement, Proposal, SeedGenome, Setup, Status, Strategy, StrategyError,
+    space_filling,
+};
+use crate::random;
+use crate::space::Genome;
+
+/// Draws for one proposal before a space counts as exhausted.
+const TRIES: usize = 1_000;
+
+/// A genome on its way to become a proposal.
+#[derive(Clone, Debug)]
+struct Child {
+    genome: Vec<f64>,
+    origin: &'static str,
+    /// Places in the archive.
+    parents: Vec<usize>,
+}
+
+/// What was bred by Gaussian mutation, to adapt the step size by.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    point: usize,
+    parent: usize,
+}
+
+/// The genetic algorithm.
+pub(super) struct Genetic {
+    parameters: Parameters,
+    seed: u64,
+    archive: Archive,
+    /// Baselines that are points of the space: place in the archive.
+    baselines: Vec<(Content, usize)>,
+    /// The initial design that is still to be proposed.
+    design: VecDeque<Child>,
+    /// Proposals so far.
+    asked: u64,
+    open: Option<usize>,
+    steps: Vec<Step>,
+    step: f64,
+    /// Outcomes since the best since the last restart improved.
+    stagnant: usize,
+    best: f64,
+    /// First point of the archive since the last restart.
+    since: usize,
+    restarts: u64,
+}
+
+impl Genetic {
+    pub(super) fn new(parameters: Parameters, landscape: Arc<dyn Landscape>, setup: &Setup) -> Self {
+        let step = parameters.step;
+        let mut genetic = Self {
+            parameters,
+            seed: setup.seed,
+            archive: Archive::new(landscape),
+            baselines: Vec::new(),
+            design: VecDeque::new(),
+            asked: 0,
+            open: None,
+            steps: Vec::new(),
+            step,
+            stagnant: 0,
+            best: f64::NEG_INFINITY,
+            since: 0,
+            restarts: 0,
+        };
+        for seed in &setup.seeds {
+            genetic.seed_point(seed);
+        }
+        genetic.plan_design(setup.evaluations);
+        genetic
+    }
+
+    fn dimensions(&self) -> usize {
+        self.archive.landscape().genes().len()
+    }
+
+    /// Takes in a baseline that is a point of the space, or like one.
+    fn seed_point(&mut self, seed: &SeedGenome) {
+        if seed.exact {
+            let point = self.archive.add(seed.genome.clone(), 0);
+            self.baselines.push((seed.content.clone(), point));
+        } else {
+            self.design.push_back(Child { genome: seed.genome.0.clone(), origin: "seed", parents: vec![] });
+        }
+    }
+
+    /// The start of the genes, then space-filling points.
+    fn plan_design(&mut self, evaluations: Option<u64>) {
+        let dimensions = self.dimensions();
+        let init = self.archive.landscape().genes().iter().map(|gene| gene.init).collect();
+        self.design.push_back(Child { genome: init, origin: "init", parents: vec![] });
+        let affordable = evaluations.map_or(usize::MAX, |budget| (budget / 5) as usize);
+        let points = self.parameters.initial.unwrap_or_else(|| (dimensions + 2).clamp(6, 24).min(affordable));
+        for index in 0..points {
+            let genome = space_filling::sobol(self.seed, index as u64, dimensions);
+            self.design.push_back(Child { genome, origin: "sobol", parents: vec![] });
+        }
+    }
+
+    /// The members of the population, best first.
+    fn population(&self) -> Vec<usize> {
+        let points = self.archive.points();
+        let mut members = population::best(points, self.since..points.len(), self.parameters.population);
+        if members.is_empty() {
+            members = population::best(points, 0..points.len(), self.parameters.population);
+        }
+        members
+    }
+
+    /// One child of the population.
+    fn breed(&self, members: &[usize], rng: &mut impl Rng) -> Child {
+        let genes = self.archive.landscape().genes();
+        let points = self.archive.points();
+        let pick = |rng: &mut _| members[selection::tournament(members.len(), self.parameters.tournament, rng)];
+        let first = pick(rng);
+        let rate = (self.parameters.mutation / genes.len() as f64).min(1.0);
+        if members.len() > 1 && rng.random::<f64>() < self.parameters.crossover {
+            let mut second = pick(rng);
+            if second == first {
+                second = members[rng.random_range(0..members.len())];
+            }
+            let (a, b) = (&points[first].genome.0, &points[second].genome.0);
+            let exchanged = rng.random::<f64>() < self.parameters.exchange;
+            let exchanged = if exchanged { crossover::exchange(genes, a, b, rng) } else { None };
+            let (mut genome, origin) = match exchanged {
+                Some(genome) => (genome, "group_exchange"),
+                None => (crossover::simulated_binary(genes, a, b, self.parameters.crossover_eta, rng), "sbx"),
+            };
+            mutation::polynomial(genes, &mut genome, rate, self.parameters.mutation_eta, rng);
+            return Child { genome, origin, parents: vec![first, second] };
+        }
+        let mut genome = points[first].genome.0.clone();
+        if rng.random_range(0..4) == 0 {
+            let rate = rate.max(1.0 / genes.len() as f64);
+            mutation::polynomial(genes, &mut genome, rate, self.parameters.mutation_eta, rng);
+            return Child { genome, origin: "polynomial", parents: vec![first] };
+        }
+        let rate = (8.0 / genes.len() as f64).clamp(0.2, 1.0);
+        mutation::gaussian(genes, &mut genome, rate, self.step, rng);
+        Child { genome, origin: "gaussian", parents: vec![first] }
+    }
+
+    /// A uniform point.
+    fn immigrant(&self, rng: &mut impl Rng) -> Child {
+        Child { genome: space_filling::uniform(rng, self.dimensions()), origin: "random", parents: vec![] }
+    }
+
+    fn is_new(&self, child: &Child) -> bool {
+        !self.archive.contains(&self.archive.effective(&Genome(child.genome.clone())))
+    }
+
+    /// The next child that was never proposed.
+    fn next_child(&mut self, rng: &mut impl Rng) -> Option<Child> {
+        while let Some(child) = self.design.pop_front() {
+            if self.is_new(&child) {
+                return Some(child);
+            }
+        }
+        let members = self.population();
+        for attempt in 0..TRIES {
+            let child =
+                if members.is_empty() || attempt > TRIES / 4 { self.immigrant(rng) } else { self.breed(&members, rng) };
+            if self.is_new(&child) {
+                return Some(child);
+            }
+        }
+        None
+    }
+
+    fn propose(&mut self, child: Child) -> Proposal {
+        let points = self.archive.points();
+        let generation = child.parents.iter().map(|parent| points[*parent].generation + 1).max().unwrap_or(0);
+        let parents: Vec<u64> = child.parents.iter().filter_map(|parent| points[*parent].index).collect();
+        let genome = Genome(child.genome);
+        let point = self.archive.add(genome.clone(), generation);
+        if let ("gaussian", Some(parent)) = (child.origin, child.parents.first()) {
+            self.steps.push(Step { point, parent: *parent });
+        }
+        self.open = Some(point);
+        Proposal {
+            content: Content::Genome(genome),
+            origin: child.origin.to_owned(),
+            parents,
+            generation,
+            fidelity: 1.0,
+            replicate: 0,
+        }
+    }
+
+    fn observe(&mut self, outcome: &Outcome) -> Result<Vec<usize>, StrategyError> {
+        let fitness = match (outcome.status, objective(outcome)?) {
+            (Status::Scored, Some(score)) => Fitness::Scored(score),
+            (Status::Infeasible, _) => Fitness::Infeasible,
+            _ => Fitness::Failed,
+        };
+        Ok(self.archive.tell(outcome.index, fitness))
+    }
+
+    /// The one-fifth success rule (Rechenberg 1973) for Gaussian steps.
+    fn adapt(&mut self, places: &[usize]) {
+        let points = self.archive.points();
+        for step in self.steps.iter().filter(|step| places.contains(&step.point)) {
+            let (Some(child), Some(parent)) = (points[step.point].fitness.rank(), points[step.parent].fitness.rank())
+            else {
+                continue;
+            };
+            let factor: f64 = if child > parent { 1.3 } else { 1.3f64.powf(-0.25) };
+            self.step = (self.step * factor).clamp(0.01, 0.5);
+        }
+        self.steps.retain(|step| !places.contains(&step.point));
+    }
+
+    /// Counts outcomes without progress and starts anew from elsewhere when there were too many.
+    fn count_stagnation(&mut self, places: &[usize]) {
+        let points = self.archive.points();
+        let news =
+            places.iter().filter(|place| **place >= self.since).filter_map(|place| points[*place].fitness.rank());
+        let best = news.fold(f64::NEG_INFINITY, f64::max);
+        if best > self.best {
+            self.best = best;
+            self.stagnant = 0;
+            return;
+        }
+        self.stagnant += 1;
+        let patience = self.parameters.patience.unwrap_or(20 * self.dimensions().clamp(10, 50));
+        if self.stagnant >= patience {
+            self.restart();
+        }
+    }
+
+    fn restart(&mut self) {
+        let dimensions = self.dimensions();
+        self.restarts += 1;
+        self.stagnant = 0;
+        self.best = f64::NEG_INFINITY;
+        self.step = self.parameters.step;
+        self.since = self.archive.points().len();
+        let points = (dimensions + 2).clamp(6, 24);
+        for index in 0..points {
+            let genome = space_filling::sobol(self.seed, self.restarts << 20 | index as u64, dimensions);
+            self.design.push_back(Child { genome, origin: "restart", parents: vec![] });
+        }
+    }
+}
+
+impl Strategy for Genetic {
+    fn name(&self) -> &'static str {
+        "genetic"
+    }
+
+    fn ask(&mut self) -> Result<Ask, StrategyError> {
+        let mut rng = random::stream(self.seed, "genetic", self.asked);
+        self.asked += 1;
+        Ok(match self.next_child(&mut rng) {
+            Some(child) => Ask::Proposal(Box::new(self.propose(child))),
+            None => Ask::Done("search space exhausted".to_owned()),
+        })
+    }
+
+    fn place(&mut self, placement: Placement) {
+        if let Some(point) = self.open.take() {
+            self.archive.place(point, placement);
+        }
+    }
+
+    fn tell(&mut self, outcome: &Outcome) -> Result<(), StrategyError> {
+        let places = self.observe(outcome)?;
+        self.adapt(&places);
+        self.count_stagnation(&places);
+        Ok(())
+    }
+
+    fn learn(&mut self, content: &Content, outcome: &Outcome) -> Result<(), StrategyError> {
+        let known = self.baselines.iter().find(|(known, _)| known == content).map(|(_, point)| *point);
+        match known {
+            Some(point) => self.archive.assign(point, outcome.index),
+            None => {
+                if let Some(seed) = self.archive.landscape().encode(content) {
+                    self.seed_point(&seed);
+                    if let Some((_, point)) = self.baselines.last().filter(|_| seed.exact) {
+                        self.archive.assign(*point, outcome.index);
+                    }
+                }
+            }
+        }
+        self.observe(outcome)?;
+        Ok(())
+    }
+}
