@@ -17,6 +17,7 @@
 pub mod checkpoint;
 pub mod cli;
 pub mod config;
+pub mod document;
 pub mod evaluate;
 pub mod exit;
 pub mod ledger;

@@ -1,8 +1,19 @@
 //! Recipes: one fully specified merge. The type, its canonical hash, and TOML and mergekit YAML in and out.
 
+mod error;
+mod parameters;
+mod read;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 
 use crate::checkpoint::Dtype;
+
+pub use error::RecipeError;
+pub use read::RecipeFile;
 
 /// A model as a recipe names it: a path (absolute, or relative to the recipe's folder or `--models-dir`) or a Hugging Face id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -93,4 +104,68 @@ pub struct Recipe {
     /// Copied as it is.
     pub chat_template: Option<String>,
     pub masks: Masks,
+}
+
+impl Body {
+    /// All inputs in order; a model may come more than once in the `slices` form.
+    pub fn inputs(&self) -> impl Iterator<Item = &Input> {
+        let (models, slices): (&[Input], &[Slice]) = match self {
+            Self::Models(inputs) => (inputs, &[]),
+            Self::Slices(slices) => (&[], slices),
+        };
+        models.iter().chain(slices.iter().flat_map(|slice| &slice.sources))
+    }
+}
+
+impl Recipe {
+    /// All models, each once: the inputs in order, then the bases that are not among them.
+    pub fn models(&self) -> Vec<&ModelReference> {
+        let mut models: Vec<&ModelReference> = Vec::new();
+        let slices: &[Slice] = match &self.body {
+            Body::Models(_) => &[],
+            Body::Slices(slices) => slices,
+        };
+        let bases = slices.iter().filter_map(|slice| slice.base_model.as_ref()).chain(self.base_model.as_ref());
+        for model in self.body.inputs().map(|input| &input.model).chain(bases) {
+            if !models.contains(&model) {
+                models.push(model);
+            }
+        }
+        models
+    }
+}
+
+impl std::fmt::Display for ModelReference {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl Default for Masks {
+    /// Native masks with seed 0: what a recipe without a `masks` table draws.
+    fn default() -> Self {
+        Self { kind: MaskKind::Native, seed: 0 }
+    }
+}
+
+impl MaskKind {
+    /// The name used in recipes and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Mergekit => "mergekit",
+        }
+    }
+}
+
+impl std::str::FromStr for MaskKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "native" => Ok(Self::Native),
+            "mergekit" => Ok(Self::Mergekit),
+            other => Err(format!("unknown kind of masks `{other}`; expected native or mergekit")),
+        }
+    }
 }

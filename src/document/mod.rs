@@ -1,0 +1,107 @@
+//! Documents that people write (TOML, YAML), as one tree that remembers lines, so that every complaint names its key.
+//!
+//! [`Fields`] reads a table key by key; whatever was not asked for is an unknown key, refused with a suggestion.
+
+mod field;
+mod suggest;
+mod toml;
+mod yaml;
+
+pub use field::{Field, Fields};
+pub use suggest::nearest;
+
+/// A value of a document with the line it starts on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    pub content: Content,
+    /// From 1; `None` where the parser does not say.
+    pub line: Option<usize>,
+}
+
+/// What a value is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Content {
+    Null,
+    Bool(bool),
+    Integer(i128),
+    Float(f64),
+    Text(String),
+    List(Vec<Node>),
+    /// In file order.
+    Table(Vec<Entry>),
+}
+
+/// A key with its value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    pub key: String,
+    pub line: Option<usize>,
+    pub node: Node,
+}
+
+impl Content {
+    /// What it is, in the words of a message.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Null => "nothing",
+            Self::Bool(_) => "a truth value",
+            Self::Integer(_) => "a whole number",
+            Self::Float(_) => "a number",
+            Self::Text(_) => "text",
+            Self::List(_) => "a list",
+            Self::Table(_) => "a table",
+        }
+    }
+}
+
+impl Node {
+    /// Reads TOML.
+    ///
+    /// # Errors
+    /// A [`FieldError`] without a key when the text is not TOML.
+    pub fn from_toml(text: &str) -> Result<Self, FieldError> {
+        toml::parse(text)
+    }
+
+    /// Reads one YAML document. Duplicate keys are errors.
+    ///
+    /// # Errors
+    /// A [`FieldError`] without a key when the text is not YAML.
+    pub fn from_yaml(text: &str) -> Result<Self, FieldError> {
+        yaml::parse(text)
+    }
+
+    /// The tree as the value of no key: start here.
+    pub fn root(&self) -> Field<'_> {
+        Field::new(self, String::new(), self.line)
+    }
+}
+
+/// What is wrong with one key of a document.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.describe())]
+pub struct FieldError {
+    /// Dotted path of the key; empty: the whole document.
+    pub key: String,
+    /// From 1.
+    pub line: Option<usize>,
+    pub reason: String,
+}
+
+impl FieldError {
+    fn describe(&self) -> String {
+        let line = self.line.map(|line| format!("line {line}: ")).unwrap_or_default();
+        if self.key.is_empty() {
+            format!("{line}{}", self.reason)
+        } else {
+            format!("{line}`{}`: {}", self.key, self.reason)
+        }
+    }
+}
+
+/// `parent.key`, with quotes where the key is not a plain word.
+pub fn join(parent: &str, key: &str) -> String {
+    let plain = !key.is_empty() && key.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-');
+    let key = if plain { key.to_owned() } else { format!("{key:?}") };
+    if parent.is_empty() { key } else { format!("{parent}.{key}") }
+}

@@ -1,0 +1,46 @@
+//! What can be wrong with a recipe.
+
+use std::path::PathBuf;
+
+use super::ModelReference;
+use crate::document::FieldError;
+use crate::exit::ExitCode;
+
+/// A recipe that cannot be used, with the key to blame.
+#[derive(Debug, thiserror::Error)]
+pub enum RecipeError {
+    #[error("cannot read the recipe {}: {source}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("the recipe {} has an unknown file type; expected .toml, .yml or .yaml", path.display())]
+    FileType { path: PathBuf },
+    /// `document` is the file, or `recipe` where the text did not come from one.
+    #[error("{document}: {field}")]
+    Field { document: String, field: FieldError },
+    /// A model without a content id: whoever asks for a hash must have identified every model.
+    #[error("model `{model}` has no content id, so the recipe cannot be hashed")]
+    Unidentified { model: ModelReference },
+}
+
+impl RecipeError {
+    /// What the process tells its caller.
+    pub const fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Read { .. } | Self::FileType { .. } | Self::Field { .. } => ExitCode::BadData,
+            Self::Unidentified { .. } => ExitCode::Internal,
+        }
+    }
+
+    /// The same error, blamed on this file.
+    pub(super) fn in_document(self, name: &str) -> Self {
+        match self {
+            Self::Field { field, .. } => Self::Field { document: name.to_owned(), field },
+            other => other,
+        }
+    }
+}
+
+impl From<FieldError> for RecipeError {
+    fn from(field: FieldError) -> Self {
+        Self::Field { document: "recipe".to_owned(), field }
+    }
+}

@@ -1,0 +1,281 @@
+//! Recipes from files: TOML, and mergekit's YAML.
+//!
+//! Both use the same keys. What a merge could not honour is refused by name, never skipped: a recipe that is read says
+//! everything that its file says.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::{Body, Input, Masks, ModelReference, Recipe, RecipeError, Slice, parameters};
+use crate::checkpoint::Dtype;
+use crate::document::{Content, Field, FieldError, Fields, Node, nearest};
+use crate::merge::{MethodSpecification, find_method, methods};
+
+/// Chat templates that mergekit knows by name; only the text of a template can be copied.
+const NAMED_TEMPLATES: [&str; 6] = ["auto", "alpaca", "chatml", "exaone", "llama3", "mistral"];
+
+/// A recipe with what its file says of the models' contents.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecipeFile {
+    pub recipe: Recipe,
+    /// Content id by model, where the file lists them: the models that the recipe was made for.
+    pub content_ids: BTreeMap<ModelReference, String>,
+}
+
+impl RecipeFile {
+    /// Reads `.toml`, `.yml` or `.yaml`.
+    ///
+    /// # Errors
+    /// When the file cannot be read, has another ending, or does not hold a valid recipe.
+    pub fn read(path: &Path) -> Result<Self, RecipeError> {
+        let parse = match path.extension().and_then(|extension| extension.to_str()) {
+            Some("toml") => Self::from_toml,
+            Some("yml" | "yaml") => Self::from_mergekit_yaml,
+            _ => return Err(RecipeError::FileType { path: path.to_owned() }),
+        };
+        let text =
+            std::fs::read_to_string(path).map_err(|source| RecipeError::Read { path: path.to_owned(), source })?;
+        parse(&text).map_err(|error| error.in_document(&path.display().to_string()))
+    }
+
+    /// Reads the text of a TOML recipe. Model names are taken as they stand.
+    ///
+    /// # Errors
+    /// When it is not a valid recipe.
+    pub fn from_toml(text: &str) -> Result<Self, RecipeError> {
+        read_document(&Node::from_toml(text)?, Syntax::Toml)
+    }
+
+    /// Reads a `MergeConfiguration` of mergekit 0.1.5.
+    ///
+    /// # Errors
+    /// When it is not valid, or asks for something that is not supported.
+    pub fn from_mergekit_yaml(text: &str) -> Result<Self, RecipeError> {
+        read_document(&Node::from_yaml(text)?, Syntax::Yaml)
+    }
+}
+
+impl Recipe {
+    /// Reads `.toml`, `.yml` or `.yaml`; see [`RecipeFile::read`].
+    ///
+    /// # Errors
+    /// When the file cannot be read, has another ending, or does not hold a valid recipe.
+    pub fn read(path: &Path) -> Result<Self, RecipeError> {
+        RecipeFile::read(path).map(|file| file.recipe)
+    }
+
+    /// Reads the text of a TOML recipe.
+    ///
+    /// # Errors
+    /// When it is not a valid recipe.
+    pub fn from_toml(text: &str) -> Result<Self, RecipeError> {
+        RecipeFile::from_toml(text).map(|file| file.recipe)
+    }
+
+    /// Reads a `MergeConfiguration` of mergekit 0.1.5.
+    ///
+    /// # Errors
+    /// When it is not valid, or asks for something that is not supported.
+    pub fn from_mergekit_yaml(text: &str) -> Result<Self, RecipeError> {
+        RecipeFile::from_mergekit_yaml(text).map(|file| file.recipe)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Syntax {
+    Toml,
+    Yaml,
+}
+
+fn read_document(node: &Node, syntax: Syntax) -> Result<RecipeFile, RecipeError> {
+    let root = node.root();
+    let mut fields = root.fields()?;
+    let method = read_method(&mut fields)?;
+    let base_model = fields.take("base_model").map(|field| read_model(&field, syntax)).transpose()?;
+    let dtype = fields.take("dtype").map(|field| read_dtype(&field)).transpose()?;
+    let out_dtype = fields.take("out_dtype").map(|field| read_dtype(&field)).transpose()?;
+    let tokenizer_source = read_tokenizer_source(&mut fields, syntax)?;
+    let chat_template = fields.take("chat_template").map(|field| read_chat_template(&field)).transpose()?;
+    let parameters = parameters::read(fields.take("parameters"), method, false)?;
+    let body = read_body(&mut fields, method, syntax)?;
+    let (masks, content_ids) = match syntax {
+        Syntax::Toml => (read_masks(fields.take("masks"))?, read_content(fields.take("content"))?),
+        Syntax::Yaml => (Masks::default(), BTreeMap::new()),
+    };
+    fields.finish()?;
+    let recipe = Recipe {
+        merge_method: method.name.to_owned(),
+        base_model,
+        body,
+        parameters,
+        dtype,
+        out_dtype,
+        tokenizer_source,
+        chat_template,
+        masks,
+    };
+    recipe.validate()?;
+    Ok(RecipeFile { recipe, content_ids })
+}
+
+fn read_method(fields: &mut Fields<'_>) -> Result<&'static MethodSpecification, FieldError> {
+    let field = fields.require("merge_method", "the name of a merge method")?;
+    let name = field.word()?;
+    find_method(name).ok_or_else(|| {
+        let names = methods().iter().map(|method| method.name);
+        let hint = match nearest(name, names.clone()) {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            None => format!("known are {}", names.collect::<Vec<_>>().join(", ")),
+        };
+        field.error(format!("unknown merge method `{name}`; {hint}"))
+    })
+}
+
+fn read_dtype(field: &Field<'_>) -> Result<Dtype, FieldError> {
+    field.word()?.parse().map_err(|reason: String| field.error(reason))
+}
+
+/// A model: in YAML text, where `@` and `+` mean a revision and a LoRA, or mergekit's mapping, which holds a path as it is.
+fn read_model(field: &Field<'_>, syntax: Syntax) -> Result<ModelReference, FieldError> {
+    if matches!(field.node.content, Content::Table(_)) && syntax == Syntax::Yaml {
+        return read_model_mapping(field);
+    }
+    let text = field.word()?;
+    if syntax == Syntax::Yaml {
+        let as_mapping = "if it is part of the path, write {model: {path: \"...\"}}";
+        if text.contains('+') {
+            return Err(field.error(format!(
+                "LoRA adapters (`model+lora`) are not supported: merge the adapter first; {as_mapping}"
+            )));
+        }
+        if text.contains('@') {
+            return Err(field.error(format!(
+                "revisions (`model@revision`) are not supported: give the snapshot's folder; {as_mapping}"
+            )));
+        }
+    }
+    Ok(ModelReference(text.to_owned()))
+}
+
+fn read_model_mapping(field: &Field<'_>) -> Result<ModelReference, FieldError> {
+    let mut fields = field.fields()?;
+    for key in ["lora", "override_architecture"] {
+        if let Some(field) = fields.take(key) {
+            return Err(field.error("not supported; merge adapters into the model first"));
+        }
+    }
+    let model = fields.require("model", "`path` of the model")?;
+    fields.finish()?;
+    let mut fields = model.fields()?;
+    if let Some(field) = fields.take("revision") {
+        return Err(field.error("revisions are not supported: give the snapshot's folder as the path"));
+    }
+    let path = fields.require("path", "a folder or a Hugging Face id")?;
+    fields.finish()?;
+    Ok(ModelReference(path.word()?.to_owned()))
+}
+
+fn read_tokenizer_source(fields: &mut Fields<'_>, syntax: Syntax) -> Result<Option<String>, FieldError> {
+    let source = fields.take("tokenizer_source");
+    let table = fields.take("tokenizer");
+    let field = match (source, table) {
+        (None, None) => return Ok(None),
+        (Some(source), None) => source,
+        (Some(_), Some(table)) => return Err(table.error("give either this or `tokenizer_source`")),
+        (None, Some(table)) => {
+            let mut inner = table.fields()?;
+            for key in ["tokens", "pad_to_multiple_of"] {
+                if let Some(field) = inner.take(key) {
+                    return Err(field.error("changing the vocabulary is not supported; only `source` is"));
+                }
+            }
+            let source = inner.require("source", "`base` or a model")?;
+            inner.finish()?;
+            source
+        }
+    };
+    let model = read_model(&field, syntax)?;
+    if model.0 == "union" {
+        return Err(
+            field.error("joining vocabularies is not supported; give `base` or a model whose tokenizer is copied")
+        );
+    }
+    Ok(Some(model.0))
+}
+
+fn read_chat_template(field: &Field<'_>) -> Result<String, FieldError> {
+    let text = field.word()?;
+    if NAMED_TEMPLATES.contains(&text) {
+        return Err(
+            field.error(format!("templates by name (`{text}`) are not supported; give the template's Jinja text"))
+        );
+    }
+    Ok(text.to_owned())
+}
+
+fn read_body(fields: &mut Fields<'_>, method: &MethodSpecification, syntax: Syntax) -> Result<Body, FieldError> {
+    if let Some(field) = fields.take("modules") {
+        return Err(field.error("models of several modules are not supported; use `models` or `slices`"));
+    }
+    match (fields.take("models"), fields.take("slices")) {
+        (Some(models), None) => {
+            let inputs = models.list()?;
+            Ok(Body::Models(inputs.iter().map(|field| read_input(field, method, syntax)).collect::<Result<_, _>>()?))
+        }
+        (None, Some(slices)) => {
+            let slices = slices.list()?;
+            Ok(Body::Slices(slices.iter().map(|field| read_slice(field, method, syntax)).collect::<Result<_, _>>()?))
+        }
+        (Some(_), Some(slices)) => Err(slices.error("give either this or `models`")),
+        (None, None) => Err(fields.error("missing: `models` (whole models) or `slices` (runs of layers)")),
+    }
+}
+
+fn read_slice(field: &Field<'_>, method: &MethodSpecification, syntax: Syntax) -> Result<Slice, FieldError> {
+    let mut fields = field.fields()?;
+    if let Some(field) = fields.take("residual_weight") {
+        return Err(field.error("not supported (mergekit reads it and does nothing with it); remove it"));
+    }
+    let sources = fields.require("sources", "the models that the slice is made of")?.list()?;
+    let base_model = fields.take("base_model").map(|field| read_model(&field, syntax)).transpose()?;
+    let parameters = parameters::read(fields.take("parameters"), method, false)?;
+    fields.finish()?;
+    let sources = sources.iter().map(|field| read_input(field, method, syntax)).collect::<Result<_, _>>()?;
+    Ok(Slice { sources, base_model, parameters })
+}
+
+fn read_input(field: &Field<'_>, method: &MethodSpecification, syntax: Syntax) -> Result<Input, FieldError> {
+    let mut fields = field.fields()?;
+    let model = read_model(&fields.require("model", "a folder or a Hugging Face id")?, syntax)?;
+    let layer_range = fields.take("layer_range").map(|field| read_layer_range(&field)).transpose()?;
+    let parameters = parameters::read(fields.take("parameters"), method, true)?;
+    fields.finish()?;
+    Ok(Input { model, layer_range, parameters })
+}
+
+fn read_layer_range(field: &Field<'_>) -> Result<(usize, usize), FieldError> {
+    match field.list()?.as_slice() {
+        [first, end] => Ok((first.size()?, end.size()?)),
+        _ => Err(field.error("expected two numbers: the first layer, and the one after the last")),
+    }
+}
+
+fn read_masks(field: Option<Field<'_>>) -> Result<Masks, FieldError> {
+    let mut masks = Masks::default();
+    let Some(field) = field else { return Ok(masks) };
+    let mut fields = field.fields()?;
+    if let Some(field) = fields.take("kind") {
+        masks.kind = field.word()?.parse().map_err(|reason: String| field.error(reason))?;
+    }
+    if let Some(field) = fields.take("seed") {
+        masks.seed = field.unsigned()?;
+    }
+    fields.finish()?;
+    Ok(masks)
+}
+
+fn read_content(field: Option<Field<'_>>) -> Result<BTreeMap<ModelReference, String>, FieldError> {
+    let Some(field) = field else { return Ok(BTreeMap::new()) };
+    let ids = field.named()?;
+    ids.into_iter().map(|(model, id)| Ok((ModelReference(model.to_owned()), id.word()?.to_owned()))).collect()
+}

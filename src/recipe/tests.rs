@@ -1,0 +1,179 @@
+//! Recipes as people and mergekit write them.
+
+use super::*;
+
+const TIES: &str = "
+merge_method: ties
+base_model: base
+models:
+- model: a
+  parameters:
+    weight: [0.2, 0.9]
+    density:
+    - filter: mlp
+      value: [0.9, 3e-1]
+    - value: 0.6
+- model: b
+  parameters: {weight: 0.5, density: 0.5}
+parameters:
+  normalize: 1.0
+  int8_mask: 1.0
+dtype: float32
+";
+
+fn number(value: f64) -> Gradient {
+    Gradient::Scalar(Value::Number(value))
+}
+
+fn numbers(values: &[f64]) -> Gradient {
+    Gradient::Points(values.iter().copied().map(Value::Number).collect())
+}
+
+fn refused(text: &str) -> String {
+    Recipe::from_mergekit_yaml(text).expect_err(text).to_string()
+}
+
+#[test]
+fn reads_filters_gradients_and_old_spellings() {
+    let recipe = Recipe::from_mergekit_yaml(TIES).unwrap();
+    assert_eq!(recipe.merge_method, "ties");
+    assert_eq!(recipe.dtype, Some(Dtype::Float32));
+    let names: Vec<_> = recipe.models().iter().map(|model| model.0.as_str()).collect();
+    assert_eq!(names, ["a", "b", "base"]);
+    let Body::Models(inputs) = &recipe.body else { panic!("{recipe:?}") };
+    assert_eq!(inputs[0].parameters["weight"].0, [FilteredValue { filter: None, value: numbers(&[0.2, 0.9]) }]);
+    let density = &inputs[0].parameters["density"].0;
+    assert_eq!(density[0], FilteredValue { filter: Some("mlp".to_owned()), value: numbers(&[0.9, 0.3]) });
+    assert_eq!(density[1], FilteredValue { filter: None, value: number(0.6) });
+    let normalize = &recipe.parameters["normalize"].0[0].value;
+    assert_eq!(*normalize, Gradient::Scalar(Value::Bool(true)));
+    assert!(!recipe.parameters.contains_key("int8_mask"));
+}
+
+#[test]
+fn reads_the_same_keys_from_toml() {
+    let text = "
+merge_method = 'dare_ties'
+base_model = 'runs/base@home+'
+out_dtype = 'bfloat16'
+masks = { kind = 'mergekit', seed = 18446744073709551615 }
+content = { 'runs/a' = '00ff' }
+[[models]]
+model = 'runs/a'
+parameters = { weight = 1, density = [0.5, 1] }
+";
+    let file = RecipeFile::from_toml(text).unwrap();
+    assert_eq!(file.recipe.base_model, Some(ModelReference("runs/base@home+".to_owned())));
+    assert_eq!(file.recipe.masks, Masks { kind: MaskKind::Mergekit, seed: u64::MAX });
+    assert_eq!(file.content_ids[&ModelReference("runs/a".to_owned())], "00ff");
+    assert_eq!(file.recipe.out_dtype, Some(Dtype::Bfloat16));
+}
+
+#[test]
+fn what_is_not_supported_is_refused_by_name() {
+    let linear =
+        |rest: &str| format!("merge_method: linear\nmodels: [{{model: a, parameters: {{weight: 1}}}}]\n{rest}\n");
+    assert!(Recipe::from_mergekit_yaml(&linear("")).is_ok());
+    for (rest, words) in [
+        ("modules: {}", vec!["`modules`"]),
+        ("tokenizer: {source: base, tokens: {x: {source: a}}}", vec!["`tokenizer.tokens`"]),
+        ("tokenizer_source: union", vec!["`tokenizer_source`", "vocabularies"]),
+        ("tokenizer_source: base\ntokenizer: {source: base}", vec!["`tokenizer`", "tokenizer_source"]),
+        ("chat_template: chatml", vec!["`chat_template`", "Jinja"]),
+        ("dtype: int64", vec!["`dtype`", "int64", "float32"]),
+        ("mrege_method: x", vec!["`mrege_method`", "did you mean `merge_method`?"]),
+        ("slices: []", vec!["`slices`", "models"]),
+        ("parameters: {normalise: true}", vec!["`parameters.normalise`", "did you mean `normalize`?"]),
+        ("parameters: {normalize: 0.5}", vec!["`parameters.normalize`", "true or false"]),
+        ("base_model: c", vec!["`base_model`", "linear"]),
+    ] {
+        let message = refused(&linear(rest));
+        for word in words {
+            assert!(message.contains(word), "{rest}: {message}");
+        }
+    }
+    for (text, words) in [
+        ("models: []", vec!["`merge_method`", "missing"]),
+        ("merge_method: tise\nmodels: []", vec!["`merge_method`", "did you mean `ties`?"]),
+        ("merge_method: linear", vec!["models"]),
+        ("merge_method: linear\nmodels: []", vec!["`models`", "at least one"]),
+        ("merge_method: linear\nmodels: [{model: a}]", vec!["weight", "`a`"]),
+        ("merge_method: linear\nmodels: [{model: a+b, parameters: {weight: 1}}]", vec!["`models[0].model`", "LoRA"]),
+        (
+            "merge_method: linear\nmodels: [{model: a@b, parameters: {weight: 1}}]",
+            vec!["`models[0].model`", "revision"],
+        ),
+        (
+            "merge_method: linear\nmodels: [{model: {model: {path: a, revision: b}}, parameters: {weight: 1}}]",
+            vec!["`models[0].model.model.revision`"],
+        ),
+        ("merge_method: linear\nmodels: [{model: 7, parameters: {weight: 1}}]", vec!["`models[0].model`", "quote"]),
+        ("merge_method: linear\nmodels: [{model: a, layer_range: [0, 1], parameters: {weight: 1}}]", vec!["slices"]),
+        ("merge_method: linear\nmodels: [{model: a, parameters: {weight: []}}]", vec!["`models[0].parameters.weight`"]),
+        ("merge_method: linear\nmodels: [{model: a, parameters: {weight: x}}]", vec!["`models[0].parameters.weight`"]),
+        ("merge_method: linear\nmodels: [{model: a, parameters: {weight: .inf}}]", vec!["weight", "finite"]),
+        ("merge_method: linear\nmodels: [{model: a, parameters: {normalize: true}}]", vec!["normalize", "slice"]),
+        ("merge_method: linear\nslices: [{sources: [], residual_weight: 1}]", vec!["`slices[0].residual_weight`"]),
+        (
+            "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [2, 2], parameters: {weight: 1}}]}]",
+            vec!["`slices[0].sources[0].layer_range`"],
+        ),
+        ("merge_method: ties\nmodels: [{model: a, parameters: {weight: 1}}]", vec!["`base_model`", "ties"]),
+        ("merge_method: ties\nbase_model: a\nmodels: [{model: a}]", vec!["at least 1", "besides the base"]),
+        (
+            "merge_method: slerp\nbase_model: c\nparameters: {t: 1}\nmodels: [{model: a}, {model: b}]",
+            vec!["base model"],
+        ),
+        ("merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b}]", vec!["`parameters.t`"]),
+        (
+            "merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}, {model: a, parameters: {weight: 1}}]",
+            vec!["`models[1].model`", "twice"],
+        ),
+    ] {
+        let message = refused(text);
+        for word in words {
+            assert!(message.contains(word), "{text}: {message}");
+        }
+    }
+}
+
+#[test]
+fn tolerates_what_mergekit_writes_without_effect() {
+    let text = "merge_method: slerp\nbase_model: a\ndtype: bfloat16\ntokenizer: {source: base}\nslices:\n\
+                - sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 2]}]\n  parameters: {t: '1e-1'}\n\
+                parameters: {normalize: false, int8_mask: true}\n";
+    let recipe = Recipe::from_mergekit_yaml(text).unwrap();
+    assert!(recipe.parameters.is_empty());
+    assert_eq!(recipe.tokenizer_source.as_deref(), Some("base"));
+    let Body::Slices(slices) = &recipe.body else { panic!("{recipe:?}") };
+    assert_eq!(slices[0].parameters["t"].0[0].value, number(0.1));
+}
+
+#[test]
+fn errors_name_the_file_and_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("soup.toml");
+    std::fs::write(&path, "merge_method = 'linear'\nmodel = []\n").unwrap();
+    let error = Recipe::read(&path).unwrap_err();
+    assert_eq!(error.exit_code(), crate::exit::ExitCode::BadData);
+    assert!(error.to_string().contains("soup.toml"), "{error}");
+    let error = Recipe::read(&folder.path().join("soup.json")).unwrap_err().to_string();
+    assert!(error.contains(".toml"), "{error}");
+    let error = Recipe::read(&folder.path().join("none.yml")).unwrap_err().to_string();
+    assert!(error.contains("none.yml"), "{error}");
+}
+
+/// The merges that the oracle made, where they lie beside the repository.
+#[test]
+fn reads_the_oracle_recipes() {
+    let cases = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/golden/cases");
+    let Ok(folders) = std::fs::read_dir(cases) else { return };
+    for folder in folders {
+        let path = folder.unwrap().path().join("recipe.yml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let named = text.lines().find_map(|line| line.strip_prefix("merge_method: ")).unwrap();
+        if crate::merge::find_method(named).is_some() {
+            Recipe::read(&path).unwrap();
+        }
+    }
+}
