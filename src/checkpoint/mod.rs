@@ -28,7 +28,7 @@ pub use error::CheckpointError;
 pub use header::TensorInfo;
 pub use layers::LayerLayout;
 pub use location::resolve_location;
-pub use model::{Checkpoint, Shard, is_head};
+pub use model::{Checkpoint, Shard, is_head, is_input_embedding};
 pub use nonfinite::NonFinite;
 pub use output::{OutputFile, OutputTensor, base_layout, shard_layout};
 pub use writer::CheckpointWriter;

@@ -202,7 +202,8 @@ pub fn is_head(name: &str) -> bool {
     matches!(components.next(), Some("weight" | "bias")) && matches!(components.next(), Some("lm_head" | "embed_out"))
 }
 
-fn is_input_embedding(name: &str) -> bool {
+/// Whether a tensor is an input embedding that a head may share, by the names in use.
+pub fn is_input_embedding(name: &str) -> bool {
     let mut components = name.rsplit('.');
     components.next() == Some("weight")
         && matches!(

@@ -1,5 +1,7 @@
 //! Evaluators: everything that can score a candidate. One trait, five kinds; strategies never see this room.
 
+#[cfg(feature = "native")]
+pub mod native;
 pub mod types;
 
 use std::num::NonZeroUsize;

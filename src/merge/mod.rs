@@ -1,9 +1,38 @@
 //! The merge core: from a recipe and its checkpoints to a materialized checkpoint. Knows nothing of genes.
+//!
+//! ```text
+//!  recipe + checkpoints --plan--> tensors, their inputs and parameters
+//!      each tensor: method.prepare (whole-tensor statistics, cached over the run) -> block pass -> writer
+//! ```
+//!
+//! Tensors are computed in float32 (in float64 where an input is) and rounded once. The block pass depends on the position
+//! of an element only, and sums over tensors have a fixed order: the bytes depend neither on threads nor on the machine.
 
+mod block;
+mod element;
+mod error;
+mod execute;
+mod mersenne;
 mod methods;
+mod model;
+mod output;
+mod parameters;
+mod philox;
+mod plan;
+mod reduce;
+mod simd;
+mod sparsify;
 mod specification;
+mod statistics;
+mod tensor;
+mod threshold;
 
+pub use error::MergeError;
+pub use execute::{MergeOptions, MergeReport, Merger, MergerOptions, Progress};
 pub use methods::{find_method, methods};
+pub use parameters::{ParameterValue, ResolvedParameters};
+pub use plan::{Action, MergePlan, PlannedInput, PlannedTensor};
+pub use simd::Isa;
 pub use specification::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification,
 };

@@ -1,10 +1,17 @@
 //! Weighted average of whole models (Model Soups, arXiv 2203.05482).
 
+use std::marker::PhantomData;
+
+use super::{Context, MergeMethod};
+use crate::merge::MergeError;
+use crate::merge::block::{BlockMerge, Buffered, TileMerge, Tiled};
+use crate::merge::element::Element;
 use crate::merge::specification::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification,
 };
+use crate::merge::tensor::{TILE, TensorGroup};
 
-pub(super) static LINEAR: MethodSpecification = MethodSpecification {
+static LINEAR: MethodSpecification = MethodSpecification {
     name: "linear",
     parameters: &[
         ParameterSpecification {
@@ -25,3 +32,60 @@ pub(super) static LINEAR: MethodSpecification = MethodSpecification {
     samples_masks: false,
     help: "weighted average of the models (Model Soups, arXiv 2203.05482)",
 };
+
+/// `sum(w_i x_i) / sum(w_i)`.
+pub(super) struct Linear;
+
+impl MergeMethod for Linear {
+    fn specification(&self) -> &'static MethodSpecification {
+        &LINEAR
+    }
+
+    fn prepare<'a>(
+        &self,
+        group: &TensorGroup<'a>,
+        _context: &mut Context<'_>,
+    ) -> Result<Box<dyn BlockMerge + 'a>, MergeError> {
+        if group.is_wide() { prepare::<f64>(group) } else { prepare::<f32>(group) }
+    }
+}
+
+fn prepare<'a, W: Buffered>(group: &TensorGroup<'a>) -> Result<Box<dyn BlockMerge + 'a>, MergeError> {
+    let weights: Vec<W> = group.parameters.source_numbers("weight")?.into_iter().map(W::from_f64).collect();
+    let sum = weights.iter().fold(W::ZERO, |sum, weight| sum + *weight);
+    let normalize = group.parameters.truth("normalize")?;
+    if normalize && sum == W::ZERO {
+        return Err(group.infeasible(
+            "its weights sum to zero, so that there is no average; change them or set `normalize = false`",
+        ));
+    }
+    let arithmetic = WeightedSum { weights, divisor: normalize.then_some(sum) };
+    Ok(Box::new(Tiled { tensor: group.name, inputs: group.inputs.clone(), arithmetic, precision: PhantomData }))
+}
+
+struct WeightedSum<W> {
+    weights: Vec<W>,
+    divisor: Option<W>,
+}
+
+impl<W: Element> TileMerge<W> for WeightedSum<W> {
+    type State = ();
+
+    fn begin(&self, _first: u64) {}
+
+    /// One fused multiply-add a model, in model order: the result is the same bits on every machine.
+    #[inline(always)]
+    fn merge_tile(&self, _state: &mut (), _first: u64, inputs: &mut [W], output: &mut [W]) {
+        output.fill(W::ZERO);
+        for (weight, values) in self.weights.iter().zip(inputs.chunks_exact(TILE)) {
+            for (sum, value) in output.iter_mut().zip(values) {
+                *sum = value.mul_add(*weight, *sum);
+            }
+        }
+        if let Some(divisor) = self.divisor {
+            for sum in output {
+                *sum = *sum / divisor;
+            }
+        }
+    }
+}

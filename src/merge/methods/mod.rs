@@ -1,26 +1,93 @@
-//! Merge methods, one file a family; each declares its own parameters.
+//! Merge methods, one file a family; each declares its own parameters and holds its own arithmetic.
 
 mod linear;
 mod slerp;
 mod task_arithmetic;
 
-use super::specification::MethodSpecification;
+use std::sync::LazyLock;
 
-static METHODS: [&MethodSpecification; 6] = [
-    &linear::LINEAR,
-    &slerp::SLERP,
-    &task_arithmetic::TASK_ARITHMETIC,
-    &task_arithmetic::TIES,
-    &task_arithmetic::DARE_LINEAR,
-    &task_arithmetic::DARE_TIES,
+use super::MergeError;
+use super::block::BlockMerge;
+use super::simd::Isa;
+use super::sparsify::{MersenneMask, MersenneStream, PhiloxMask, Sparsifier};
+use super::specification::MethodSpecification;
+use super::statistics::StatisticsCache;
+use super::tensor::{Stored, TensorGroup};
+
+/// A merge method: what it declares, and how it gets a tensor ready for the block pass.
+pub(crate) trait MergeMethod: Sync {
+    fn specification(&self) -> &'static MethodSpecification;
+
+    /// Reads the parameters and computes what needs the whole tensor.
+    fn prepare<'a>(
+        &self,
+        group: &TensorGroup<'a>,
+        context: &mut Context<'_>,
+    ) -> Result<Box<dyn BlockMerge + 'a>, MergeError>;
+}
+
+/// What a method may use besides the tensor.
+pub(crate) struct Context<'a> {
+    pub(crate) isa: Isa,
+    pub(crate) cache: &'a StatisticsCache,
+    pub(crate) masks: MaskSource<'a>,
+}
+
+/// Where sampled masks come from.
+pub(crate) enum MaskSource<'a> {
+    /// A mask of its own for every source and tensor; `contents` holds the models' content ids, by model.
+    Native { seed: u64, contents: &'a [String] },
+    /// The next draws of one stream; `coarse`: probabilities are rounded to bfloat16 first.
+    Mergekit { stream: &'a mut MersenneStream, coarse: bool },
+}
+
+impl MaskSource<'_> {
+    /// The mask of a source's tensor; a density of 1 or more keeps all and draws nothing.
+    fn draw(&mut self, source: Stored<'_>, elements: u64, density: f64) -> Result<Sparsifier, MergeError> {
+        if density >= 1.0 {
+            return Ok(Sparsifier::KeepAll);
+        }
+        match self {
+            Self::Native { .. } if density <= 0.0 => Ok(Sparsifier::DropAll),
+            Self::Native { seed, contents } => {
+                let content = contents.get(source.key.model as usize).ok_or_else(|| {
+                    MergeError::Internal(format!("no content id of model `{}` for its mask", source.model))
+                })?;
+                Ok(Sparsifier::Philox(PhiloxMask::new(*seed, content, source.tensor, density)))
+            }
+            Self::Mergekit { stream, coarse } => {
+                let exact = density as f32;
+                let probability =
+                    if *coarse { super::element::bf16_to_f32(super::element::f32_to_bf16(exact)) } else { exact };
+                Ok(Sparsifier::Mersenne(MersenneMask::take(stream, elements, probability)))
+            }
+        }
+    }
+}
+
+static METHODS: [&dyn MergeMethod; 6] = [
+    &linear::Linear,
+    &slerp::Slerp,
+    &task_arithmetic::Generalized::TASK_ARITHMETIC,
+    &task_arithmetic::Generalized::TIES,
+    &task_arithmetic::Generalized::DARE_LINEAR,
+    &task_arithmetic::Generalized::DARE_TIES,
 ];
+
+static SPECIFICATIONS: LazyLock<Vec<&'static MethodSpecification>> =
+    LazyLock::new(|| METHODS.iter().map(|method| method.specification()).collect());
 
 /// All merge methods.
 pub fn methods() -> &'static [&'static MethodSpecification] {
-    &METHODS
+    &SPECIFICATIONS
 }
 
 /// The method of that name.
 pub fn find_method(name: &str) -> Option<&'static MethodSpecification> {
-    METHODS.iter().find(|method| method.name == name).copied()
+    methods().iter().find(|method| method.name == name).copied()
+}
+
+/// How the method of that name merges.
+pub(crate) fn implementation(name: &str) -> Option<&'static dyn MergeMethod> {
+    METHODS.iter().find(|method| method.specification().name == name).copied()
 }

@@ -1,10 +1,21 @@
 //! Spherical interpolation between two models (Shoemake 1985).
 
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::{Context, MergeMethod};
+use crate::merge::MergeError;
+use crate::merge::block::{BlockMerge, Buffered, TileMerge, Tiled};
+use crate::merge::element::Element;
+use crate::merge::reduce::{Lanes, sum_blocks};
+use crate::merge::simd::{Isa, Kernel, dispatch};
 use crate::merge::specification::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification,
 };
+use crate::merge::statistics::{Norms, PairKey};
+use crate::merge::tensor::{Stored, TILE, TensorGroup, tiles};
 
-pub(super) static SLERP: MethodSpecification = MethodSpecification {
+static SLERP: MethodSpecification = MethodSpecification {
     name: "slerp",
     parameters: &[ParameterSpecification {
         name: "t",
@@ -17,3 +28,103 @@ pub(super) static SLERP: MethodSpecification = MethodSpecification {
     samples_masks: false,
     help: "spherical interpolation between two models (Shoemake 1985)",
 };
+
+/// Above this cosine (of either sign) the arc is taken for a straight line.
+const COLLINEAR: f64 = 0.9995;
+/// A norm up to this counts as that of a zero vector.
+const NO_LENGTH: f64 = 1e-8;
+
+/// `sin((1-t) theta) / sin(theta) a + sin(t theta) / sin(theta) b`, the whole tensor being one vector.
+pub(super) struct Slerp;
+
+impl MergeMethod for Slerp {
+    fn specification(&self) -> &'static MethodSpecification {
+        &SLERP
+    }
+
+    fn prepare<'a>(
+        &self,
+        group: &TensorGroup<'a>,
+        context: &mut Context<'_>,
+    ) -> Result<Box<dyn BlockMerge + 'a>, MergeError> {
+        if group.is_wide() { prepare::<f64>(group, context) } else { prepare::<f32>(group, context) }
+    }
+}
+
+fn prepare<'a, W: Buffered>(
+    group: &TensorGroup<'a>,
+    context: &Context<'_>,
+) -> Result<Box<dyn BlockMerge + 'a>, MergeError> {
+    let base = group.base.ok_or_else(|| MergeError::Internal("slerp without a base".into()))?;
+    let other = group.inputs.iter().find(|input| input.key != base.key);
+    let other = *other.ok_or_else(|| MergeError::Internal("slerp with one input".into()))?;
+    let key = PairKey { first: base.key, second: other.key, key_bits: W::KEY_BITS };
+    let norms = context.cache.norms(key, || norms::<W>(context.isa, base, other, group.elements))?;
+    let (first, second) = factors::<W>(norms, group.parameters.number("t")?);
+    let arithmetic = Combination { first: W::from_f64(first), second: W::from_f64(second) };
+    Ok(Box::new(Tiled { tensor: group.name, inputs: vec![base, other], arithmetic, precision: PhantomData }))
+}
+
+/// The factors of the two vectors. The cosine is rounded to the working precision before it decides between arc and line.
+fn factors<W: Element>(norms: Norms, t: f64) -> (f64, f64) {
+    let length = |squared: f64| if squared.sqrt() <= NO_LENGTH { 1.0 } else { squared.sqrt() };
+    let cosine = (norms.dot / length(norms.first) / length(norms.second)).clamp(-1.0, 1.0);
+    if W::from_f64(cosine).abs() > W::from_f64(COLLINEAR) {
+        return (1.0 - t, t);
+    }
+    let angle = cosine.acos();
+    (((1.0 - t) * angle).sin() / angle.sin(), (t * angle).sin() / angle.sin())
+}
+
+fn norms<W: Element>(isa: Isa, first: Stored<'_>, second: Stored<'_>, elements: u64) -> Result<Norms, MergeError> {
+    let [first, second, dot] = sum_blocks(elements, |range| {
+        let (mut left, mut right) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
+        dispatch(isa, Products::<W> { first, second, range, left: &mut left, right: &mut right })
+    })?;
+    Ok(Norms { first, second, dot })
+}
+
+struct Products<'a, W> {
+    first: Stored<'a>,
+    second: Stored<'a>,
+    range: Range<u64>,
+    left: &'a mut [W],
+    right: &'a mut [W],
+}
+
+impl<W: Element> Kernel for Products<'_, W> {
+    type Output = Result<[f64; 3], MergeError>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let mut sums = [Lanes::ZERO; 3];
+        for (start, length) in tiles(self.range) {
+            let (left, right) = (&mut self.left[..length], &mut self.right[..length]);
+            self.first.decode(start, left)?;
+            self.second.decode(start, right)?;
+            sums[0].add_each(left, |value| value.to_f64() * value.to_f64());
+            sums[1].add_each(right, |value| value.to_f64() * value.to_f64());
+            sums[2].add_pairs(left, right, |left, right| left.to_f64() * right.to_f64());
+        }
+        Ok(sums.map(|lanes| lanes.total()))
+    }
+}
+
+struct Combination<W> {
+    first: W,
+    second: W,
+}
+
+impl<W: Element> TileMerge<W> for Combination<W> {
+    type State = ();
+
+    fn begin(&self, _first: u64) {}
+
+    #[inline(always)]
+    fn merge_tile(&self, _state: &mut (), _first: u64, inputs: &mut [W], output: &mut [W]) {
+        let (left, right) = inputs.split_at(TILE);
+        for ((value, left), right) in output.iter_mut().zip(left).zip(right) {
+            *value = self.first * *left + self.second * *right;
+        }
+    }
+}

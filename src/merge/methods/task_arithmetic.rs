@@ -1,8 +1,19 @@
 //! Task vectors added to the base: task arithmetic (arXiv 2212.04089), TIES (2306.01708), DARE (2311.03099).
 
+use std::marker::PhantomData;
+
+use super::{Context, MergeMethod};
+use crate::merge::MergeError;
+use crate::merge::block::{BlockMerge, Buffered, TileMerge, Tiled};
+use crate::merge::element::Element;
+use crate::merge::mersenne::MersenneTwister;
+use crate::merge::sparsify::{Sparsifier, l1_factor};
 use crate::merge::specification::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification,
 };
+use crate::merge::statistics::PairKey;
+use crate::merge::tensor::{TILE, TaskVector, TensorGroup};
+use crate::merge::threshold::{coarse_histogram, kept_count, select};
 
 const WEIGHT: ParameterSpecification = ParameterSpecification {
     name: "weight",
@@ -28,7 +39,7 @@ const fn truth(name: &'static str, default: bool, help: &'static str) -> Paramet
 const NORMALIZE_HELP: &str = "divide by the sum of the weights that take part";
 const RESCALE_HELP: &str = "restore the L1 norm that each task vector had before sparsification";
 
-pub(super) static TASK_ARITHMETIC: MethodSpecification = MethodSpecification {
+static TASK_ARITHMETIC: MethodSpecification = MethodSpecification {
     name: "task_arithmetic",
     parameters: &[WEIGHT, LAMBDA, truth("normalize", false, NORMALIZE_HELP)],
     base: BaseUse::Required,
@@ -36,7 +47,7 @@ pub(super) static TASK_ARITHMETIC: MethodSpecification = MethodSpecification {
     samples_masks: false,
     help: "weighted sum of task vectors (arXiv 2212.04089)",
 };
-pub(super) static TIES: MethodSpecification = MethodSpecification {
+static TIES: MethodSpecification = MethodSpecification {
     name: "ties",
     parameters: &[
         WEIGHT,
@@ -50,7 +61,7 @@ pub(super) static TIES: MethodSpecification = MethodSpecification {
     samples_masks: false,
     help: "trim by magnitude, elect signs, merge what agrees (arXiv 2306.01708)",
 };
-pub(super) static DARE_LINEAR: MethodSpecification = MethodSpecification {
+static DARE_LINEAR: MethodSpecification = MethodSpecification {
     name: "dare_linear",
     parameters: &[
         WEIGHT,
@@ -64,7 +75,7 @@ pub(super) static DARE_LINEAR: MethodSpecification = MethodSpecification {
     samples_masks: true,
     help: "random drop and rescale, then weighted sum (arXiv 2311.03099)",
 };
-pub(super) static DARE_TIES: MethodSpecification = MethodSpecification {
+static DARE_TIES: MethodSpecification = MethodSpecification {
     name: "dare_ties",
     parameters: &[
         WEIGHT,
@@ -78,3 +89,280 @@ pub(super) static DARE_TIES: MethodSpecification = MethodSpecification {
     samples_masks: true,
     help: "random drop and rescale, then sign election (arXiv 2311.03099)",
 };
+
+/// How a member of the family thins task vectors out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sparsification {
+    None,
+    /// Keeps the largest magnitudes.
+    Magnitude,
+    /// Keeps a random sample.
+    Random,
+}
+
+/// A member of the family: `base + lambda merge(weight sparsify(source - base))`, where `merge` is a sum, or a sum of
+/// what agrees with the sign of the sum; divided by the weights that take part where `normalize` says so.
+pub(super) struct Generalized {
+    specification: &'static MethodSpecification,
+    sparsification: Sparsification,
+    elects_sign: bool,
+}
+
+impl Generalized {
+    pub(super) const TASK_ARITHMETIC: Self =
+        Self { specification: &TASK_ARITHMETIC, sparsification: Sparsification::None, elects_sign: false };
+    pub(super) const TIES: Self =
+        Self { specification: &TIES, sparsification: Sparsification::Magnitude, elects_sign: true };
+    pub(super) const DARE_LINEAR: Self =
+        Self { specification: &DARE_LINEAR, sparsification: Sparsification::Random, elects_sign: false };
+    pub(super) const DARE_TIES: Self =
+        Self { specification: &DARE_TIES, sparsification: Sparsification::Random, elects_sign: true };
+
+    fn ready<'a, W: Buffered>(
+        &self,
+        group: &TensorGroup<'a>,
+        context: &mut Context<'_>,
+    ) -> Result<Box<dyn BlockMerge + 'a>, MergeError> {
+        let base = group.base.ok_or_else(|| MergeError::Internal("task vectors without a base".into()))?;
+        let sources = self.sources::<W>(group, context)?;
+        let lambda = group.parameters.number("lambda")?;
+        let arithmetic = TaskVectorSum {
+            elects_sign: self.elects_sign,
+            normalize: group.parameters.truth("normalize")?,
+            lambda: (lambda != 1.0).then(|| W::from_f64(lambda)),
+            sources,
+        };
+        let inputs = std::iter::once(base).chain(group.inputs.iter().copied()).collect();
+        Ok(Box::new(Tiled { tensor: group.name, inputs, arithmetic, precision: PhantomData }))
+    }
+
+    fn sources<W: Element>(
+        &self,
+        group: &TensorGroup<'_>,
+        context: &mut Context<'_>,
+    ) -> Result<Vec<SourceTerm<W>>, MergeError> {
+        let weights = group.parameters.source_numbers("weight")?;
+        if self.sparsification == Sparsification::None {
+            let term =
+                |weight| SourceTerm { weight: W::from_f64(weight), sparsifier: Sparsifier::KeepAll, factor: None };
+            return Ok(weights.into_iter().map(term).collect());
+        }
+        let densities = group.parameters.source_numbers("density")?;
+        let rescale = group.parameters.truth("rescale")?;
+        let mut terms = Vec::with_capacity(weights.len());
+        for (index, (weight, density)) in weights.into_iter().zip(densities).enumerate() {
+            let sparsifier = self.sparsifier::<W>(group, index, density, context)?;
+            let factor = if rescale { rescale_factor::<W>(group, index, &sparsifier, context)? } else { None };
+            terms.push(SourceTerm { weight: W::from_f64(weight), sparsifier, factor });
+        }
+        Ok(terms)
+    }
+
+    fn sparsifier<W: Element>(
+        &self,
+        group: &TensorGroup<'_>,
+        index: usize,
+        density: f64,
+        context: &mut Context<'_>,
+    ) -> Result<Sparsifier, MergeError> {
+        match self.sparsification {
+            Sparsification::None => Ok(Sparsifier::KeepAll),
+            Sparsification::Magnitude => magnitude::<W>(group, index, density, context),
+            Sparsification::Random if density < 0.0 => Err(group.infeasible(format!(
+                "the density of model `{}` is {density}; a share that is kept cannot be negative",
+                group.inputs[index].model
+            ))),
+            Sparsification::Random => context.masks.draw(group.inputs[index], group.elements, density),
+        }
+    }
+}
+
+impl MergeMethod for Generalized {
+    fn specification(&self) -> &'static MethodSpecification {
+        self.specification
+    }
+
+    fn prepare<'a>(
+        &self,
+        group: &TensorGroup<'a>,
+        context: &mut Context<'_>,
+    ) -> Result<Box<dyn BlockMerge + 'a>, MergeError> {
+        if group.is_wide() { self.ready::<f64>(group, context) } else { self.ready::<f32>(group, context) }
+    }
+}
+
+/// A source's task vector and the key of its statistics.
+fn task_vector<'a, W: Element>(group: &TensorGroup<'a>, index: usize) -> Result<(TaskVector<'a>, PairKey), MergeError> {
+    let base = group.base.ok_or_else(|| MergeError::Internal("task vectors without a base".into()))?;
+    let source = group.inputs[index];
+    let key = PairKey { first: source.key, second: base.key, key_bits: W::KEY_BITS };
+    Ok((TaskVector { source, base }, key))
+}
+
+fn magnitude<W: Element>(
+    group: &TensorGroup<'_>,
+    index: usize,
+    density: f64,
+    context: &Context<'_>,
+) -> Result<Sparsifier, MergeError> {
+    if density <= 0.0 {
+        return Ok(Sparsifier::DropAll);
+    }
+    let elements = group.elements;
+    if density >= 1.0 || elements == 0 {
+        return Ok(Sparsifier::KeepAll);
+    }
+    let kept = kept_count(density, elements);
+    if kept >= elements {
+        return Ok(Sparsifier::KeepAll);
+    }
+    let (vector, key) = task_vector::<W>(group, index)?;
+    let (isa, cache) = (context.isa, context.cache);
+    let threshold = cache.threshold(key, kept, || {
+        let coarse = cache.histogram(key, || coarse_histogram::<W>(isa, vector, elements))?;
+        select::<W>(isa, vector, elements, kept, &coarse)
+    })?;
+    Ok(Sparsifier::Magnitude(threshold))
+}
+
+fn rescale_factor<W: Element>(
+    group: &TensorGroup<'_>,
+    index: usize,
+    sparsifier: &Sparsifier,
+    context: &Context<'_>,
+) -> Result<Option<W>, MergeError> {
+    if matches!(sparsifier, Sparsifier::KeepAll | Sparsifier::DropAll) {
+        return Ok(None);
+    }
+    let (vector, key) = task_vector::<W>(group, index)?;
+    let factor = context
+        .cache
+        .factor(key, sparsifier.identity(), || l1_factor::<W>(context.isa, vector, sparsifier, group.elements))?;
+    Ok(Some(W::from_f64(factor)))
+}
+
+/// What becomes of one source's task vector.
+struct SourceTerm<W> {
+    weight: W,
+    sparsifier: Sparsifier,
+    /// Restores the L1 norm.
+    factor: Option<W>,
+}
+
+/// The family's arithmetic. Input 0 is the base. Every step is rounded, sums go over the sources in order.
+struct TaskVectorSum<W> {
+    sources: Vec<SourceTerm<W>>,
+    elects_sign: bool,
+    normalize: bool,
+    lambda: Option<W>,
+}
+
+/// Where in the streams of masks a run of tiles is, and room for intermediate tiles.
+struct Running<W> {
+    generators: Vec<Option<MersenneTwister>>,
+    elected: Vec<W>,
+    divisor: Vec<W>,
+}
+
+impl<W: Element> TileMerge<W> for TaskVectorSum<W> {
+    type State = Running<W>;
+
+    fn begin(&self, first: u64) -> Running<W> {
+        let scratch = if self.elects_sign { TILE } else { 0 };
+        Running {
+            generators: self.sources.iter().map(|source| source.sparsifier.begin(first)).collect(),
+            elected: vec![W::ZERO; scratch],
+            divisor: vec![W::ZERO; scratch],
+        }
+    }
+
+    #[inline(always)]
+    fn merge_tile(&self, state: &mut Running<W>, first: u64, inputs: &mut [W], output: &mut [W]) {
+        let length = output.len();
+        let (base, deltas) = inputs.split_at_mut(TILE);
+        let base = &base[..length];
+        let terms = self.sources.iter().zip(&mut state.generators).zip(deltas.chunks_exact_mut(TILE));
+        for ((source, generator), delta) in terms {
+            source.weigh(generator.as_mut(), first, &mut delta[..length], base);
+        }
+        if self.elects_sign {
+            self.sum_elected(state, deltas, output);
+        } else {
+            self.sum_all(deltas, output);
+        }
+        if let Some(lambda) = self.lambda {
+            for value in output.iter_mut() {
+                *value = *value * lambda;
+            }
+        }
+        for (value, base) in output.iter_mut().zip(base) {
+            *value = *base + *value;
+        }
+    }
+}
+
+impl<W: Element> SourceTerm<W> {
+    /// Turns a source's values into its sparsified, rescaled and weighted task vector.
+    #[inline(always)]
+    fn weigh(&self, generator: Option<&mut MersenneTwister>, first: u64, delta: &mut [W], base: &[W]) {
+        for (value, base) in delta.iter_mut().zip(base) {
+            *value = *value - *base;
+        }
+        self.sparsifier.apply(generator, first, delta);
+        if let Some(factor) = self.factor {
+            for value in delta.iter_mut() {
+                *value = *value * factor;
+            }
+        }
+        for value in delta {
+            *value = *value * self.weight;
+        }
+    }
+}
+
+impl<W: Element> TaskVectorSum<W> {
+    #[inline(always)]
+    fn sum_all(&self, deltas: &[W], output: &mut [W]) {
+        output.fill(W::ZERO);
+        for delta in deltas.chunks_exact(TILE) {
+            for (sum, value) in output.iter_mut().zip(delta) {
+                *sum = *sum + *value;
+            }
+        }
+        if self.normalize {
+            let sum = self.sources.iter().fold(W::ZERO, |sum, source| sum + source.weight);
+            let divisor = if sum.abs() < W::from_f64(1e-8) { W::ONE } else { sum };
+            for value in output {
+                *value = *value / divisor;
+            }
+        }
+    }
+
+    /// Sums the values whose sign is that of the sum of all (a sum of zero counts as positive).
+    #[inline(always)]
+    fn sum_elected(&self, state: &mut Running<W>, deltas: &[W], output: &mut [W]) {
+        let elected = &mut state.elected[..output.len()];
+        let divisor = &mut state.divisor[..output.len()];
+        elected.fill(W::ZERO);
+        divisor.fill(W::ZERO);
+        output.fill(W::ZERO);
+        for delta in deltas.chunks_exact(TILE) {
+            for (sum, value) in elected.iter_mut().zip(delta) {
+                *sum = *sum + *value;
+            }
+        }
+        for (source, delta) in self.sources.iter().zip(deltas.chunks_exact(TILE)) {
+            let results = output.iter_mut().zip(divisor.iter_mut());
+            for (((sum, weights), value), elected) in results.zip(delta).zip(elected.iter()) {
+                let agrees = if *elected >= W::ZERO { *value > W::ZERO } else { *value < W::ZERO };
+                *sum = *sum + if agrees { *value } else { W::ZERO };
+                *weights = *weights + if agrees { source.weight } else { W::ZERO };
+            }
+        }
+        if self.normalize {
+            for (value, divisor) in output.iter_mut().zip(divisor) {
+                *value = *value / if *divisor == W::ZERO { W::ONE } else { *divisor };
+            }
+        }
+    }
+}

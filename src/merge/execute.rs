@@ -1,0 +1,415 @@
+//! Runs merges: a run's opened checkpoints, its threads and its cached statistics.
+
+use std::cell::Cell;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+
+use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, IntoParallelRefIterator, ParallelIterator};
+
+use super::MergeError;
+use super::block::{BlockMerge, PassThrough, Tiled};
+use super::methods::{Context, MaskSource, MergeMethod, implementation};
+use super::model::Model;
+use super::output::{merged_config, pretty, tokenizer_donor, write_side_files};
+use super::plan::{Action, MergePlan, PlannedTensor, plan};
+use super::simd::Isa;
+use super::sparsify::MersenneStream;
+use super::statistics::StatisticsCache;
+use super::tensor::{BLOCK, TensorGroup, block_count, block_range, with_buffer};
+use crate::checkpoint::{
+    CONFIG_FILE, Checkpoint, CheckpointWriter, ContentIds, Dtype, OutputFile, OutputTensor, base_layout, shard_layout,
+};
+use crate::recipe::{MaskKind, ModelReference, Recipe};
+
+/// How a [`Merger`] uses the machine. None of it changes what is computed.
+#[derive(Clone, Copy, Debug)]
+pub struct MergerOptions {
+    /// `None`: one a core.
+    pub threads: Option<NonZeroUsize>,
+    /// Memory that cached histograms of task vectors may take, in bytes.
+    pub histogram_bytes: usize,
+    /// `None`: the widest that the machine has.
+    pub isa: Option<Isa>,
+}
+
+impl Default for MergerOptions {
+    fn default() -> Self {
+        Self { threads: None, histogram_bytes: 32 << 20, isa: None }
+    }
+}
+
+/// What a merge has done so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    pub bytes_written: u64,
+    pub bytes_total: u64,
+}
+
+/// How one merge is written.
+#[derive(Clone, Copy, Default)]
+pub struct MergeOptions<'a> {
+    /// The output survives a power cut once the merge has returned.
+    pub durable: bool,
+    /// Replaces a checkpoint at the destination.
+    pub replace: bool,
+    /// Most bytes of weights in a file; `None`: the shard layout of the base, else of the first source.
+    pub shard_size: Option<u64>,
+    /// Small files to be added to the output, by name.
+    pub files: &'a [(String, Vec<u8>)],
+    /// Ends the merge soon after it becomes true.
+    pub cancel: Option<&'a AtomicBool>,
+    /// Called after each block, from any thread.
+    pub progress: Option<&'a (dyn Fn(Progress) + Sync)>,
+}
+
+/// What a merge did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MergeReport {
+    pub tensors: usize,
+    /// Bytes of input tensors, each input of each output tensor counted once.
+    pub bytes_read: u64,
+    /// Bytes of output tensors.
+    pub bytes_written: u64,
+    pub seconds: f64,
+}
+
+/// The merge core of one run: checkpoints are mapped once, statistics of whole tensors are computed once.
+///
+/// The same recipe gives the same bytes whatever the threads, the instruction set and the merges done before.
+pub struct Merger {
+    models: Vec<Model>,
+    content_ids: ContentIds,
+    contents: OnceLock<Vec<String>>,
+    pool: rayon::ThreadPool,
+    isa: Isa,
+    cache: StatisticsCache,
+}
+
+impl Merger {
+    /// Takes the opened models, each under the name that recipes use for it.
+    ///
+    /// # Errors
+    /// The threads cannot be started.
+    pub fn new(
+        models: impl IntoIterator<Item = (ModelReference, Arc<Checkpoint>)>,
+        content_ids: ContentIds,
+        options: MergerOptions,
+    ) -> Result<Self, MergeError> {
+        let threads = options.threads.map_or(0, NonZeroUsize::get);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("merge-{index}"))
+            .build()
+            .map_err(|error| MergeError::Threads { threads, reason: error.to_string() })?;
+        let isa = options.isa.filter(|isa| Isa::available().contains(isa)).unwrap_or_else(Isa::detect);
+        Ok(Self {
+            models: models.into_iter().map(|(name, checkpoint)| Model::new(name, checkpoint)).collect(),
+            content_ids,
+            contents: OnceLock::new(),
+            pool,
+            isa,
+            cache: StatisticsCache::new(options.histogram_bytes),
+        })
+    }
+
+    /// Checks a recipe against the models and says what would be computed. Reads no weights.
+    ///
+    /// # Errors
+    /// See [`MergeError`]: an invalid recipe, or models that do not fit together.
+    pub fn plan(&self, recipe: &Recipe) -> Result<MergePlan, MergeError> {
+        let plan = plan(recipe, &self.models)?;
+        tokenizer_donor(&plan, recipe)?;
+        Ok(plan)
+    }
+
+    /// Bytes of the weights that the recipe's merge writes.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub fn required_bytes(&self, recipe: &Recipe) -> Result<u64, MergeError> {
+        self.plan(recipe).map(|plan| plan.bytes())
+    }
+
+    /// Merges into the new directory `destination`, which appears at once when everything is in it.
+    ///
+    /// # Errors
+    /// As [`Self::plan`]; [`MergeError::Infeasible`] where the recipe has no finite result; a NaN or infinity in an input;
+    /// an output that cannot be written; cancellation. Nothing is left at the destination then. Of several bad elements
+    /// the first one, by tensor name and position, is reported.
+    pub fn materialize(
+        &self,
+        recipe: &Recipe,
+        destination: &Path,
+        options: &MergeOptions<'_>,
+    ) -> Result<MergeReport, MergeError> {
+        let start = Instant::now();
+        let plan = self.plan(recipe)?;
+        let files = self.layout(&plan, options.shard_size);
+        let writer = match options.replace {
+            false => CheckpointWriter::create(destination, &files, options.durable)?,
+            true => CheckpointWriter::create_replacing(destination, &files, options.durable)?,
+        };
+        let method = implementation(plan.method.name)
+            .ok_or_else(|| MergeError::Internal(format!("method `{}` has no implementation", plan.method.name)))?;
+        let run = Run {
+            merger: self,
+            recipe,
+            method,
+            writer: &writer,
+            options,
+            written: AtomicU64::new(0),
+            total: plan.bytes(),
+            failure: Failure::new(),
+        };
+        self.pool.install(|| run.all(&plan))?;
+        for index in plan.used_models() {
+            self.models[index].checkpoint.verify_unchanged()?;
+        }
+        writer.put_file(CONFIG_FILE, &pretty(&merged_config(&plan, &self.models, recipe)))?;
+        write_side_files(&writer, &plan, &self.models, recipe)?;
+        for (name, bytes) in options.files {
+            writer.put_file(name, bytes)?;
+        }
+        if is_cancelled(options) {
+            return Err(MergeError::Cancelled);
+        }
+        writer.finish()?;
+        Ok(MergeReport {
+            tensors: plan.tensors.len(),
+            bytes_read: self.bytes_read(&plan),
+            bytes_written: plan.bytes(),
+            seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+
+    fn layout(&self, plan: &MergePlan, shard_size: Option<u64>) -> Vec<OutputFile> {
+        let output = |tensor: &PlannedTensor| OutputTensor {
+            name: tensor.name.clone(),
+            dtype: tensor.dtype,
+            shape: tensor.shape.clone(),
+        };
+        let tensors = plan.tensors.iter().map(output).collect();
+        match shard_size {
+            Some(size) => shard_layout(tensors, size),
+            None => base_layout(self.models[plan.donor].checkpoint.shards(), tensors),
+        }
+    }
+
+    fn bytes_read(&self, plan: &MergePlan) -> u64 {
+        let inputs = plan.tensors.iter().flat_map(|tensor| tensor.inputs.iter().chain(&tensor.base));
+        let bytes = |model: usize, tensor: &str| {
+            self.models[model].checkpoint.tensors().get(tensor).map(|info| info.byte_len())
+        };
+        inputs.filter_map(|input| bytes(input.model, &input.tensor)).map(|bytes| bytes as u64).sum()
+    }
+
+    /// Content ids of all models, by index.
+    fn contents(&self) -> Result<&[String], MergeError> {
+        if let Some(contents) = self.contents.get() {
+            return Ok(contents);
+        }
+        let contents =
+            self.models.iter().map(|model| model.checkpoint.content_id(&self.content_ids)).collect::<Result<_, _>>()?;
+        Ok(self.contents.get_or_init(|| contents))
+    }
+}
+
+fn is_cancelled(options: &MergeOptions<'_>) -> bool {
+    options.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed))
+}
+
+/// The first failure of a merge in the order of the work, whichever thread fails first.
+struct Failure {
+    /// Work from this ordinal on need not be done any more.
+    first: AtomicU64,
+    error: Mutex<Option<(u64, MergeError)>>,
+}
+
+impl Failure {
+    fn new() -> Self {
+        Self { first: AtomicU64::new(u64::MAX), error: Mutex::new(None) }
+    }
+
+    fn report(&self, ordinal: u64, error: MergeError) {
+        let mut slot = self.error.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.as_ref().is_none_or(|(first, _)| ordinal < *first) {
+            *slot = Some((ordinal, error));
+            self.first.fetch_min(ordinal, Ordering::Relaxed);
+        }
+    }
+
+    fn precedes(&self, ordinal: u64) -> bool {
+        self.first.load(Ordering::Relaxed) < ordinal
+    }
+
+    fn into_result(self) -> Result<(), MergeError> {
+        match self.error.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some((_, error)) => Err(error),
+            None => Ok(()),
+        }
+    }
+}
+
+/// One merge under way.
+struct Run<'a> {
+    merger: &'a Merger,
+    recipe: &'a Recipe,
+    method: &'static dyn MergeMethod,
+    writer: &'a CheckpointWriter,
+    options: &'a MergeOptions<'a>,
+    written: AtomicU64,
+    total: u64,
+    failure: Failure,
+}
+
+impl Run<'_> {
+    /// All tensors in parallel, and the blocks of each; where masks come from one stream, tensor after tensor.
+    fn all(self, plan: &MergePlan) -> Result<(), MergeError> {
+        let masks = self.recipe.masks;
+        match masks.kind {
+            MaskKind::Mergekit if self.method.specification().samples_masks => {
+                let mut stream = MersenneStream::new(masks.seed);
+                for (index, tensor) in (0..).zip(&plan.tensors) {
+                    let coarse = self.is_bfloat16(tensor);
+                    self.tensor(index, tensor, MaskSource::Mergekit { stream: &mut stream, coarse });
+                }
+            }
+            _ => {
+                let contents = if self.method.specification().samples_masks { self.merger.contents()? } else { &[] };
+                plan.tensors.par_iter().enumerate().for_each(|(index, tensor)| {
+                    self.tensor(index as u64, tensor, MaskSource::Native { seed: masks.seed, contents });
+                });
+            }
+        }
+        self.failure.into_result()
+    }
+
+    /// Whether mergekit would compute the tensor in bfloat16.
+    fn is_bfloat16(&self, tensor: &PlannedTensor) -> bool {
+        let stored = |input: &super::plan::PlannedInput| {
+            let tensors = self.merger.models[input.model].checkpoint.tensors();
+            tensors.get(&input.tensor).and_then(|info| info.float())
+        };
+        match self.recipe.dtype {
+            Some(dtype) => dtype == Dtype::Bfloat16,
+            None => tensor.inputs.iter().chain(&tensor.base).all(|input| stored(input) == Some(Dtype::Bfloat16)),
+        }
+    }
+
+    fn tensor(&self, index: u64, tensor: &PlannedTensor, masks: MaskSource<'_>) {
+        // Preparation, then the blocks: each a step in the order of the work.
+        let ordinal = index << 32;
+        if self.failure.precedes(ordinal) {
+            return;
+        }
+        let done = match tensor.action {
+            Action::Copy => self.copy(tensor),
+            Action::Merge | Action::PassThrough => self.merge(ordinal, tensor, masks),
+        };
+        if let Err(error) = done {
+            self.failure.report(ordinal, error);
+        }
+    }
+
+    fn group<'b>(&'b self, tensor: &'b PlannedTensor) -> Result<TensorGroup<'b>, MergeError> {
+        let stored =
+            |input: &'b super::plan::PlannedInput| self.merger.models[input.model].stored(input.model, &input.tensor);
+        Ok(TensorGroup {
+            name: &tensor.name,
+            elements: tensor.elements(),
+            inputs: tensor.inputs.iter().map(stored).collect::<Result<_, _>>()?,
+            base: tensor.base.as_ref().map(stored).transpose()?,
+            parameters: &tensor.parameters,
+        })
+    }
+
+    fn merge(&self, ordinal: u64, tensor: &PlannedTensor, masks: MaskSource<'_>) -> Result<(), MergeError> {
+        let group = self.group(tensor)?;
+        let dtype = Dtype::from_stored(tensor.dtype)
+            .ok_or_else(|| MergeError::Internal(format!("tensor `{}` is merged into {}", tensor.name, tensor.dtype)))?;
+        let mut context = Context { isa: self.merger.isa, cache: &self.merger.cache, masks };
+        let prepared: Box<dyn BlockMerge + '_> = match tensor.action {
+            Action::Merge => self.method.prepare(&group, &mut context)?,
+            _ if group.is_wide() => Box::new(pass_through::<f64>(&group)),
+            _ => Box::new(pass_through::<f32>(&group)),
+        };
+        (0..block_count(group.elements)).into_par_iter().for_each(|block| {
+            let ordinal = ordinal + 1 + block;
+            if self.failure.precedes(ordinal) {
+                return;
+            }
+            if let Err(error) = self.block(tensor, &*prepared, block, dtype) {
+                self.failure.report(ordinal, error);
+            }
+        });
+        Ok(())
+    }
+
+    fn block(
+        &self,
+        tensor: &PlannedTensor,
+        prepared: &dyn BlockMerge,
+        block: u64,
+        dtype: Dtype,
+    ) -> Result<(), MergeError> {
+        thread_local! {
+            static OUTPUT: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+        }
+        self.check_cancelled()?;
+        let range = block_range(tensor.elements(), block);
+        let length = (range.end - range.start) as usize * dtype.size();
+        let offset = range.start * dtype.size() as u64;
+        with_buffer(&OUTPUT, length, 0, |output| {
+            prepared.merge_block(self.merger.isa, range, dtype, output)?;
+            self.write(&tensor.name, offset, output)
+        })
+    }
+
+    fn check_cancelled(&self) -> Result<(), MergeError> {
+        if is_cancelled(self.options) { Err(MergeError::Cancelled) } else { Ok(()) }
+    }
+
+    fn write(&self, tensor: &str, offset: u64, bytes: &[u8]) -> Result<(), MergeError> {
+        self.writer.write_at(tensor, offset, bytes)?;
+        let length = bytes.len() as u64;
+        let bytes_written = self.written.fetch_add(length, Ordering::Relaxed) + length;
+        if let Some(progress) = self.options.progress {
+            progress(Progress { bytes_written, bytes_total: self.total });
+        }
+        Ok(())
+    }
+
+    /// Copies a tensor that has no arithmetic, when all inputs agree on it.
+    fn copy(&self, tensor: &PlannedTensor) -> Result<(), MergeError> {
+        let mut first: Option<(&Model, &[u8])> = None;
+        for input in tensor.inputs.iter().chain(&tensor.base) {
+            let model = &self.merger.models[input.model];
+            let bytes = model.checkpoint.bytes(&input.tensor).unwrap_or_default();
+            let (other, expected) = *first.get_or_insert((model, bytes));
+            if bytes != expected {
+                return Err(MergeError::Incompatible(format!(
+                    "tensor `{}` holds {} values, which cannot be averaged, and they differ between `{}` and `{}`",
+                    tensor.name, tensor.dtype, other.name, model.name
+                )));
+            }
+        }
+        let bytes = first.map_or(&[][..], |(_, bytes)| bytes);
+        for (offset, chunk) in (0..).step_by(BLOCK as usize).zip(bytes.chunks(BLOCK as usize)) {
+            self.check_cancelled()?;
+            self.write(&tensor.name, offset, chunk)?;
+        }
+        Ok(())
+    }
+}
+
+fn pass_through<'a, W>(group: &TensorGroup<'a>) -> Tiled<'a, W, PassThrough> {
+    Tiled {
+        tensor: group.name,
+        inputs: group.inputs.iter().take(1).copied().collect(),
+        arithmetic: PassThrough,
+        precision: std::marker::PhantomData,
+    }
+}

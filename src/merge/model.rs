@@ -1,0 +1,59 @@
+//! A checkpoint as the merge core knows it: opened once for a run, with its layers looked up.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::MergeError;
+use super::statistics::TensorKey;
+use super::tensor::Stored;
+use crate::checkpoint::{Checkpoint, LayerLayout};
+use crate::recipe::ModelReference;
+
+/// An opened model.
+pub(crate) struct Model {
+    pub(crate) name: ModelReference,
+    pub(crate) checkpoint: Arc<Checkpoint>,
+    pub(crate) layout: LayerLayout,
+    /// What follows the number in the names of each layer's tensors.
+    suffixes: Vec<Vec<String>>,
+    /// Index of each tensor among the sorted names.
+    indices: HashMap<String, u32>,
+}
+
+impl Model {
+    pub(crate) fn new(name: ModelReference, checkpoint: Arc<Checkpoint>) -> Self {
+        let layout = checkpoint.layers();
+        let mut suffixes = vec![Vec::new(); layout.count];
+        for tensor in checkpoint.tensors().keys() {
+            let rest = tensor.strip_prefix(layout.prefix.as_str()).and_then(|rest| rest.split_once('.'));
+            if let (Some(layer), Some((_, suffix))) = (layout.layer_of(tensor), rest)
+                && let Some(suffixes) = suffixes.get_mut(layer)
+            {
+                suffixes.push(suffix.to_owned());
+            }
+        }
+        let indices = checkpoint.tensors().keys().cloned().zip(0..).collect();
+        Self { name, checkpoint, layout, suffixes, indices }
+    }
+
+    pub(crate) fn layer_of(&self, tensor: &str) -> Option<usize> {
+        self.layout.layer_of(tensor)
+    }
+
+    pub(crate) fn layer_suffixes(&self, layer: usize) -> &[String] {
+        self.suffixes.get(layer).map_or(&[], Vec::as_slice)
+    }
+
+    /// A float tensor for the kernels. `index` is this model's.
+    pub(crate) fn stored<'a>(&'a self, index: usize, tensor: &'a str) -> Result<Stored<'a>, MergeError> {
+        let lacks = || MergeError::Internal(format!("model `{}` has no float tensor `{tensor}`", self.name));
+        let info = self.checkpoint.tensors().get(tensor).ok_or_else(lacks)?;
+        Ok(Stored {
+            dtype: info.float().ok_or_else(lacks)?,
+            bytes: self.checkpoint.bytes(tensor).ok_or_else(lacks)?,
+            model: &self.name.0,
+            tensor,
+            key: TensorKey { model: index as u32, tensor: self.indices.get(tensor).copied().ok_or_else(lacks)? },
+        })
+    }
+}

@@ -1,0 +1,167 @@
+//! The small files of a merged checkpoint: configuration and side files.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::MergeError;
+use super::model::Model;
+use super::plan::MergePlan;
+use crate::checkpoint::{CheckpointError, CheckpointWriter, Dtype, is_head};
+use crate::recipe::{ModelReference, Recipe};
+
+const GENERATION_CONFIG: &str = "generation_config.json";
+const CHAT_TEMPLATE: &str = "chat_template.jinja";
+const OLD_CHAT_TEMPLATE: &str = "chat_template.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+/// Names that configurations use for the number of layers.
+const LAYER_COUNTS: [&str; 5] = ["num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"];
+/// Keys of lists with one entry for each layer.
+const LAYER_LISTS: [&str; 1] = ["layer_types"];
+
+/// The donor's configuration, changed where the merged model differs from the donor.
+pub(crate) fn merged_config(plan: &MergePlan, models: &[Model], recipe: &Recipe) -> Map<String, Value> {
+    let donor = &models[plan.donor];
+    let mut config = donor.checkpoint.config().clone();
+    if let Some(dtype) = recipe.out_dtype.or(recipe.dtype) {
+        set_dtype(&mut config, dtype);
+    }
+    if plan.layers.len() != donor.layout.count || plan.layers.iter().enumerate().any(|(layer, from)| layer != from.1) {
+        set_layers(&mut config, plan, models);
+    }
+    untie(&mut config, plan, models);
+    config
+}
+
+/// Composite models keep the text model's settings one level down.
+fn with_text_config(config: &mut Map<String, Value>, mut change: impl FnMut(&mut Map<String, Value>)) {
+    change(config);
+    if let Some(Value::Object(text)) = config.get_mut("text_config") {
+        change(text);
+    }
+}
+
+fn set_dtype(config: &mut Map<String, Value>, dtype: Dtype) {
+    let mut found = false;
+    with_text_config(config, |config| {
+        for key in ["dtype", "torch_dtype"] {
+            if let Some(value) = config.get_mut(key) {
+                *value = dtype.name().into();
+                found = true;
+            }
+        }
+    });
+    if !found {
+        config.insert("torch_dtype".to_owned(), dtype.name().into());
+    }
+}
+
+fn set_layers(config: &mut Map<String, Value>, plan: &MergePlan, models: &[Model]) {
+    let before = models[plan.donor].layout.count;
+    with_text_config(config, |config| {
+        for key in LAYER_COUNTS {
+            if let Some(value) = config.get_mut(key).filter(|value| value.as_u64() == Some(before as u64)) {
+                *value = plan.layers.len().into();
+            }
+        }
+        for key in LAYER_LISTS {
+            let entries = |index: usize| {
+                let config = models[index].checkpoint.config();
+                let nested = config.get("text_config").and_then(Value::as_object);
+                config.get(key).or_else(|| nested?.get(key)).and_then(Value::as_array)
+            };
+            let list: Option<Vec<Value>> =
+                plan.layers.iter().map(|(model, layer)| entries(*model)?.get(*layer).cloned()).collect();
+            if let (Some(value), Some(list)) = (config.get_mut(key), list) {
+                *value = list.into();
+            }
+        }
+    });
+}
+
+/// A head of its own is written as soon as one model has one; a configuration that ties it would make loaders drop it.
+fn untie(config: &mut Map<String, Value>, plan: &MergePlan, models: &[Model]) {
+    let tied = models[plan.donor].checkpoint.ties_head();
+    let writes_head = plan.tensors.iter().any(|tensor| is_head(&tensor.name));
+    let all_tie = plan.used_models().iter().all(|index| models[*index].checkpoint.ties_head());
+    if tied && writes_head && !all_tie {
+        let mut found = false;
+        with_text_config(config, |config| {
+            if let Some(value) = config.get_mut("tie_word_embeddings") {
+                *value = false.into();
+                found = true;
+            }
+        });
+        if !found {
+            config.insert("tie_word_embeddings".to_owned(), false.into());
+        }
+    }
+}
+
+/// The model whose tokenizer the output takes.
+///
+/// # Errors
+/// `tokenizer_source` names neither `base` nor one of the models.
+pub(crate) fn tokenizer_donor(plan: &MergePlan, recipe: &Recipe) -> Result<usize, MergeError> {
+    match recipe.tokenizer_source.as_deref() {
+        None | Some("base") => Ok(plan.donor),
+        Some(name) => {
+            let wanted = ModelReference(name.to_owned());
+            plan.models.iter().position(|model| *model == wanted).ok_or_else(|| {
+                MergeError::Plan(format!(
+                    "tokenizer_source `{name}` is neither `base` nor a model that has been opened for this merge"
+                ))
+            })
+        }
+    }
+}
+
+/// Copies tokenizer, template and generation settings, and writes the recipe's chat template where it has one.
+pub(crate) fn write_side_files(
+    writer: &CheckpointWriter,
+    plan: &MergePlan,
+    models: &[Model],
+    recipe: &Recipe,
+) -> Result<(), MergeError> {
+    let tokenizer = tokenizer_donor(plan, recipe)?;
+    let named = |path: &Path, name: &str| path.file_name().is_some_and(|own| own == name);
+    for file in models[tokenizer].checkpoint.sidecars() {
+        let foreign = tokenizer != plan.donor && named(&file, GENERATION_CONFIG);
+        let template = named(&file, CHAT_TEMPLATE) || named(&file, OLD_CHAT_TEMPLATE);
+        let replaced = template && recipe.chat_template.is_some();
+        match &recipe.chat_template {
+            _ if foreign || replaced => {}
+            Some(template) if named(&file, TOKENIZER_CONFIG) => {
+                writer.put_file(TOKENIZER_CONFIG, &with_template(&file, template)?)?;
+            }
+            _ => writer.copy_file(&file)?,
+        }
+    }
+    if tokenizer != plan.donor {
+        let settings = models[plan.donor].checkpoint.sidecars();
+        if let Some(file) = settings.iter().find(|file| named(file, GENERATION_CONFIG)) {
+            writer.copy_file(file)?;
+        }
+    }
+    if let Some(template) = &recipe.chat_template {
+        writer.put_file(CHAT_TEMPLATE, template.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// A tokenizer configuration with another chat template; unchanged where it has none.
+fn with_template(file: &Path, template: &str) -> Result<Vec<u8>, MergeError> {
+    let text = std::fs::read(file).map_err(|source| CheckpointError::Read { path: file.to_owned(), source })?;
+    match serde_json::from_slice::<Map<String, Value>>(&text) {
+        Ok(mut config) if config.contains_key("chat_template") => {
+            config.insert("chat_template".to_owned(), template.into());
+            Ok(pretty(&config))
+        }
+        _ => Ok(text),
+    }
+}
+
+/// JSON as `transformers` writes it: indented by two, with a newline at the end.
+pub(crate) fn pretty(object: &Map<String, Value>) -> Vec<u8> {
+    format!("{:#}\n", Value::Object(object.clone())).into_bytes()
+}

@@ -1,0 +1,418 @@
+//! From a recipe and opened checkpoints to what has to be computed: one entry for each output tensor.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::MergeError;
+use super::model::Model;
+use super::parameters::{ParameterValue, ResolvedParameters, depth, of_scope, resolve};
+use super::specification::{BaseUse, MethodSpecification, ParameterScope};
+use crate::checkpoint::{Dtype, TensorInfo, is_head, is_input_embedding};
+use crate::recipe::{Body, ModelReference, Parameters, Recipe};
+
+/// A tensor of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedInput {
+    /// Index into [`MergePlan::models`].
+    pub model: usize,
+    /// The tensor's name in that model; it differs from the output's where layers are stacked or a head is tied.
+    pub tensor: String,
+}
+
+/// What is done for an output tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The method's arithmetic.
+    Merge,
+    /// The only input that is left, converted to the output dtype.
+    PassThrough,
+    /// Integers or truth values: copied, and refused where the inputs differ.
+    Copy,
+}
+
+/// One output tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlannedTensor {
+    pub name: String,
+    pub shape: Vec<usize>,
+    /// As it is written.
+    pub dtype: safetensors::Dtype,
+    pub action: Action,
+    /// In recipe order. The base is among them only for methods that take it as an input.
+    pub inputs: Vec<PlannedInput>,
+    pub base: Option<PlannedInput>,
+    pub parameters: ResolvedParameters,
+}
+
+impl PlannedTensor {
+    /// How many elements it has.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().map(|length| *length as u64).product()
+    }
+
+    /// Bytes of its elements as they are written.
+    pub fn bytes(&self) -> u64 {
+        self.elements() * self.dtype.bitsize() as u64 / 8
+    }
+}
+
+/// A merge that fits its checkpoints.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MergePlan {
+    pub method: &'static MethodSpecification,
+    /// Names of all opened models, by index.
+    pub models: Vec<ModelReference>,
+    /// In order of names.
+    pub tensors: Vec<PlannedTensor>,
+    /// The model whose configuration, side files and shard layout the output takes.
+    pub donor: usize,
+    /// The model and layer that each output layer takes its place in the configuration from.
+    pub layers: Vec<(usize, usize)>,
+}
+
+impl MergePlan {
+    /// Bytes of all output tensors.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.iter().map(PlannedTensor::bytes).sum()
+    }
+
+    /// Indices of the models that are read, ascending.
+    pub fn used_models(&self) -> BTreeSet<usize> {
+        let inputs = self.tensors.iter().flat_map(|tensor| tensor.inputs.iter().chain(&tensor.base));
+        inputs.map(|input| input.model).chain([self.donor]).collect()
+    }
+}
+
+/// A model that takes part in a stage, with its layers.
+struct Source<'a> {
+    index: usize,
+    model: &'a Model,
+    first_layer: usize,
+    parameters: Option<&'a Parameters>,
+}
+
+/// Inputs that are merged with each other: the whole recipe in the `models` form, or one slice.
+struct Stage<'a> {
+    sources: Vec<Source<'a>>,
+    /// Index of a model.
+    base: Option<usize>,
+    layers: usize,
+    parameters: Option<&'a Parameters>,
+}
+
+/// Plans the merge of `recipe` from `models`.
+///
+/// # Errors
+/// The recipe is not valid, names a model or layer that is not there, leaves a parameter without a value, or its models
+/// do not fit together.
+pub(crate) fn plan(recipe: &Recipe, models: &[Model]) -> Result<MergePlan, MergeError> {
+    recipe.validate()?;
+    let method = super::find_method(&recipe.merge_method)
+        .ok_or_else(|| MergeError::Plan(format!("unknown merge method `{}`", recipe.merge_method)))?;
+    let planner = Planner { recipe, method, models };
+    let stages = planner.stages()?;
+    let prefix = planner.common_prefix(&stages)?;
+    let tensors = planner.tensors(&stages, prefix)?;
+    let donor = match (stages[0].base, recipe.base_model.as_ref()) {
+        (_, Some(base)) => planner.find(base)?,
+        (Some(base), None) => base,
+        (None, None) => stages[0].sources[0].index,
+    };
+    let layers = stages.iter().flat_map(|stage| {
+        let template =
+            stage.sources.iter().find(|source| stage.base == Some(source.index)).unwrap_or(&stage.sources[0]);
+        (0..stage.layers).map(move |layer| (template.index, template.first_layer + layer))
+    });
+    let layers = layers.collect();
+    Ok(MergePlan { method, models: models.iter().map(|model| model.name.clone()).collect(), tensors, donor, layers })
+}
+
+struct Planner<'a> {
+    recipe: &'a Recipe,
+    method: &'static MethodSpecification,
+    models: &'a [Model],
+}
+
+impl<'a> Planner<'a> {
+    fn find(&self, name: &ModelReference) -> Result<usize, MergeError> {
+        self.models
+            .iter()
+            .position(|model| model.name == *name)
+            .ok_or_else(|| MergeError::Internal(format!("model `{name}` of the recipe has not been opened")))
+    }
+
+    fn source(&self, name: &ModelReference, first_layer: usize) -> Result<Source<'a>, MergeError> {
+        let index = self.find(name)?;
+        Ok(Source { index, model: &self.models[index], first_layer, parameters: None })
+    }
+
+    fn stages(&self) -> Result<Vec<Stage<'a>>, MergeError> {
+        let slices = match &self.recipe.body {
+            Body::Models(inputs) => vec![(inputs.as_slice(), None, None)],
+            Body::Slices(slices) => slices
+                .iter()
+                .map(|slice| (slice.sources.as_slice(), slice.base_model.as_ref(), Some(&slice.parameters)))
+                .collect(),
+        };
+        slices.into_iter().map(|(inputs, base, parameters)| self.stage(inputs, base, parameters)).collect()
+    }
+
+    fn stage(
+        &self,
+        inputs: &'a [crate::recipe::Input],
+        base: Option<&'a ModelReference>,
+        parameters: Option<&'a Parameters>,
+    ) -> Result<Stage<'a>, MergeError> {
+        let base = base.or(self.recipe.base_model.as_ref()).map(|base| self.find(base)).transpose()?;
+        let mut sources = Vec::new();
+        let mut length = None;
+        for input in inputs {
+            let mut source = self.source(&input.model, 0)?;
+            source.parameters = Some(&input.parameters);
+            let count = source.model.layout.count;
+            let (first, end) = input.layer_range.unwrap_or((0, count));
+            if end > count {
+                let has = match count {
+                    0 => "has no numbered layers; merge it whole, in the `models` form".to_owned(),
+                    count => format!("has {count} layers"),
+                };
+                return Err(MergeError::Plan(format!(
+                    "layers {first} to {end} of `{}` are asked for, but it {has}",
+                    input.model
+                )));
+            }
+            source.first_layer = first;
+            let layers = end - first;
+            let expected = *length.get_or_insert(layers);
+            if layers != expected {
+                return Err(MergeError::Incompatible(format!(
+                    "`{}` has {layers} layers, `{}` has {expected}; use slices to merge parts of them",
+                    input.model, inputs[0].model
+                )));
+            }
+            sources.push(source);
+        }
+        let listed = |index| sources.iter().any(|source: &Source<'_>| source.index == index);
+        if let Some(index) = base.filter(|index| !listed(*index))
+            && self.method.base != BaseUse::None
+        {
+            // In the `models` form only: slices list their base.
+            let model = &self.models[index];
+            if Some(model.layout.count) != length {
+                return Err(MergeError::Incompatible(format!(
+                    "the base model `{}` has {} layers, `{}` has {}",
+                    model.name,
+                    model.layout.count,
+                    inputs[0].model,
+                    length.unwrap_or(0)
+                )));
+            }
+            sources.push(Source { index, model, first_layer: 0, parameters: None });
+        }
+        Ok(Stage { sources, base, layers: length.unwrap_or(0), parameters })
+    }
+
+    /// What stands before the layer's number in all models with layers.
+    fn common_prefix(&self, stages: &[Stage<'a>]) -> Result<&'a str, MergeError> {
+        let mut found: Option<&Model> = None;
+        for source in stages.iter().flat_map(|stage| &stage.sources).filter(|source| source.model.layout.count > 0) {
+            let expected = *found.get_or_insert(source.model);
+            if source.model.layout.prefix != expected.layout.prefix {
+                return Err(MergeError::Incompatible(format!(
+                    "the layers of `{}` are called `{}N`, those of `{}` `{}N`: the models have different architectures",
+                    source.model.name, source.model.layout.prefix, expected.name, expected.layout.prefix
+                )));
+            }
+        }
+        Ok(found.map_or("", |model| &model.layout.prefix))
+    }
+
+    fn tensors(&self, stages: &[Stage<'a>], prefix: &str) -> Result<Vec<PlannedTensor>, MergeError> {
+        let mut planned = BTreeMap::new();
+        let outside = |stage: &Stage<'a>, first: bool| -> BTreeSet<&'a str> {
+            let names = stage
+                .sources
+                .iter()
+                .flat_map(|source| if first { &source.model.layout.first } else { &source.model.layout.last });
+            names.map(String::as_str).collect()
+        };
+        if let (Some(start), Some(end)) = (stages.first(), stages.last()) {
+            for (stage, names) in [(start, outside(start, true)), (end, outside(end, false))] {
+                for name in names {
+                    let inputs = |source: &Source<'a>| (source.model.layer_of(name).is_none()).then(|| name.to_owned());
+                    if let Some(tensor) = self.tensor(stage, name, None, inputs)? {
+                        planned.insert(name.to_owned(), tensor);
+                    }
+                }
+            }
+        }
+        let mut output_layer = 0;
+        for stage in stages {
+            for layer in 0..stage.layers {
+                let suffixes: BTreeSet<&'a str> = stage
+                    .sources
+                    .iter()
+                    .flat_map(|source| source.model.layer_suffixes(source.first_layer + layer))
+                    .map(String::as_str)
+                    .collect();
+                for suffix in suffixes {
+                    let name = format!("{prefix}{output_layer}.{suffix}");
+                    let input = |source: &Source<'a>| Some(format!("{prefix}{}.{suffix}", source.first_layer + layer));
+                    if let Some(tensor) = self.tensor(stage, &name, Some((layer, stage.layers)), input)? {
+                        planned.insert(name, tensor);
+                    }
+                }
+                output_layer += 1;
+            }
+        }
+        Ok(planned.into_values().collect())
+    }
+
+    /// Plans one output tensor; `None`: no input has it.
+    fn tensor(
+        &self,
+        stage: &Stage<'a>,
+        name: &str,
+        layer: Option<(usize, usize)>,
+        input_name: impl Fn(&Source<'a>) -> Option<String>,
+    ) -> Result<Option<PlannedTensor>, MergeError> {
+        let found = self.find_inputs(stage, name, input_name)?;
+        let Some((_, _, first)) = found.first() else { return Ok(None) };
+        check_shapes(name, &found)?;
+        let whole = found.iter().all(|(_, _, info)| info.float().is_some());
+        let (stored, shape) = (first.dtype, first.shape.clone());
+        let has_base = matches!(self.method.base, BaseUse::Required | BaseUse::Optional | BaseUse::Input);
+        let base = found.iter().find(|(source, _, _)| has_base && stage.base == Some(source.index));
+        let stored = base.map_or(stored, |(_, _, info)| info.dtype);
+        let written = self.recipe.out_dtype.or(self.recipe.dtype).map_or(stored, Dtype::stored);
+        let planned = |(source, tensor, _): &(&Source<'a>, String, &TensorInfo)| PlannedInput {
+            model: source.index,
+            tensor: tensor.clone(),
+        };
+        let mut tensor = PlannedTensor {
+            name: name.to_owned(),
+            shape,
+            dtype: written,
+            action: Action::Merge,
+            inputs: found.iter().map(planned).collect(),
+            base: None,
+            parameters: ResolvedParameters::default(),
+        };
+        if !whole {
+            (tensor.action, tensor.dtype) = (Action::Copy, stored);
+            return Ok(Some(tensor));
+        }
+        let separate = matches!(self.method.base, BaseUse::Required | BaseUse::Optional);
+        let merged: Vec<_> =
+            found.iter().filter(|(source, _, _)| !separate || stage.base != Some(source.index)).collect();
+        if self.method.base == BaseUse::Required && base.is_none() {
+            let names: Vec<_> = merged.iter().map(|(source, _, _)| format!("`{}`", source.model.name)).collect();
+            return Err(MergeError::Incompatible(format!(
+                "the base model lacks tensor `{name}`, which {} has; there is no task vector without it",
+                names.join(", ")
+            )));
+        }
+        let alone = merged.is_empty() || (self.method.base == BaseUse::Input && merged.len() == 1);
+        if alone {
+            tensor.action = Action::PassThrough;
+            return Ok(Some(tensor));
+        }
+        tensor.base = base.map(planned);
+        tensor.inputs = merged.iter().map(|input| planned(input)).collect();
+        tensor.parameters = self.parameters(stage, name, depth(layer), &merged)?;
+        Ok(Some(tensor))
+    }
+
+    /// The sources that have the tensor, in order. A head that a model ties is its input embedding.
+    fn find_inputs<'b>(
+        &self,
+        stage: &'b Stage<'a>,
+        name: &str,
+        input_name: impl Fn(&Source<'a>) -> Option<String>,
+    ) -> Result<Vec<(&'b Source<'a>, String, &'a TensorInfo)>, MergeError> {
+        let (mut found, mut lacking) = (Vec::new(), Vec::new());
+        for source in &stage.sources {
+            let tensors = source.model.checkpoint.tensors();
+            let own = input_name(source).and_then(|name| tensors.get_key_value(&name));
+            match own.or_else(|| tied_embedding(source.model, name)) {
+                Some((tensor, info)) => found.push((source, tensor.clone(), info)),
+                None => lacking.push(source),
+            }
+        }
+        let optional =
+            is_head(name) || name.ends_with("inv_freq") || found.iter().all(|(_, _, info)| info.float().is_none());
+        match (found.first(), lacking.first()) {
+            (Some((has, _, _)), Some(lacks)) if !optional => Err(MergeError::Incompatible(format!(
+                "model `{}` has tensor `{name}`, model `{}` lacks it: they have different architectures",
+                has.model.name, lacks.model.name
+            ))),
+            _ => Ok(found),
+        }
+    }
+
+    fn parameters(
+        &self,
+        stage: &Stage<'a>,
+        name: &str,
+        depth: f64,
+        inputs: &[&(&Source<'a>, String, &TensorInfo)],
+    ) -> Result<ResolvedParameters, MergeError> {
+        let shared: Vec<&Parameters> = stage.parameters.into_iter().chain([&self.recipe.parameters]).collect();
+        let resolve_all = |scope, scopes: &[&Parameters], tensor: &str, model: Option<&ModelReference>| {
+            let mut values: BTreeMap<&'static str, ParameterValue> = BTreeMap::new();
+            for specification in of_scope(self.method, scope) {
+                let of_model = || model.map(|model| format!(" of model `{model}`")).unwrap_or_default();
+                let value = resolve(specification, scopes, tensor, depth)
+                    .map_err(|reason| MergeError::Plan(format!("{reason} (tensor `{tensor}`{})", of_model())))?
+                    .ok_or_else(|| {
+                        MergeError::Plan(format!(
+                            "{} needs a `{}` for tensor `{tensor}`{}; no scope gives one, and no filter matches: add an \
+                             entry without a filter",
+                            self.method.name,
+                            specification.name,
+                            of_model()
+                        ))
+                    })?;
+                values.insert(specification.name, value);
+            }
+            Ok::<_, MergeError>(values)
+        };
+        let tensor = resolve_all(ParameterScope::Tensor, &shared, name, None)?;
+        let mut sources = Vec::with_capacity(inputs.len());
+        for (source, tensor, _) in inputs {
+            let scopes: Vec<&Parameters> = source.parameters.into_iter().chain(shared.iter().copied()).collect();
+            sources.push(resolve_all(ParameterScope::Source, &scopes, tensor, Some(&source.model.name))?);
+        }
+        Ok(ResolvedParameters { tensor, sources })
+    }
+}
+
+fn tied_embedding<'a>(model: &'a Model, name: &str) -> Option<(&'a String, &'a TensorInfo)> {
+    if !(is_head(name) && name.ends_with(".weight") && model.checkpoint.ties_head()) {
+        return None;
+    }
+    model.checkpoint.tensors().iter().find(|(name, _)| is_input_embedding(name))
+}
+
+fn check_shapes(name: &str, found: &[(&Source<'_>, String, &TensorInfo)]) -> Result<(), MergeError> {
+    let Some((reference, _, expected)) = found.first() else { return Ok(()) };
+    for (source, _, info) in found {
+        if info.shape != expected.shape {
+            let hint = if is_head(name) || is_input_embedding(name) {
+                "; the vocabularies differ: bring the models to one tokenizer first (resize_token_embeddings)"
+            } else {
+                ": the models have different architectures"
+            };
+            return Err(MergeError::Incompatible(format!(
+                "tensor `{name}` has shape {:?} in `{}`, {:?} in `{}`{hint}",
+                expected.shape, reference.model.name, info.shape, source.model.name
+            )));
+        }
+        if info.dtype != expected.dtype && (info.float().is_none() || expected.float().is_none()) {
+            return Err(MergeError::Incompatible(format!(
+                "tensor `{name}` is of type {} in `{}`, {} in `{}`; only floats can be merged",
+                expected.dtype, reference.model.name, info.dtype, source.model.name
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! Sums over whole tensors whose bits depend on neither threads nor instruction set.
+//!
+//! Every block is summed in float64 in [`LANES`] lanes, joined by a fixed tree; block sums are added in index order.
+
+use std::ops::Range;
+
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
+
+use super::MergeError;
+use super::tensor::{block_count, block_range};
+
+/// Independent partial sums; element `i` of a tile belongs to lane `i % LANES`.
+pub(crate) const LANES: usize = 16;
+
+/// A running sum.
+#[derive(Clone, Copy)]
+pub(crate) struct Lanes([f64; LANES]);
+
+impl Lanes {
+    pub(crate) const ZERO: Self = Self([0.0; LANES]);
+
+    /// Adds `term(left, right)` for each pair of elements.
+    #[inline(always)]
+    pub(crate) fn add_pairs<W: Copy>(&mut self, left: &[W], right: &[W], term: impl Fn(W, W) -> f64) {
+        let (left_chunks, left_rest) = left.as_chunks::<LANES>();
+        let (right_chunks, right_rest) = right.as_chunks::<LANES>();
+        for (left, right) in left_chunks.iter().zip(right_chunks) {
+            for ((lane, left), right) in self.0.iter_mut().zip(left).zip(right) {
+                *lane += term(*left, *right);
+            }
+        }
+        for ((lane, left), right) in self.0.iter_mut().zip(left_rest).zip(right_rest) {
+            *lane += term(*left, *right);
+        }
+    }
+
+    /// Adds `term(value)` for each element.
+    #[inline(always)]
+    pub(crate) fn add_each<W: Copy>(&mut self, values: &[W], term: impl Fn(W) -> f64) {
+        self.add_pairs(values, values, |value, _| term(value));
+    }
+
+    /// The sum of the lanes, as a balanced tree.
+    pub(crate) fn total(&self) -> f64 {
+        let mut lanes = self.0;
+        let mut width = LANES / 2;
+        while width > 0 {
+            for index in 0..width {
+                lanes[index] += lanes[index + width];
+            }
+            width /= 2;
+        }
+        lanes[0]
+    }
+}
+
+/// Sums of `block(range)` over the blocks of a tensor, computed in parallel, added in index order.
+pub(crate) fn sum_blocks<const N: usize>(
+    elements: u64,
+    block: impl Fn(Range<u64>) -> Result<[f64; N], MergeError> + Sync,
+) -> Result<[f64; N], MergeError> {
+    // Not collected as a `Result`: of several errors the first one in index order is to be reported.
+    let sums: Vec<Result<[f64; N], MergeError>> =
+        (0..block_count(elements)).into_par_iter().map(|index| block(block_range(elements, index))).collect();
+    let mut total = [0.0; N];
+    for sum in sums {
+        for (total, part) in total.iter_mut().zip(sum?) {
+            *total += part;
+        }
+    }
+    Ok(total)
+}

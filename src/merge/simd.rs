@@ -1,0 +1,80 @@
+//! Runs one kernel body compiled for the widest vector instructions of the machine.
+//!
+//! Every body is written once, in plain Rust, and marked `#[inline(always)]` down to its leaves. [`dispatch`] inlines it
+//! into a function that enables an instruction set. Rust never contracts `a * b + c` and never reorders floating-point
+//! sums, so all variants give the same bits.
+
+/// An instruction set that kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// What the compiler's target guarantees.
+    Baseline,
+    /// AVX2, FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL, on top of [`Isa::Avx2`].
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Isa {
+    /// All instruction sets that this machine can run, narrowest first.
+    pub fn available() -> Vec<Self> {
+        let mut available = vec![Self::Baseline];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 =
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+            if avx2 {
+                available.push(Self::Avx2);
+            }
+            if avx2
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+            {
+                available.push(Self::Avx512);
+            }
+        }
+        available
+    }
+
+    /// The widest instruction set that this machine can run.
+    pub fn detect() -> Self {
+        Self::available().last().copied().unwrap_or(Self::Baseline)
+    }
+}
+
+/// A kernel with its arguments. `run` must be `#[inline(always)]`, and so must everything that it calls in its loops.
+pub(crate) trait Kernel {
+    type Output;
+
+    fn run(self) -> Self::Output;
+}
+
+/// Runs the kernel as compiled for `isa`, which must come from [`Isa::available`].
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "one instruction set"))]
+pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    match isa {
+        Isa::Baseline => kernel.run(),
+        // SAFETY: an `Isa` other than the baseline exists only where `Isa::available` found its features.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { run_avx2(kernel) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { run_avx512(kernel) },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
+}

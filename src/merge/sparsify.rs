@@ -1,0 +1,221 @@
+//! Which elements of a task vector survive, and what restores its size.
+
+use std::ops::Range;
+
+use sha2::{Digest, Sha256};
+
+use super::MergeError;
+use super::element::Element;
+use super::mersenne::MersenneTwister;
+use super::philox::philox4x32_10;
+use super::reduce::{Lanes, sum_blocks};
+use super::simd::{Isa, Kernel, dispatch};
+use super::tensor::{BLOCK, TILE, TaskVector, block_count, tiles};
+use super::threshold::Threshold;
+
+/// Snapshots of a Mersenne Twister that a tensor keeps at most.
+const MAX_SNAPSHOTS: u64 = 1024;
+
+/// A rule that keeps some elements of a task vector; it depends on the element's position and value only.
+pub(crate) enum Sparsifier {
+    KeepAll,
+    DropAll,
+    /// Keeps the largest magnitudes.
+    Magnitude(Threshold),
+    /// Keeps elements whose draw is below the limit.
+    Philox(PhiloxMask),
+    Mersenne(MersenneMask),
+}
+
+/// A mask drawn by a counter-based generator. One that keeps an element at some density keeps it at every higher one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PhiloxMask {
+    key: [u32; 2],
+    tensor: [u32; 2],
+    /// Elements are kept whose draw is below this, of 2^32.
+    limit: u64,
+}
+
+impl PhiloxMask {
+    /// The mask of a source's tensor at a density in `[0, 1]`. `content` is the source's content id.
+    pub(crate) fn new(seed: u64, content: &str, tensor: &str, density: f64) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(b"evomerge mask v1");
+        hash.update(seed.to_le_bytes());
+        for part in [content, tensor] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part.as_bytes());
+        }
+        let digest = hash.finalize();
+        let word = |index: usize| {
+            digest[4 * index..4 * index + 4].iter().rev().fold(0_u32, |word, byte| word << 8 | u32::from(*byte))
+        };
+        Self {
+            key: [word(0), word(1)],
+            tensor: [word(2), word(3)],
+            limit: (density.clamp(0.0, 1.0) * 4_294_967_296.0).round() as u64,
+        }
+    }
+
+    #[inline(always)]
+    fn apply<W: Element>(&self, first: u64, delta: &mut [W]) {
+        for (counter, group) in (first / 4..).zip(delta.chunks_mut(4)) {
+            let draws =
+                philox4x32_10([counter as u32, (counter >> 32) as u32, self.tensor[0], self.tensor[1]], self.key);
+            for (value, draw) in group.iter_mut().zip(draws) {
+                *value = if u64::from(draw) < self.limit { *value } else { W::ZERO };
+            }
+        }
+    }
+}
+
+/// A mask drawn from mergekit's stream, with snapshots so that any block finds its place in it.
+pub(crate) struct MersenneMask {
+    snapshots: Vec<MersenneTwister>,
+    /// Elements between two snapshots.
+    spacing: u64,
+    /// Elements are kept whose draw modulo 2^24 is below this.
+    limit: u32,
+    /// Draws before this tensor's first.
+    position: u64,
+}
+
+impl MersenneMask {
+    /// Takes `elements` draws from the stream. `probability` is the density rounded to mergekit's working dtype.
+    pub(crate) fn take(stream: &mut MersenneStream, elements: u64, probability: f32) -> Self {
+        let spacing = block_count(elements).div_ceil(MAX_SNAPSHOTS).max(1) * BLOCK;
+        let position = stream.position;
+        let mut snapshots = Vec::new();
+        let mut left = elements;
+        loop {
+            snapshots.push(stream.generator.clone());
+            let step = left.min(spacing);
+            stream.skip(step);
+            left -= step;
+            if left == 0 {
+                break;
+            }
+        }
+        // Draws are compared as multiples of 2^-24 in float32, exactly.
+        let limit = (f64::from(probability) * 16_777_216.0).ceil() as u32;
+        Self { snapshots, spacing, limit, position }
+    }
+
+    fn generator_at(&self, element: u64) -> Option<MersenneTwister> {
+        let mut generator = self.snapshots.get((element / self.spacing) as usize)?.clone();
+        generator.skip(element % self.spacing);
+        Some(generator)
+    }
+}
+
+/// Mergekit's stream of draws over a whole merge.
+pub(crate) struct MersenneStream {
+    generator: MersenneTwister,
+    position: u64,
+}
+
+impl MersenneStream {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { generator: MersenneTwister::new(seed), position: 0 }
+    }
+
+    fn skip(&mut self, count: u64) {
+        self.generator.skip(count);
+        self.position += count;
+    }
+}
+
+impl Sparsifier {
+    /// What tells two sparsifiers of the same task vector apart, for caching.
+    pub(crate) fn identity(&self) -> [u64; 3] {
+        match self {
+            Self::KeepAll => [0, 0, 0],
+            Self::DropAll => [1, 0, 0],
+            Self::Magnitude(threshold) => [2, threshold.key, threshold.last],
+            Self::Philox(mask) => [3 | mask.limit << 8, join(mask.key), join(mask.tensor)],
+            Self::Mersenne(mask) => [4, mask.position, u64::from(mask.limit)],
+        }
+    }
+
+    /// The generator that [`Self::apply`] needs for elements from `first` on, in order.
+    pub(crate) fn begin(&self, first: u64) -> Option<MersenneTwister> {
+        match self {
+            Self::Mersenne(mask) => mask.generator_at(first),
+            _ => None,
+        }
+    }
+
+    /// Sets the elements that are not kept to zero. `first` is a multiple of [`TILE`].
+    #[inline(always)]
+    pub(crate) fn apply<W: Element>(&self, generator: Option<&mut MersenneTwister>, first: u64, delta: &mut [W]) {
+        match self {
+            Self::KeepAll => {}
+            Self::DropAll => delta.fill(W::ZERO),
+            Self::Magnitude(threshold) => {
+                let key = W::key_from_u64(threshold.key);
+                // Up to and including element `last`, equal magnitudes are kept.
+                let equal = threshold.last.saturating_add(1).saturating_sub(first).min(delta.len() as u64) as usize;
+                let (kept, dropped) = delta.split_at_mut(equal);
+                for value in kept {
+                    *value = if value.key() >= key { *value } else { W::ZERO };
+                }
+                for value in dropped {
+                    *value = if value.key() > key { *value } else { W::ZERO };
+                }
+            }
+            Self::Philox(mask) => mask.apply(first, delta),
+            Self::Mersenne(mask) => {
+                if let Some(generator) = generator {
+                    for value in delta {
+                        *value = if generator.draw() & 0xFF_FFFF < mask.limit { *value } else { W::ZERO };
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn join(words: [u32; 2]) -> u64 {
+    u64::from(words[0]) | u64::from(words[1]) << 32
+}
+
+struct SumBlock<'a, W: Element> {
+    vector: TaskVector<'a>,
+    sparsifier: &'a Sparsifier,
+    generator: Option<MersenneTwister>,
+    range: Range<u64>,
+    delta: &'a mut [W],
+    scratch: &'a mut [W],
+}
+
+impl<W: Element> Kernel for SumBlock<'_, W> {
+    type Output = Result<[f64; 2], MergeError>;
+
+    #[inline(always)]
+    fn run(mut self) -> Self::Output {
+        let (mut all, mut kept) = (Lanes::ZERO, Lanes::ZERO);
+        for (first, length) in tiles(self.range) {
+            let delta = &mut self.delta[..length];
+            self.vector.tile(first, delta, self.scratch)?;
+            all.add_each(delta, |value| value.abs().to_f64());
+            self.sparsifier.apply(self.generator.as_mut(), first, delta);
+            kept.add_each(delta, |value| value.abs().to_f64());
+        }
+        Ok([all.total(), kept.total()])
+    }
+}
+
+/// The factor that gives the sparsified task vector the L1 norm it had before; 1 where either norm is below 1e-7.
+pub(crate) fn l1_factor<W: Element>(
+    isa: Isa,
+    vector: TaskVector<'_>,
+    sparsifier: &Sparsifier,
+    elements: u64,
+) -> Result<f64, MergeError> {
+    let [all, kept] = sum_blocks(elements, |range| {
+        let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
+        let generator = sparsifier.begin(range.start);
+        dispatch(isa, SumBlock { vector, sparsifier, generator, range, delta: &mut delta, scratch: &mut scratch })
+    })?;
+    Ok(if all < 1e-7 || kept < 1e-7 { 1.0 } else { all / kept })
+}

@@ -1,0 +1,133 @@
+//! Stored tensors as kernels see them, and how they are cut.
+//!
+//! A tensor is cut into blocks of [`BLOCK`] elements, the unit of parallel work and of writing, and a block into tiles of
+//! [`TILE`] elements, which stay in the nearest cache while they are decoded, merged and encoded.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use super::MergeError;
+use super::element::{Element, all_below};
+use super::parameters::ResolvedParameters;
+use super::statistics::TensorKey;
+use crate::checkpoint::Dtype;
+
+/// Elements a tile; a multiple of [`super::reduce::LANES`].
+pub(crate) const TILE: usize = 2048;
+/// Elements a block; a multiple of [`TILE`].
+pub(crate) const BLOCK: u64 = 1 << 17;
+
+/// Blocks of a tensor, as ranges of elements.
+pub(crate) fn block_range(elements: u64, block: u64) -> Range<u64> {
+    let first = block * BLOCK;
+    first..elements.min(first + BLOCK)
+}
+
+/// How many blocks a tensor has.
+pub(crate) fn block_count(elements: u64) -> u64 {
+    elements.div_ceil(BLOCK)
+}
+
+/// The tiles of a range of elements: first element and length.
+#[inline(always)]
+pub(crate) fn tiles(range: Range<u64>) -> impl Iterator<Item = (u64, usize)> {
+    let end = range.end;
+    range.step_by(TILE).map(move |first| (first, (end - first).min(TILE as u64) as usize))
+}
+
+/// A stored tensor of one model.
+#[derive(Clone, Copy)]
+pub(crate) struct Stored<'a> {
+    pub(crate) dtype: Dtype,
+    pub(crate) bytes: &'a [u8],
+    /// For messages.
+    pub(crate) model: &'a str,
+    pub(crate) tensor: &'a str,
+    pub(crate) key: TensorKey,
+}
+
+impl Stored<'_> {
+    /// Converts `output.len()` elements from `first` on and refuses NaN and infinity among them.
+    #[inline(always)]
+    pub(crate) fn decode<W: Element>(&self, first: u64, output: &mut [W]) -> Result<(), MergeError> {
+        let size = self.dtype.size();
+        let start = first as usize * size;
+        W::decode(self.dtype, &self.bytes[start..start + output.len() * size], output);
+        if all_below(output, W::INFINITY) { Ok(()) } else { Err(self.not_finite(first, output)) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn not_finite<W: Element>(&self, first: u64, values: &[W]) -> MergeError {
+        let position = values.iter().position(|value| !value.to_f64().is_finite()).unwrap_or(0);
+        MergeError::NotFinite {
+            model: self.model.to_owned(),
+            tensor: self.tensor.to_owned(),
+            element: first + position as u64,
+            value: values[position].to_f64(),
+        }
+    }
+}
+
+/// A task vector: source minus base, element by element.
+#[derive(Clone, Copy)]
+pub(crate) struct TaskVector<'a> {
+    pub(crate) source: Stored<'a>,
+    pub(crate) base: Stored<'a>,
+}
+
+impl TaskVector<'_> {
+    /// Computes `delta.len()` elements from `first` on; `scratch` is at least as long.
+    #[inline(always)]
+    pub(crate) fn tile<W: Element>(&self, first: u64, delta: &mut [W], scratch: &mut [W]) -> Result<(), MergeError> {
+        let base = &mut scratch[..delta.len()];
+        self.source.decode(first, delta)?;
+        self.base.decode(first, base)?;
+        for (value, base) in delta.iter_mut().zip(base) {
+            *value = *value - *base;
+        }
+        Ok(())
+    }
+}
+
+/// What one output tensor is merged from.
+pub(crate) struct TensorGroup<'a> {
+    /// Name of the output tensor.
+    pub(crate) name: &'a str,
+    pub(crate) elements: u64,
+    /// In recipe order; the base is among them only where the method takes it as an input.
+    pub(crate) inputs: Vec<Stored<'a>>,
+    /// The base model's tensor.
+    pub(crate) base: Option<Stored<'a>>,
+    /// One set of source parameters for each of `inputs`.
+    pub(crate) parameters: &'a ResolvedParameters,
+}
+
+impl TensorGroup<'_> {
+    /// Whether an input is stored in float64, so that the merge is computed in it.
+    pub(crate) fn is_wide(&self) -> bool {
+        self.inputs.iter().chain(&self.base).any(|stored| stored.dtype == Dtype::Float64)
+    }
+
+    /// The method has no finite result here.
+    pub(crate) fn infeasible(&self, reason: impl Into<String>) -> MergeError {
+        MergeError::Infeasible { tensor: self.name.to_owned(), reason: reason.into() }
+    }
+}
+
+/// Runs `work` on this thread's buffer of that many elements, kept between calls so that blocks allocate nothing.
+/// `work` must not call it again for the same purpose before it returns (it would get a fresh buffer).
+pub(crate) fn with_buffer<T: Copy, R>(
+    buffer: &'static std::thread::LocalKey<Cell<Vec<T>>>,
+    length: usize,
+    zero: T,
+    work: impl FnOnce(&mut [T]) -> R,
+) -> R {
+    let mut values = buffer.take();
+    if values.len() < length {
+        values.resize(length, zero);
+    }
+    let result = work(&mut values[..length]);
+    buffer.set(values);
+    result
+}

@@ -1,0 +1,235 @@
+//! The exact k-th largest magnitude of a task vector, without sorting and without a copy of it.
+//!
+//! A magnitude's bits order as the magnitude does, so the threshold is found digit by digit: count how often each value of
+//! the highest 16 bits occurs, walk from the top to the bin that holds the k-th element, and count the next bits inside
+//! that bin. Equal magnitudes at the threshold are kept in ascending element order up to the k-th.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
+
+use super::MergeError;
+use super::element::Element;
+use super::simd::{Isa, Kernel, dispatch};
+use super::tensor::{BLOCK, TILE, TaskVector, block_count, block_range, tiles};
+
+const DIGIT_BITS: u32 = 16;
+
+/// Which elements of a task vector are kept: those whose key is above `key`, and those equal to it up to element `last`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Threshold {
+    pub(crate) key: u64,
+    pub(crate) last: u64,
+}
+
+/// How often each value of a digit occurs; only the range of bins that are not empty.
+pub(crate) struct Histogram {
+    first_bin: usize,
+    counts: Box<[u64]>,
+}
+
+impl Histogram {
+    fn new(counts: &[u64]) -> Self {
+        let first_bin = counts.iter().position(|count| *count > 0).unwrap_or(0);
+        let end = counts.iter().rposition(|count| *count > 0).map_or(0, |last| last + 1);
+        Self { first_bin, counts: counts[first_bin..end.max(first_bin)].into() }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(&*self.counts)
+    }
+
+    /// The bin with the `rank`-th largest element (from 1), how many elements lie in bins above, how many in it.
+    fn find(&self, rank: u64) -> Result<(u64, u64, u64), MergeError> {
+        let mut above = 0;
+        for (index, count) in self.counts.iter().enumerate().rev() {
+            if above + count >= rank {
+                return Ok(((self.first_bin + index) as u64, above, *count));
+            }
+            above += count;
+        }
+        Err(MergeError::Internal(format!("rank {rank} of a histogram of {above} elements")))
+    }
+}
+
+/// `max(1, floor(density * elements))`, the product in float64, for a density in (0, 1).
+pub(crate) fn kept_count(density: f64, elements: u64) -> u64 {
+    ((density * elements as f64) as u64).max(1)
+}
+
+/// One digit: bits `shift..shift + width` of the keys whose higher bits are `prefix`.
+#[derive(Clone, Copy)]
+struct Digit {
+    shift: u32,
+    width: u32,
+    prefix: u64,
+}
+
+struct CountDigit<'a, W: Element> {
+    vector: TaskVector<'a>,
+    range: Range<u64>,
+    digit: Digit,
+    counts: &'a mut [u32],
+    delta: &'a mut [W],
+    scratch: &'a mut [W],
+}
+
+impl<W: Element> Kernel for CountDigit<'_, W> {
+    type Output = Result<(), MergeError>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let mask = (1_u64 << self.digit.width) - 1;
+        for (first, length) in tiles(self.range) {
+            let delta = &mut self.delta[..length];
+            self.vector.tile(first, delta, self.scratch)?;
+            for value in delta {
+                let key = W::key_to_u64(value.key()) >> self.digit.shift;
+                if key >> self.digit.width == self.digit.prefix {
+                    self.counts[(key & mask) as usize] += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn histogram<W: Element>(
+    isa: Isa,
+    vector: TaskVector<'_>,
+    elements: u64,
+    digit: Digit,
+) -> Result<Histogram, MergeError> {
+    let blocks = block_count(elements);
+    // A 32-bit counter holds the count of a part: parts have at most 2^31 elements.
+    let parts = (rayon::current_num_threads() as u64).min(blocks).max(elements.div_ceil(1 << 31)).max(1);
+    let counts = (0..parts)
+        .into_par_iter()
+        .map(|part| {
+            let mut counts = vec![0_u32; 1 << digit.width];
+            let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
+            let range = blocks * part / parts * BLOCK..elements.min(blocks * (part + 1) / parts * BLOCK);
+            dispatch(
+                isa,
+                CountDigit { vector, range, digit, counts: &mut counts, delta: &mut delta, scratch: &mut scratch },
+            )?;
+            Ok(counts)
+        })
+        .collect::<Vec<Result<_, MergeError>>>();
+    let mut sum = vec![0_u64; 1 << digit.width];
+    for part in counts {
+        for (total, count) in sum.iter_mut().zip(part?) {
+            *total += u64::from(count);
+        }
+    }
+    Ok(Histogram::new(&sum))
+}
+
+/// The histogram of the highest digit: it does not depend on a density, so it serves every candidate of a run.
+pub(crate) fn coarse_histogram<W: Element>(
+    isa: Isa,
+    vector: TaskVector<'_>,
+    elements: u64,
+) -> Result<Arc<Histogram>, MergeError> {
+    let digit = Digit { shift: W::KEY_BITS - DIGIT_BITS, width: DIGIT_BITS, prefix: 0 };
+    histogram::<W>(isa, vector, elements, digit).map(Arc::new)
+}
+
+/// The threshold that keeps exactly `kept` of the elements (`1 <= kept < elements`); zeros at the threshold count as kept.
+pub(crate) fn select<W: Element>(
+    isa: Isa,
+    vector: TaskVector<'_>,
+    elements: u64,
+    kept: u64,
+    coarse: &Histogram,
+) -> Result<Threshold, MergeError> {
+    let (mut key, mut above, mut equal) = coarse.find(kept)?;
+    let mut remaining = W::KEY_BITS - DIGIT_BITS;
+    while remaining > 0 {
+        let width = remaining.min(DIGIT_BITS);
+        remaining -= width;
+        let digit = Digit { shift: remaining, width, prefix: key };
+        let (bin, more, count) = histogram::<W>(isa, vector, elements, digit)?.find(kept - above)?;
+        key = key << width | bin;
+        above += more;
+        equal = count;
+    }
+    let wanted = kept - above;
+    // A threshold of zero keeps only what changes nothing; all of the equal ones need no limit.
+    let last = if key == 0 || wanted == equal { u64::MAX } else { last_kept::<W>(isa, vector, elements, key, wanted)? };
+    Ok(Threshold { key, last })
+}
+
+struct CountEqual<'a, W: Element> {
+    vector: TaskVector<'a>,
+    range: Range<u64>,
+    key: W::Key,
+    delta: &'a mut [W],
+    scratch: &'a mut [W],
+}
+
+impl<W: Element> Kernel for CountEqual<'_, W> {
+    type Output = Result<u64, MergeError>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let mut count = 0;
+        for (first, length) in tiles(self.range) {
+            let delta = &mut self.delta[..length];
+            self.vector.tile(first, delta, self.scratch)?;
+            count += delta.iter().map(|value| u64::from(value.key() == self.key)).sum::<u64>();
+        }
+        Ok(count)
+    }
+}
+
+/// The element index of the `wanted`-th element (from 1) with that key.
+fn last_kept<W: Element>(
+    isa: Isa,
+    vector: TaskVector<'_>,
+    elements: u64,
+    key: u64,
+    wanted: u64,
+) -> Result<u64, MergeError> {
+    let key = W::key_from_u64(key);
+    let counts: Vec<Result<u64, MergeError>> = (0..block_count(elements))
+        .into_par_iter()
+        .map(|block| {
+            let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
+            let range = block_range(elements, block);
+            dispatch(isa, CountEqual { vector, range, key, delta: &mut delta, scratch: &mut scratch })
+        })
+        .collect();
+    let mut before = 0;
+    for (block, count) in (0..).zip(counts) {
+        let count = count?;
+        if before + count >= wanted {
+            return nth_equal::<W>(vector, block_range(elements, block), key, wanted - before);
+        }
+        before += count;
+    }
+    Err(MergeError::Internal(format!("{wanted} elements at the threshold, but {before} found")))
+}
+
+fn nth_equal<W: Element>(
+    vector: TaskVector<'_>,
+    range: Range<u64>,
+    key: W::Key,
+    mut wanted: u64,
+) -> Result<u64, MergeError> {
+    let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
+    for (first, length) in tiles(range) {
+        let delta = &mut delta[..length];
+        vector.tile(first, delta, &mut scratch)?;
+        for (offset, value) in delta.iter().enumerate() {
+            if value.key() == key {
+                wanted -= 1;
+                if wanted == 0 {
+                    return Ok(first + offset as u64);
+                }
+            }
+        }
+    }
+    Err(MergeError::Internal("an element at the threshold was counted but not found".into()))
+}

@@ -1,0 +1,149 @@
+//! Merges of a small model family against those that mergekit 0.1.5 made of it (tests/golden/README.md).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use evomerge::checkpoint::{Checkpoint, ContentIds};
+use evomerge::merge::{MergeOptions, Merger, MergerOptions, methods};
+use evomerge::recipe::{MaskKind, Masks, ModelReference, Recipe};
+use half::{bf16, f16};
+use safetensors::{Dtype, SafeTensors};
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+fn merger() -> Merger {
+    let open = |name: &str| {
+        let checkpoint = Checkpoint::open(&golden().join("models").join(name)).unwrap();
+        (ModelReference(name.into()), Arc::new(checkpoint))
+    };
+    Merger::new(["base", "a", "b", "c"].map(open), ContentIds::in_memory(), MergerOptions::default()).unwrap()
+}
+
+/// Tensors with their dtype, shape and values.
+type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<f32>)>;
+
+fn read(path: &Path) -> Tensors {
+    let bytes = std::fs::read(path).unwrap();
+    let values = |dtype: Dtype, data: &[u8]| -> Vec<f32> {
+        let half_words = || data.chunks_exact(2).map(|word| u16::from_le_bytes([word[0], word[1]]));
+        match dtype {
+            Dtype::F32 => data.chunks_exact(4).map(|word| f32::from_le_bytes(word.try_into().unwrap())).collect(),
+            Dtype::BF16 => half_words().map(|bits| bf16::from_bits(bits).to_f32()).collect(),
+            Dtype::F16 => half_words().map(|bits| f16::from_bits(bits).to_f32()).collect(),
+            other => panic!("{other} in {}", path.display()),
+        }
+    };
+    SafeTensors::deserialize(&bytes)
+        .unwrap()
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| (name, (view.dtype(), view.shape().to_vec(), values(view.dtype(), view.data()))))
+        .collect()
+}
+
+/// Norms and sums over whole tensors have another order of additions there, so the last bits may differ; all else is equal.
+fn has_norms(case: &str, recipe: &Recipe) -> bool {
+    recipe.merge_method == "slerp" || case.contains("rescale") || case.starts_with("seed42")
+}
+
+/// How far a result may be from mergekit's, as a share of the tensor's largest magnitude.
+fn tolerance(case: &str, recipe: &Recipe) -> f32 {
+    if has_norms(case, recipe) { 1e-6 } else { 2.0_f32.powi(-22) }
+}
+
+/// One case: how many elements differ at all, of how many; what is wrong.
+fn check(case: &str, merger: &Merger) -> (usize, usize, Vec<String>) {
+    let folder = golden().join("cases").join(case);
+    let mut recipe = Recipe::read(&folder.join("recipe.yml")).unwrap();
+    recipe.masks = Masks { kind: MaskKind::Mergekit, seed: 42 };
+    let output = tempfile::tempdir().unwrap();
+    let destination = output.path().join("merged");
+    merger.materialize(&recipe, &destination, &MergeOptions::default()).unwrap();
+    let expected = read(&folder.join("expected.safetensors"));
+    let ours = read(&destination.join("model.safetensors"));
+    let mut wrong = Vec::new();
+    if ours.keys().ne(expected.keys()) {
+        wrong.push(format!("tensors {:?} instead of {:?}", ours.keys(), expected.keys()));
+    }
+    let (mut unequal, mut elements) = (0, 0);
+    for (name, (dtype, shape, expected)) in &expected {
+        let Some((our_dtype, our_shape, values)) = ours.get(name) else { continue };
+        if (our_dtype, our_shape) != (dtype, shape) {
+            wrong.push(format!("{name}: {our_dtype} {our_shape:?} instead of {dtype} {shape:?}"));
+            continue;
+        }
+        let largest = expected.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        // A stored dtype can turn the smallest difference into one of its own steps.
+        let step = |value: f32| match dtype {
+            Dtype::BF16 => value.abs() * 2.0_f32.powi(-7),
+            Dtype::F16 => (value.abs() * 2.0_f32.powi(-10)).max(2.0_f32.powi(-24)),
+            _ => 0.0,
+        };
+        let far = |pair: &(&f32, &f32)| (pair.0 - pair.1).abs() > largest * tolerance(case, &recipe) + step(*pair.1);
+        let pairs = || values.iter().zip(expected);
+        unequal += pairs().filter(|(left, right)| left != right).count();
+        elements += expected.len();
+        let count = pairs().filter(far).count();
+        if count > 0 {
+            let worst = pairs().map(|(left, right)| (left - right).abs() / largest).fold(0.0_f32, f32::max);
+            wrong.push(format!("{name}: {count} of {} elements are off, by up to {worst:e}", expected.len()));
+        }
+    }
+    if unequal > 0 && !has_norms(case, &recipe) {
+        wrong.push(format!("{unequal} elements are not equal to the last bit"));
+    }
+    wrong.extend(config_difference(&folder.join("expected_config.json"), &destination.join("config.json")));
+    (unequal, elements, wrong)
+}
+
+/// mergekit lets transformers rewrite the configuration, so only what a merge may change is compared.
+fn config_difference(expected: &Path, ours: &Path) -> Option<String> {
+    let read = |path: &Path| -> serde_json::Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
+    let (expected, ours) = (read(expected), read(ours));
+    let dtype = |config: &serde_json::Value| config.get("dtype").or(config.get("torch_dtype")).cloned();
+    let facts = |config: &serde_json::Value| {
+        (
+            dtype(config),
+            config["num_hidden_layers"].clone(),
+            config["vocab_size"].clone(),
+            config["tie_word_embeddings"].clone(),
+        )
+    };
+    (facts(&expected) != facts(&ours))
+        .then(|| format!("config.json: {:?} instead of {:?}", facts(&ours), facts(&expected)))
+}
+
+/// Cases whose method exists here.
+fn cases() -> Vec<String> {
+    let known = |name: &String| {
+        let text = std::fs::read_to_string(golden().join("cases").join(name).join("recipe.yml")).unwrap();
+        let method = text.lines().find_map(|line| line.strip_prefix("merge_method: ")).unwrap().trim();
+        methods().iter().any(|known| known.name == method)
+    };
+    let mut cases: Vec<String> = std::fs::read_dir(golden().join("cases"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(known)
+        .collect();
+    cases.sort();
+    cases
+}
+
+#[test]
+fn merges_agree_with_mergekit() {
+    let (merger, cases) = (merger(), cases());
+    assert!(cases.len() >= 18, "{cases:?}");
+    let mut failures = Vec::new();
+    for case in cases {
+        let (unequal, elements, wrong) = check(&case, &merger);
+        println!("{case}: {unequal} of {elements} elements are not equal");
+        if !wrong.is_empty() {
+            failures
+                .push(format!("{case} ({unequal} of {elements} elements are not equal):\n  {}", wrong.join("\n  ")));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
