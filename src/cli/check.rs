@@ -1,23 +1,26 @@
 //! `evomerge check`: everything a search would stumble over, before a night is spent.
 
+use std::sync::Arc;
+
 use super::arguments::Check;
 use super::duration::human_bytes;
 use super::error::CliError;
 use super::output::Output;
 use super::progress::Screen;
-use super::signals;
+use super::signals::{self, scratch_folder};
 use crate::config::RunConfig;
 use crate::exit::ExitCode;
-use crate::search::{Findings, Stop, check, prepare};
+use crate::search::{Findings, Progress, Stop, check, prepare};
 
 pub(super) fn run(arguments: &Check, output: Output) -> Result<ExitCode, CliError> {
     let config = RunConfig::load(&arguments.run_file)?;
-    let screen = Screen::new(output);
+    let screen = Arc::new(Screen::new(output));
+    let progress: Arc<dyn Progress> = screen.clone();
     let runtime = signals::runtime()?;
     let stop = Stop::default();
     let prepared = runtime.block_on(async {
         signals::watch(stop.clone())?;
-        prepare(config, &screen, &stop).await.map_err(CliError::from)
+        prepare(config, &scratch_folder(), &progress, &stop).await.map_err(CliError::from)
     });
     screen.finish();
     runtime.shutdown_background();

@@ -1,30 +1,32 @@
 //! `evomerge evaluate`: one checkpoint, a run's evaluator and tasks.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::arguments::Evaluate;
 use super::error::CliError;
 use super::output::{Output, table};
 use super::progress::Screen;
-use super::signals;
+use super::signals::{self, scratch_folder};
 use crate::checkpoint::{Checkpoint, ContentIds};
 use crate::config::RunConfig;
 use crate::evaluate::{Attempt, AttemptObserver, CandidateRequest, Evaluation, EvaluationRequest};
 use crate::exit::ExitCode;
 use crate::score::Objective;
-use crate::search::{Progress as _, Stop, connect_evaluator, evaluation_id};
+use crate::search::{Progress, Stop, connect_evaluator, evaluation_id};
 
 pub(super) fn run(arguments: &Evaluate, output: Output) -> Result<ExitCode, CliError> {
     let config = RunConfig::load(&arguments.run_file)?;
     let model = std::path::absolute(&arguments.model)
         .map_err(|source| CliError::Write { path: arguments.model.clone(), source })?;
     let content = Checkpoint::open(&model)?.content_id(&ContentIds::in_user_cache())?;
-    let screen = Screen::new(output);
+    let screen = Arc::new(Screen::new(output));
+    let progress: Arc<dyn Progress> = screen.clone();
     let runtime = signals::runtime()?;
     let stop = Stop::default();
     let result: Result<(Objective, Evaluation), CliError> = runtime.block_on(async {
         signals::watch(stop.clone())?;
-        let scorer = connect_evaluator(&config, &screen, &stop).await?;
+        let scorer = connect_evaluator(&config, &scratch_folder(), &progress, &stop).await?;
         let request = EvaluationRequest {
             evaluation_id: evaluation_id(&content, &scorer.tasks, scorer.evaluator.fingerprint()),
             run_id: "evaluate".into(),

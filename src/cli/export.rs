@@ -1,13 +1,10 @@
 //! `evomerge export`: a run's best model as a folder that stands by itself.
 
-use std::path::Path;
-
 use super::arguments::Export;
 use super::error::CliError;
 use super::merge::{materialize, open_models};
 use super::output::Output;
 use crate::exit::ExitCode;
-use crate::files::write_atomically;
 use crate::ledger::Ledger;
 use crate::merge::MergeOptions;
 use crate::recipe::Recipe;
@@ -26,19 +23,13 @@ pub(super) fn run(arguments: &Export, output: Output) -> Result<ExitCode, CliErr
         ("mergekit_config.yml".to_string(), recipe.to_mergekit_yaml().into_bytes()),
         ("README.md".to_string(), card.into_bytes()),
     ];
-    let options = MergeOptions { durable: true, replace: arguments.force, ..MergeOptions::default() };
+    let options =
+        MergeOptions { durable: true, replace: arguments.force, files: &extra, ..MergeOptions::default() };
     materialize(&merger, &recipe, &arguments.out, options, output)?;
-    for (name, bytes) in &extra {
-        put(&arguments.out.join(name), bytes)?;
-    }
     let json = serde_json::json!({
         "out": arguments.out, "candidate_id": asked.candidate_id, "index": asked.index, "origin": asked.origin,
         "objective": told.and_then(|record| record.objective),
     });
     output.result(&format!("{}\n", arguments.out.display()), &json);
     Ok(ExitCode::Done)
-}
-
-fn put(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
-    write_atomically(path, bytes).map_err(|source| CliError::Write { path: path.to_path_buf(), source })
 }

@@ -1,6 +1,7 @@
 //! `evomerge merge`.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use super::error::CliError;
 use super::output::Output;
 use crate::checkpoint::{Checkpoint, ContentIds, resolve_location};
 use crate::exit::ExitCode;
-use crate::merge::{MergeOptions, MergeReport, Merger, find_method};
+use crate::merge::{MergeOptions, MergeReport, Merger, MergerOptions};
 use crate::recipe::{MaskKind, Recipe};
 
 pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliError> {
@@ -27,7 +28,7 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
     recipe.out_dtype = arguments.out_dtype.or(recipe.out_dtype);
     let own_folder = arguments.recipe.parent().unwrap_or_else(|| Path::new("."));
     let folder = arguments.models_dir.as_deref().unwrap_or(own_folder);
-    let merger = open_models(&recipe, folder, arguments.threads.map(std::num::NonZeroUsize::get))?;
+    let merger = open_models(&recipe, folder, arguments.threads)?;
     let options = MergeOptions {
         durable: true,
         replace: arguments.force,
@@ -40,20 +41,14 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
 }
 
 /// Opens the models of a recipe; relative names start at `folder`.
-pub(super) fn open_models(recipe: &Recipe, folder: &Path, threads: Option<usize>) -> Result<Merger, CliError> {
+pub(super) fn open_models(recipe: &Recipe, folder: &Path, threads: Option<NonZeroUsize>) -> Result<Merger, CliError> {
     let mut opened = BTreeMap::new();
-    let mut content_ids = BTreeMap::new();
-    let cache = ContentIds::in_user_cache();
-    // Only masks need to know what a model contains; hashing many gigabytes for the other methods would be waste.
-    let sampled = find_method(&recipe.merge_method).is_some_and(|method| method.samples_masks);
     for model in recipe.models() {
         let checkpoint = Checkpoint::open(&resolve_location(&model.0, folder)?)?;
-        if sampled && recipe.masks.kind == MaskKind::Native {
-            content_ids.insert(model.clone(), checkpoint.content_id(&cache)?);
-        }
         opened.insert(model.clone(), Arc::new(checkpoint));
     }
-    Ok(Merger::new(opened, content_ids, threads)?)
+    let options = MergerOptions { threads, ..MergerOptions::default() };
+    Ok(Merger::new(opened, ContentIds::in_user_cache(), options)?)
 }
 
 /// Materializes with a bar for merges that take a while.
@@ -61,7 +56,7 @@ pub(super) fn materialize(
     merger: &Merger,
     recipe: &Recipe,
     out: &Path,
-    options: MergeOptions,
+    options: MergeOptions<'_>,
     output: Output,
 ) -> Result<MergeReport, CliError> {
     use std::io::IsTerminal as _;
@@ -72,8 +67,8 @@ pub(super) fn materialize(
         indicatif::ProgressBar::new(merger.required_bytes(recipe)?)
             .with_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()))
     };
-    let shown = bar.clone();
-    let options = MergeOptions { progress: Some(Arc::new(move |bytes| shown.inc(bytes))), ..options };
+    let show = |progress: crate::merge::Progress| bar.set_position(progress.bytes_written);
+    let options = MergeOptions { progress: Some(&show), ..options };
     let report = merger.materialize(recipe, out, &options);
     bar.finish_and_clear();
     Ok(report?)

@@ -11,7 +11,7 @@ use super::signals;
 use crate::config::RunConfig;
 use crate::exit::ExitCode;
 use crate::score::Decision;
-use crate::search::{Progress as _, Row, RunFolder, RunOptions, RunReport, Stop, move_aside, prepare, run as run_search};
+use crate::search::{Progress, Row, RunFolder, RunOptions, RunReport, Stop, move_aside, prepare, run as run_search};
 
 pub(super) fn run(arguments: &Search, output: Output) -> Result<ExitCode, CliError> {
     let config = load(&arguments.run)?;
@@ -40,7 +40,8 @@ pub(super) fn execute(
     options: RunOptions,
     output: Output,
 ) -> Result<ExitCode, CliError> {
-    let screen = Arc::new(Screen::new(output));
+    let screen: Arc<Screen> = Arc::new(Screen::new(output));
+    let progress: Arc<dyn Progress> = screen.clone();
     if arguments.fresh
         && let Some(old) = move_aside(&arguments.results, &config.name)?
     {
@@ -51,8 +52,8 @@ pub(super) fn execute(
     let report = runtime.block_on(async {
         signals::watch(stop.clone())?;
         let folder = RunFolder::lock(&arguments.results, &config.name)?;
-        let prepared = Arc::new(prepare(config, screen.as_ref(), &stop).await?);
-        run_search(prepared, folder, options, screen.clone(), stop).await.map_err(CliError::from)
+        let prepared = Arc::new(prepare(config, &folder.scratch(), &progress, &stop).await?);
+        run_search(prepared, folder, options, progress, stop).await.map_err(CliError::from)
     });
     screen.finish();
     // Blocking work that was cancelled ends by itself; nobody waits for it.

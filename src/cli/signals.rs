@@ -1,5 +1,6 @@
 //! Signals: the first asks for a stop in good order, the second for one at once.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,6 +31,11 @@ pub(super) fn watch(stop: Stop) -> Result<(), CliError> {
         stop.now.cancel();
     });
     Ok(())
+}
+
+/// Where the evaluator of a command that leaves no results may write.
+pub(super) fn scratch_folder() -> PathBuf {
+    std::env::temp_dir().join(format!("evomerge-scratch-{}", std::process::id()))
 }
 
 /// A runtime for commands that evaluate.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::SearchError;
 use crate::checkpoint::{self, Checkpoint, ContentIds, LayerLayout};
 use crate::config::{LayerGrouping, ModelSource, RunConfig};
-use crate::merge::Merger;
+use crate::merge::{Merger, MergerOptions};
 use crate::recipe::{MaskKind, Masks, ModelReference};
 use crate::space::{ModelFacts, soup_recipe};
 
@@ -36,7 +36,12 @@ impl Models {
         for model in config.models.base.iter().chain(&config.models.sources) {
             let path = checkpoint::resolve_location(&model.location, &config.directory)?;
             let checkpoint = Arc::new(Checkpoint::open(&path)?);
-            checkpoint.check_finite()?;
+            if let Some(place) = checkpoint.first_nonfinite() {
+                return Err(SearchError::BadData(format!(
+                    "model {}: {place}; a merge would spread it: repair the checkpoint or leave it out",
+                    path.display()
+                )));
+            }
             content_ids.insert(reference(model), checkpoint.content_id(&cache)?);
             named.push((model.name.clone(), checkpoint.clone()));
             opened.insert(reference(model), checkpoint);
@@ -51,7 +56,7 @@ impl Models {
             tensors: first.tensors().keys().cloned().collect(),
             ..bare_facts(config, LayerLayout::default())
         };
-        let merger = Arc::new(Merger::new(opened, content_ids.clone(), None)?);
+        let merger = Arc::new(Merger::new(opened, cache, MergerOptions::default())?);
         let candidate_bytes = merger.required_bytes(&soup_recipe(&facts, &[0]))?;
         Ok(Self { facts, merger: Some(merger), content_ids, candidate_bytes })
     }

@@ -164,7 +164,7 @@ impl Pipeline {
         self.jobs.spawn_blocking(move || {
             let started = Instant::now();
             let destination = stage.slots.candidate(&slot_name(&work));
-            let options = MergeOptions { durable: false, replace: true, cancel: Some(cancel), ..MergeOptions::default() };
+            let options = MergeOptions { replace: true, cancel: Some(&cancel), ..MergeOptions::default() };
             let result = stage.merger.materialize(&work.candidate.recipe, &destination, &options);
             JobEnd::Materialized { index: work.index, result: result.map(|_| started.elapsed().as_secs_f64()) }
         });

@@ -1,7 +1,7 @@
 //! Opens everything a run needs and checks that it fits together, before a night is spent.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
@@ -55,8 +55,10 @@ impl Prepared {
 }
 
 /// Opens models, space, evaluators and hold-out of a run.
-pub async fn prepare(config: RunConfig, progress: &dyn Progress, stop: &Stop) -> Result<Prepared, SearchError> {
-    let evaluator = connect(&config, &evaluator_tasks(&config.tasks), progress, stop).await?;
+///
+/// `scratch` is a folder that an evaluator may write to; it is made only when needed.
+pub async fn prepare(config: RunConfig, scratch: &Path, progress: &Arc<dyn Progress>, stop: &Stop) -> Result<Prepared, SearchError> {
+    let evaluator = connect(&config, &evaluator_tasks(&config.tasks), scratch, progress, stop).await?;
     let objective = objective(&config, evaluator.as_ref())?;
     let tasks = task_requests(&config, &objective, evaluator.as_ref())?;
     let samples = count_samples(&tasks, evaluator.as_ref());
@@ -76,7 +78,7 @@ pub async fn prepare(config: RunConfig, progress: &dyn Progress, stop: &Stop) ->
     }
 
     let mut prepared = Prepared { config, models, space, evaluator, objective, tasks, samples, holdout: None };
-    prepared.holdout = holdout_plan(&mut prepared, progress, stop).await?;
+    prepared.holdout = holdout_plan(&prepared, scratch, progress, stop).await?;
     Budget::new(prepared.config.budget.clone()).check_minimum(prepared.baselines(), prepared.samples)?;
     Ok(prepared)
 }
@@ -84,11 +86,13 @@ pub async fn prepare(config: RunConfig, progress: &dyn Progress, stop: &Stop) ->
 pub(super) async fn connect(
     config: &RunConfig,
     tasks: &[EvaluatorTask],
-    progress: &dyn Progress,
+    scratch: &Path,
+    progress: &Arc<dyn Progress>,
     stop: &Stop,
 ) -> Result<Arc<dyn Evaluator>, SearchError> {
-    let context =
-        ConnectContext { seed: config.seed, directory: config.directory.clone(), notify: &|line| progress.line(line) };
+    let listener = progress.clone();
+    let notify = Arc::new(move |line: &str| listener.line(line));
+    let context = ConnectContext { seed: config.seed, directory: scratch.to_path_buf(), notify };
     let cancel = stop.now.child_token();
     let connecting = evaluate::connect(&config.evaluator, tasks, &context, &cancel);
     tokio::select! {
@@ -234,8 +238,9 @@ fn count_samples(tasks: &[TaskRequest], evaluator: &dyn Evaluator) -> u64 {
 }
 
 async fn holdout_plan(
-    prepared: &mut Prepared,
-    progress: &dyn Progress,
+    prepared: &Prepared,
+    scratch: &Path,
+    progress: &Arc<dyn Progress>,
     stop: &Stop,
 ) -> Result<Option<HoldoutPlan>, SearchError> {
     let Some(holdout) = prepared.config.holdout.clone() else { return Ok(None) };
@@ -255,14 +260,14 @@ async fn holdout_plan(
             if let crate::config::EvaluatorKind::Http(http) = &mut config.evaluator.kind {
                 http.endpoints.clone_from(endpoints);
             }
-            connect(&config, &evaluator_tasks(&config.tasks), progress, stop).await?
+            connect(&config, &evaluator_tasks(&config.tasks), scratch, progress, stop).await?
         }
         HoldoutSource::Data(data) => {
             let mut tasks = prepared.config.tasks.clone();
             for task in &mut tasks {
                 task.data = Some(holdout_entry(data, &task.name)?);
             }
-            connect(&prepared.config, &evaluator_tasks(&tasks), progress, stop).await?
+            connect(&prepared.config, &evaluator_tasks(&tasks), scratch, progress, stop).await?
         }
         HoldoutSource::Tasks(renamed) => {
             let mut tasks = prepared.config.tasks.clone();
@@ -271,7 +276,7 @@ async fn holdout_plan(
                 names.insert(task.name.clone(), other.clone());
                 task.name = other;
             }
-            connect(&prepared.config, &evaluator_tasks(&tasks), progress, stop).await?
+            connect(&prepared.config, &evaluator_tasks(&tasks), scratch, progress, stop).await?
         }
     };
     let mut tasks = Vec::new();
@@ -316,7 +321,7 @@ fn refuse_overlap(
 }
 
 /// Where candidates of a run go.
-pub(super) fn candidate_parent(prepared: &Prepared, run_folder: &std::path::Path, slots: u64) -> PathBuf {
+pub(super) fn candidate_parent(prepared: &Prepared, run_folder: &Path, slots: u64) -> PathBuf {
     match &prepared.config.candidates.dir {
         Some(folder) => folder.clone(),
         None => super::slots::choose_parent(run_folder, prepared.models.candidate_bytes, slots),

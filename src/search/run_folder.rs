@@ -50,6 +50,11 @@ impl RunFolder {
         &self.path
     }
 
+    /// Where evaluators may keep request files and the like.
+    pub fn scratch(&self) -> PathBuf {
+        self.path.join("evaluator")
+    }
+
     pub fn ledger(&self) -> PathBuf {
         self.path.join("ledger.sqlite")
     }

@@ -1,5 +1,6 @@
 //! A run's evaluator and tasks without its models, for scoring any checkpoint.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::candidate::EvaluationContext;
@@ -19,10 +20,11 @@ pub struct Scorer {
 /// Connects the evaluator of a run file.
 pub async fn connect_evaluator(
     config: &RunConfig,
-    progress: &dyn Progress,
+    scratch: &Path,
+    progress: &Arc<dyn Progress>,
     stop: &Stop,
 ) -> Result<Scorer, SearchError> {
-    let evaluator = connect(config, &evaluator_tasks(&config.tasks), progress, stop).await?;
+    let evaluator = connect(config, &evaluator_tasks(&config.tasks), scratch, progress, stop).await?;
     if !evaluator.needs_checkpoint() {
         return Err(SearchError::Settings(format!(
             "the {} evaluator scores genomes, not checkpoints; evaluate needs another one",

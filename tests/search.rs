@@ -1,0 +1,242 @@
+//! Whole searches over closed-form landscapes, through the program.
+
+#[path = "support/runs.rs"]
+mod runs;
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use runs::{SPACE, Scratch, TASKS, cell, command, stderr};
+
+fn rest() -> String {
+    format!("{SPACE}{TASKS}")
+}
+
+#[test]
+fn a_search_spends_exactly_its_budget_and_ends_in_a_verdict() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 30, "name = \"sphere\"\nsamples = 200", &rest());
+    let report = scratch.search(&run_file, &[]);
+    assert_eq!(report["evaluations"], 30);
+    let trials = scratch.trials("results", "run");
+    assert_eq!(trials.len(), 30);
+    let origins: Vec<&str> = trials.iter().take(5).map(|row| cell(row, "origin")).collect();
+    assert_eq!(origins, ["base", "source:a", "source:b", "source:c", "uniform_soup"]);
+    for (index, row) in trials.iter().enumerate() {
+        assert_eq!(cell(row, "index"), index.to_string());
+        assert_eq!(cell(row, "status"), "scored");
+    }
+    assert!(["improvement", "no_evidence"].contains(&report["verdict"].as_str().unwrap()));
+    for key in ["winner", "baseline", "difference", "interval", "paired", "n", "over_statement", "reused"] {
+        assert!(!report[key].is_null(), "{key} is missing");
+    }
+    for file in ["run.toml", "ledger.sqlite", "trials.csv", "verdict.json", "best/recipe.toml", "best/mergekit.yml"] {
+        assert!(scratch.path("results/run").join(file).is_file(), "{file} is missing");
+    }
+    let best = report["best"]["objective"].as_f64().unwrap();
+    let worse = report["baselines"].as_array().unwrap().iter().filter_map(|row| row["objective"].as_f64());
+    assert!(worse.into_iter().all(|baseline| baseline <= best));
+}
+
+#[test]
+fn pool_size_and_latency_change_nothing() {
+    let scratch = Scratch::new();
+    let landscape = "name = \"rastrigin\"\nsamples = 50";
+    let slow = format!("{landscape}\nin_flight = 5\nlatency = \"1ms\"\nlatency_jitter = \"20ms\"");
+    let strategy = format!("{}\n[strategy]\nkind = \"genetic\"\nlook_ahead = 6\n", rest());
+    let one = scratch.run_file("run", 40, landscape, &strategy);
+    scratch.search(&one, &["--results", "one"]);
+    let five = scratch.run_file("run", 40, &slow, &strategy);
+    scratch.search(&five, &["--results", "five"]);
+    assert_eq!(scratch.trials("one", "run"), scratch.trials("five", "run"));
+}
+
+#[test]
+fn a_killed_search_ends_as_if_it_had_not_been() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 40, "name = \"ackley\"\nsamples = 20\nlatency = \"10ms\"\nin_flight = 3", &rest());
+    scratch.search(&run_file, &["--results", "calm"]);
+    for _ in 0..4 {
+        let arguments = ["search", run_file.to_str().unwrap(), "--results", "stormy", "--quiet"];
+        let mut child = command(scratch.folder.path(), &arguments).stdout(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(120));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    scratch.search(&run_file, &["--results", "stormy"]);
+    assert_eq!(scratch.trials("calm", "run"), scratch.trials("stormy", "run"));
+}
+
+#[test]
+fn a_finished_run_goes_on_with_a_larger_budget_and_says_that_the_holdout_was_opened() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 20, "name = \"sphere\"\nsamples = 50", &rest());
+    let first = scratch.search(&run_file, &[]);
+    assert_eq!(first["reused"], false);
+    let again = scratch.search(&run_file, &[]);
+    assert_eq!(again["evaluations"], 20);
+    assert_eq!(again["reused"], false);
+    let before = scratch.trials("results", "run");
+    let more = scratch.search(&run_file, &["--max-evaluations", "30"]);
+    assert_eq!(more["evaluations"], 30);
+    assert_eq!(more["reused"], true);
+    assert_eq!(scratch.trials("results", "run")[..20], before[..]);
+}
+
+#[test]
+fn a_changed_run_file_is_refused_with_the_difference_named() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 12, "name = \"sphere\"", &rest());
+    scratch.search(&run_file, &[]);
+    let changed = std::fs::read_to_string(&run_file).unwrap().replace("high = 1.0, per = [\"model\"] }\ndensity", "high = 1.25, per = [\"model\"] }\ndensity");
+    std::fs::write(&run_file, changed).unwrap();
+    let output = scratch.evomerge(&["search", run_file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(78));
+    let text = stderr(&output);
+    assert!(text.contains("1.25") && text.contains("high") && text.contains("--fresh"), "{text}");
+    scratch.search(&run_file, &["--fresh"]);
+    assert!(scratch.path("results/run.1/ledger.sqlite").is_file());
+    let seed = scratch.evomerge(&["search", run_file.to_str().unwrap(), "--seed", "6"]);
+    assert_eq!(seed.status.code(), Some(78));
+    assert!(stderr(&seed).contains("seed"), "{}", stderr(&seed));
+}
+
+#[test]
+fn a_budget_below_the_baselines_names_the_minimum() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 4, "name = \"sphere\"", &rest());
+    let output = scratch.evomerge(&["search", run_file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(78));
+    assert!(stderr(&output).contains("at least 5"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_second_process_is_refused_while_status_looks_on() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 1000, "name = \"sphere\"\nlatency = \"20ms\"", &rest());
+    let arguments = ["search", run_file.to_str().unwrap(), "--quiet"];
+    let mut child = command(scratch.folder.path(), &arguments).stdout(Stdio::null()).spawn().unwrap();
+    wait_until(|| scratch.path("results/run/ledger.sqlite").is_file());
+    let second = scratch.evomerge(&arguments);
+    assert_eq!(second.status.code(), Some(75), "{}", stderr(&second));
+    assert!(stderr(&second).contains("in use"), "{}", stderr(&second));
+    wait_until(|| scratch.evomerge(&["status", "results/run", "--json"]).status.success());
+    let status = scratch.evomerge(&["status", "results/run", "--json"]);
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(status["running"], true);
+
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap(),
+        rustix::process::Signal::TERM,
+    )
+    .unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(75));
+    let status = scratch.evomerge(&["status", "results/run", "--json"]);
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(status["running"], false);
+    assert!(status["state"].as_str().unwrap().contains("signal"), "{status}");
+}
+
+/// Polls a condition that another process brings about.
+fn wait_until(condition: impl Fn() -> bool) {
+    for _ in 0..2_000 {
+        if condition() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("waited in vain");
+}
+
+#[test]
+fn the_wall_clock_ends_a_run_and_what_was_in_flight_counts() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 100_000, "name = \"sphere\"\nlatency = \"30ms\"\nin_flight = 2", &rest());
+    let report = scratch.search(&run_file, &["--wall-clock", "1s"]);
+    assert!(report["reason"].as_str().unwrap().contains("wall clock"), "{report}");
+    let rows = scratch.trials("results", "run").len() as u64;
+    assert_eq!(report["evaluations"], rows);
+    assert!(rows > 4);
+}
+
+#[test]
+fn a_samples_budget_is_never_exceeded() {
+    let scratch = Scratch::new();
+    let text = format!(
+        "name = \"run\"\n[budget]\nsamples = 1250\n[evaluator]\nkind = \"function\"\nname = \"sphere\"\nsamples = 50\n{SPACE}\
+         [[tasks]]\nname = \"one\"\n[[tasks]]\nname = \"two\"\n"
+    );
+    let run_file = scratch.path("run.toml");
+    std::fs::write(&run_file, text).unwrap();
+    let report = scratch.search(&run_file, &[]);
+    assert_eq!(report["evaluations"], 12);
+    assert_eq!(report["verdict"], "no_holdout");
+}
+
+#[test]
+fn infeasible_candidates_do_not_stop_a_search() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 40, "name = \"sphere\"\nsamples = 20\ninfeasible_rate = 0.3", &rest());
+    let report = scratch.search(&run_file, &[]);
+    assert_eq!(report["evaluations"], 40);
+    assert!(report["infeasible"].as_u64().unwrap() > 3);
+    let trials = scratch.trials("results", "run");
+    let bad = trials.iter().find(|row| cell(row, "status") == "infeasible").unwrap();
+    assert_eq!(cell(bad, "objective"), "");
+    assert_ne!(cell(bad, "error"), "");
+}
+
+#[test]
+fn nothing_to_find_is_no_evidence_of_improvement() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 25, "name = \"flat\"\nsamples = 100\nnoise = 0.05", &rest());
+    let output = scratch.evomerge(&["search", run_file.to_str().unwrap(), "--require-improvement"]);
+    assert_eq!(output.status.code(), Some(64), "{}", stderr(&output));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("No evidence of improvement"));
+}
+
+#[test]
+fn soup_takes_scores_from_the_search_and_asks_for_none_twice() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 20, "name = \"sphere\"\nsamples = 30", &rest());
+    scratch.search(&run_file, &[]);
+    let output = scratch.evomerge(&["soup", run_file.to_str().unwrap(), "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["name"], "run-soup");
+    assert_eq!(report["soup"]["complete"], true);
+    assert!(!scratch.trials("results", "run-soup").is_empty());
+    let mut reader = csv::Reader::from_path(scratch.path("results/run-soup/trials.csv")).unwrap();
+    let attempts = reader.headers().unwrap().iter().position(|column| column == "attempts").unwrap();
+    assert!(reader.records().all(|record| record.unwrap().get(attempts) == Some("0")));
+}
+
+#[test]
+fn unknown_keys_and_genes_get_a_suggestion() {
+    let scratch = Scratch::new();
+    for (wrong, right) in [("densty", "density"), ("wieght", "weight")] {
+        let text = format!("{}\n{TASKS}", SPACE.replace(right, wrong));
+        let run_file = scratch.run_file("run", 20, "name = \"sphere\"", &text);
+        let output = scratch.evomerge(&["check", run_file.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+        assert!(stderr(&output).contains(wrong) && stderr(&output).contains(right), "{}", stderr(&output));
+    }
+    let run_file = scratch.run_file("run", 20, "name = \"sphere\"\nlatncy = \"1s\"", &rest());
+    let output = scratch.evomerge(&["check", run_file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(78));
+    assert!(stderr(&output).contains("latency"), "{}", stderr(&output));
+}
+
+#[test]
+fn check_says_what_the_budget_buys() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 20, "name = \"sphere\"\nsamples = 100", &rest());
+    let output = scratch.evomerge(&["check", run_file.to_str().unwrap(), "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let findings: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(findings["sources"], 3);
+    assert_eq!(findings["baselines"], 5);
+    assert_eq!(findings["genes"].as_array().unwrap().len(), 7);
+    assert!(findings["smallest_gain"].as_f64().unwrap() > 0.0);
+    assert!(!scratch.path("results").exists(), "check leaves nothing behind");
+}
