@@ -6,6 +6,7 @@
 mod compatibility;
 mod content;
 mod directory;
+mod disk;
 mod dtype;
 mod error;
 #[cfg(test)]
@@ -18,6 +19,7 @@ mod mapping;
 mod model;
 mod nonfinite;
 mod output;
+mod partial;
 mod writer;
 
 pub use compatibility::compare;
