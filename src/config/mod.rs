@@ -4,6 +4,7 @@
 mod duration;
 mod error;
 mod evaluator;
+mod identity;
 mod models;
 mod read;
 mod space;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use crate::checkpoint::Dtype;
 
 pub use error::ConfigError;
+pub use identity::differences;
 
 /// A model as the run file names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
