@@ -1,13 +1,41 @@
 //! Evaluators: everything that can score a candidate. One trait, five kinds; strategies never see this room.
+//!
+//! ```text
+//! connect -> http      pool of endpoints (pool) <- client, protocol, fault; answers pass check; retry decides when
+//!         -> command   one process group an attempt (process); the same documents in files
+//!         -> function  closed-form landscapes, faults and latency to order
+//!         -> native    Llama-family models on the CPU
+//! ```
+//!
+//! Whatever the kind, an answer is checked before it counts, a fault of the endpoint never becomes a score, and a fault of
+//! the candidate is never retried. Who is to blame is decided in one place for each way of travelling: `fault` for HTTP,
+//! `command` for exit codes.
 
+mod check;
+mod client;
+pub mod command;
+mod fault;
+pub mod function;
+pub mod http;
+mod landscape;
+mod lenient_json;
 #[cfg(feature = "native")]
 pub mod native;
+mod pool;
+mod process;
+pub mod protocol;
+pub mod retry;
 pub mod types;
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
+
+use crate::config::{EvaluatorConfig, EvaluatorKind};
 
 pub use types::*;
 
@@ -31,6 +59,17 @@ pub trait Evaluator: Send + Sync {
         true
     }
 
+    /// The metric that a task is scored by when the run file names none: the first one that the evaluator lists.
+    fn default_metric(&self, task: &str) -> Option<&str> {
+        self.capabilities().tasks.get(task)?.metrics.keys().next().map(String::as_str)
+    }
+
+    /// Whether `higher_is_better` in the capabilities is the evaluator's own word. False for `command`, which cannot
+    /// tell: there the run file's `goal` decides, and no contradiction is possible.
+    fn knows_direction(&self) -> bool {
+        true
+    }
+
     /// Scores one candidate, retrying infrastructure faults inside. Cancel-safe; the same request may be sent again.
     /// Every attempt is reported to `attempts` before the next one starts.
     fn evaluate<'a>(
@@ -39,4 +78,60 @@ pub trait Evaluator: Send + Sync {
         attempts: &'a dyn AttemptObserver,
         cancel: &'a CancellationToken,
     ) -> BoxFuture<'a, Result<Evaluation, EvaluateError>>;
+}
+
+/// Takes one line for people, such as `waiting for endpoint http://127.0.0.1:8431`.
+pub type Notify = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// What an evaluator gets from the run besides its own table.
+#[derive(Clone)]
+pub struct ConnectContext {
+    /// The run's seed: jitter of waits, and the landscapes of `function`.
+    pub seed: u64,
+    /// A folder that the evaluator may write to (request and result files of `command`); made when needed.
+    pub directory: PathBuf,
+    pub notify: Notify,
+}
+
+/// Builds the evaluator that the run file asks for and makes sure that it can do what the run needs: endpoints answer,
+/// tasks and metrics are known, programs exist. Waits up to `startup_timeout` for endpoints that are down.
+///
+/// # Errors
+/// [`EvaluateError::Configuration`] for what only the user can put right, [`EvaluateError::Outage`] when nothing answered
+/// in time, [`EvaluateError::TaskData`] for unreadable task files, [`EvaluateError::Cancelled`].
+pub async fn connect(
+    config: &EvaluatorConfig,
+    tasks: &[EvaluatorTask],
+    context: &ConnectContext,
+    cancel: &CancellationToken,
+) -> Result<Arc<dyn Evaluator>, EvaluateError> {
+    match &config.kind {
+        EvaluatorKind::Http(http) => {
+            Ok(Arc::new(http::HttpEvaluator::connect(http, &config.patience, tasks, context, cancel).await?))
+        }
+        EvaluatorKind::Command(command) => {
+            Ok(Arc::new(command::CommandEvaluator::connect(command, &config.patience, tasks, context)?))
+        }
+        EvaluatorKind::Function(function) => {
+            Ok(Arc::new(function::FunctionEvaluator::connect(function, &config.patience, tasks, context)?))
+        }
+        #[cfg(feature = "native")]
+        EvaluatorKind::Native(native) => native::connect(native, &config.patience, tasks),
+        #[cfg(not(feature = "native"))]
+        EvaluatorKind::Native(_) => Err(EvaluateError::Configuration(Fault::new(
+            FaultClass::Configuration,
+            "unsupported",
+            "this build has no native evaluator (it was built without the feature `native`); use kind = \"http\" or \"command\"",
+        ))),
+    }
+}
+
+/// sha256 over texts, each with its length before it, so that no two lists of texts are taken for one another.
+fn hash_parts<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

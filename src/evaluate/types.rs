@@ -165,6 +165,32 @@ pub enum EvaluateError {
     TaskData { path: PathBuf, reason: String },
 }
 
+impl EvaluateError {
+    /// The exit code of a command that ends with this error. `Candidate` and `GivenUp` are outcomes that a search records;
+    /// reaching the edge of the program with one of them is a bug.
+    pub fn exit_code(&self) -> crate::exit::ExitCode {
+        use crate::exit::ExitCode;
+        match self {
+            Self::Candidate(_) | Self::GivenUp(_) => ExitCode::Internal,
+            Self::Configuration(_) => ExitCode::BadConfiguration,
+            Self::Outage(_) | Self::Cancelled => ExitCode::Stopped,
+            Self::TaskData { .. } => ExitCode::BadData,
+        }
+    }
+}
+
+impl Fault {
+    /// A fault that no endpoint is to blame for by name.
+    pub fn new(class: FaultClass, code: &str, detail: impl Into<String>) -> Self {
+        Self { class, code: code.to_owned(), detail: detail.into(), endpoint: None }
+    }
+
+    /// The same fault with the endpoint that it came from.
+    pub fn at(self, endpoint: &str) -> Self {
+        Self { endpoint: Some(endpoint.to_owned()), ..self }
+    }
+}
+
 /// One try at an evaluation, for the ledger.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
@@ -197,6 +223,7 @@ pub struct MetricCapability {
 /// What an evaluator knows of a task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskCapability {
+    /// Samples the task has; 0 where the evaluator cannot say (`command`).
     pub n_samples: u64,
     /// All sample ids, where known (for `0..n` numbering they are generated).
     pub sample_ids: Option<Vec<SampleId>>,

@@ -131,7 +131,7 @@ pub(super) fn objective(config: &RunConfig, evaluator: &dyn Evaluator) -> Result
         let known = capability(evaluator, &task.name)?;
         let metric = match &task.metric {
             Some(metric) => metric.clone(),
-            None => known.metrics.keys().next().cloned().ok_or_else(|| {
+            None => evaluator.default_metric(&task.name).map(str::to_string).ok_or_else(|| {
                 SearchError::Settings(format!("task `{}`: name a metric; the evaluator lists none", task.name))
             })?,
         };
@@ -149,7 +149,7 @@ pub(super) fn objective(config: &RunConfig, evaluator: &dyn Evaluator) -> Result
         };
         let maximize = match (task.goal, higher_is_better) {
             (None, higher) => higher.unwrap_or(true),
-            (Some(goal), Some(higher)) if (goal == Goal::Maximize) != higher => {
+            (Some(goal), Some(higher)) if evaluator.knows_direction() && (goal == Goal::Maximize) != higher => {
                 return Err(SearchError::Settings(format!(
                     "task `{}`: goal says {}, but the evaluator says that {} {metric} is better",
                     task.name,

@@ -1,0 +1,298 @@
+//! The HTTP client: where a bearer token may go, and how long and how much an answer may be.
+
+use std::error::Error;
+use std::path::Path;
+use std::sync::Once;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use reqwest::header::{AUTHORIZATION, DATE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::{Client, RequestBuilder, Url};
+
+use super::fault::{Verdict, shortened};
+use super::retry::parse_retry_after;
+use super::{EvaluateError, Fault, FaultClass};
+use crate::config::HttpConfig;
+
+/// Time and size limits of one exchange.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Limits {
+    /// Until a connection stands.
+    pub connect: Duration,
+    /// A health check, capabilities, or a poll: whole exchange.
+    pub short: Duration,
+    /// Without a byte of an answer whose head has come.
+    pub idle: Duration,
+    /// What an endpoint gets beyond the timeout it was told, to say itself that it was too slow.
+    pub grace: Duration,
+    /// Largest answer in bytes; reading stops there.
+    pub body: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            short: Duration::from_secs(10),
+            idle: Duration::from_secs(120),
+            grace: Duration::from_secs(60),
+            body: 64 << 20,
+        }
+    }
+}
+
+/// An answer, read whole.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Answer {
+    pub status: u16,
+    pub retry_after: Option<Duration>,
+    /// `x-should-retry`.
+    pub should_retry: Option<bool>,
+    pub location: Option<String>,
+    pub body: Vec<u8>,
+}
+
+/// The client for one endpoint. Redirects are not followed (the token would go along), connections are not kept (an
+/// evaluation takes long, and a server that closes an idle connection would look like one that died), and on loopback
+/// no proxy from the environment comes in between.
+///
+/// # Errors
+/// A configuration fault when TLS cannot be set up (no certificate store).
+pub(super) fn http_client(url: &Url, token: Option<&HeaderValue>, limits: &Limits) -> Result<Client, Fault> {
+    static PROVIDER: Once = Once::new();
+    PROVIDER.call_once(|| {
+        // Fails only when a provider is installed already, which serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
+    let mut headers = HeaderMap::new();
+    if let Some(token) = token {
+        headers.insert(AUTHORIZATION, token.clone());
+    }
+    let mut builder = Client::builder()
+        .user_agent(concat!("evomerge/", env!("CARGO_PKG_VERSION")))
+        .default_headers(headers)
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .connect_timeout(limits.connect)
+        .tcp_keepalive(Duration::from_secs(30))
+        .pool_max_idle_per_host(0);
+    if is_loopback(url) {
+        builder = builder.no_proxy();
+    }
+    builder.build().map_err(|error| configuration("http_client", format!("cannot set up HTTP: {}", causes(&error))))
+}
+
+/// Sends a request and reads the whole answer within `total`.
+///
+/// # Errors
+/// A verdict of class infrastructure or resource: nobody listens, the connection died, too slow, too large.
+pub(super) async fn exchange(request: RequestBuilder, total: Duration, limits: &Limits) -> Result<Answer, Verdict> {
+    match tokio::time::timeout(total, read_answer(request, limits)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(too_slow(format!("no complete answer within {:.1} s", total.as_secs_f64()))),
+    }
+}
+
+fn too_slow(detail: String) -> Verdict {
+    Verdict::new(super::fault::Reaction::Timeout, FaultClass::Resource, "timeout", detail)
+}
+
+async fn read_answer(request: RequestBuilder, limits: &Limits) -> Result<Answer, Verdict> {
+    let mut response = request.send().await.map_err(|error| broken(&error))?;
+    let header = |name: HeaderName| response.headers().get(name).and_then(|value| value.to_str().ok());
+    let retry_after = header(RETRY_AFTER).and_then(|value| parse_retry_after(value, header(DATE), Timestamp::now()));
+    let should_retry = match header(HeaderName::from_static("x-should-retry")) {
+        Some("true") => Some(true),
+        Some("false") => Some(false),
+        _ => None,
+    };
+    let location = header(LOCATION).map(str::to_owned);
+    let status = response.status().as_u16();
+    let too_large = || Verdict::retry("answer_too_large", format!("the answer is larger than {} bytes", limits.body));
+    if response.content_length().is_some_and(|length| length > limits.body as u64) {
+        return Err(too_large());
+    }
+    let mut body = Vec::new();
+    loop {
+        let chunk = tokio::time::timeout(limits.idle, response.chunk()).await.map_err(|_| {
+            let seconds = limits.idle.as_secs_f64();
+            Verdict::retry("answer_stalled", format!("the answer stopped: no byte of it for {seconds:.1} s"))
+        })?;
+        let Some(chunk) = chunk.map_err(|error| broken(&error))? else { break };
+        if body.len() + chunk.len() > limits.body {
+            return Err(too_large());
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Answer { status, retry_after, should_retry, location, body })
+}
+
+/// The verdict on an exchange without an answer.
+fn broken(error: &reqwest::Error) -> Verdict {
+    let detail = causes(error);
+    if error.is_connect() {
+        Verdict::new(super::fault::Reaction::Unreachable, FaultClass::Infrastructure, "unreachable", detail)
+    } else {
+        Verdict { lost: true, ..Verdict::retry("connection_lost", detail) }
+    }
+}
+
+/// An error with its causes: the top one alone says little.
+fn causes(error: &dyn Error) -> String {
+    let mut text = String::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&part);
+        }
+        next = error.source();
+    }
+    shortened(&text)
+}
+
+/// An endpoint's address as a base to which paths are appended.
+///
+/// # Errors
+/// A configuration fault for anything but plain http and https addresses.
+pub(super) fn endpoint_url(text: &str) -> Result<Url, Fault> {
+    let bad = |reason: &str| configuration("endpoint", format!("endpoint {}: {reason}", shortened(text)));
+    let mut url =
+        Url::parse(text).map_err(|error| bad(&format!("not an address ({error}); expected http://HOST:PORT")))?;
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+        return Err(bad("expected http://HOST:PORT or https://HOST"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(configuration(
+            "endpoint",
+            "an endpoint's address must not hold a user or password (it is logged); use token_env or token_file".into(),
+        ));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(bad("must not have a query or fragment"));
+    }
+    if !url.path().ends_with('/') {
+        let path = format!("{}/", url.path());
+        url.set_path(&path);
+    }
+    Ok(url)
+}
+
+/// Whether the address is this machine.
+pub(super) fn is_loopback(url: &Url) -> bool {
+    let Some(host) = url.host_str() else { return false };
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// The bearer token as a header that no log shows; `None` where the run file names none.
+///
+/// # Errors
+/// A configuration fault: variable unset, file readable by others, both given, or an endpoint to which the token would
+/// travel in the clear.
+pub(super) fn bearer_token(config: &HttpConfig, urls: &[Url]) -> Result<Option<HeaderValue>, EvaluateError> {
+    let refuse = |detail: String| EvaluateError::Configuration(configuration("token", detail));
+    let token = match (&config.token_env, &config.token_file) {
+        (Some(_), Some(_)) => return Err(refuse("give token_env or token_file, not both".into())),
+        (None, None) => return Ok(None),
+        (Some(variable), None) => std::env::var(variable)
+            .map_err(|_| refuse(format!("token_env: the environment variable {variable} is not set")))?,
+        (None, Some(file)) => token_of_file(file).map_err(refuse)?,
+    };
+    let token = token.trim();
+    if token.is_empty() {
+        return Err(refuse("the bearer token is empty".into()));
+    }
+    let in_the_clear = |url: &&Url| url.scheme() == "http" && !is_loopback(url);
+    if let Some(url) = urls.iter().find(in_the_clear)
+        && !config.allow_insecure_token
+    {
+        return Err(refuse(format!(
+            "the token would go to {url} in the clear; use https, or set allow_insecure_token = true"
+        )));
+    }
+    let mut value = HeaderValue::try_from(format!("Bearer {token}"))
+        .map_err(|_| refuse("the bearer token has characters that no HTTP header may hold".into()))?;
+    value.set_sensitive(true);
+    Ok(Some(value))
+}
+
+fn token_of_file(file: &Path) -> Result<String, String> {
+    use std::os::unix::fs::PermissionsExt;
+    let meta = std::fs::metadata(file).map_err(|error| format!("token_file {}: {error}", file.display()))?;
+    let mode = meta.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(format!("token_file {} is open to others (mode {mode:o}); run chmod 600 on it", file.display()));
+    }
+    std::fs::read_to_string(file).map_err(|error| format!("token_file {}: {error}", file.display()))
+}
+
+pub(super) fn configuration(code: &str, detail: String) -> Fault {
+    Fault::new(FaultClass::Configuration, code, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::num::NonZeroUsize;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
+
+    fn config(token_file: Option<PathBuf>, allow_insecure_token: bool) -> HttpConfig {
+        HttpConfig {
+            endpoints: vec![],
+            token_env: None,
+            token_file,
+            allow_insecure_token,
+            in_flight: NonZeroUsize::MIN,
+            allow_different_fingerprints: false,
+            timeout_is_worst: true,
+        }
+    }
+
+    #[test]
+    fn endpoints_are_bases() {
+        assert_eq!(endpoint_url("http://127.0.0.1:8431").unwrap().join("v1/health").unwrap().path(), "/v1/health");
+        assert_eq!(endpoint_url("https://lb/eval").unwrap().join("v1/health").unwrap().path(), "/eval/v1/health");
+        for bad in ["127.0.0.1:8431", "ftp://x", "http://user:secret@host", "http://host?x=1", ""] {
+            let fault = endpoint_url(bad).unwrap_err();
+            assert_eq!(fault.class, FaultClass::Configuration);
+            assert!(!fault.detail.contains("secret"));
+        }
+    }
+
+    #[test]
+    fn loopback_is_recognized() {
+        for (url, loopback) in [
+            ("http://127.0.0.1:1", true),
+            ("http://[::1]:1", true),
+            ("http://localhost", true),
+            ("http://localhost.evil.example", false),
+            ("http://10.0.0.1", false),
+        ] {
+            assert_eq!(is_loopback(&Url::parse(url).unwrap()), loopback, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_token_needs_a_private_file_and_a_private_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        std::fs::write(&file, "sesame\n").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let local = [endpoint_url("http://127.0.0.1:1").unwrap()];
+        let far = [endpoint_url("http://10.0.0.1:1").unwrap()];
+        let open = bearer_token(&config(Some(file.clone()), false), &local).unwrap_err().to_string();
+        assert!(open.contains("mode 644") && !open.contains("sesame"), "{open}");
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let token = bearer_token(&config(Some(file.clone()), false), &local).unwrap().unwrap();
+        assert_eq!(token.to_str().unwrap(), "Bearer sesame");
+        assert!(!format!("{token:?}").contains("sesame"));
+        assert!(bearer_token(&config(Some(file.clone()), false), &far).is_err());
+        assert!(bearer_token(&config(Some(file), true), &far).unwrap().is_some());
+    }
+}

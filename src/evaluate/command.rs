@@ -1,0 +1,414 @@
+//! The `command` evaluator: any program. It gets the request as a JSON file and leaves the answer in another; its exit
+//! code says who is to blame.
+//!
+//! | exit | meaning |
+//! | --- | --- |
+//! | 0 with a valid result file | scored (or `failed`, as the file says) |
+//! | 65 | the candidate is bad: worst fitness, final |
+//! | 75 | not now: tried again |
+//! | 78 | configuration: the run stops |
+//! | killed by SIGKILL | out of memory, most likely: tried again |
+//! | anything else, or exit 0 without a valid file | infrastructure: tried again |
+
+mod result;
+
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::client::configuration;
+use super::fault::{Reaction, Verdict, shortened};
+use super::process::{End, Program, find_program, find_setpriv, run};
+use super::retry::{AttemptLog, Jitter, RetryPolicy};
+use super::{
+    AttemptObserver, Capabilities, ConnectContext, EvaluateError, Evaluation, EvaluationRequest, Evaluator,
+    EvaluatorTask, Fault, FaultClass, MetricCapability, Patience, TaskCapability, protocol,
+};
+use crate::config::CommandConfig;
+
+/// The metric of a task for which the run file names none.
+const DEFAULT_METRIC: &str = "score";
+/// What a program gets between SIGTERM and SIGKILL.
+const TERM_GRACE: Duration = Duration::from_secs(10);
+/// Evaluations in a row that are given up without any success after which the program itself is taken to be ill.
+const GIVEN_UP_IN_A_ROW: u32 = 3;
+
+const PLACEHOLDERS: [&str; 7] =
+    ["candidate_dir", "request_file", "result_file", "result_dir", "recipe_file", "slot", "seed"];
+
+/// Scores candidates with a program.
+pub struct CommandEvaluator {
+    argv: Vec<String>,
+    program: PathBuf,
+    setpriv: Option<PathBuf>,
+    directory: PathBuf,
+    scratch: PathBuf,
+    capabilities: Capabilities,
+    fingerprint: String,
+    in_flight: NonZeroUsize,
+    places: Semaphore,
+    free_slots: Mutex<Vec<usize>>,
+    patience: Patience,
+    policy: RetryPolicy,
+    term_grace: Duration,
+    seed: u64,
+    /// Evaluations given up since the last success; `NEVER` before the first one.
+    given_up: AtomicU32,
+}
+
+const NEVER: u32 = u32::MAX;
+
+impl CommandEvaluator {
+    /// Checks the program and its placeholders.
+    ///
+    /// # Errors
+    /// Configuration: no program, unknown placeholder, or neither `{result_file}` nor `{result_dir}` in it.
+    pub fn connect(
+        config: &CommandConfig,
+        patience: &Patience,
+        tasks: &[EvaluatorTask],
+        context: &ConnectContext,
+    ) -> Result<Self, EvaluateError> {
+        Self::connect_with(config, patience, tasks, context, RetryPolicy::default(), TERM_GRACE)
+    }
+
+    pub(super) fn connect_with(
+        config: &CommandConfig,
+        patience: &Patience,
+        tasks: &[EvaluatorTask],
+        context: &ConnectContext,
+        policy: RetryPolicy,
+        term_grace: Duration,
+    ) -> Result<Self, EvaluateError> {
+        let program = check_argv(config).map_err(EvaluateError::Configuration)?;
+        Ok(Self {
+            argv: config.argv.clone(),
+            program,
+            setpriv: find_setpriv(),
+            directory: config.directory.clone(),
+            scratch: context.directory.join("command"),
+            capabilities: capabilities_of(tasks),
+            fingerprint: fingerprint_of(config, tasks),
+            in_flight: config.in_flight,
+            places: Semaphore::new(config.in_flight.get()),
+            free_slots: Mutex::new((0..config.in_flight.get()).rev().collect()),
+            patience: patience.clone(),
+            policy,
+            term_grace,
+            seed: context.seed,
+            given_up: AtomicU32::new(NEVER),
+        })
+    }
+
+    async fn course(
+        &self,
+        request: &EvaluationRequest,
+        attempts: &dyn AttemptObserver,
+        cancel: &CancellationToken,
+    ) -> Result<Evaluation, EvaluateError> {
+        let folder = request.candidate.path.as_deref().ok_or_else(|| {
+            let detail = "the candidate has no folder; programs take candidates by path".to_owned();
+            EvaluateError::Configuration(configuration("candidate_folder", detail))
+        })?;
+        let mut log = AttemptLog::new(attempts);
+        let mut jitter = Jitter::new(self.seed, &request.evaluation_id, &self.policy);
+        let (mut counted, mut timeouts, mut timeout) = (0, 0, self.patience.timeout);
+        loop {
+            let slot = self.slot(cancel).await?;
+            let started = Instant::now();
+            let outcome = self.attempt(request, folder, slot.number, timeout, cancel).await;
+            drop(slot);
+            let verdict = match outcome {
+                Ok(evaluation) => {
+                    log.report(None, started, true, None);
+                    self.given_up.store(0, Ordering::Relaxed);
+                    return Ok(evaluation);
+                }
+                Err(verdict) => verdict,
+            };
+            if cancel.is_cancelled() {
+                log.report(None, started, false, Some(&verdict.fault));
+                return Err(EvaluateError::Cancelled);
+            }
+            log.report(None, started, true, Some(&verdict.fault));
+            counted += 1;
+            match verdict.reaction {
+                Reaction::Blame => {
+                    self.given_up.store(0, Ordering::Relaxed);
+                    return Err(EvaluateError::Candidate(verdict.fault));
+                }
+                Reaction::Stop | Reaction::Pause => return Err(EvaluateError::Configuration(verdict.fault)),
+                Reaction::Timeout => {
+                    timeouts += 1;
+                    timeout *= 2;
+                }
+                Reaction::Retry | Reaction::Wait | Reaction::Unreachable => {}
+            }
+            if timeouts >= 2 || verdict.hopeless || counted >= self.patience.max_attempts {
+                return Err(self.given_up(verdict.fault));
+            }
+            let drawn = jitter.next_wait(&self.policy);
+            let wait = verdict.retry_after.map_or(drawn, |asked| self.policy.asked(asked));
+            tokio::select! {
+                () = cancel.cancelled() => return Err(EvaluateError::Cancelled),
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Attempts are used up. Another success is the only sign of health that a program can give: without one, now or
+    /// for several evaluations, the run stops instead of giving up one candidate after another.
+    fn given_up(&self, fault: Fault) -> EvaluateError {
+        let update = |in_a_row: u32| (in_a_row != NEVER).then(|| in_a_row.saturating_add(1).min(NEVER - 1));
+        let before = self.given_up.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update).unwrap_or(NEVER);
+        match before {
+            NEVER => {
+                let detail = format!("{}; the program has not scored anything in this session yet", fault.detail);
+                EvaluateError::Outage(Fault { detail, ..fault })
+            }
+            before if before + 1 >= GIVEN_UP_IN_A_ROW => {
+                let detail =
+                    format!("{}; that makes {} evaluations in a row without a score", fault.detail, before + 1);
+                EvaluateError::Outage(Fault { detail, ..fault })
+            }
+            _ => EvaluateError::GivenUp(fault),
+        }
+    }
+
+    async fn attempt(
+        &self,
+        request: &EvaluationRequest,
+        folder: &Path,
+        slot: usize,
+        timeout: Duration,
+        cancel: &CancellationToken,
+    ) -> Result<Evaluation, Verdict> {
+        let source = protocol::path_source(folder).map_err(stop)?;
+        let mut document =
+            protocol::request_document(request, source, &self.capabilities, &Default::default()).map_err(stop)?;
+        document.timeout_s = Some(timeout.as_secs_f64());
+        // Dropped, and with it deleted, when the attempt is over.
+        let desk = self.desk(request, &document).map_err(|error| {
+            Verdict::retry("storage_full", format!("cannot write to {}: {error}", self.scratch.display()))
+        })?;
+        let argv = self.filled_argv(request, folder, desk.path(), slot);
+        let program = Program { argv, directory: self.directory.clone(), setpriv: self.setpriv.clone() };
+        let ended = run(program, timeout, self.term_grace, cancel)
+            .await
+            .map_err(|error| Verdict::retry("not_started", format!("cannot run {}: {error}", self.argv[0])))?;
+        let said = if ended.output.is_empty() { String::new() } else { format!("; it said: {}", last(&ended.output)) };
+        let because = |what: &str| format!("{} {what}{said}", self.argv[0]);
+        match ended.end {
+            End::Exited(0) => result::read(&desk.path().join("result.json"), request, &self.capabilities)
+                .map_err(|verdict| with_detail(verdict, &said)),
+            End::Exited(65) => {
+                let detail = because("found the candidate invalid (exit 65)");
+                Err(Verdict::new(Reaction::Blame, FaultClass::Candidate, "candidate_invalid", detail))
+            }
+            End::Exited(75) => Err(Verdict::retry("exit_75", because("asked to be tried again (exit 75)"))),
+            End::Exited(78) => Err(stop(configuration("exit_78", because("reports a configuration error (exit 78)")))),
+            End::Exited(code) => Err(Verdict::retry("exit_code", because(&format!("ended with exit code {code}")))),
+            End::Killed(9) => {
+                let detail = because("was killed by SIGKILL, most likely for lack of memory");
+                Err(Verdict::new(Reaction::Retry, FaultClass::Resource, "out_of_memory", detail))
+            }
+            End::Killed(signal) => Err(Verdict::retry("signal", because(&format!("was killed by signal {signal}")))),
+            End::TimedOut => {
+                let detail = because(&format!("did not finish within {:.1} s", timeout.as_secs_f64()));
+                Err(Verdict::new(Reaction::Timeout, FaultClass::Resource, "timeout", detail))
+            }
+            End::Cancelled => {
+                Err(Verdict::new(Reaction::Wait, FaultClass::Cancelled, "cancelled", "the run is being stopped"))
+            }
+        }
+    }
+
+    /// A fresh folder with the request and the recipe; the result goes beside them.
+    fn desk(
+        &self,
+        request: &EvaluationRequest,
+        document: &protocol::WireRequest,
+    ) -> std::io::Result<tempfile::TempDir> {
+        std::fs::create_dir_all(&self.scratch)?;
+        let desk = tempfile::Builder::new().prefix("attempt-").tempdir_in(&self.scratch)?;
+        std::fs::write(desk.path().join("request.json"), serde_json::to_vec_pretty(document)?)?;
+        std::fs::write(desk.path().join("recipe.json"), serde_json::to_vec_pretty(&request.candidate.recipe)?)?;
+        Ok(desk)
+    }
+
+    fn filled_argv(&self, request: &EvaluationRequest, folder: &Path, desk: &Path, slot: usize) -> Vec<OsString> {
+        let value = |name: &str| -> Option<OsString> {
+            Some(match name {
+                "candidate_dir" => folder.into(),
+                "request_file" => desk.join("request.json").into(),
+                "result_file" => desk.join("result.json").into(),
+                "result_dir" => desk.into(),
+                "recipe_file" => desk.join("recipe.json").into(),
+                "slot" => slot.to_string().into(),
+                "seed" => request.tasks.first().map_or(0, |task| task.seed).to_string().into(),
+                _ => return None,
+            })
+        };
+        let arguments = self.argv.iter().skip(1).map(|argument| fill(argument, &value));
+        std::iter::once(self.program.clone().into()).chain(arguments).collect()
+    }
+
+    async fn slot(&self, cancel: &CancellationToken) -> Result<Slot<'_>, EvaluateError> {
+        let permit = tokio::select! {
+            () = cancel.cancelled() => return Err(EvaluateError::Cancelled),
+            permit = self.places.acquire() => permit.map_err(|_| EvaluateError::Cancelled)?,
+        };
+        let number = self.free_slots.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        Ok(Slot { number, free: &self.free_slots, _permit: permit })
+    }
+}
+
+/// A numbered place, given back when dropped (before its permit).
+struct Slot<'a> {
+    number: usize,
+    free: &'a Mutex<Vec<usize>>,
+    _permit: tokio::sync::SemaphorePermit<'a>,
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(self.number);
+    }
+}
+
+fn stop(fault: Fault) -> Verdict {
+    Verdict { reaction: Reaction::Stop, ..Verdict::of_answer(fault) }
+}
+
+fn with_detail(mut verdict: Verdict, said: &str) -> Verdict {
+    verdict.fault.detail.push_str(said);
+    verdict
+}
+
+/// The last few lines of a program's output: where its error message is.
+fn last(output: &str) -> String {
+    const MOST: usize = 380;
+    let start = output.char_indices().rev().nth(MOST - 1).map_or(0, |(index, _)| index);
+    shortened(&output[start..])
+}
+
+/// `argument` with `{name}` replaced where `value` knows the name.
+fn fill(argument: &str, value: &dyn Fn(&str) -> Option<OsString>) -> OsString {
+    let mut filled = OsString::new();
+    let mut rest = argument;
+    while let Some((before, after)) = rest.split_once('{') {
+        filled.push(before);
+        match after.split_once('}').and_then(|(name, after)| Some((value(name)?, after))) {
+            Some((value, after)) => {
+                filled.push(value);
+                rest = after;
+            }
+            None => {
+                filled.push("{");
+                rest = after;
+            }
+        }
+    }
+    filled.push(rest);
+    filled
+}
+
+/// The program's path.
+fn check_argv(config: &CommandConfig) -> Result<PathBuf, Fault> {
+    let refuse = |detail: String| configuration("argv", detail);
+    let Some(program) = config.argv.first() else {
+        return Err(refuse("argv is empty; name a program and its arguments".into()));
+    };
+    let path = find_program(program, &config.directory)
+        .ok_or_else(|| refuse(format!("argv: {program} is no program in PATH or {}", config.directory.display())))?;
+    for argument in &config.argv {
+        for (at, _) in argument.match_indices('{') {
+            let Some((name, _)) = argument[at + 1..].split_once('}') else { continue };
+            let word = !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+            if word && !PLACEHOLDERS.contains(&name) {
+                let known = PLACEHOLDERS.map(|name| format!("{{{name}}}")).join(", ");
+                return Err(refuse(format!("argv: unknown placeholder {{{name}}}; known: {known}")));
+            }
+        }
+    }
+    let names = |name: &str| config.argv.iter().any(|argument| argument.contains(name));
+    if !names("{result_file}") && !names("{result_dir}") {
+        return Err(refuse(
+            "argv must hold {result_file} (or {result_dir}): where the program leaves its scores".into(),
+        ));
+    }
+    Ok(path)
+}
+
+/// What is known of a program's tasks: their names, from the run file. How many samples they have and which way is
+/// better only the program knows ([`Evaluator::knows_direction`] is false).
+fn capabilities_of(tasks: &[EvaluatorTask]) -> Capabilities {
+    let tasks = tasks.iter().map(|task| {
+        let metric = task.metric.clone().unwrap_or_else(|| DEFAULT_METRIC.to_owned());
+        let capability = MetricCapability { higher_is_better: true, min: None, max: None, is_mean: false };
+        let task_capability = TaskCapability {
+            n_samples: 0,
+            sample_ids: None,
+            metrics: [(metric, capability)].into(),
+            supports_sample_ids: false,
+            supports_limit: true,
+            supports_per_sample: true,
+            sample_hashes: None,
+        };
+        (task.name.clone(), task_capability)
+    });
+    Capabilities { tasks: tasks.collect(), deterministic: false }
+}
+
+fn fingerprint_of(config: &CommandConfig, tasks: &[EvaluatorTask]) -> String {
+    let mut named: Vec<(&str, &str)> =
+        tasks.iter().map(|task| (task.name.as_str(), task.metric.as_deref().unwrap_or(DEFAULT_METRIC))).collect();
+    named.sort_unstable();
+    let version = config.version.as_deref().unwrap_or_default();
+    let length = config.argv.len().to_string();
+    let argv = config.argv.iter().map(String::as_str);
+    let tasks = named.iter().flat_map(|(task, metric)| [*task, *metric]);
+    super::hash_parts(["command", version, &length].into_iter().chain(argv).chain(tasks))
+}
+
+impl Evaluator for CommandEvaluator {
+    fn kind(&self) -> &'static str {
+        "command"
+    }
+
+    fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn concurrency(&self) -> NonZeroUsize {
+        self.in_flight
+    }
+
+    fn knows_direction(&self) -> bool {
+        false
+    }
+
+    fn evaluate<'a>(
+        &'a self,
+        request: &'a EvaluationRequest,
+        attempts: &'a dyn AttemptObserver,
+        cancel: &'a CancellationToken,
+    ) -> BoxFuture<'a, Result<Evaluation, EvaluateError>> {
+        Box::pin(self.course(request, attempts, cancel))
+    }
+}
+
+#[cfg(test)]
+#[path = "command_tests.rs"]
+mod tests;

@@ -1,0 +1,204 @@
+//! The `http` evaluator: eval protocol v1 against a pool of endpoints.
+//!
+//! One evaluation is a course of attempts. Every attempt takes a place at an endpoint, sends the same document under the
+//! same idempotency key, and ends with checked scores or with a verdict that says who is to blame. The course turns
+//! verdicts into what happens next; nothing but checked scores and the candidate's own faults ever leave it as outcomes.
+
+mod attempt;
+mod course;
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::{BoxFuture, join_all};
+use tokio_util::sync::CancellationToken;
+
+use super::client::{Limits, bearer_token, configuration, endpoint_url, http_client};
+use super::pool::{Demand, Endpoint, Facts, Pool, Refusal};
+use super::retry::RetryPolicy;
+use super::{
+    AttemptObserver, Capabilities, ConnectContext, EvaluateError, Evaluation, EvaluationRequest, Evaluator,
+    EvaluatorTask, Fault, FaultClass, Patience, protocol,
+};
+use crate::config::HttpConfig;
+
+/// Scores candidates at HTTP endpoints that speak eval protocol v1.
+pub struct HttpEvaluator {
+    pool: Arc<Pool>,
+    facts: Arc<Facts>,
+    fingerprint: String,
+    concurrency: NonZeroUsize,
+    patience: Patience,
+    timeout_is_worst: bool,
+    allow_different_fingerprints: bool,
+    seed: u64,
+}
+
+impl HttpEvaluator {
+    /// Connects to every endpoint, waiting up to `startup_timeout` for those that are down; one has to be up.
+    ///
+    /// # Errors
+    /// Configuration for bad addresses or tokens, endpoints that disagree, unknown tasks or metrics; Outage when no
+    /// endpoint answered in time; Cancelled.
+    pub async fn connect(
+        config: &HttpConfig,
+        patience: &Patience,
+        tasks: &[EvaluatorTask],
+        context: &ConnectContext,
+        cancel: &CancellationToken,
+    ) -> Result<Self, EvaluateError> {
+        Self::connect_with(config, patience, tasks, context, cancel, RetryPolicy::default(), Limits::default()).await
+    }
+
+    pub(super) async fn connect_with(
+        config: &HttpConfig,
+        patience: &Patience,
+        tasks: &[EvaluatorTask],
+        context: &ConnectContext,
+        cancel: &CancellationToken,
+        policy: RetryPolicy,
+        limits: Limits,
+    ) -> Result<Self, EvaluateError> {
+        let endpoints = endpoints_of(config, &limits)?;
+        let demand =
+            Demand { tasks: tasks.to_vec(), allow_different_fingerprints: config.allow_different_fingerprints };
+        let notify = Arc::clone(&context.notify);
+        let pool = Arc::new(Pool::new(endpoints, demand, policy, limits, patience.max_outage, notify));
+        tokio::select! {
+            () = cancel.cancelled() => return Err(EvaluateError::Cancelled),
+            met = meet_all(&pool, patience.startup_timeout) => met?,
+        }
+        let known = pool.endpoints.iter().find_map(|endpoint| endpoint.facts());
+        let facts = known.ok_or_else(|| EvaluateError::Configuration(no_endpoints()))?;
+        let places = pool.endpoints.iter().map(|endpoint| {
+            let most = endpoint.facts().map_or(usize::MAX, |facts| facts.max_inflight);
+            config.in_flight.get().min(most)
+        });
+        Ok(Self {
+            fingerprint: fingerprint_of(&facts, tasks, config.allow_different_fingerprints),
+            concurrency: NonZeroUsize::new(places.sum()).unwrap_or(NonZeroUsize::MIN),
+            facts,
+            patience: patience.clone(),
+            timeout_is_worst: config.timeout_is_worst,
+            allow_different_fingerprints: config.allow_different_fingerprints,
+            seed: context.seed,
+            pool,
+        })
+    }
+}
+
+fn no_endpoints() -> Fault {
+    configuration("endpoint", "`endpoints` is empty; name at least one, such as \"http://127.0.0.1:8431\"".into())
+}
+
+fn endpoints_of(config: &HttpConfig, limits: &Limits) -> Result<Vec<Endpoint>, EvaluateError> {
+    let refuse = EvaluateError::Configuration;
+    let urls = config.endpoints.iter().map(|text| endpoint_url(text)).collect::<Result<Vec<_>, _>>().map_err(refuse)?;
+    if urls.is_empty() {
+        return Err(refuse(no_endpoints()));
+    }
+    if let Some(twice) = (1..urls.len()).find(|index| urls[..*index].contains(&urls[*index])) {
+        let detail = format!("endpoint {} is named twice; in_flight is the way to send more to one", urls[twice]);
+        return Err(refuse(configuration("endpoint", detail)));
+    }
+    let token = bearer_token(config, &urls)?;
+    urls.into_iter()
+        .zip(&config.endpoints)
+        .map(|(url, label)| {
+            let client = http_client(&url, token.as_ref(), limits).map_err(refuse)?;
+            Ok(Endpoint::new(url, label.clone(), client, config.in_flight.get()))
+        })
+        .collect()
+}
+
+/// Meets every endpoint, again and again until all are met or `startup_timeout` is over.
+async fn meet_all(pool: &Pool, startup_timeout: Duration) -> Result<(), EvaluateError> {
+    let started = Instant::now();
+    let mut round = 0;
+    loop {
+        let missing: Vec<_> = pool.endpoints.iter().filter(|endpoint| !endpoint.settled()).collect();
+        let mut down = None;
+        for refusal in
+            join_all(missing.iter().map(|endpoint| pool.probe(endpoint))).await.into_iter().filter_map(Result::err)
+        {
+            match refusal {
+                Refusal::Down(fault) => down = Some(fault),
+                // Left out, like in mid-run; the others may do.
+                Refusal::Refused(fault) if matches!(fault.code.as_str(), "unauthorized" | "forbidden") => {}
+                Refusal::Refused(fault) => return Err(EvaluateError::Configuration(fault)),
+            }
+        }
+        let met = pool.endpoints.iter().any(|endpoint| endpoint.facts().is_some());
+        let left = startup_timeout.saturating_sub(started.elapsed());
+        match down {
+            Some(fault) if left.is_zero() => return if met { Ok(()) } else { Err(EvaluateError::Outage(fault)) },
+            Some(_) => tokio::time::sleep(pool.policy.probe_wait(round.min(2)).min(left)).await,
+            None if met => return Ok(()),
+            None => {
+                let refusal = pool.endpoints.iter().find_map(|endpoint| endpoint.refusal());
+                return Err(EvaluateError::Configuration(refusal.unwrap_or_else(no_endpoints)));
+            }
+        }
+        round += 1;
+    }
+}
+
+/// sha256 over protocol, the endpoints' fingerprint (not where the user declares different ones equivalent) and the
+/// versions of the run's tasks.
+fn fingerprint_of(facts: &Facts, tasks: &[EvaluatorTask], allow_different: bool) -> String {
+    let mut names: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let endpoint = if allow_different { "equivalent" } else { facts.fingerprint.as_str() };
+    let versions = names.iter().flat_map(|name| [*name, facts.versions.get(*name).map_or("", String::as_str)]);
+    super::hash_parts(["http", protocol::VERSION, endpoint].into_iter().chain(versions))
+}
+
+impl Evaluator for HttpEvaluator {
+    fn kind(&self) -> &'static str {
+        "http"
+    }
+
+    fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.facts.capabilities
+    }
+
+    fn concurrency(&self) -> NonZeroUsize {
+        self.concurrency
+    }
+
+    fn default_metric(&self, task: &str) -> Option<&str> {
+        self.facts.first_metrics.get(task).map(String::as_str)
+    }
+
+    fn evaluate<'a>(
+        &'a self,
+        request: &'a EvaluationRequest,
+        attempts: &'a dyn AttemptObserver,
+        cancel: &'a CancellationToken,
+    ) -> BoxFuture<'a, Result<Evaluation, EvaluateError>> {
+        Box::pin(async move {
+            let Some(folder) = request.candidate.path.as_deref() else {
+                let detail = "the candidate has no folder; http endpoints take candidates by path";
+                return Err(EvaluateError::Configuration(Fault::new(
+                    FaultClass::Configuration,
+                    "candidate_folder",
+                    detail,
+                )));
+            };
+            let source = protocol::path_source(folder).map_err(EvaluateError::Configuration)?;
+            let document = protocol::request_document(request, source, &self.facts.capabilities, &self.facts.versions)
+                .map_err(EvaluateError::Configuration)?;
+            course::Course::new(self, request, document, attempts, cancel).run().await
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "http_tests.rs"]
+mod tests;

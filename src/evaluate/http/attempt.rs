@@ -1,0 +1,200 @@
+//! One attempt at one endpoint: send, follow up where the endpoint answers later, check.
+
+use std::time::{Duration, Instant};
+
+use reqwest::{Method, RequestBuilder, Url};
+use tokio_util::sync::CancellationToken;
+
+use super::super::check::{Completeness, Expected, check, violation};
+use super::super::client::{Answer, exchange};
+use super::super::fault::{Reaction, Verdict, of_error_answer, of_problem, shortened};
+use super::super::pool::Lease;
+use super::super::protocol::{WireEvaluation, WireRequest};
+use super::super::{Evaluation, EvaluationRequest, FaultClass};
+
+/// Polls in a row that may fail before the evaluation counts as lost.
+const LOST_POLLS: u32 = 3;
+/// The wait between polls where the endpoint names none.
+const POLL_WAIT: Duration = Duration::from_secs(2);
+/// How long a cancelled evaluation's DELETE may take.
+const DELETE_WITHIN: Duration = Duration::from_secs(2);
+
+/// A checked answer with the server that gave it.
+pub(super) struct Answered {
+    pub evaluation: Evaluation,
+    pub instance_id: Option<String>,
+}
+
+/// Sends `document` and brings back checked scores, or the verdict on what came instead.
+pub(super) async fn attempt(
+    lease: &Lease,
+    request: &EvaluationRequest,
+    document: &mut WireRequest,
+    timeout: Duration,
+    allow_different_fingerprints: bool,
+    cancel: &CancellationToken,
+) -> Result<Answered, Verdict> {
+    let told = lease.facts.max_timeout.map_or(timeout, |most| timeout.min(most));
+    document.timeout_s = Some(told.as_secs_f64());
+    document.expect_fingerprint = Some(lease.facts.fingerprint.clone());
+    let deadline = Instant::now() + told + lease.limits().grace;
+    let post = build(lease, Method::POST, evaluations_url(lease, None)?)
+        .header("Idempotency-Key", &request.evaluation_id)
+        .json(document);
+    let answer = tokio::select! {
+        () = cancel.cancelled() => return Err(cancelled()),
+        answer = exchange(post, deadline.saturating_duration_since(Instant::now()), lease.limits()) => answer?,
+    };
+    let location = answer.location.clone();
+    let wait = answer.retry_after;
+    let mut evaluation = evaluation_of(&answer)?;
+    if is_pending(&evaluation) {
+        let url = poll_url(lease, request, location.as_deref())?;
+        evaluation = follow(lease, url, wait, deadline, cancel).await?;
+    }
+    let instance_id = evaluation.instance_id.clone();
+    let evaluation = finished(evaluation, lease, request, allow_different_fingerprints)?;
+    Ok(Answered { evaluation, instance_id })
+}
+
+fn build(lease: &Lease, method: Method, url: Url) -> RequestBuilder {
+    lease.endpoint.client.request(method, url)
+}
+
+fn evaluations_url(lease: &Lease, id: Option<&str>) -> Result<Url, Verdict> {
+    let path = id.map_or("v1/evaluations".to_owned(), |id| format!("v1/evaluations/{id}"));
+    lease.endpoint.url.join(&path).map_err(|error| Verdict::retry("endpoint", error.to_string()))
+}
+
+/// Where to ask again: the answer's `Location` as long as it stays on the endpoint, else the protocol's own path.
+fn poll_url(lease: &Lease, request: &EvaluationRequest, location: Option<&str>) -> Result<Url, Verdict> {
+    let own = evaluations_url(lease, Some(&request.evaluation_id))?;
+    let named = location.and_then(|location| own.join(location).ok()).filter(|url| url.origin() == own.origin());
+    Ok(named.unwrap_or(own))
+}
+
+fn cancelled() -> Verdict {
+    Verdict::new(Reaction::Wait, FaultClass::Cancelled, "cancelled", "the run is being stopped")
+}
+
+/// The document of a 200 or 202; anything else is an error answer.
+fn evaluation_of(answer: &Answer) -> Result<WireEvaluation, Verdict> {
+    if !matches!(answer.status, 200 | 202) {
+        return Err(of_error_answer(answer));
+    }
+    serde_json::from_slice(&answer.body).map_err(|error| {
+        let start = shortened(&String::from_utf8_lossy(&answer.body[..answer.body.len().min(80)]));
+        Verdict::of_answer(violation(format!("the answer is no evaluation document ({error}): {start}")))
+    })
+}
+
+fn is_pending(evaluation: &WireEvaluation) -> bool {
+    matches!(evaluation.status.as_deref(), Some("queued" | "running"))
+}
+
+/// Polls until the evaluation is finished.
+async fn follow(
+    lease: &Lease,
+    url: Url,
+    asked: Option<Duration>,
+    deadline: Instant,
+    cancel: &CancellationToken,
+) -> Result<WireEvaluation, Verdict> {
+    let policy = lease.policy();
+    let mut wait = policy.asked(asked.unwrap_or(POLL_WAIT));
+    let mut lost = 0;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            delete(lease, url).await;
+            let detail = "the endpoint has not finished the evaluation in time";
+            return Err(Verdict::new(Reaction::Timeout, FaultClass::Resource, "timeout", detail));
+        }
+        let poll = async {
+            tokio::time::sleep(wait.min(left)).await;
+            exchange(build(lease, Method::GET, url.clone()), lease.limits().short, lease.limits()).await
+        };
+        let answer = tokio::select! {
+            () = cancel.cancelled() => {
+                delete(lease, url.clone()).await;
+                return Err(cancelled());
+            }
+            answer = poll => answer,
+        };
+        wait = policy.asked(answer.as_ref().ok().and_then(|answer| answer.retry_after).unwrap_or(POLL_WAIT));
+        match answer.and_then(|answer| if answer.status == 404 { Err(forgotten()) } else { evaluation_of(&answer) }) {
+            Ok(evaluation) if !is_pending(&evaluation) => return Ok(evaluation),
+            Ok(evaluation) => {
+                lost = 0;
+                let silent = evaluation.heartbeat_age_s.unwrap_or(0.0);
+                if let Some(interval) = lease.facts.heartbeat_interval
+                    && silent > 3.0 * interval.as_secs_f64()
+                {
+                    return Err(Verdict::retry("worker_lost", format!("no heartbeat of the worker for {silent:.0} s")));
+                }
+            }
+            Err(verdict) if verdict.fault.code == "worker_lost" => return Err(verdict),
+            Err(verdict) => match verdict.reaction {
+                Reaction::Wait => lost = 0,
+                Reaction::Retry | Reaction::Timeout | Reaction::Unreachable if lost + 1 < LOST_POLLS => lost += 1,
+                // A slow poll is not a slow evaluation.
+                Reaction::Timeout => return Err(Verdict { reaction: Reaction::Retry, ..verdict }),
+                _ => return Err(verdict),
+            },
+        }
+    }
+}
+
+/// The endpoint does not know the evaluation any more: it restarted. The same key is sent again.
+fn forgotten() -> Verdict {
+    Verdict { lost: false, ..Verdict::retry("worker_lost", "the endpoint no longer knows the evaluation") }
+}
+
+/// Tells the endpoint that nobody waits any more; best effort.
+async fn delete(lease: &Lease, url: Url) {
+    let _ = exchange(build(lease, Method::DELETE, url), DELETE_WITHIN, lease.limits()).await;
+}
+
+/// The scores of a finished evaluation, or the verdict on why there are none.
+fn finished(
+    answer: WireEvaluation,
+    lease: &Lease,
+    request: &EvaluationRequest,
+    allow_different_fingerprints: bool,
+) -> Result<Evaluation, Verdict> {
+    match answer.status.as_deref() {
+        Some("succeeded") => {}
+        Some("failed") => {
+            belongs(&answer, request)?;
+            return Err(match &answer.error {
+                Some(problem) => of_problem(problem),
+                None => Verdict::retry("internal", "the evaluation failed and the endpoint does not say why"),
+            });
+        }
+        Some("cancelled") => {
+            let detail = "the endpoint cancelled the evaluation";
+            return Err(Verdict::new(Reaction::Wait, FaultClass::Cancelled, "cancelled", detail));
+        }
+        other => {
+            let status = shortened(other.unwrap_or("missing"));
+            return Err(Verdict::of_answer(violation(format!("the answer's status is {status}"))));
+        }
+    }
+    let expected = Expected {
+        request,
+        capabilities: &lease.facts.capabilities,
+        fingerprint: (!allow_different_fingerprints).then_some(lease.facts.fingerprint.as_str()),
+        completeness: Completeness::Endpoint,
+    };
+    check(answer, &expected).map_err(Verdict::of_answer)
+}
+
+/// A failure, too, must be about this evaluation before anybody is blamed for it.
+fn belongs(answer: &WireEvaluation, request: &EvaluationRequest) -> Result<(), Verdict> {
+    let ours = answer.evaluation_id.as_deref() == Some(&request.evaluation_id)
+        && answer.candidate_id.as_deref() == Some(&request.candidate.id);
+    if ours {
+        return Ok(());
+    }
+    Err(Verdict::of_answer(violation("the answer is about another evaluation or candidate".into())))
+}

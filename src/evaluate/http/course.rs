@@ -1,0 +1,262 @@
+//! One evaluation from its first attempt to its outcome.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use super::super::fault::{Reaction, Verdict};
+use super::super::pool::{Lease, OutageClock, Refusal};
+use super::super::protocol::WireRequest;
+use super::super::retry::{AttemptLog, Jitter};
+use super::super::{AttemptObserver, EvaluateError, Evaluation, EvaluationRequest, Fault, FaultClass};
+use super::HttpEvaluator;
+use super::attempt::attempt;
+
+pub(super) struct Course<'a> {
+    evaluator: &'a HttpEvaluator,
+    request: &'a EvaluationRequest,
+    document: WireRequest,
+    cancel: &'a CancellationToken,
+    log: AttemptLog<'a>,
+    jitter: Jitter,
+    clock: OutageClock,
+    /// Attempts of this round that count.
+    counted: u32,
+    /// Rounds of attempts used up while no endpoint was healthy.
+    rounds: u32,
+    timeouts: u32,
+    timeout: Duration,
+    /// Endpoints that failed this evaluation last: others are preferred.
+    avoid: BTreeSet<usize>,
+    /// Endpoints that died under this evaluation.
+    deaths: BTreeSet<usize>,
+}
+
+/// What follows from an attempt.
+enum Next {
+    Again,
+    End(EvaluateError),
+}
+
+impl<'a> Course<'a> {
+    pub fn new(
+        evaluator: &'a HttpEvaluator,
+        request: &'a EvaluationRequest,
+        document: WireRequest,
+        attempts: &'a dyn AttemptObserver,
+        cancel: &'a CancellationToken,
+    ) -> Self {
+        Self {
+            evaluator,
+            request,
+            document,
+            cancel,
+            log: AttemptLog::new(attempts),
+            jitter: Jitter::new(evaluator.seed, &request.evaluation_id, &evaluator.pool.policy),
+            clock: OutageClock::default(),
+            counted: 0,
+            rounds: 0,
+            timeouts: 0,
+            timeout: evaluator.patience.timeout,
+            avoid: BTreeSet::new(),
+            deaths: BTreeSet::new(),
+        }
+    }
+
+    pub async fn run(mut self) -> Result<Evaluation, EvaluateError> {
+        loop {
+            let lease = self.evaluator.pool.acquire(&self.avoid, &mut self.clock, self.cancel).await?;
+            let started = Instant::now();
+            let allow_different = self.evaluator.allow_different_fingerprints;
+            let outcome =
+                attempt(&lease, self.request, &mut self.document, self.timeout, allow_different, self.cancel).await;
+            let mut verdict = match outcome {
+                Ok(answer) => match self.confirm_instance(&lease, answer.instance_id.as_deref()).await {
+                    Ok(()) => {
+                        let endpoint = lease.endpoint.label.clone();
+                        self.log.report(Some(&endpoint), started, true, None);
+                        self.evaluator.pool.answered(&lease.endpoint);
+                        return Ok(Evaluation { endpoint: Some(endpoint), ..answer.evaluation });
+                    }
+                    Err(verdict) => verdict,
+                },
+                Err(verdict) => verdict,
+            };
+            verdict.fault = verdict.fault.at(&lease.endpoint.label);
+            let counts = matches!(verdict.reaction, Reaction::Retry | Reaction::Timeout | Reaction::Blame);
+            self.log.report(Some(&lease.endpoint.label), started, counts, Some(&verdict.fault));
+            if self.cancel.is_cancelled() {
+                return Err(EvaluateError::Cancelled);
+            }
+            match self.react(lease, verdict).await? {
+                Next::Again => {}
+                Next::End(error) => return Err(error),
+            }
+        }
+    }
+
+    /// A score from a server that has restarted since we met it counts only when the new server is the same evaluator.
+    async fn confirm_instance(&self, lease: &Lease, instance_id: Option<&str>) -> Result<(), Verdict> {
+        match instance_id {
+            Some(found) if found != lease.facts.instance_id => {}
+            _ => return Ok(()),
+        }
+        // Another evaluation may have met the new server already.
+        if lease.endpoint.facts().is_some_and(|facts| Some(facts.instance_id.as_str()) == instance_id) {
+            return Ok(());
+        }
+        match self.evaluator.pool.probe(&lease.endpoint).await {
+            Ok(_) => Ok(()),
+            Err(Refusal::Refused(fault)) => {
+                Err(Verdict::new(Reaction::Pause, FaultClass::Configuration, &fault.code, fault.detail))
+            }
+            Err(Refusal::Down(fault)) => {
+                let detail = format!("the server restarted and cannot be asked who it is: {}", fault.detail);
+                Err(Verdict::new(Reaction::Unreachable, FaultClass::Infrastructure, &fault.code, detail))
+            }
+        }
+    }
+
+    async fn react(&mut self, lease: Lease, verdict: Verdict) -> Result<Next, EvaluateError> {
+        let pool = &self.evaluator.pool;
+        let endpoint = lease.endpoint.clone();
+        let index = lease.index;
+        let instance = lease.facts.instance_id.clone();
+        match verdict.reaction {
+            Reaction::Blame => {
+                pool.answered(&endpoint);
+                return Ok(Next::End(EvaluateError::Candidate(verdict.fault)));
+            }
+            Reaction::Stop => return Ok(Next::End(EvaluateError::Configuration(verdict.fault))),
+            Reaction::Pause => pool.pause(&endpoint, &verdict.fault),
+            Reaction::Unreachable => {
+                self.clock.start();
+                pool.unreachable(&endpoint, &verdict.fault);
+                pool.check_outage(&self.clock, verdict.fault)?;
+            }
+            Reaction::Wait => {
+                self.clock.start();
+                let drawn = self.jitter.next_wait(&pool.policy);
+                let wait = verdict.retry_after.map_or(drawn, |asked| pool.policy.asked(asked));
+                pool.busy(&endpoint, &verdict.fault, wait);
+                pool.check_outage(&self.clock, verdict.fault)?;
+            }
+            Reaction::Timeout => {
+                pool.failed(&endpoint, &verdict.fault);
+                drop(lease);
+                return self.after_timeout(index, verdict).await;
+            }
+            Reaction::Retry => {
+                pool.failed(&endpoint, &verdict.fault);
+                drop(lease);
+                if verdict.lost {
+                    let reported = verdict.fault.code == "worker_lost";
+                    let died = reported || self.has_died(index, &instance).await;
+                    if died && let Some(blame) = self.blame_for_deaths(index, &verdict.fault).await? {
+                        return Ok(Next::End(blame));
+                    }
+                }
+                return self.after_counted(index, verdict).await;
+            }
+        }
+        Ok(Next::Again)
+    }
+
+    async fn after_timeout(&mut self, index: usize, verdict: Verdict) -> Result<Next, EvaluateError> {
+        self.timeouts += 1;
+        self.counted += 1;
+        self.prefer_others(index);
+        if self.timeouts == 1 && !verdict.hopeless && self.counted < self.evaluator.patience.max_attempts {
+            self.timeout *= 2;
+            return Ok(Next::Again);
+        }
+        let blame = self.evaluator.timeout_is_worst && self.timeouts >= 2;
+        self.conclude(verdict.fault, blame).await
+    }
+
+    async fn after_counted(&mut self, index: usize, verdict: Verdict) -> Result<Next, EvaluateError> {
+        self.counted += 1;
+        self.prefer_others(index);
+        if verdict.hopeless || self.counted >= self.evaluator.patience.max_attempts {
+            return self.conclude(verdict.fault, false).await;
+        }
+        let policy = &self.evaluator.pool.policy;
+        let drawn = self.jitter.next_wait(policy);
+        self.sleep(verdict.retry_after.map_or(drawn, |asked| policy.asked(asked))).await?;
+        Ok(Next::Again)
+    }
+
+    /// Attempts are used up. That says something only while an endpoint is healthy; else the course waits for one and
+    /// starts a fresh round, a bounded number of times.
+    async fn conclude(&mut self, fault: Fault, blame: bool) -> Result<Next, EvaluateError> {
+        let end = |fault| if blame { EvaluateError::Candidate(fault) } else { EvaluateError::GivenUp(fault) };
+        if self.evaluator.pool.any_healthy().await {
+            return Ok(Next::End(end(fault)));
+        }
+        self.rounds += 1;
+        self.clock.start();
+        if self.rounds >= self.evaluator.pool.policy.rounds {
+            self.evaluator.pool.acquire(&self.avoid, &mut self.clock, self.cancel).await?;
+            // Endpoints were ill each time, so even a timeout says nothing of the candidate.
+            return Ok(Next::End(EvaluateError::GivenUp(fault)));
+        }
+        self.counted = 0;
+        self.timeouts = 0;
+        self.timeout = self.evaluator.patience.timeout;
+        Ok(Next::Again)
+    }
+
+    fn prefer_others(&mut self, index: usize) {
+        self.avoid.insert(index);
+        if self.avoid.len() == self.evaluator.pool.endpoints.len() {
+            self.avoid = BTreeSet::from([index]);
+        }
+    }
+
+    /// After a connection was lost: whether the server behind it went away (refuses now, or is a new one).
+    async fn has_died(&self, index: usize, instance: &str) -> bool {
+        let pool = &self.evaluator.pool;
+        match pool.probe(&pool.endpoints[index]).await {
+            Ok(facts) => facts.instance_id != instance,
+            Err(Refusal::Down(fault)) => fault.code == "unreachable" || fault.code == "connection_lost",
+            Err(Refusal::Refused(_)) => false,
+        }
+    }
+
+    /// The poison rule: two distinct endpoints died under this candidate and are healthy without it. While they are not,
+    /// they get `startup_timeout` to come back before the candidate is sent anywhere else.
+    async fn blame_for_deaths(&mut self, index: usize, fault: &Fault) -> Result<Option<EvaluateError>, EvaluateError> {
+        self.deaths.insert(index);
+        let pool = &self.evaluator.pool;
+        if self.deaths.len() < pool.policy.deaths_to_blame {
+            return Ok(None);
+        }
+        let started = Instant::now();
+        let mut failures = 0;
+        loop {
+            let mut healthy = 0;
+            for died in &self.deaths {
+                healthy += usize::from(pool.probe(&pool.endpoints[*died]).await.is_ok());
+            }
+            if healthy >= pool.policy.deaths_to_blame {
+                let detail = format!("killed {healthy} workers; the last time: {}", fault.detail);
+                let fault = Fault::new(FaultClass::Candidate, "killed_workers", detail);
+                return Ok(Some(EvaluateError::Candidate(fault)));
+            }
+            let left = self.evaluator.patience.startup_timeout.saturating_sub(started.elapsed());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            self.sleep(pool.policy.probe_wait(failures).min(left)).await?;
+            failures += 1;
+        }
+    }
+
+    async fn sleep(&self, wait: Duration) -> Result<(), EvaluateError> {
+        tokio::select! {
+            () = self.cancel.cancelled() => Err(EvaluateError::Cancelled),
+            () = tokio::time::sleep(wait) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! The pool of endpoints: which of them may get an evaluation now, which need a health check first, and when waiting
+//! has lasted too long.
+
+mod handshake;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use reqwest::{Client, Url};
+use tokio_util::sync::CancellationToken;
+
+use super::client::Limits;
+use super::retry::RetryPolicy;
+use super::{Capabilities, EvaluateError, EvaluatorTask, Fault, FaultClass, Notify};
+
+pub(super) use handshake::Refusal;
+
+/// What the run needs of every endpoint.
+pub(super) struct Demand {
+    pub tasks: Vec<EvaluatorTask>,
+    /// Endpoints whose fingerprints differ are taken as equivalent.
+    pub allow_different_fingerprints: bool,
+}
+
+/// What an endpoint said of itself.
+#[derive(Clone, Debug)]
+pub(super) struct Facts {
+    pub instance_id: String,
+    pub fingerprint: String,
+    pub capabilities: Capabilities,
+    /// Version by task, where given.
+    pub versions: BTreeMap<String, String>,
+    /// First metric listed, by task.
+    pub first_metrics: BTreeMap<String, String>,
+    pub max_inflight: usize,
+    pub max_timeout: Option<Duration>,
+    pub heartbeat_interval: Option<Duration>,
+}
+
+/// One endpoint.
+pub(super) struct Endpoint {
+    pub url: Url,
+    /// As written in the run file: in messages and in the ledger.
+    pub label: String,
+    pub client: Client,
+    in_flight: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    facts: Option<Arc<Facts>>,
+    /// Refused us (401, 403, another fingerprint): not asked again.
+    paused: Option<Fault>,
+    in_use: usize,
+    /// Counted faults since the last good answer.
+    faults_in_row: u32,
+    /// Needs a passed health check before it gets anything.
+    open: bool,
+    probing: bool,
+    probe_failures: u32,
+    /// Neither an evaluation nor a health check before this.
+    not_before: Option<Instant>,
+    last_fault: Option<Fault>,
+}
+
+impl Endpoint {
+    pub fn new(url: Url, label: String, client: Client, in_flight: usize) -> Self {
+        Self { url, label, client, in_flight, state: Mutex::default() }
+    }
+
+    pub fn facts(&self) -> Option<Arc<Facts>> {
+        self.state().facts.clone()
+    }
+
+    /// Met, or left out for good.
+    pub fn settled(&self) -> bool {
+        let state = self.state();
+        state.facts.is_some() || state.paused.is_some()
+    }
+
+    /// Why the endpoint is left out.
+    pub fn refusal(&self) -> Option<Fault> {
+        self.state().paused.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The state is plain data, whole after every statement.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn limit(&self, in_flight: usize) -> usize {
+        self.facts.as_ref().map_or(in_flight, |facts| in_flight.min(facts.max_inflight))
+    }
+
+    fn rested(&self, now: Instant) -> bool {
+        self.not_before.is_none_or(|instant| instant <= now)
+    }
+
+    fn alive(&self, now: Instant) -> bool {
+        self.facts.is_some() && !self.open && self.paused.is_none() && self.rested(now)
+    }
+
+    fn needs_probe(&self) -> bool {
+        self.paused.is_none() && (self.open || self.facts.is_none())
+    }
+}
+
+/// Since when an evaluation has got nowhere; cleared by progress.
+#[derive(Default)]
+pub(super) struct OutageClock {
+    since: Option<Instant>,
+}
+
+impl OutageClock {
+    pub fn start(&mut self) {
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    pub fn clear(&mut self) {
+        self.since = None;
+    }
+}
+
+/// A place at an endpoint, given back when dropped.
+pub(super) struct Lease {
+    pub index: usize,
+    pub endpoint: Arc<Endpoint>,
+    pub facts: Arc<Facts>,
+    pool: Arc<Pool>,
+}
+
+impl Lease {
+    pub fn policy(&self) -> &RetryPolicy {
+        &self.pool.policy
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.pool.limits
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.endpoint.state().in_use -= 1;
+        self.pool.changed.notify_waiters();
+    }
+}
+
+/// All endpoints of an evaluator.
+pub(super) struct Pool {
+    pub endpoints: Vec<Arc<Endpoint>>,
+    pub policy: RetryPolicy,
+    pub limits: Limits,
+    demand: Demand,
+    max_outage: Duration,
+    /// The fingerprint that all endpoints must have; fixed by the first that answers.
+    expected: Mutex<Option<String>>,
+    last_answer: Mutex<Instant>,
+    changed: tokio::sync::Notify,
+    notify: Notify,
+}
+
+/// What a look at all endpoints found.
+enum Look {
+    Lease(Lease),
+    AllPaused(Fault),
+    /// Healthy, but every place is taken.
+    Busy,
+    /// Nothing can be used now.
+    Down(Fault),
+}
+
+impl Pool {
+    pub fn new(
+        endpoints: Vec<Endpoint>,
+        demand: Demand,
+        policy: RetryPolicy,
+        limits: Limits,
+        max_outage: Duration,
+        notify: Notify,
+    ) -> Self {
+        Self {
+            endpoints: endpoints.into_iter().map(Arc::new).collect(),
+            policy,
+            limits,
+            demand,
+            max_outage,
+            expected: Mutex::new(None),
+            last_answer: Mutex::new(Instant::now()),
+            changed: tokio::sync::Notify::new(),
+            notify,
+        }
+    }
+
+    /// Waits for a place at an endpoint that may be used now, rather one outside `avoid`.
+    ///
+    /// # Errors
+    /// Configuration when every endpoint refuses us, Outage after `max_outage` without any usable one, Cancelled.
+    pub async fn acquire(
+        self: &Arc<Self>,
+        avoid: &BTreeSet<usize>,
+        clock: &mut OutageClock,
+        cancel: &CancellationToken,
+    ) -> Result<Lease, EvaluateError> {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            match self.look(avoid) {
+                Look::Lease(lease) => return Ok(lease),
+                Look::AllPaused(fault) => return Err(EvaluateError::Configuration(fault)),
+                Look::Busy => clock.clear(),
+                Look::Down(fault) => {
+                    clock.start();
+                    self.check_outage(clock, fault)?;
+                }
+            }
+            self.start_due_probes();
+            tokio::select! {
+                () = cancel.cancelled() => return Err(EvaluateError::Cancelled),
+                () = &mut changed => {}
+                () = tokio::time::sleep(self.next_moment(clock)) => {}
+            }
+        }
+    }
+
+    /// # Errors
+    /// Outage when `clock` and the last answer that anyone got both lie further back than `max_outage`.
+    pub fn check_outage(&self, clock: &OutageClock, fault: Fault) -> Result<(), EvaluateError> {
+        match clock.since {
+            Some(since) if self.stalled_since(since).elapsed() > self.max_outage => Err(EvaluateError::Outage(fault)),
+            _ => Ok(()),
+        }
+    }
+
+    fn stalled_since(&self, since: Instant) -> Instant {
+        since.max(*self.last_answer.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn look(self: &Arc<Self>, avoid: &BTreeSet<usize>) -> Look {
+        let now = Instant::now();
+        let (mut best, mut alive, mut fault, mut paused) = (None, false, None, None);
+        for (index, endpoint) in self.endpoints.iter().enumerate() {
+            let state = endpoint.state();
+            if let Some(refusal) = &state.paused {
+                paused = Some(refusal.clone());
+                continue;
+            }
+            fault = state.last_fault.clone().or(fault);
+            if state.alive(now) {
+                alive = true;
+                if state.in_use < state.limit(endpoint.in_flight) {
+                    let rank = (avoid.contains(&index), state.in_use, index);
+                    best = Some(best.map_or(rank, |found: (bool, usize, usize)| found.min(rank)));
+                }
+            }
+        }
+        if let Some((_, _, index)) = best {
+            let endpoint = Arc::clone(&self.endpoints[index]);
+            let mut state = endpoint.state();
+            if let Some(facts) = state.facts.clone()
+                && state.in_use < state.limit(endpoint.in_flight)
+            {
+                state.in_use += 1;
+                drop(state);
+                return Look::Lease(Lease { index, endpoint, facts, pool: Arc::clone(self) });
+            }
+            return Look::Busy;
+        }
+        if alive {
+            return Look::Busy;
+        }
+        let all_paused = self.endpoints.iter().all(|endpoint| endpoint.state().paused.is_some());
+        match (all_paused, paused) {
+            (true, Some(fault)) => Look::AllPaused(fault),
+            _ => Look::Down(fault.unwrap_or_else(|| {
+                Fault::new(FaultClass::Infrastructure, "unreachable", "no endpoint has answered yet")
+            })),
+        }
+    }
+
+    /// How long to sleep before something can have changed by time alone.
+    fn next_moment(&self, clock: &OutageClock) -> Duration {
+        const LONG: Duration = Duration::from_secs(3600);
+        let now = Instant::now();
+        let mut wait = LONG;
+        for endpoint in &self.endpoints {
+            let state = endpoint.state();
+            // A probe under way reports by `changed`; so does a place that becomes free.
+            if state.paused.is_none()
+                && !state.probing
+                && let Some(instant) = state.not_before.filter(|instant| *instant > now)
+            {
+                wait = wait.min(instant - now);
+            }
+        }
+        if let Some(since) = clock.since {
+            let until_outage = self.max_outage.saturating_sub(self.stalled_since(since).elapsed());
+            wait = wait.min(until_outage + Duration::from_millis(1));
+        }
+        wait
+    }
+
+    /// Starts the health checks that are due, at most one an endpoint, each on its own so that no evaluation waits for one
+    /// endpoint while another becomes free.
+    fn start_due_probes(self: &Arc<Self>) {
+        let now = Instant::now();
+        for endpoint in &self.endpoints {
+            let mut state = endpoint.state();
+            if state.needs_probe() && !state.probing && state.rested(now) {
+                state.probing = true;
+                drop(state);
+                let (pool, endpoint) = (Arc::clone(self), Arc::clone(endpoint));
+                tokio::spawn(async move {
+                    let _ = pool.probe(&endpoint).await;
+                });
+            }
+        }
+    }
+
+    /// Asks an endpoint for health and capabilities and takes the result into account.
+    ///
+    /// # Errors
+    /// The refusal: down, paused, or a configuration that no endpoint can serve.
+    pub async fn probe(&self, endpoint: &Endpoint) -> Result<Arc<Facts>, Refusal> {
+        let outcome = self.handshake(endpoint).await;
+        let mut state = endpoint.state();
+        state.probing = false;
+        let line = match &outcome {
+            Ok(facts) => {
+                let news = match &state.facts {
+                    Some(known) if known.instance_id != facts.instance_id => Some("has restarted"),
+                    Some(_) if state.open => Some("answers again"),
+                    None if state.probe_failures > 0 => Some("answers"),
+                    _ => None,
+                };
+                // One more fault shuts it again.
+                state.faults_in_row = if state.open { self.policy.breaker_threshold.saturating_sub(1) } else { 0 };
+                state.facts = Some(Arc::clone(facts));
+                state.open = false;
+                state.probe_failures = 0;
+                state.not_before = None;
+                news.map(|news| format!("endpoint {} {news}", endpoint.label))
+            }
+            Err(Refusal::Down(fault)) => {
+                let first = state.probe_failures == 0 && !state.open;
+                state.open = true;
+                state.not_before = Some(Instant::now() + self.policy.probe_wait(state.probe_failures));
+                state.probe_failures = state.probe_failures.saturating_add(1);
+                state.last_fault = Some(fault.clone());
+                first.then(|| format!("waiting for endpoint {}: {}", endpoint.label, fault.detail))
+            }
+            Err(Refusal::Refused(fault)) => {
+                let news = state.paused.is_none();
+                state.paused = Some(fault.clone());
+                news.then(|| format!("endpoint {} is left out: {}", endpoint.label, fault.detail))
+            }
+        };
+        drop(state);
+        self.changed.notify_waiters();
+        if let Some(line) = line {
+            (self.notify)(&line);
+        }
+        outcome
+    }
+
+    /// Whether any endpoint passes a health check now: the canary behind "the endpoint is fine, this evaluation is not".
+    pub async fn any_healthy(&self) -> bool {
+        let usable = self.endpoints.iter().filter(|endpoint| endpoint.state().paused.is_none());
+        join_all(usable.map(|endpoint| self.probe(endpoint))).await.iter().any(Result::is_ok)
+    }
+
+    /// An endpoint answered an evaluation with something that counts.
+    pub fn answered(&self, endpoint: &Endpoint) {
+        endpoint.state().faults_in_row = 0;
+        *self.last_answer.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// An endpoint failed in a way that counts; at the threshold it is shut until a health check passes.
+    pub fn failed(&self, endpoint: &Endpoint, fault: &Fault) {
+        let mut state = endpoint.state();
+        state.faults_in_row += 1;
+        state.last_fault = Some(fault.clone());
+        let shut = !state.open && state.faults_in_row >= self.policy.breaker_threshold;
+        if shut {
+            state.open = true;
+            state.probe_failures = 0;
+            state.not_before = Some(Instant::now() + self.policy.probe_wait(0));
+        }
+        drop(state);
+        if shut {
+            (self.notify)(&format!("endpoint {} is shut until it passes a health check: {fault}", endpoint.label));
+        }
+    }
+
+    /// Nobody listens at an endpoint: shut until a health check passes.
+    pub fn unreachable(&self, endpoint: &Endpoint, fault: &Fault) {
+        let mut state = endpoint.state();
+        state.last_fault = Some(fault.clone());
+        let news = !state.open;
+        if news {
+            state.open = true;
+            state.probe_failures = 0;
+            state.not_before = Some(Instant::now() + self.policy.probe_wait(0));
+        }
+        drop(state);
+        self.changed.notify_waiters();
+        if news {
+            (self.notify)(&format!("waiting for endpoint {}: {}", endpoint.label, fault.detail));
+        }
+    }
+
+    /// An endpoint asks to be left alone for a while.
+    pub fn busy(&self, endpoint: &Endpoint, fault: &Fault, wait: Duration) {
+        let mut state = endpoint.state();
+        state.last_fault = Some(fault.clone());
+        state.not_before = Some(state.not_before.unwrap_or_else(Instant::now).max(Instant::now() + wait));
+    }
+
+    /// An endpoint refuses us.
+    pub fn pause(&self, endpoint: &Endpoint, fault: &Fault) {
+        endpoint.state().paused = Some(fault.clone());
+        self.changed.notify_waiters();
+        (self.notify)(&format!("endpoint {} is left out: {fault}", endpoint.label));
+    }
+}

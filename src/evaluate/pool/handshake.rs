@@ -1,0 +1,143 @@
+//! Health and capabilities of an endpoint, held against what the run needs.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use super::super::client::{configuration, exchange};
+use super::super::fault::{Reaction, of_error_answer, shortened};
+use super::super::protocol::{WireCapabilities, WireHealth};
+use super::super::{EvaluatorTask, Fault, FaultClass};
+use super::{Demand, Endpoint, Facts, Pool};
+
+/// Why an endpoint cannot be used.
+#[derive(Clone, Debug, PartialEq)]
+pub(in super::super) enum Refusal {
+    /// For now: it does not answer, is starting, draining or ill.
+    Down(Fault),
+    /// For good: it refuses us, or cannot do what the run needs.
+    Refused(Fault),
+}
+
+impl Pool {
+    /// Reads health and capabilities and checks them. Changes nothing but the pool's fingerprint, which the first
+    /// endpoint that passes decides.
+    pub(super) async fn handshake(&self, endpoint: &Endpoint) -> Result<Arc<Facts>, Refusal> {
+        let health: WireHealth = self.get(endpoint, "v1/health").await?;
+        if !matches!(health.status.as_str(), "ok" | "degraded") {
+            let detail = format!("its health is `{}`", shortened(&health.status));
+            return Err(Refusal::Down(infrastructure("not_ready", detail, endpoint)));
+        }
+        let wire: WireCapabilities = self.get(endpoint, "v1/capabilities").await?;
+        check_demand(&wire, &self.demand).map_err(|fault| Refusal::Refused(fault.at(&endpoint.label)))?;
+        self.agree(&wire.fingerprint, endpoint)?;
+        Ok(Arc::new(facts_of(&wire)))
+    }
+
+    /// Makes sure that all endpoints score alike.
+    fn agree(&self, fingerprint: &str, endpoint: &Endpoint) -> Result<(), Refusal> {
+        if self.demand.allow_different_fingerprints {
+            return Ok(());
+        }
+        let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+        match expected.as_deref() {
+            None => *expected = Some(fingerprint.to_owned()),
+            Some(expected) if expected == fingerprint => {}
+            Some(expected) => {
+                let detail = format!(
+                    "its fingerprint is {fingerprint}, that of the pool is {expected}: it would score differently; serve \
+                     the same tasks, data and versions everywhere, or set allow_different_fingerprints = true"
+                );
+                return Err(Refusal::Refused(configuration("fingerprint_mismatch", detail).at(&endpoint.label)));
+            }
+        }
+        Ok(())
+    }
+
+    async fn get<T: DeserializeOwned>(&self, endpoint: &Endpoint, path: &str) -> Result<T, Refusal> {
+        let down = |code: &str, detail: String| Refusal::Down(infrastructure(code, detail, endpoint));
+        let url = endpoint.url.join(path).map_err(|error| down("endpoint", error.to_string()))?;
+        let answer = match exchange(endpoint.client.get(url), self.limits.short, &self.limits).await {
+            Ok(answer) => answer,
+            Err(verdict) => return Err(Refusal::Down(verdict.fault.at(&endpoint.label))),
+        };
+        if answer.status != 200 {
+            let verdict = of_error_answer(&answer);
+            let fault = Fault { detail: format!("GET /{path}: {}", verdict.fault.detail), ..verdict.fault };
+            let fault = fault.at(&endpoint.label);
+            return Err(if verdict.reaction == Reaction::Pause {
+                Refusal::Refused(fault)
+            } else {
+                Refusal::Down(fault)
+            });
+        }
+        serde_json::from_slice(&answer.body).map_err(|error| {
+            down(
+                "invalid_answer",
+                format!("GET /{path}: not the protocol's document ({error}); is this an eval endpoint?"),
+            )
+        })
+    }
+}
+
+fn infrastructure(code: &str, detail: String, endpoint: &Endpoint) -> Fault {
+    Fault::new(FaultClass::Infrastructure, code, detail).at(&endpoint.label)
+}
+
+fn facts_of(wire: &WireCapabilities) -> Facts {
+    let versions = wire.tasks.iter().filter_map(|task| Some((task.name.clone(), task.version.clone()?)));
+    let first = wire.tasks.iter().filter_map(|task| Some((task.name.clone(), task.metrics.first()?.name.clone())));
+    let seconds =
+        |seconds: Option<f64>| seconds.filter(|s| s.is_finite() && *s > 0.0 && *s < 1e9).map(Duration::from_secs_f64);
+    Facts {
+        instance_id: wire.instance_id.clone(),
+        fingerprint: wire.fingerprint.clone(),
+        capabilities: wire.to_capabilities(),
+        versions: versions.collect(),
+        first_metrics: first.collect(),
+        max_inflight: wire.limits.max_inflight.map_or(usize::MAX, |most| most.max(1) as usize),
+        max_timeout: seconds(wire.limits.max_timeout_s),
+        heartbeat_interval: seconds(wire.limits.heartbeat_interval_s),
+    }
+}
+
+/// # Errors
+/// What the endpoint lacks: protocol, a way to hand over candidates, tasks, metrics.
+fn check_demand(wire: &WireCapabilities, demand: &Demand) -> Result<(), Fault> {
+    if !wire.speaks_our_protocol() {
+        let detail = format!("it speaks protocol {:?}, expected \"1.0\"", wire.protocol);
+        return Err(configuration("protocol_unsupported", shortened(&detail)));
+    }
+    if !wire.sources.iter().any(|source| source == "path") {
+        let detail = format!(
+            "it takes candidates as {:?}, not by path; evomerge hands candidates over as folders that both sides see",
+            wire.sources
+        );
+        return Err(configuration("source_unsupported", shortened(&detail)));
+    }
+    demand.tasks.iter().try_for_each(|task| check_task(wire, task))
+}
+
+fn check_task(wire: &WireCapabilities, task: &EvaluatorTask) -> Result<(), Fault> {
+    let names: Vec<&str> = wire.tasks.iter().map(|known| known.name.as_str()).collect();
+    let Some(known) = wire.tasks.iter().find(|known| known.name == task.name) else {
+        return Err(configuration("unknown_task", unknown("task", &task.name, &names)));
+    };
+    let metrics: Vec<&str> = known.metrics.iter().map(|metric| metric.name.as_str()).collect();
+    match &task.metric {
+        _ if metrics.is_empty() => Err(configuration("unknown_task", format!("task {} has no metric", task.name))),
+        Some(metric) if !metrics.contains(&metric.as_str()) => {
+            let detail = unknown(&format!("metric of task {}:", task.name), metric, &metrics);
+            Err(configuration("unknown_metric", detail))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `unknown task x; known: a, b; did you mean a?`
+fn unknown(what: &str, name: &str, known: &[&str]) -> String {
+    let near = known.iter().map(|known| (strsim::jaro_winkler(known, name), *known)).filter(|(near, _)| *near > 0.75);
+    let best = near.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, known)| format!("; did you mean {known}?"));
+    shortened(&format!("unknown {what} {name}; known: {}{}", known.join(", "), best.unwrap_or_default()))
+}
