@@ -4,7 +4,8 @@ use std::time::Duration;
 
 /// `90s`, `30m`, `8h`, `2d`, and sums like `1h30m`.
 pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
-    crate::config::parse_duration(text)
+    let expected = || format!("`{text}` is no time; write for example 90s, 30m, 1h30m or 8h");
+    crate::config::parse_duration(text).filter(|duration| !duration.is_zero()).ok_or_else(expected)
 }
 
 /// `5GB`, `500MB`, `2GiB`, or plain bytes.

@@ -42,8 +42,9 @@ pub(super) fn run(arguments: &Evaluate, output: Output) -> Result<ExitCode, CliE
             fidelity: 1.0,
             replicate: 0,
         };
-        let evaluating = scorer.evaluator.evaluate(&request, &Retries(&screen), &stop.soon);
-        Ok((scorer.objective, evaluating.await?))
+        let retries = Retries(&screen);
+        let evaluation = scorer.evaluator.evaluate(&request, &retries, &stop.soon).await?;
+        Ok((scorer.objective, evaluation))
     });
     screen.finish();
     runtime.shutdown_background();

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use crate::checkpoint::Dtype;
 
+pub use duration::parse as parse_duration;
 pub use error::ConfigError;
 pub use identity::differences;
 

@@ -1,0 +1,283 @@
+//! Bad input at the program's edge: a clear error, the right exit code, nothing lost.
+
+#[path = "support/fault_server.rs"]
+#[allow(dead_code, reason = "shared with the tests of the HTTP evaluator")]
+mod fault_server;
+#[path = "support/runs.rs"]
+#[allow(dead_code, reason = "shared with the tests of whole searches")]
+mod runs;
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use fault_server::{FaultServer, Reply};
+use runs::{Scratch, command, stderr};
+
+/// A scratch folder with copies of the golden models `base`, `a` and `b`, and a run file that scores them over HTTP.
+struct Run {
+    scratch: Scratch,
+}
+
+impl Run {
+    fn new() -> Self {
+        let scratch = Scratch::new();
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+        for model in ["base", "a", "b"] {
+            let folder = scratch.path(model);
+            std::fs::create_dir(&folder).unwrap();
+            for file in ["config.json", "model.safetensors"] {
+                std::fs::copy(golden.join(model).join(file), folder.join(file)).unwrap();
+            }
+        }
+        Self { scratch }
+    }
+
+    fn weights(&self, model: &str) -> PathBuf {
+        self.scratch.path(model).join("model.safetensors")
+    }
+
+    fn write(&self, endpoint: &str, evaluations: u64, more: &str) -> PathBuf {
+        let text = format!(
+            "name = \"run\"\nseed = 3\n[models]\nbase = \"base\"\nsources = [\"a\", \"b\"]\n[space]\nmethod = \"task_arithmetic\"\n\
+             [budget]\nevaluations = {evaluations}\n[evaluator]\nkind = \"http\"\nendpoints = [\"{endpoint}\"]\n\
+             startup_timeout = \"1s\"\nmax_outage = \"1s\"\ntimeout = \"20s\"\n[[tasks]]\nname = \"add\"\n[[tasks]]\nname = \"rev\"\n{more}"
+        );
+        let path = self.scratch.path("run.toml");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn search(&self, run_file: &Path) -> Output {
+        self.scratch.evomerge(&["search", run_file.to_str().unwrap()])
+    }
+
+    /// A search against a healthy endpoint, after the inputs were spoilt.
+    fn refused(&self, code: i32, words: &[&str]) {
+        let server = FaultServer::start(vec![]);
+        let run_file = self.write(&server.url(), 8, "");
+        let output = self.search(&run_file);
+        expect(&output, code, words);
+        assert_eq!(server.posts(), 0, "nothing may be evaluated");
+    }
+}
+
+fn expect(output: &Output, code: i32, words: &[&str]) {
+    let text = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    for word in words {
+        assert!(text.contains(word), "`{word}` is not in: {text}");
+    }
+    assert!(!text.contains("panicked"), "{text}");
+}
+
+#[test]
+fn a_healthy_run_ends_well() {
+    let run = Run::new();
+    let server = FaultServer::start(vec![]);
+    let output = run.search(&run.write(&server.url(), 8, ""));
+    expect(&output, 0, &[]);
+    assert_eq!(server.posts(), 8);
+    let left: Vec<_> = std::fs::read_dir("/dev/shm").into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    let ours = std::fs::read_to_string(run.scratch.path("results/run/run.toml")).unwrap();
+    assert!(ours.contains("Content ids"), "{ours}");
+    assert!(left.iter().all(|path| !path.join(".lock").exists() || path.exists()));
+}
+
+#[test]
+fn a_missing_model() {
+    let run = Run::new();
+    std::fs::remove_dir_all(run.scratch.path("b")).unwrap();
+    let server = FaultServer::start(vec![]);
+    let output = run.search(&run.write(&server.url(), 8, ""));
+    let code = output.status.code();
+    assert!(code == Some(65) || code == Some(78), "{}", stderr(&output));
+    assert!(stderr(&output).contains('b'), "{}", stderr(&output));
+}
+
+#[test]
+fn truncated_weights() {
+    let run = Run::new();
+    let bytes = std::fs::read(run.weights("b")).unwrap();
+    std::fs::write(run.weights("b"), &bytes[..bytes.len() / 2]).unwrap();
+    run.refused(65, &["b/model.safetensors"]);
+}
+
+#[test]
+fn a_header_longer_than_the_file() {
+    let run = Run::new();
+    let mut bytes = std::fs::read(run.weights("a")).unwrap();
+    bytes[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    std::fs::write(run.weights("a"), bytes).unwrap();
+    run.refused(65, &["a/model.safetensors", "header"]);
+}
+
+#[test]
+fn nan_in_a_source() {
+    let run = Run::new();
+    let mut bytes = std::fs::read(run.weights("a")).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(run.weights("a"), bytes).unwrap();
+    run.refused(65, &["NaN", "tensor"]);
+}
+
+#[test]
+fn shapes_that_differ() {
+    let run = Run::new();
+    let bytes = std::fs::read(run.weights("a")).unwrap();
+    let length = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+    let header = std::str::from_utf8(&bytes[8..8 + length]).unwrap();
+    assert!(header.contains("[24,40]") && header.contains("[40,24]"));
+    // The same bytes under swapped dimensions: a valid file that does not fit the others.
+    let swapped = header.replace("[24,40]", "[??]").replace("[40,24]", "[24,40]").replace("[??]", "[40,24]");
+    let mut changed = bytes[..8].to_vec();
+    changed.extend(swapped.as_bytes());
+    changed.extend(&bytes[8 + length..]);
+    std::fs::write(run.weights("a"), changed).unwrap();
+    run.refused(65, &["down_proj", "40"]);
+}
+
+#[test]
+fn an_unknown_merge_method_gets_a_suggestion() {
+    let run = Run::new();
+    let server = FaultServer::start(vec![]);
+    let run_file = run.write(&server.url(), 8, "");
+    let text = std::fs::read_to_string(&run_file).unwrap().replace("task_arithmetic", "task_arithmatic");
+    std::fs::write(&run_file, text).unwrap();
+    expect(&run.search(&run_file), 78, &["task_arithmatic", "task_arithmetic"]);
+}
+
+#[test]
+fn a_recipe_with_an_unsupported_key() {
+    let run = Run::new();
+    let recipe = run.scratch.path("recipe.yml");
+    std::fs::write(
+        &recipe,
+        "merge_method: linear\nmodels:\n- model: a\n  parameters: {weight: 1.0}\nmodules:\n  text: {}\n",
+    )
+    .unwrap();
+    let output = run.scratch.evomerge(&["merge", "recipe.yml", "--out", "merged"]);
+    expect(&output, 65, &["modules"]);
+    assert!(!run.scratch.path("merged").exists());
+}
+
+#[test]
+fn an_endpoint_that_is_down_at_the_start() {
+    let run = Run::new();
+    let address = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap()
+    };
+    let output = run.search(&run.write(&format!("http://{address}"), 8, ""));
+    expect(&output, 75, &[&address.to_string()]);
+}
+
+#[test]
+fn an_endpoint_that_dies_and_comes_back_for_the_next_start() {
+    let run = Run::new();
+    let server = FaultServer::start(vec![]);
+    let address = server.address;
+    *server.inner.otherwise.lock().unwrap() = Reply::Cut;
+    server.inner.posts.lock().unwrap().extend(vec![Reply::Good; 3]);
+    server.inner.healths.lock().unwrap().extend([Reply::Good]);
+    let run_file = run.write(&server.url(), 8, "");
+    let child = {
+        let arguments = ["search", run_file.to_str().unwrap()];
+        command(run.scratch.folder.path(), &arguments)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    while server.posts() < 4 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    drop(server);
+    let output = child.wait_with_output().unwrap();
+    expect(&output, 75, &["out of reach"]);
+
+    let server = FaultServer::start_on(address, vec![]);
+    let output = run.search(&run_file);
+    expect(&output, 0, &["continuing"]);
+    assert_eq!(server.posts(), 5, "three of eight were recorded");
+}
+
+#[test]
+fn an_endpoint_that_answers_html() {
+    let run = Run::new();
+    let server = FaultServer::start(vec![]);
+    let html = "<html><body>It works!</body></html>".to_string();
+    *server.inner.otherwise.lock().unwrap() = Reply::Status(200, &[("Content-Type", "text/html")], html);
+    let output = run.search(&run.write(&server.url(), 8, "max_attempts = 1\n").clone());
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(78), "`max_attempts` belongs to [evaluator]: {text}");
+}
+
+#[test]
+fn html_nan_and_wrong_ids_never_become_scores() {
+    for (reply, word) in [
+        (Reply::Status(200, &[("Content-Type", "text/html")], "<html>It works!</html>".into()), "JSON"),
+        (Reply::Edited(|answer| answer["evaluation_id"] = "ev_other".into()), "evaluation_id"),
+        (Reply::Edited(|answer| answer["tasks"]["add"]["metrics"]["accuracy"]["value"] = serde_json::Value::Null), "accuracy"),
+    ] {
+        let run = Run::new();
+        let server = FaultServer::start(vec![]);
+        *server.inner.otherwise.lock().unwrap() = reply;
+        let run_file = run.write(&server.url(), 8, "");
+        let text = std::fs::read_to_string(&run_file).unwrap().replace("startup_timeout", "max_attempts = 1\nstartup_timeout");
+        std::fs::write(&run_file, text).unwrap();
+        let output = run.search(&run_file);
+        expect(&output, 75, &[word]);
+        let csv = std::fs::read_to_string(run.scratch.path("results/run/trials.csv")).unwrap();
+        assert!(!csv.contains("scored"), "{csv}");
+    }
+}
+
+#[test]
+fn an_unknown_task_stops_the_run_and_names_the_known_ones() {
+    let run = Run::new();
+    let server = FaultServer::start(vec![]);
+    let output = run.search(&run.write(&server.url(), 8, "[[tasks]]\nname = \"ad\"\n"));
+    expect(&output, 78, &["`ad`", "add", "rev"]);
+}
+
+#[test]
+fn a_source_that_changed_is_refused_on_resume() {
+    let run = Run::new();
+    let server = FaultServer::start(vec![]);
+    let run_file = run.write(&server.url(), 6, "");
+    expect(&run.search(&run_file), 0, &[]);
+    std::fs::copy(run.weights("b"), run.weights("a")).unwrap();
+    expect(&run.search(&run_file), 78, &["content of models", "--fresh"]);
+}
+
+#[test]
+fn a_full_disk_stops_the_run_and_the_next_start_goes_on() {
+    let run = Run::new();
+    let server = FaultServer::start(vec![]);
+    let small = run.scratch.path("small");
+    std::fs::create_dir(&small).unwrap();
+    let more = format!("[candidates]\ndir = \"{}\"\n", small.display());
+    let run_file = run.write(&server.url(), 6, &more);
+    // A file system of 64 kB in a mount namespace of its own: real ENOSPC, no root needed where user namespaces are allowed.
+    let script = format!(
+        "mount -t tmpfs -o size=64k tmpfs {} && exec {} search {}",
+        small.display(),
+        assert_cmd::cargo::cargo_bin!("evomerge").display(),
+        run_file.display()
+    );
+    let unshare = |script: &str| {
+        std::process::Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "sh", "-c", script])
+            .current_dir(run.scratch.folder.path())
+            .output()
+    };
+    if !unshare("mount -t tmpfs tmpfs /mnt").is_ok_and(|output| output.status.success()) {
+        eprintln!("no user namespaces here: a full disk cannot be made");
+        return;
+    }
+    let output = unshare(&script).unwrap();
+    expect(&output, 73, &["small"]);
+    expect(&run.search(&run_file), 0, &[]);
+    assert_eq!(server.posts(), 6);
+}
