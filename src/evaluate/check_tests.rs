@@ -1,1 +1,126 @@
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::super::{CandidateRequest, TaskCapability};
 use super::*;
+
+fn request(samples: Samples) -> EvaluationRequest {
+    EvaluationRequest {
+        evaluation_id: "ev".into(),
+        run_id: "run".into(),
+        run_name: "name".into(),
+        candidate: CandidateRequest {
+            id: "c".into(),
+            recipe_sha256: "cc".into(),
+            path: None,
+            recipe: Value::Null,
+            genome: vec![],
+        },
+        tasks: vec![TaskRequest { name: "t".into(), metric: "m".into(), samples, seed: 1 }],
+        fidelity: 1.0,
+        replicate: 0,
+    }
+}
+
+fn capabilities(n_samples: u64, is_mean: bool) -> Capabilities {
+    let metric = MetricCapability { higher_is_better: true, min: Some(-1.0), max: Some(1.0), is_mean };
+    let task = TaskCapability {
+        n_samples,
+        sample_ids: None,
+        metrics: [("m".to_owned(), metric)].into(),
+        supports_sample_ids: true,
+        supports_limit: true,
+        supports_per_sample: false,
+        sample_hashes: None,
+    };
+    Capabilities { tasks: [("t".to_owned(), task)].into(), deterministic: true }
+}
+
+fn checked(answer: Value, samples: Samples, n_samples: u64, completeness: Completeness) -> Result<Evaluation, Fault> {
+    let expected = Expected {
+        request: &request(samples),
+        capabilities: &capabilities(n_samples, true),
+        fingerprint: Some("fp"),
+        completeness,
+    };
+    check(serde_json::from_value(answer).unwrap(), &expected)
+}
+
+fn answer(task: Value) -> Value {
+    json!({"evaluation_id": "ev", "candidate_id": "c", "tasks": {"t": task}})
+}
+
+#[test]
+fn n_is_what_was_asked_for() {
+    let with_n = |n: u64| answer(json!({"n": n, "metrics": {"m": {"value": 0.5}}}));
+    let endpoint = |n, samples, n_samples| checked(with_n(n), samples, n_samples, Completeness::Endpoint);
+    assert!(endpoint(10, Samples::All, 10).is_ok());
+    assert!(endpoint(9, Samples::All, 10).is_err());
+    assert!(endpoint(4, Samples::Limit(4), 10).is_ok());
+    assert!(endpoint(10, Samples::Limit(64), 10).is_ok());
+    assert!(endpoint(64, Samples::Limit(64), 10).is_err());
+    assert!(endpoint(2, Samples::Ids(vec![SampleId::Number(1), SampleId::Text("x".into())]), 10).is_ok());
+}
+
+#[test]
+fn a_program_may_say_less_but_nothing_wrong() {
+    let program = |task, samples| checked(answer(task), samples, 0, Completeness::Program);
+    let bare = || json!({"metrics": {"m": {"value": 0.5}}});
+    assert_eq!(program(bare(), Samples::Limit(64)).unwrap().tasks["t"].n, 64);
+    assert_eq!(program(bare(), Samples::All).unwrap().tasks["t"].n, 0);
+    let smaller = json!({"n": 40, "metrics": {"m": {"value": 0.5}}});
+    assert_eq!(program(smaller, Samples::Limit(64)).unwrap().tasks["t"].n, 40);
+    let larger = json!({"n": 100, "metrics": {"m": {"value": 0.5}}});
+    assert!(program(larger, Samples::Limit(64)).is_err());
+    let nameless = json!({"tasks": {"t": bare()}});
+    assert!(checked(nameless.clone(), Samples::All, 0, Completeness::Program).is_ok());
+    assert!(checked(nameless, Samples::All, 10, Completeness::Endpoint).is_err());
+    let other = json!({"evaluation_id": "other", "tasks": {"t": bare()}});
+    assert!(checked(other, Samples::All, 0, Completeness::Program).is_err());
+}
+
+#[test]
+fn metrics_that_nobody_asked_for_are_not_recorded() {
+    let task = json!({"n": 10, "metrics": {"m": {"value": 0.5}, "more": {"value": 7}}});
+    let evaluation = checked(answer(task), Samples::All, 10, Completeness::Endpoint).unwrap();
+    assert_eq!(evaluation.tasks["t"].metrics.keys().collect::<Vec<_>>(), ["m"]);
+}
+
+#[test]
+fn a_turned_direction_is_refused() {
+    let task = json!({"n": 10, "metrics": {"m": {"value": 0.5, "higher_is_better": false}}});
+    assert!(
+        checked(answer(task), Samples::All, 10, Completeness::Endpoint)
+            .unwrap_err()
+            .detail
+            .contains("higher_is_better")
+    );
+}
+
+proptest! {
+    /// However the answer orders its samples, the scores come back in the order of the request (or of the ids).
+    #[test]
+    fn per_sample_scores_are_aligned(order in Just((0i64..12).collect::<Vec<_>>()).prop_shuffle(), by_id in any::<bool>()) {
+        let score = |id: i64| (id as f64 / 12.0) - 0.5;
+        let mean = (0..12).map(score).sum::<f64>() / 12.0;
+        let scores: Vec<f64> = order.iter().map(|id| score(*id)).collect();
+        let task = json!({"n": 12, "metrics": {"m": {"value": mean}}, "per_sample": {"ids": order, "scores": {"m": scores}}});
+        let wanted: Vec<i64> = if by_id { (0..12).rev().collect() } else { (0..12).collect() };
+        let samples = if by_id { Samples::Ids(wanted.iter().map(|id| SampleId::Number(*id)).collect()) } else { Samples::All };
+        let evaluation = checked(answer(task), samples, 12, Completeness::Endpoint).unwrap();
+        let per_sample = evaluation.tasks["t"].per_sample.as_ref().unwrap();
+        prop_assert_eq!(&per_sample.ids, &wanted.iter().map(|id| SampleId::Number(*id)).collect::<Vec<_>>());
+        prop_assert_eq!(&per_sample.scores["m"], &wanted.iter().map(|id| score(*id)).collect::<Vec<_>>());
+    }
+
+    /// A value that is not the mean of its samples is never recorded.
+    #[test]
+    fn a_value_beside_its_mean_is_refused(scores in prop::collection::vec(0.0..1.0f64, 1..20), off in 2e-6..0.5f64) {
+        let n = scores.len() as u64;
+        let mean = scores.iter().sum::<f64>() / n as f64;
+        let ids: Vec<usize> = (0..scores.len()).collect();
+        let task = |value: f64| json!({"n": n, "metrics": {"m": {"value": value}}, "per_sample": {"ids": ids, "scores": {"m": scores}}});
+        prop_assert!(checked(answer(task(mean)), Samples::All, n, Completeness::Endpoint).is_ok());
+        prop_assert!(checked(answer(task(mean - off)), Samples::All, n, Completeness::Endpoint).is_err());
+    }
+}

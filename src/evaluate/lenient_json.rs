@@ -49,7 +49,7 @@ fn is_nonfinite(word: &str) -> bool {
     if matches!(word, "NaN" | "Infinity" | "-Infinity") {
         return true;
     }
-    let number = word.starts_with(|c: char| c == '-' || c.is_ascii_digit());
+    let number = word.trim_start_matches('-').starts_with(|c: char| c.is_ascii_digit());
     number && word.parse::<f64>().is_ok_and(|value| !value.is_finite())
 }
 
