@@ -33,15 +33,12 @@ pub(super) fn read(field: &Field<'_>, directory: &Path, kind: &EvaluatorKind) ->
 fn read_task(field: &Field<'_>, directory: &Path, kind: &EvaluatorKind) -> Result<TaskConfig, FieldError> {
     let mut fields = field.fields()?;
     let name = fields.require("name", "the name of the task")?.word()?.to_owned();
-    let data = match (fields.take("data"), kind) {
-        (Some(field), _) => Some(read_data(&field, directory, kind)?),
-        (None, EvaluatorKind::Native(_)) => {
-            return Err(
-                fields.error(format!("`data` is missing: the native evaluator needs a JSON-lines file for {name:?}"))
-            );
-        }
-        (None, _) => None,
+    let data = if matches!(kind, EvaluatorKind::Native(_)) {
+        Some(fields.require("data", "the native evaluator needs a JSON-lines file")?)
+    } else {
+        fields.take("data")
     };
+    let data = data.map(|field| read_data(&field, directory, kind)).transpose()?;
     let task = TaskConfig {
         name,
         data,

@@ -193,7 +193,7 @@ fn mistakes_are_named_with_their_key() {
         ("kind = \"native\"", "kind = \"command\"\nargv = [\"x\"]", vec!["`evaluator.argv`", "{result_file}"]),
         ("kind = \"native\"", "kind = \"function\"\nname = \"spere\"", vec!["`evaluator.name`", "sphere"]),
         ("add.val.jsonl", "sub.val.jsonl", vec!["`tasks[0].data`", "no such file"]),
-        ("data = \"add.val.jsonl\"", "", vec!["`tasks[0]`", "`data`"]),
+        ("data = \"add.val.jsonl\"", "", vec!["`tasks[0].data`", "missing"]),
         ("weight = 1.0", "weight = 0.0", vec!["`tasks`", "`weight`"]),
         ("weight = 1.0", "weight = inf", vec!["`tasks[0].weight`", "finite"]),
         ("goal = \"maximize\"", "goal = \"max\"", vec!["`tasks[0].goal`", "maximize"]),
@@ -235,4 +235,40 @@ fn slerp_needs_two_models_and_landscapes_need_none_on_disk() {
     assert!(message.contains("`models.sources[0]`"), "{message}");
     let message = refused(&text("['a']", function));
     assert!(message.contains("`space.method`") && message.contains("slerp takes 2 models"), "{message}");
+}
+
+/// Every key of a file that uses them all, misspelt, is named in the message.
+#[test]
+fn every_misspelt_key_is_named() {
+    let words = |line: &str| {
+        let starts = line
+            .char_indices()
+            .filter(|(index, c)| c.is_ascii_lowercase() && (*index == 0 || line[..*index].ends_with([' ', '{'])));
+        let found = starts.filter_map(|(start, _)| {
+            let length = line[start..].find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))?;
+            line[start + length..].trim_start().starts_with('=').then_some((start, start + length))
+        });
+        found.collect::<Vec<_>>()
+    };
+    let mut section = String::new();
+    let mut checked = 0;
+    for (number, line) in RUN.lines().enumerate() {
+        if line.starts_with('[') {
+            section = line.to_owned();
+            continue;
+        }
+        for (start, end) in words(line) {
+            // The keys of a strategy are judged by the strategy.
+            if section == "[strategy]" {
+                continue;
+            }
+            let misspelt = format!("{}zq", &line[start..end]);
+            let mut lines: Vec<String> = RUN.lines().map(str::to_owned).collect();
+            lines[number].insert_str(end, "zq");
+            let message = refused(&lines.join("\n"));
+            assert!(message.contains(&misspelt), "{line}: {message}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 30, "{checked}");
 }
