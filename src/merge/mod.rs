@@ -25,6 +25,8 @@ mod sparsify;
 mod specification;
 mod statistics;
 mod tensor;
+#[cfg(test)]
+mod tests;
 mod threshold;
 
 pub use error::MergeError;

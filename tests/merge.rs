@@ -1,0 +1,495 @@
+//! Whole merges of small checkpoints: what is written, and what is refused.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use evomerge::checkpoint::{Checkpoint, CheckpointWriter, ContentIds, OutputFile, OutputTensor};
+use evomerge::exit::ExitCode;
+use evomerge::merge::{Isa, MergeError, MergeOptions, MergeReport, Merger, MergerOptions};
+use evomerge::recipe::{MaskKind, ModelReference, Recipe};
+use safetensors::Dtype;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A model to be written: tensors with dtype, shape and bytes, and files beside them.
+#[derive(Clone)]
+struct Model {
+    tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)>,
+    files: BTreeMap<String, String>,
+    shards: usize,
+}
+
+fn floats(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
+    values.into_iter().flat_map(f32::to_le_bytes).collect()
+}
+
+impl Model {
+    /// Embedding, `layers` layers of two tensors, norm and head; element `i` of the n-th tensor is a hash of both.
+    fn new(layers: usize, seed: u32) -> Self {
+        let mut model = Self { tensors: Vec::new(), files: BTreeMap::new(), shards: 1 };
+        let config = json!({"num_hidden_layers": layers, "torch_dtype": "float32", "tie_word_embeddings": false});
+        model.files.insert("config.json".into(), config.to_string());
+        model.add("model.embed_tokens.weight", &[10, 4], seed);
+        for layer in 0..layers {
+            model.add(&format!("model.layers.{layer}.mlp.weight"), &[4, 6], seed + 10 * layer as u32);
+            model.add(&format!("model.layers.{layer}.norm.weight"), &[4], seed + 10 * layer as u32 + 1);
+        }
+        model.add("model.norm.weight", &[4], seed + 2);
+        model.add("lm_head.weight", &[10, 4], seed + 3);
+        model
+    }
+
+    fn add(&mut self, name: &str, shape: &[usize], seed: u32) {
+        let length: usize = shape.iter().product();
+        let value = |index: usize| {
+            let mixed = (index as u32 ^ seed.wrapping_mul(0x9E37_79B9)).wrapping_mul(0x85EB_CA6B);
+            ((mixed ^ mixed >> 13).wrapping_mul(0xC2B2_AE35) >> 8) as f32 / 16_777_216.0 - 0.5
+        };
+        self.tensors.push((name.into(), Dtype::F32, shape.to_vec(), floats((0..length).map(value))));
+    }
+
+    fn set(&mut self, name: &str, element: usize, value: f32) {
+        let tensor = self.tensors.iter_mut().find(|tensor| tensor.0 == name).unwrap();
+        tensor.3[4 * element..4 * element + 4].copy_from_slice(&value.to_le_bytes());
+    }
+
+    fn remove(&mut self, name: &str) {
+        self.tensors.retain(|tensor| tensor.0 != name);
+    }
+
+    fn config(&mut self, change: Value) {
+        let mut config: Value = serde_json::from_str(&self.files["config.json"]).unwrap();
+        for (key, value) in change.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        self.files.insert("config.json".into(), config.to_string());
+    }
+
+    fn write(&self, path: &Path) {
+        let output = |(name, dtype, shape, _): &(String, Dtype, Vec<usize>, Vec<u8>)| OutputTensor {
+            name: name.clone(),
+            dtype: *dtype,
+            shape: shape.clone(),
+        };
+        let files: Vec<OutputFile> = self
+            .tensors
+            .chunks(self.tensors.len().div_ceil(self.shards))
+            .enumerate()
+            .map(|(index, tensors)| OutputFile {
+                name: match self.shards {
+                    1 => "model.safetensors".into(),
+                    shards => format!("model-{:05}-of-{shards:05}.safetensors", index + 1),
+                },
+                tensors: tensors.iter().map(output).collect(),
+            })
+            .collect();
+        let writer = CheckpointWriter::create(path, &files, false).unwrap();
+        for (name, _, _, bytes) in &self.tensors {
+            writer.write_at(name, 0, bytes).unwrap();
+        }
+        for (name, text) in &self.files {
+            writer.put_file(name, text.as_bytes()).unwrap();
+        }
+        writer.finish().unwrap();
+    }
+}
+
+/// A folder with models, opened.
+struct Family {
+    folder: TempDir,
+    merger: Merger,
+}
+
+impl Family {
+    fn new<const N: usize>(models: [(&str, Model); N]) -> Self {
+        Self::with(models, MergerOptions::default())
+    }
+
+    fn with<const N: usize>(models: [(&str, Model); N], options: MergerOptions) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |(name, model): (&str, Model)| {
+            let path = folder.path().join(name);
+            model.write(&path);
+            (ModelReference(name.into()), Arc::new(Checkpoint::open(&path).unwrap()))
+        };
+        let merger = Merger::new(models.map(open), ContentIds::in_memory(), options).unwrap();
+        Self { folder, merger }
+    }
+
+    fn output(&self) -> PathBuf {
+        self.folder.path().join("merged")
+    }
+
+    fn try_merge(&self, recipe: &str, options: &MergeOptions<'_>) -> Result<MergeReport, MergeError> {
+        let recipe = Recipe::from_mergekit_yaml(recipe).unwrap();
+        self.merger.materialize(&recipe, &self.output(), options)
+    }
+
+    fn merge(&self, recipe: &str) -> Checkpoint {
+        self.try_merge(recipe, &MergeOptions::default()).unwrap();
+        Checkpoint::open(&self.output()).unwrap()
+    }
+
+    /// The reason why a recipe is refused; nothing may be left behind.
+    fn refusal(&self, recipe: &str) -> MergeError {
+        let before = self.entries();
+        let error = self.try_merge(recipe, &MergeOptions::default()).unwrap_err();
+        assert_eq!(self.entries(), before, "{error}");
+        error
+    }
+
+    fn entries(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.folder.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn model(&self, name: &str) -> Checkpoint {
+        Checkpoint::open(&self.folder.path().join(name)).unwrap()
+    }
+}
+
+fn values(checkpoint: &Checkpoint, tensor: &str) -> Vec<f32> {
+    let bytes = checkpoint.bytes(tensor).unwrap_or_else(|| panic!("no tensor {tensor}"));
+    bytes.chunks_exact(4).map(|word| f32::from_le_bytes(word.try_into().unwrap())).collect()
+}
+
+fn average(left: &[f32], right: &[f32]) -> Vec<f32> {
+    left.iter().zip(right).map(|(left, right)| (left + right) / 2.0).collect()
+}
+
+const AVERAGE: &str = "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\n";
+
+#[test]
+fn an_average_has_the_tensors_configuration_and_side_files_of_the_first_source() {
+    let (mut a, b) = (Model::new(2, 1), Model::new(2, 2));
+    a.files.insert("tokenizer.json".into(), "{\"a\": 1}".into());
+    a.files.insert("generation_config.json".into(), "{}".into());
+    a.config(json!({"model_type": "anything"}));
+    let family = Family::new([("a", a), ("b", b)]);
+    let merged = family.merge(AVERAGE);
+    let (a, b) = (family.model("a"), family.model("b"));
+    assert!(merged.tensors().keys().eq(a.tensors().keys()));
+    for tensor in merged.tensors().keys() {
+        assert_eq!(values(&merged, tensor), average(&values(&a, tensor), &values(&b, tensor)), "{tensor}");
+    }
+    assert_eq!(merged.config(), a.config());
+    assert_eq!(std::fs::read_to_string(family.output().join("tokenizer.json")).unwrap(), "{\"a\": 1}");
+    assert!(family.output().join("generation_config.json").exists());
+}
+
+#[test]
+fn the_tokenizer_may_come_from_another_model_and_the_template_from_the_recipe() {
+    let (mut a, mut b) = (Model::new(1, 1), Model::new(1, 2));
+    a.files.insert("generation_config.json".into(), "\"a\"".into());
+    b.files.insert("generation_config.json".into(), "\"b\"".into());
+    b.files.insert("tokenizer.json".into(), "\"b\"".into());
+    b.files.insert("tokenizer_config.json".into(), "{\"x\":1,\"chat_template\":\"old\"}".into());
+    b.files.insert("chat_template.jinja".into(), "old".into());
+    let family = Family::new([("a", a), ("b", b)]);
+    family.merge(&format!("{AVERAGE}tokenizer_source: b\nchat_template: '{{{{ messages }}}}'\n"));
+    let read = |name: &str| std::fs::read_to_string(family.output().join(name)).unwrap();
+    assert_eq!(read("generation_config.json"), "\"a\"");
+    assert_eq!(read("tokenizer.json"), "\"b\"");
+    assert_eq!(read("chat_template.jinja"), "{{ messages }}");
+    let config: Value = serde_json::from_str(&read("tokenizer_config.json")).unwrap();
+    assert_eq!(config, json!({"x": 1, "chat_template": "{{ messages }}"}));
+    let error = family.refusal(&format!("{AVERAGE}tokenizer_source: c\n"));
+    assert!(error.to_string().contains("tokenizer_source `c`"), "{error}");
+}
+
+#[test]
+fn slices_stack_layers_and_patch_the_configuration() {
+    let (mut a, b) = (Model::new(3, 1), Model::new(3, 2));
+    a.config(json!({"layer_types": ["x", "y", "z"]}));
+    let family = Family::new([("a", a), ("b", b)]);
+    let merged = family.merge(
+        "merge_method: linear\nparameters: {weight: 1.0}\nslices:\n\
+         - sources: [{model: a, layer_range: [0, 2]}]\n\
+         - sources: [{model: a, layer_range: [1, 3]}, {model: b, layer_range: [0, 2]}]\n",
+    );
+    let (a, b) = (family.model("a"), family.model("b"));
+    let layer = |model: &Checkpoint, layer: usize| values(model, &format!("model.layers.{layer}.mlp.weight"));
+    assert_eq!(merged.layers().count, 4);
+    assert_eq!(layer(&merged, 0), layer(&a, 0));
+    assert_eq!(layer(&merged, 1), layer(&a, 1));
+    assert_eq!(layer(&merged, 2), average(&layer(&a, 1), &layer(&b, 0)));
+    assert_eq!(layer(&merged, 3), average(&layer(&a, 2), &layer(&b, 1)));
+    // Embeddings come from the first slice, norm and head from the last.
+    let name = "model.embed_tokens.weight";
+    assert_eq!(values(&merged, name), values(&a, name));
+    for name in ["model.norm.weight", "lm_head.weight"] {
+        assert_eq!(values(&merged, name), average(&values(&a, name), &values(&b, name)));
+    }
+    assert_eq!(merged.config()["num_hidden_layers"], 4);
+    assert_eq!(merged.config()["layer_types"], json!(["x", "y", "y", "z"]));
+}
+
+#[test]
+fn gradients_and_filters_reach_the_tensors_that_they_mean() {
+    let family = Family::new([("a", Model::new(3, 1)), ("b", Model::new(3, 2))]);
+    let recipe = Recipe::from_mergekit_yaml(
+        "merge_method: linear\nmodels:\n\
+         - {model: a, parameters: {weight: [{filter: mlp, value: [0, 1]}, {value: 3}]}}\n\
+         - {model: b, parameters: {weight: 0.5}}\n",
+    )
+    .unwrap();
+    let plan = family.merger.plan(&recipe).unwrap();
+    let weight = |tensor: &str| {
+        let tensor = plan.tensors.iter().find(|planned| planned.name == tensor).unwrap();
+        format!("{:?}", tensor.parameters.sources[0]["weight"])
+    };
+    assert_eq!(weight("model.layers.0.mlp.weight"), "Number(0.0)");
+    assert_eq!(weight("model.layers.1.mlp.weight"), "Number(0.5)");
+    assert_eq!(weight("model.layers.2.mlp.weight"), "Number(1.0)");
+    assert_eq!(weight("model.layers.2.norm.weight"), "Number(3.0)");
+    assert_eq!(weight("lm_head.weight"), "Number(3.0)");
+}
+
+#[test]
+fn a_filter_that_leaves_a_tensor_without_a_required_value_is_refused() {
+    let family = Family::new([("a", Model::new(1, 1)), ("b", Model::new(1, 2))]);
+    let error = family.refusal(
+        "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: [{filter: mlp, value: 1}]}}\n\
+         - {model: b, parameters: {weight: 1}}\n",
+    );
+    assert!(error.to_string().contains("`model.embed_tokens.weight` of model `a`"), "{error}");
+    assert_eq!(error.exit_code(), ExitCode::BadData);
+}
+
+#[test]
+fn models_without_numbered_layers_merge_whole() {
+    let flat = |seed| {
+        let mut model = Model { tensors: Vec::new(), files: BTreeMap::new(), shards: 1 };
+        model.files.insert("config.json".into(), "{}".into());
+        model.add("conv.weight", &[3, 3], seed);
+        model.add("embed.weight", &[3], seed + 1);
+        model.add("scale", &[], seed + 2);
+        model
+    };
+    let family = Family::new([("a", flat(1)), ("b", flat(2))]);
+    let merged = family.merge(AVERAGE);
+    let expected = average(&values(&family.model("a"), "scale"), &values(&family.model("b"), "scale"));
+    assert_eq!(values(&merged, "scale"), expected);
+    assert_eq!(merged.tensors().len(), 3);
+    let error = family.refusal(
+        "merge_method: linear\nparameters: {weight: 1}\nslices: [{sources: [{model: a, layer_range: [0, 2]}]}]\n",
+    );
+    assert!(error.to_string().contains("no numbered layers"), "{error}");
+}
+
+#[test]
+fn a_tied_head_is_its_embedding_where_another_model_has_a_head_of_its_own() {
+    let (mut a, b) = (Model::new(1, 1), Model::new(1, 2));
+    a.remove("lm_head.weight");
+    a.config(json!({"tie_word_embeddings": true}));
+    let both_tied = Family::new([
+        ("a", a.clone()),
+        ("b", {
+            let mut b = b.clone();
+            b.remove("lm_head.weight");
+            b.config(json!({"tie_word_embeddings": true}));
+            b
+        }),
+    ]);
+    let merged = both_tied.merge(AVERAGE);
+    assert!(!merged.tensors().contains_key("lm_head.weight"));
+    assert_eq!(merged.config()["tie_word_embeddings"], true);
+    let family = Family::new([("a", a), ("b", b)]);
+    let merged = family.merge(AVERAGE);
+    let (a, b) = (family.model("a"), family.model("b"));
+    let expected = average(&values(&a, "model.embed_tokens.weight"), &values(&b, "lm_head.weight"));
+    assert_eq!(values(&merged, "lm_head.weight"), expected);
+    // Else a loader would drop the merged head.
+    assert_eq!(merged.config()["tie_word_embeddings"], false);
+}
+
+#[test]
+fn models_of_other_shapes_are_refused_by_name() {
+    let changed = |change: fn(&mut Model)| {
+        let mut b = Model::new(2, 2);
+        change(&mut b);
+        Family::new([("a", Model::new(2, 1)), ("b", b)]).refusal(AVERAGE).to_string()
+    };
+    let error = changed(|b| {
+        b.remove("model.embed_tokens.weight");
+        b.add("model.embed_tokens.weight", &[12, 4], 1);
+    });
+    assert!(error.contains("[10, 4]") && error.contains("[12, 4]") && error.contains("vocabularies"), "{error}");
+    let error = changed(|b| b.remove("model.layers.1.mlp.weight"));
+    assert!(error.contains("`b` lacks it") && error.contains("model.layers.1.mlp.weight"), "{error}");
+    let error = changed(|b| b.add("model.layers.2.mlp.weight", &[4, 6], 1));
+    assert!(error.contains("`b` has 3 layers, `a` has 2"), "{error}");
+}
+
+#[test]
+fn integer_buffers_are_copied_when_they_agree() {
+    let with_buffer = |seed, buffer: i64| {
+        let mut model = Model::new(1, seed);
+        model.tensors.push(("model.position_ids".into(), Dtype::I64, vec![1], buffer.to_le_bytes().to_vec()));
+        model
+    };
+    let family = Family::new([("a", with_buffer(1, 7)), ("b", with_buffer(2, 7))]);
+    assert_eq!(family.merge(AVERAGE).bytes("model.position_ids").unwrap(), 7_i64.to_le_bytes());
+    let error = Family::new([("a", with_buffer(1, 7)), ("b", with_buffer(2, 8))]).refusal(AVERAGE).to_string();
+    assert!(error.contains("position_ids") && error.contains("differ"), "{error}");
+}
+
+#[test]
+fn a_bad_element_is_reported_by_model_tensor_and_place_on_any_number_of_threads() {
+    let (a, mut b) = (Model::new(2, 1), Model::new(2, 2));
+    b.set("model.norm.weight", 1, f32::NAN);
+    b.set("model.layers.1.mlp.weight", 5, f32::INFINITY);
+    b.set("model.layers.1.mlp.weight", 9, f32::NAN);
+    for threads in [1, 4] {
+        let options = MergerOptions { threads: NonZeroUsize::new(threads), ..MergerOptions::default() };
+        let family = Family::with([("a", a.clone()), ("b", b.clone())], options);
+        let error = family.refusal(AVERAGE);
+        assert!(
+            matches!(&error, MergeError::NotFinite { model, tensor, element: 5, .. }
+            if model == "b" && tensor == "model.layers.1.mlp.weight"),
+            "{error}"
+        );
+        assert!(!error.is_infeasible());
+    }
+}
+
+#[test]
+fn results_that_do_not_fit_the_output_dtype_are_infeasible() {
+    let (mut a, b) = (Model::new(1, 1), Model::new(1, 2));
+    a.set("model.norm.weight", 2, 200_000.0);
+    let family = Family::new([("a", a), ("b", b)]);
+    let error = family.refusal(&format!("{AVERAGE}out_dtype: float16\n"));
+    assert!(error.is_infeasible(), "{error}");
+    assert!(error.to_string().contains("float16"), "{error}");
+    let merged = family.merge(&format!("{AVERAGE}out_dtype: bfloat16\n"));
+    assert_eq!(merged.dtype(), Some(evomerge::checkpoint::Dtype::Bfloat16));
+    assert_eq!(merged.config()["torch_dtype"], "bfloat16");
+}
+
+#[test]
+fn a_cancelled_merge_leaves_nothing() {
+    let family = Family::new([("a", Model::new(1, 1)), ("b", Model::new(1, 2))]);
+    let cancel = AtomicBool::new(false);
+    let before = family.entries();
+    let stop = |_| cancel.store(true, Ordering::Relaxed);
+    let options = MergeOptions { cancel: Some(&cancel), progress: Some(&stop), ..MergeOptions::default() };
+    let error = family.try_merge(AVERAGE, &options).unwrap_err();
+    assert_eq!(error.exit_code(), ExitCode::Stopped);
+    assert_eq!(family.entries(), before);
+}
+
+#[test]
+fn an_output_is_replaced_only_when_asked() {
+    let family = Family::new([("a", Model::new(1, 1)), ("b", Model::new(1, 2))]);
+    family.merge(AVERAGE);
+    assert!(family.try_merge(AVERAGE, &MergeOptions::default()).is_err());
+    let other = AVERAGE.replace("0.5", "[0.25]").replace("{model: b}", "{model: b, parameters: {weight: 0}}");
+    family.try_merge(&other, &MergeOptions { replace: true, ..MergeOptions::default() }).unwrap();
+    let merged = Checkpoint::open(&family.output()).unwrap();
+    assert_eq!(values(&merged, "model.norm.weight"), values(&family.model("a"), "model.norm.weight"));
+}
+
+#[test]
+fn shards_follow_the_first_source_or_the_size_asked_for() {
+    let mut a = Model::new(2, 1);
+    a.shards = 3;
+    let family = Family::new([("a", a), ("b", Model::new(2, 2))]);
+    let report = family.try_merge(AVERAGE, &MergeOptions::default()).unwrap();
+    let merged = Checkpoint::open(&family.output()).unwrap();
+    assert_eq!(merged.shards(), family.model("a").shards());
+    let recipe = Recipe::from_mergekit_yaml(AVERAGE).unwrap();
+    assert_eq!(report.bytes_written, family.merger.required_bytes(&recipe).unwrap());
+    assert_eq!(report.bytes_read, 2 * report.bytes_written);
+    assert_eq!(report.tensors, 7);
+    let options = MergeOptions { replace: true, shard_size: Some(1 << 30), ..MergeOptions::default() };
+    family.try_merge(AVERAGE, &options).unwrap();
+    assert_eq!(Checkpoint::open(&family.output()).unwrap().shards().len(), 1);
+}
+
+#[test]
+fn extra_files_are_written_and_progress_ends_at_the_total() {
+    let family = Family::new([("a", Model::new(1, 1)), ("b", Model::new(1, 2))]);
+    let (most, total) = (AtomicU64::new(0), AtomicU64::new(0));
+    let progress = |progress: evomerge::merge::Progress| {
+        most.fetch_max(progress.bytes_written, Ordering::Relaxed);
+        total.store(progress.bytes_total, Ordering::Relaxed);
+    };
+    let files = [("recipe.toml".to_owned(), b"x = 1\n".to_vec())];
+    let options = MergeOptions { files: &files, progress: Some(&progress), durable: true, ..MergeOptions::default() };
+    family.try_merge(AVERAGE, &options).unwrap();
+    assert_eq!(std::fs::read_to_string(family.output().join("recipe.toml")).unwrap(), "x = 1\n");
+    assert_eq!(most.into_inner(), total.into_inner());
+}
+
+/// Large enough for several blocks a tensor, and for tensors that are merged side by side.
+fn large(seed: u32) -> Model {
+    let mut model = Model::new(3, seed);
+    for layer in 0..3 {
+        model.add(&format!("model.layers.{layer}.large.weight"), &[300, 1_000], seed + 50 + layer);
+    }
+    model
+}
+
+#[test]
+fn threads_instruction_sets_and_earlier_merges_do_not_change_a_byte() {
+    let models = || [("base", large(1)), ("a", large(2)), ("b", large(3))];
+    let recipes: Vec<Recipe> = ["task_arithmetic", "ties", "dare_linear", "dare_ties", "slerp", "linear"]
+        .into_iter()
+        .flat_map(|method| [(method, MaskKind::Native), (method, MaskKind::Mergekit)])
+        .map(|(method, kind)| {
+            let inputs = match method {
+                "slerp" => "models: [{model: base}, {model: a}]\nparameters: {t: 0.3}\n",
+                "linear" => "models: [{model: base}, {model: a}]\nparameters: {weight: 0.3}\n",
+                "task_arithmetic" => "models: [{model: a}, {model: b}]\nparameters: {weight: 0.3}\n",
+                _ => "models: [{model: a}, {model: b}]\nparameters: {weight: 0.3, density: 0.4, rescale: true}\n",
+            };
+            let mut recipe =
+                Recipe::from_mergekit_yaml(&format!("merge_method: {method}\nbase_model: base\n{inputs}")).unwrap();
+            recipe.masks.kind = kind;
+            recipe
+        })
+        .collect();
+    let merge_all = |threads, isa, backwards: bool| {
+        let options = MergerOptions { threads: NonZeroUsize::new(threads), isa, ..MergerOptions::default() };
+        let family = Family::with(models(), options);
+        let replace = MergeOptions { replace: true, ..MergeOptions::default() };
+        let mut merged: Vec<(usize, Vec<u8>)> = Vec::new();
+        let order: Vec<usize> =
+            if backwards { (0..recipes.len()).rev().collect() } else { (0..recipes.len()).collect() };
+        for index in order {
+            family.merger.materialize(&recipes[index], &family.output(), &replace).unwrap();
+            merged.push((index, std::fs::read(family.output().join("model.safetensors")).unwrap()));
+        }
+        merged.sort();
+        merged
+    };
+    let expected = merge_all(1, Some(Isa::Baseline), false);
+    assert!(merge_all(4, None, true) == expected);
+    for isa in Isa::available() {
+        assert!(merge_all(2, Some(isa), false) == expected, "{isa:?}");
+    }
+}
+
+#[test]
+fn native_masks_belong_to_the_source_and_not_to_its_place() {
+    let family = Family::new([("base", Model::new(2, 1)), ("a", Model::new(2, 2)), ("b", Model::new(2, 3))]);
+    let recipe = |models: &str| {
+        format!("merge_method: dare_linear\nbase_model: base\nparameters: {{rescale: false}}\nmodels: [{models}]\n")
+    };
+    let a = "{model: a, parameters: {weight: 1, density: 0.5}}";
+    let b = "{model: b, parameters: {weight: 0, density: 0.5}}";
+    let mut merged = Vec::new();
+    for models in [a.to_owned(), format!("{a}, {b}"), format!("{b}, {a}")] {
+        let replace = MergeOptions { replace: true, ..MergeOptions::default() };
+        family.try_merge(&recipe(&models), &replace).unwrap();
+        merged.push(values(&Checkpoint::open(&family.output()).unwrap(), "model.layers.1.mlp.weight"));
+    }
+    assert_eq!(merged[0], merged[1]);
+    assert_eq!(merged[0], merged[2]);
+    assert_ne!(merged[0], values(&family.model("a"), "model.layers.1.mlp.weight"));
+}
