@@ -21,6 +21,7 @@ mod architecture;
 mod data;
 mod exact_match;
 mod fault;
+mod kernels;
 mod likelihood;
 mod model;
 mod samples;

@@ -6,19 +6,20 @@
 
 use std::path::Path;
 
-use candle_core::{D, Device, Result as TensorResult, Tensor};
-use candle_nn::ops::{rms_norm, softmax_last_dim};
-use candle_nn::rotary_emb::rope;
+use candle_core::{Device, Result as TensorResult, Tensor};
 
 use super::architecture::Architecture;
 use super::fault;
+use super::kernels::{
+    Causal, Heads, Rotation, add, add_bias, causal_softmax, map, merge_heads, rms_norm, split_heads, swiglu, zip,
+};
 use super::weights::Weights;
 use crate::evaluate::Fault;
 
 /// `x W + b`, the weight stored input-major.
 struct Linear {
     weight: Tensor,
-    bias: Option<Tensor>,
+    bias: Option<Vec<f32>>,
 }
 
 impl Linear {
@@ -31,38 +32,34 @@ impl Linear {
         with_bias: bool,
     ) -> Result<Self, Fault> {
         let mut stacked = Vec::with_capacity(names.len());
-        let mut biases = Vec::with_capacity(names.len());
+        let mut bias = Vec::new();
         for (name, outputs) in names {
             stacked.push(weights.tensor(&format!("{prefix}.{name}.weight"), &[*outputs, inputs])?);
             if with_bias {
-                biases.push(weights.tensor(&format!("{prefix}.{name}.bias"), &[*outputs])?);
+                bias.extend(weights.vector(&format!("{prefix}.{name}.bias"), *outputs)?);
             }
         }
-        let build = || -> TensorResult<Self> {
-            let weight = Tensor::cat(&stacked, 0)?.t()?.contiguous()?;
-            let bias = if with_bias { Some(Tensor::cat(&biases, 0)?) } else { None };
-            Ok(Self { weight, bias })
-        };
-        build().map_err(fault::tensor)
+        let weight = Tensor::cat(&stacked, 0).and_then(|stacked| stacked.t()?.contiguous()).map_err(fault::tensor)?;
+        Ok(Self { weight, bias: with_bias.then_some(bias) })
     }
 
     /// `x`: `[rows, inputs]`.
     fn forward(&self, x: &Tensor) -> TensorResult<Tensor> {
         let y = x.matmul(&self.weight)?;
         match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
+            Some(bias) => map(&y, y.shape(), |y, output| add_bias(y, bias, output)),
             None => Ok(y),
         }
     }
 }
 
 struct Layer {
-    input_norm: Tensor,
+    input_norm: Vec<f32>,
     qkv: Linear,
-    q_norm: Option<Tensor>,
-    k_norm: Option<Tensor>,
+    q_norm: Option<Vec<f32>>,
+    k_norm: Option<Vec<f32>>,
     output: Linear,
-    mlp_norm: Tensor,
+    mlp_norm: Vec<f32>,
     gate_up: Linear,
     down: Linear,
 }
@@ -74,18 +71,18 @@ impl Layer {
         let (attention, mlp) = (format!("{prefix}.self_attn"), format!("{prefix}.mlp"));
         let (query, key_value) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
         let mut head_norm = |name: &str| match a.qk_norm {
-            true => weights.tensor(&format!("{attention}.{name}.weight"), &[a.head_dim]).map(Some),
+            true => weights.vector(&format!("{attention}.{name}.weight"), a.head_dim).map(Some),
             false => Ok(None),
         };
         let (q_norm, k_norm) = (head_norm("q_norm")?, head_norm("k_norm")?);
         let projections = [("q_proj", query), ("k_proj", key_value), ("v_proj", key_value)];
         Ok(Self {
-            input_norm: weights.tensor(&format!("{prefix}.input_layernorm.weight"), &[a.hidden])?,
+            input_norm: weights.vector(&format!("{prefix}.input_layernorm.weight"), a.hidden)?,
             qkv: Linear::load(weights, &attention, &projections, a.hidden, a.qkv_bias)?,
             q_norm,
             k_norm,
             output: Linear::load(weights, &attention, &[("o_proj", a.hidden)], query, a.output_bias)?,
-            mlp_norm: weights.tensor(&format!("{prefix}.post_attention_layernorm.weight"), &[a.hidden])?,
+            mlp_norm: weights.vector(&format!("{prefix}.post_attention_layernorm.weight"), a.hidden)?,
             gate_up: Linear::load(
                 weights,
                 &mlp,
@@ -125,7 +122,7 @@ pub(super) struct Model {
     pub(super) architecture: Architecture,
     embedding: Tensor,
     layers: Vec<Layer>,
-    norm: Tensor,
+    norm: Vec<f32>,
     head: Linear,
 }
 
@@ -148,7 +145,7 @@ impl Model {
         let layers = (0..architecture.layers)
             .map(|index| Layer::load(&mut weights, &architecture, index))
             .collect::<Result<Vec<_>, _>>()?;
-        let norm = weights.tensor("model.norm.weight", &[hidden])?;
+        let norm = weights.vector("model.norm.weight", hidden)?;
         Ok(Self { architecture, embedding, layers, norm, head })
     }
 
@@ -169,8 +166,7 @@ impl Model {
     /// A candidate fault when a logit is not finite.
     pub(super) fn logits(&self, hidden: &Tensor) -> Result<Vec<f32>, Fault> {
         let compute = || -> TensorResult<Vec<f32>> {
-            let normalized = rms_norm(&hidden.contiguous()?, &self.norm, self.architecture.norm_epsilon)?;
-            self.head.forward(&normalized)?.flatten_all()?.to_vec1()
+            self.head.forward(&self.normalize(hidden, &self.norm)?)?.flatten_all()?.to_vec1()
         };
         let logits = compute().map_err(fault::tensor)?;
         match logits.iter().find(|logit| !logit.is_finite()) {
@@ -179,16 +175,21 @@ impl Model {
         }
     }
 
+    fn normalize(&self, x: &Tensor, weight: &[f32]) -> TensorResult<Tensor> {
+        map(x, x.shape(), |x, output| rms_norm(x, weight, self.architecture.norm_epsilon, output))
+    }
+
     fn hidden_states(&self, tokens: &[u32], batch: usize, cache: &mut Cache) -> TensorResult<Tensor> {
         let length = tokens.len() / batch;
-        let (cos, sin) = self.rotations(cache.positions, length)?;
-        let mask = self.mask(cache.positions, length)?;
+        let window = self.architecture.sliding_window.unwrap_or(usize::MAX);
+        let causal = Causal { start: cache.positions, length, window };
+        let rotation = self.rotation(cache.positions, length);
         let mut x = self.embedding.index_select(&Tensor::new(tokens, &Device::Cpu)?, 0)?;
         for (layer, seen) in self.layers.iter().zip(&mut cache.layers) {
-            let normalized = rms_norm(&x, &layer.input_norm, self.architecture.norm_epsilon)?;
-            x = (x + self.attention(layer, &normalized, (batch, length), (&cos, &sin), mask.as_ref(), seen)?)?;
-            let normalized = rms_norm(&x, &layer.mlp_norm, self.architecture.norm_epsilon)?;
-            x = (x + self.mlp(layer, &normalized)?)?;
+            let normalized = self.normalize(&x, &layer.input_norm)?;
+            x = zip(&x, &self.attention(layer, &normalized, batch, causal, &rotation, seen)?, add)?;
+            let normalized = self.normalize(&x, &layer.mlp_norm)?;
+            x = zip(&x, &self.mlp(layer, &normalized)?, add)?;
         }
         cache.positions += length;
         x.reshape((batch, length, self.architecture.hidden))
@@ -199,74 +200,53 @@ impl Model {
         &self,
         layer: &Layer,
         x: &Tensor,
-        (batch, length): (usize, usize),
-        (cos, sin): (&Tensor, &Tensor),
-        mask: Option<&Tensor>,
+        batch: usize,
+        causal: Causal,
+        rotation: &Rotation,
         seen: &mut Option<(Tensor, Tensor)>,
     ) -> TensorResult<Tensor> {
         let a = &self.architecture;
-        let (query, key_value) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
+        let (length, head_dim) = (causal.length, a.head_dim);
+        let row_width = (a.heads + 2 * a.kv_heads) * head_dim;
         let qkv = layer.qkv.forward(x)?;
-        let split = |offset: usize, heads: usize, norm: Option<&Tensor>| -> TensorResult<Tensor> {
-            let part = qkv.narrow(1, offset, heads * a.head_dim)?;
-            let part = match norm {
-                Some(norm) => rms_norm(&part.reshape(((), a.head_dim))?.contiguous()?, norm, a.norm_epsilon)?,
-                None => part,
-            };
-            part.reshape((batch, length, heads, a.head_dim))?.transpose(1, 2)?.contiguous()
+        let split = |first: usize, heads: usize, norm: Option<&Vec<f32>>, rotation: Option<&Rotation>| {
+            let at = Heads { length, row_width, offset: first * head_dim, heads, head_dim };
+            let norm = norm.map(|weight| (&weight[..], a.norm_epsilon));
+            map(&qkv, (batch, heads, length, head_dim), |x, output| split_heads(x, at, norm, rotation, output))
         };
-        let q = rope(&split(0, a.heads, layer.q_norm.as_ref())?, cos, sin)?;
-        let mut k = rope(&split(query, a.kv_heads, layer.k_norm.as_ref())?, cos, sin)?;
-        let mut v = split(query + key_value, a.kv_heads, None)?;
+        let q = split(0, a.heads, layer.q_norm.as_ref(), Some(rotation))?;
+        let mut k = split(a.heads, a.kv_heads, layer.k_norm.as_ref(), Some(rotation))?;
+        let mut v = split(a.heads + a.kv_heads, a.kv_heads, None, None)?;
         if let Some((earlier_k, earlier_v)) = seen.take() {
             k = Tensor::cat(&[&earlier_k, &k], 2)?;
             v = Tensor::cat(&[&earlier_v, &v], 2)?;
         }
         // The query heads that share a key-value head are stacked as rows: nothing is repeated.
-        let shared = a.heads / a.kv_heads * length;
-        let q = (q.reshape((batch, a.kv_heads, shared, a.head_dim))? * (a.head_dim as f64).powf(-0.5))?;
-        let mut scores = q.matmul(&k.t()?)?;
-        if let Some(mask) = mask {
-            scores = scores.reshape((batch, a.heads, length, ()))?.broadcast_add(mask)?.reshape(scores.shape())?;
-        }
-        let mixed = softmax_last_dim(&scores)?.matmul(&v)?;
+        let stacked = a.heads / a.kv_heads * length;
+        let scores = q.reshape((batch, a.kv_heads, stacked, head_dim))?.matmul(&k.t()?)?;
+        let scale = (head_dim as f32).sqrt().recip();
+        let shares = map(&scores, scores.shape(), |scores, output| causal_softmax(scores, causal, scale, output))?;
+        let mixed = shares.matmul(&v)?;
         *seen = Some((k, v));
-        let mixed = mixed.reshape((batch, a.heads, length, a.head_dim))?.transpose(1, 2)?;
-        layer.output.forward(&mixed.reshape((batch * length, query))?)
+        let merged = map(&mixed, (batch * length, a.heads * head_dim), |x, output| {
+            merge_heads(x, length, a.heads, head_dim, output);
+        })?;
+        layer.output.forward(&merged)
     }
 
     fn mlp(&self, layer: &Layer, x: &Tensor) -> TensorResult<Tensor> {
         let both = layer.gate_up.forward(x)?;
         let width = self.architecture.intermediate;
-        let (gate, up) = (both.narrow(D::Minus1, 0, width)?, both.narrow(D::Minus1, width, width)?);
-        layer.down.forward(&(gate.silu()? * up)?)
+        let gated = map(&both, (both.dim(0)?, width), |both, output| swiglu(both, width, output))?;
+        layer.down.forward(&gated)
     }
 
-    /// Cosines and sines `[length, head_dim / 2]` for positions from `start`.
-    fn rotations(&self, start: usize, length: usize) -> TensorResult<(Tensor, Tensor)> {
+    /// For `length` positions from `start`.
+    fn rotation(&self, start: usize, length: usize) -> Rotation {
         let frequencies = &self.architecture.inverse_frequencies;
-        let angles: Vec<f32> = (start..start + length)
-            .flat_map(|position| frequencies.iter().map(move |frequency| position as f32 * frequency))
-            .collect();
-        let shape = (length, frequencies.len());
-        let of = |function: fn(f32) -> f32| {
-            Tensor::from_vec(angles.iter().copied().map(function).collect::<Vec<_>>(), shape, &Device::Cpu)
-        };
-        Ok((of(f32::cos)?, of(f32::sin)?))
-    }
-
-    /// What is added to the scores `[length, start + length]`: nothing where a position may look, minus infinity
-    /// elsewhere. `None` where every position may be looked at.
-    fn mask(&self, start: usize, length: usize) -> TensorResult<Option<Tensor>> {
-        let end = start + length;
-        let window = self.architecture.sliding_window.unwrap_or(usize::MAX);
-        if length == 1 && end <= window {
-            return Ok(None);
-        }
-        let allowed = |from: usize, to: usize| to <= from && from - to < window;
-        let values: Vec<f32> = (start..end)
-            .flat_map(|from| (0..end).map(move |to| if allowed(from, to) { 0.0 } else { f32::NEG_INFINITY }))
-            .collect();
-        Tensor::from_vec(values, (length, end), &Device::Cpu).map(Some)
+        let angles = (start..start + length)
+            .flat_map(|position| frequencies.iter().map(move |frequency| position as f32 * frequency));
+        let (sin, cos) = angles.map(f32::sin_cos).unzip();
+        Rotation { cos, sin }
     }
 }

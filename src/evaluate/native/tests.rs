@@ -10,11 +10,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::data::{Content, TaskData};
 use super::exact_match::{Answer, greedy};
+use super::likelihood;
 use super::model::Model;
 use super::stop::Stop;
 use super::tokens::{Encoded, Tokenizers};
 use super::workers::Workers;
-use super::{likelihood, scoring};
 
 /// Largest difference of a logit from PyTorch's (float32 both), as a share of 1 + its magnitude.
 const TOLERANCE: f32 = 2e-5;
@@ -115,13 +115,12 @@ fn answers(model: &Model, data: &TaskData, batch: usize) -> Vec<Option<String>> 
     out
 }
 
-/// Every greedy answer of the base and the four experts, and every verdict of the twelve runs of the sweep.
+/// Every greedy answer of the base and the four experts, word for word.
 #[test]
 fn greedy_answers_agree_with_transformers_on_every_sample() {
     #[derive(Deserialize)]
     struct Reference {
         answers: BTreeMap<String, BTreeMap<String, Vec<Option<String>>>>,
-        verdicts: BTreeMap<String, BTreeMap<String, String>>,
     }
     let reference: Reference = reference("answers.json");
     let data = |name: &str| TaskData::read(&root().join(format!("evals/tiny-llama/data/{name}.jsonl"))).unwrap();
@@ -134,20 +133,6 @@ fn greedy_answers_agree_with_transformers_on_every_sample() {
         }
     }
     assert_eq!(compared, 5 * 1600);
-    for (name, splits) in &reference.verdicts {
-        let model = Model::load(&zoo(name)).unwrap();
-        for (split, expected) in splits {
-            let data = data(split);
-            let verdict = |(answer, sample): (&Option<String>, &super::data::Sample)| match &sample.content {
-                Content::ExactMatch { answer: gold, .. } if answer.as_ref() == Some(gold) => '1',
-                _ => '0',
-            };
-            let verdicts: String = answers(&model, &data, 256).iter().zip(&data.samples).map(verdict).collect();
-            assert_eq!(&verdicts, expected, "{name} on {split}");
-            compared += expected.len();
-        }
-    }
-    assert_eq!(compared, 17 * 1600);
 }
 
 #[test]
@@ -232,9 +217,4 @@ fn logits_are_the_same_bits_on_any_number_of_threads() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         assert!(pool.install(bits) == alone, "a pool of {threads}");
     }
-}
-
-#[test]
-fn the_engine_needs_no_particular_batch() {
-    assert!(scoring::Engine::new(BTreeMap::new(), NonZeroUsize::MIN, NonZeroUsize::MIN).is_ok());
 }

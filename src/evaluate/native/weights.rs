@@ -96,11 +96,27 @@ impl Weights {
         Ok(())
     }
 
-    /// Reads the tensor `name` as float32.
+    /// Reads the tensor `name`.
+    ///
+    /// # Errors
+    /// As [`Self::elements`].
+    pub(super) fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, Fault> {
+        Tensor::from_vec(self.elements(name, shape)?, shape, &Device::Cpu).map_err(fault::tensor)
+    }
+
+    /// Reads the tensor `name` of one dimension.
+    ///
+    /// # Errors
+    /// As [`Self::elements`].
+    pub(super) fn vector(&mut self, name: &str, length: usize) -> Result<Vec<f32>, Fault> {
+        self.elements(name, &[length])
+    }
+
+    /// Reads the elements of the tensor `name` as float32.
     ///
     /// # Errors
     /// A candidate fault when it is missing, has another shape or type than expected, or a value that is not finite.
-    pub(super) fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, Fault> {
+    fn elements(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Fault> {
         let (shard, info) =
             self.tensors.get(name).ok_or_else(|| fault::invalid(format!("tensor `{name}` is missing")))?;
         if info.shape != shape {
@@ -121,7 +137,7 @@ impl Weights {
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
             return Err(fault::nonfinite(format!("tensor `{name}` holds {} at element {at}", values[at])));
         }
-        Tensor::from_vec(values, shape, &Device::Cpu).map_err(fault::tensor)
+        Ok(values)
     }
 }
 

@@ -88,8 +88,8 @@ TEXTS = [
 
 @torch.inference_mode()
 def loglikelihood(model, context, continuation):
-    """Sum of the continuation's log-probabilities in float64, from float32 logits."""
-    lp = model(input_ids=torch.tensor([context + continuation])).logits[0].double().log_softmax(-1)
+    """Sum of the continuation's log-probabilities in float64, from float32 logits. The last token is not an input."""
+    lp = model(input_ids=torch.tensor([(context + continuation)[:-1]])).logits[0].double().log_softmax(-1)
     return sum(lp[len(context) + i - 1, t].item() for i, t in enumerate(continuation))
 
 
@@ -114,26 +114,13 @@ def likelihood():
         ids = tok(text, add_special_tokens=False)["input_ids"]
         total, at = 0.0, 0
         while at < len(ids):
-            if at == 0:
-                part = ids[:limit]
-                total += loglikelihood(model, [tok.bos_token_id], part) if len(part) < limit else windowed(model, [tok.bos_token_id], part)
-            else:
-                part = ids[at:at + limit]
-                end = at + len(part)
-                context = ids[max(0, end - limit - 1):at]
-                total += windowed(model, context, part)
-            at += len(part)
+            end = min(len(ids), at + limit)
+            context = ids[max(0, end - limit - 1):at] if at else [tok.bos_token_id]
+            total += loglikelihood(model, context, ids[at:end])
+            at = end
         out["texts"].append({"text": text, "loglikelihood": total, "bytes": len(text.encode()),
                              "bits_per_byte": -total / math.log(2) / len(text.encode())})
     json.dump(out, open(os.path.join(HERE, "likelihood.json"), "w"), indent=1, ensure_ascii=False)
-
-
-def windowed(model, context, part):
-    """As the harness: the last token is not an input, so that `limit` inputs predict `limit` tokens."""
-    ids = (context + part)[:-1]
-    with torch.inference_mode():
-        lp = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
-    return sum(lp[len(context) + i - 1, t].item() for i, t in enumerate(part))
 
 
 FAMILIES = {
