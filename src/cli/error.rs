@@ -30,8 +30,6 @@ pub(super) enum CliError {
     Ledger(#[from] LedgerError),
     #[error("{0}")]
     Usage(String),
-    #[error("{0}")]
-    BadData(String),
     #[error("{path}: {source}")]
     Write { path: PathBuf, source: std::io::Error },
     #[error("cannot start the asynchronous runtime: {0}")]
@@ -49,7 +47,6 @@ impl CliError {
             Self::Evaluate(error) => error.exit_code(),
             Self::Ledger(error) => error.exit_code(),
             Self::Usage(_) => ExitCode::Usage,
-            Self::BadData(_) => ExitCode::BadData,
             Self::Write { .. } => ExitCode::NotWritable,
             Self::Runtime(_) => ExitCode::Internal,
         }

@@ -18,13 +18,6 @@ impl Output {
         Self { quiet: common.quiet, verbose: common.verbose, json: common.json }
     }
 
-    /// A line for people that is no result.
-    pub(super) fn note(self, text: &str) {
-        if !self.quiet {
-            eprintln!("{text}");
-        }
-    }
-
     /// The result: text for people, or one JSON document.
     pub(super) fn result(self, text: &str, json: &serde_json::Value) {
         let mut stdout = std::io::stdout().lock();

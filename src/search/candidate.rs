@@ -51,7 +51,11 @@ impl Candidate {
         context: &EvaluationContext,
     ) -> Result<Self, SearchError> {
         let (recipe, genome, genes) = match &proposal.content {
-            Content::Base => (base_recipe(&models.facts), Vec::new(), Vec::new()),
+            Content::Base => {
+                let recipe = base_recipe(&models.facts)
+                    .ok_or_else(|| SearchError::Settings("the run has no base model".into()))?;
+                (recipe, Vec::new(), Vec::new())
+            }
             Content::Soup(members) => (soup_recipe(&models.facts, members), Vec::new(), Vec::new()),
             Content::Genome(genome) => {
                 let space = space.ok_or_else(|| SearchError::Settings("a search needs a [space]".into()))?;

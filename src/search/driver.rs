@@ -239,7 +239,7 @@ impl Search {
         self.budget.spend(self.prepared.samples);
         self.asked.insert(index, Asked::from_record(&record));
         match self.reusable.remove(&candidate.evaluation_id) {
-            Some(record) => self.take_over(index, proposal.fidelity, candidate, record)?,
+            Some(record) => self.take_over(index, candidate, record)?,
             None => self.pipeline.add(work(index, &proposal, candidate)),
         }
         Ok(true)
@@ -279,7 +279,6 @@ impl Search {
     fn take_over(
         &mut self,
         index: u64,
-        fidelity: f64,
         candidate: Candidate,
         record: ToldRecord,
     ) -> Result<(), SearchError> {
@@ -287,7 +286,6 @@ impl Search {
         self.finish(Finished {
             index,
             candidate: Arc::new(candidate),
-            fidelity,
             status: outcome.status,
             tasks: outcome.tasks,
             error: record.error,

@@ -12,6 +12,7 @@ mod error;
 mod export;
 mod frozen;
 mod holdout;
+mod landscape;
 mod model_card;
 mod models;
 mod pipeline;

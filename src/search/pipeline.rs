@@ -31,7 +31,6 @@ pub struct Work {
 pub struct Finished {
     pub index: u64,
     pub candidate: Arc<Candidate>,
-    pub fidelity: f64,
     pub status: Status,
     pub tasks: BTreeMap<String, TaskScores>,
     pub error: Option<String>,
@@ -263,7 +262,6 @@ fn end(open: Open, status: Status, tasks: BTreeMap<String, TaskScores>, error: O
     Finished {
         index: open.work.index,
         candidate: open.work.candidate,
-        fidelity: open.work.fidelity,
         status,
         tasks,
         error,
