@@ -52,6 +52,8 @@ impl Models {
             return Err(SearchError::Settings("models.sources is empty".into()));
         };
         let facts = ModelFacts {
+            // Soups name no base; the output is stored as the base is all the same.
+            dtype: config.output.dtype.or(first.dtype()),
             layers: first.layers(),
             tensors: first.tensors().keys().cloned().collect(),
             ..bare_facts(config, LayerLayout::default())

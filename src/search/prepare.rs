@@ -69,7 +69,7 @@ pub async fn prepare(config: RunConfig, scratch: &Path, progress: &Arc<dyn Progr
         tokio::task::spawn_blocking(move || Models::open(&config, needs_checkpoint)).await
     };
     let models = opened.map_err(|error| SearchError::Worker(error.to_string()))??;
-    let space = match &config.space {
+    let space = match config.search_space()? {
         Some(space) => Some(Arc::new(SearchSpace::new(space, &models.facts)?)),
         None => None,
     };
