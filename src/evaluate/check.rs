@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::fault::shortened;
 use super::protocol::{WireEvaluation, WireMetric, WirePerSample, WireTaskScores};
 use super::{
     Capabilities, Evaluation, EvaluationRequest, Fault, FaultClass, MetricCapability, MetricValue, PerSample, SampleId,
@@ -12,6 +13,9 @@ use super::{
 
 /// How far the mean of the per-sample scores may lie from the value.
 const MEAN_TOLERANCE: f64 = 1e-6;
+
+/// Warnings kept of an answer.
+const MOST_WARNINGS: usize = 20;
 
 /// How much an answer has to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +53,8 @@ pub(super) fn check(answer: WireEvaluation, expected: &Expected) -> Result<Evalu
         tasks.insert(task.name.clone(), check_task(scores, task, expected)?);
     }
     let timing = answer.timing.into_iter().filter(|(_, seconds)| seconds.is_finite()).collect();
-    Ok(Evaluation { tasks, endpoint: None, timing, warnings: answer.warnings })
+    let warnings = answer.warnings.iter().take(MOST_WARNINGS).map(|warning| shortened(warning)).collect();
+    Ok(Evaluation { tasks, endpoint: None, timing, warnings })
 }
 
 pub(super) fn violation(detail: String) -> Fault {

@@ -80,6 +80,10 @@ pub(super) fn http_client(url: &Url, token: Option<&HeaderValue>, limits: &Limit
     if is_loopback(url) {
         builder = builder.no_proxy();
     }
+    if url.scheme() == "http" {
+        // Never speaks TLS: works on machines without a certificate store.
+        builder = builder.tls_certs_only([]);
+    }
     builder.build().map_err(|error| configuration("http_client", format!("cannot set up HTTP: {}", causes(&error))))
 }
 
@@ -263,6 +267,12 @@ mod tests {
             assert_eq!(fault.class, FaultClass::Configuration);
             assert!(!fault.detail.contains("secret"));
         }
+    }
+
+    #[test]
+    fn plain_http_needs_no_certificate_store() {
+        let url = endpoint_url("http://127.0.0.1:1").unwrap();
+        assert!(http_client(&url, None, &Limits::default()).is_ok());
     }
 
     #[test]

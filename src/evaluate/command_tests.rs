@@ -246,6 +246,14 @@ fn is_gone(pid: &str) -> bool {
     stat.rsplit(')').next().is_none_or(|rest| rest.trim_start().is_empty() || rest.trim_start().starts_with('Z'))
 }
 
+/// A killed process is gone a moment after the signal was sent; one that was not killed sleeps for ten minutes.
+fn until_gone(pid: &str) {
+    assert!(!pid.trim().is_empty());
+    while !is_gone(pid) {
+        std::thread::yield_now();
+    }
+}
+
 /// Leaves a process behind that takes no notice of SIGTERM.
 const STUBBORN_CHILD: &str =
     "(trap '' TERM; echo ready > ready; exec sleep 600) &\necho $! > pid.tmp; mv pid.tmp pid\n";
@@ -254,7 +262,7 @@ const STUBBORN_CHILD: &str =
 async fn what_a_program_leaves_behind_is_killed() {
     let bench = Bench::new();
     bench.run(&format!("{STUBBORN_CHILD} cp good.json $1")).await.unwrap();
-    assert!(is_gone(&bench.read("pid")), "{}", bench.read("pid"));
+    until_gone(&bench.read("pid"));
 }
 
 #[tokio::test]
@@ -264,7 +272,7 @@ async fn a_program_that_takes_too_long_is_killed_with_its_children() {
     let error = bench.run(&format!("{STUBBORN_CHILD} trap '' TERM; wait; sleep 600")).await.unwrap_err();
     assert!(matches!(&error, EvaluateError::Outage(fault) if fault.code == "timeout"), "{error}");
     assert_eq!(bench.codes(), ["timeout", "timeout"]);
-    assert!(is_gone(&bench.read("pid")));
+    until_gone(&bench.read("pid"));
 }
 
 #[tokio::test]
@@ -279,7 +287,7 @@ async fn a_cancelled_program_is_killed_with_its_children() {
     };
     let (outcome, ()) = tokio::join!(bench.score(&evaluator), started);
     assert!(matches!(outcome, Err(EvaluateError::Cancelled)));
-    assert!(is_gone(&bench.read("pid")));
+    until_gone(&bench.read("pid"));
 }
 
 #[tokio::test]
@@ -294,9 +302,7 @@ async fn a_dropped_evaluation_leaves_no_process() {
             tokio::task::yield_now().await;
         }
     }
-    while !is_gone(&bench.read("pid")) {
-        tokio::task::yield_now().await;
-    }
+    until_gone(&bench.read("pid"));
 }
 
 /// Not a test by itself: the process that `a_killed_search_leaves_no_program` kills.
@@ -329,9 +335,7 @@ fn a_killed_search_leaves_no_program() {
     };
     search.kill().unwrap();
     search.wait().unwrap();
-    while !is_gone(&pid) {
-        std::thread::yield_now();
-    }
+    until_gone(&pid);
 }
 
 #[test]

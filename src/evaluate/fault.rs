@@ -157,8 +157,8 @@ fn of_known_problem(problem: &WireProblem) -> Option<Verdict> {
     let code = problem.code.as_deref().unwrap_or_default();
     let class = problem.class.as_deref().unwrap_or_default();
     let (class, reaction) = by_code(code).or_else(|| by_class(class))?;
-    let code = if code.is_empty() { "unnamed" } else { code };
-    let mut verdict = Verdict::new(reaction, class, code, text(problem));
+    let code = if code.is_empty() { "unnamed".to_owned() } else { shortened(code) };
+    let mut verdict = Verdict::new(reaction, class, &code, text(problem));
     if problem.attempt_counts == Some(false) && reaction == Reaction::Retry {
         verdict.reaction = Reaction::Wait;
     }

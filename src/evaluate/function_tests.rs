@@ -163,7 +163,7 @@ async fn faults_change_no_score() {
         let request = request(&index.to_string(), &[0.1, 0.9], Samples::Limit(3));
         let record = Record::default();
         let outcome = faulty.evaluate(&request, &record, &CancellationToken::new()).await;
-        let kept = record.0.lock().unwrap();
+        let kept = record.0.lock().unwrap().clone();
         attempts += kept.len();
         assert!(kept.iter().map(|attempt| attempt.number).eq(1..=kept.len() as u32));
         match outcome {

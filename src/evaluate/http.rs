@@ -200,5 +200,4 @@ impl Evaluator for HttpEvaluator {
 }
 
 #[cfg(test)]
-#[path = "http_tests.rs"]
 mod tests;

@@ -211,6 +211,8 @@ impl Pool {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
+            // Also while others are free: an endpoint that comes back is found before it is needed.
+            self.start_due_probes();
             match self.look(avoid) {
                 Look::Lease(lease) => return Ok(lease),
                 Look::AllPaused(fault) => return Err(EvaluateError::Configuration(fault)),
@@ -220,7 +222,6 @@ impl Pool {
                     self.check_outage(clock, fault)?;
                 }
             }
-            self.start_due_probes();
             tokio::select! {
                 () = cancel.cancelled() => return Err(EvaluateError::Cancelled),
                 () = &mut changed => {}

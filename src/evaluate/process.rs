@@ -71,7 +71,7 @@ impl Drop for KillOnDrop {
 }
 
 /// Runs the program until it ends, `timeout` is over or `cancel` fires; then SIGTERM to its group, and SIGKILL after
-/// `grace`. Nothing of the group is left when this returns.
+/// `grace`. The whole group has got SIGKILL when this returns.
 ///
 /// # Errors
 /// When the program cannot be started or waited for.

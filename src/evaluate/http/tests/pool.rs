@@ -1,0 +1,268 @@
+//! Attempts that run out, endpoints that come and go, and pools of them.
+
+use super::*;
+
+#[tokio::test]
+async fn attempts_run_out_only_while_the_endpoint_is_healthy() {
+    let server = FaultServer::start(vec![]);
+    *server.inner.otherwise.lock().unwrap() = html(500);
+    let bench = Bench::of(&[&server]);
+    let error = bench.evaluate().await.unwrap_err();
+    assert!(matches!(&error, EvaluateError::GivenUp(fault) if fault.class == FaultClass::Infrastructure), "{error}");
+    assert_eq!((server.posts(), bench.attempts().len()), (5, 5));
+}
+
+#[tokio::test]
+async fn attempts_used_up_on_a_sick_endpoint_do_not_count() {
+    // The fifth fault comes with failing health checks; when they pass again, the evaluation gets fresh attempts.
+    let server = FaultServer::start(vec![html(500), html(500), html(500), html(500), html(500), html(500)]);
+    let mut bench = Bench::of(&[&server]);
+    bench.policy.breaker_threshold = 100;
+    let evaluator = bench.connect().await.unwrap();
+    server.inner.healths.lock().unwrap().extend([html(502), html(502)]);
+    assert_scored(&bench.score(&evaluator).await.unwrap());
+    assert_eq!(server.posts(), 7);
+}
+
+#[tokio::test]
+async fn back_pressure_never_uses_up_attempts() {
+    let busy = Reply::Status(503, &[("Retry-After", "1")], "busy".into());
+    let server = FaultServer::start(vec![busy; 12]);
+    let bench = Bench::of(&[&server]);
+    assert_scored(&bench.evaluate().await.unwrap());
+    assert!(bench.attempts()[..12].iter().all(|attempt| !attempt.counts));
+}
+
+#[tokio::test]
+async fn back_pressure_for_ever_is_an_outage() {
+    let server = FaultServer::start(vec![]);
+    *server.inner.otherwise.lock().unwrap() = Reply::Status(429, &[("Retry-After", "20")], String::new());
+    let mut bench = Bench::of(&[&server]);
+    bench.patience.max_outage = Duration::from_millis(100);
+    let error = bench.evaluate().await.unwrap_err();
+    assert!(matches!(error, EvaluateError::Outage(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_hang_is_tried_once_more_with_twice_the_time() {
+    let server = FaultServer::start(vec![Reply::Hang]);
+    let mut bench = Bench::of(&[&server]);
+    bench.patience.timeout = Duration::from_secs(1);
+    assert_scored(&bench.evaluate().await.unwrap());
+    assert_eq!(bench.codes(), ["timeout"]);
+    let told: Vec<Value> = server.seen("POST").iter().map(|seen| seen.json()["timeout_s"].clone()).collect();
+    assert_eq!(told, [json!(1.0), json!(2.0)]);
+}
+
+#[tokio::test]
+async fn a_second_timeout_is_the_candidates_fault_where_the_run_file_says_so() {
+    for timeout_is_worst in [true, false] {
+        let server = FaultServer::start(vec![Reply::Hang, problem(504, "timeout", "resource")]);
+        let mut bench = Bench::of(&[&server]);
+        bench.patience.timeout = Duration::from_millis(50);
+        bench.config.timeout_is_worst = timeout_is_worst;
+        let error = bench.evaluate().await.unwrap_err();
+        match (&error, timeout_is_worst) {
+            (EvaluateError::Candidate(fault), true) | (EvaluateError::GivenUp(fault), false) => {
+                assert_eq!(fault.code, "timeout")
+            }
+            _ => panic!("{error}"),
+        }
+        assert_eq!(server.posts(), 2);
+    }
+}
+
+#[tokio::test]
+async fn timeouts_of_a_sick_endpoint_blame_nobody() {
+    let server = FaultServer::start(vec![Reply::Hang, Reply::Hang]);
+    let mut bench = Bench::of(&[&server]);
+    bench.patience.timeout = Duration::from_millis(50);
+    bench.patience.max_outage = Duration::from_millis(300);
+    let evaluator = bench.connect().await.unwrap();
+    *server.inner.healths.lock().unwrap() = vec![html(503); 10_000].into();
+    let error = bench.score(&evaluator).await.unwrap_err();
+    assert!(matches!(error, EvaluateError::Outage(_)), "{error}");
+}
+
+fn unused_address() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_down_at_the_start_is_waited_for() {
+    let address = unused_address();
+    let bench = Bench::new(vec![format!("http://{address}")]);
+    let late = Arc::new(Mutex::new(None));
+    let starter = Arc::clone(&late);
+    // The server comes up when the evaluator says that it waits.
+    let evaluator = bench.connect_noting(move |line| {
+        if line.starts_with("waiting for endpoint") {
+            *starter.lock().unwrap() = Some(FaultServer::start_on(address, vec![]));
+        }
+    });
+    assert_scored(&bench.score(&evaluator.await.unwrap()).await.unwrap());
+    assert_eq!(bench.lines().len(), 2, "{:?}", bench.lines());
+}
+
+#[tokio::test]
+async fn nobody_at_the_start_is_an_outage() {
+    let mut bench = Bench::new(vec![format!("http://{}", unused_address())]);
+    bench.patience.startup_timeout = Duration::from_millis(50);
+    let error = bench.connect().await.err().unwrap();
+    assert!(matches!(error, EvaluateError::Outage(_)), "{error}");
+    assert_eq!(error.exit_code(), crate::exit::ExitCode::Stopped);
+}
+
+#[tokio::test]
+async fn a_starting_endpoint_is_waited_for() {
+    let server = FaultServer::start(vec![]);
+    let starting = Reply::Edited(|health| health["status"] = json!("starting"));
+    server.inner.healths.lock().unwrap().extend([starting, html(503)]);
+    assert_scored(&Bench::of(&[&server]).evaluate().await.unwrap());
+}
+
+#[tokio::test]
+async fn an_outage_in_mid_run_is_waited_out_and_ends_at_its_limit() {
+    let server = FaultServer::start(vec![]);
+    let address = server.address;
+    let bench = Bench::of(&[&server]);
+    let revived: Arc<Mutex<Option<FaultServer>>> = Arc::default();
+    let reviver = Arc::clone(&revived);
+    let evaluator = bench
+        .connect_noting(move |line| {
+            if line.starts_with("waiting for endpoint") {
+                *reviver.lock().unwrap() = Some(FaultServer::start_on(address, vec![]));
+            }
+        })
+        .await
+        .unwrap();
+    drop(server);
+    assert_scored(&bench.score(&evaluator).await.unwrap());
+    assert_eq!((bench.codes(), bench.attempts()[0].counts), (vec!["unreachable".to_owned()], false));
+
+    let server = FaultServer::start(vec![]);
+    let mut bench = Bench::of(&[&server]);
+    bench.patience.max_outage = Duration::from_millis(100);
+    let evaluator = bench.connect().await.unwrap();
+    drop(server);
+    let error = bench.score(&evaluator).await.unwrap_err();
+    assert!(matches!(&error, EvaluateError::Outage(fault) if fault.code == "unreachable"), "{error}");
+}
+
+#[tokio::test]
+async fn one_of_two_endpoints_dies_and_the_other_goes_on() {
+    let (dying, other) = (FaultServer::start(vec![Reply::Cut]), FaultServer::start(vec![]));
+    let bench = Bench::of(&[&dying, &other]);
+    let evaluator = bench.connect().await.unwrap();
+    assert_eq!(evaluator.concurrency().get(), 2);
+    assert_scored(&bench.score(&evaluator).await.unwrap());
+    let endpoints: Vec<_> = bench.attempts().into_iter().map(|attempt| attempt.endpoint.unwrap()).collect();
+    assert_eq!(endpoints, [dying.url(), other.url()]);
+    drop(dying);
+    for _ in 0..3 {
+        assert_scored(&bench.score(&evaluator).await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn a_candidate_that_kills_two_servers_is_blamed() {
+    let servers = [FaultServer::start(vec![Reply::Die]), FaultServer::start(vec![Reply::Die])];
+    let third = FaultServer::start(vec![]);
+    let bench = Bench::of(&[&servers[0], &servers[1], &third]);
+    let error = bench.evaluate().await.unwrap_err();
+    assert!(matches!(&error, EvaluateError::Candidate(fault) if fault.code == "killed_workers"), "{error}");
+    assert_eq!(third.posts(), 0);
+}
+
+#[tokio::test]
+async fn lost_connections_alone_blame_nobody() {
+    let servers = [FaultServer::start(vec![]), FaultServer::start(vec![])];
+    for server in &servers {
+        *server.inner.otherwise.lock().unwrap() = Reply::Cut;
+    }
+    let error = Bench::of(&[&servers[0], &servers[1]]).evaluate().await.unwrap_err();
+    assert!(matches!(&error, EvaluateError::GivenUp(fault) if fault.code == "connection_lost"), "{error}");
+}
+
+#[tokio::test]
+async fn one_server_that_dies_again_and_again_is_no_proof_against_the_candidate() {
+    let server = FaultServer::start(vec![]);
+    *server.inner.otherwise.lock().unwrap() = Reply::Die;
+    let error = Bench::of(&[&server]).evaluate().await.unwrap_err();
+    assert!(matches!(error, EvaluateError::GivenUp(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_comes_back_as_another_evaluator_gives_no_score() {
+    let server = FaultServer::start(vec![Reply::Die]);
+    let bench = Bench::of(&[&server]);
+    let evaluator = bench.connect().await.unwrap();
+    server.inner.capabilities.lock().unwrap()["fingerprint"] = json!("fp-2");
+    let error = bench.score(&evaluator).await.unwrap_err();
+    assert!(matches!(&error, EvaluateError::Configuration(fault) if fault.code == "fingerprint_mismatch"), "{error}");
+}
+
+#[tokio::test]
+async fn a_restarted_server_is_met_again_before_its_score_counts() {
+    let server = FaultServer::start(vec![Reply::Die]);
+    let bench = Bench::of(&[&server]);
+    assert_scored(&bench.evaluate().await.unwrap());
+    assert!(bench.lines().iter().any(|line| line.contains("has restarted")), "{:?}", bench.lines());
+}
+
+#[tokio::test]
+async fn a_start_names_what_does_not_fit() {
+    type Edit = fn(&mut Value);
+    let edits: [(Edit, &str); 5] = [
+        (|c| c["tasks"][0]["name"] = json!("addd"), "unknown task add; known: addd, rev; did you mean addd?"),
+        (|c| c["tasks"][0]["metrics"][0]["name"] = json!("accuracy_norm"), "did you mean accuracy_norm?"),
+        (|c| c["sources"] = json!(["recipe"]), "not by path"),
+        (|c| c["protocol"] = json!(["2.0"]), "protocol"),
+        (|c| c["tasks"][1]["metrics"] = json!([]), "task rev has no metric"),
+    ];
+    for (edit, text) in edits {
+        let server = FaultServer::start(vec![]);
+        edit(&mut server.inner.capabilities.lock().unwrap());
+        let error = Bench::of(&[&server]).connect().await.err().unwrap();
+        assert!(matches!(error, EvaluateError::Configuration(_)), "{error}");
+        assert!(error.to_string().contains(text), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn endpoints_of_one_pool_must_score_alike() {
+    let (first, second) = (FaultServer::start(vec![]), FaultServer::start(vec![]));
+    second.inner.capabilities.lock().unwrap()["fingerprint"] = json!("fp-2");
+    let mut bench = Bench::of(&[&first, &second]);
+    let error = bench.connect().await.err().unwrap();
+    assert!(matches!(&error, EvaluateError::Configuration(fault) if fault.code == "fingerprint_mismatch"), "{error}");
+    bench.config.allow_different_fingerprints = true;
+    assert_scored(&bench.evaluate().await.unwrap());
+}
+
+#[tokio::test]
+async fn the_fingerprint_follows_the_endpoints_and_the_task_versions() {
+    let server = FaultServer::start(vec![]);
+    let bench = Bench::of(&[&server]);
+    let first = bench.connect().await.unwrap().fingerprint;
+    assert_eq!(first.len(), 64);
+    assert_eq!(first, bench.connect().await.unwrap().fingerprint);
+    server.inner.capabilities.lock().unwrap()["tasks"][0]["version"] = json!("2");
+    let second = bench.connect().await.unwrap().fingerprint;
+    server.inner.capabilities.lock().unwrap()["fingerprint"] = json!("fp-2");
+    let third = bench.connect().await.unwrap().fingerprint;
+    assert!(first != second && second != third);
+}
+
+#[tokio::test]
+async fn an_endpoint_gets_no_more_at_once_than_it_bears() {
+    let server = FaultServer::start(vec![]);
+    server.inner.capabilities.lock().unwrap()["limits"]["max_inflight"] = json!(2);
+    let mut bench = Bench::of(&[&server]);
+    bench.config.in_flight = NonZeroUsize::new(8).unwrap();
+    let evaluator = bench.connect().await.unwrap();
+    assert_eq!(evaluator.concurrency().get(), 2);
+    let all = join_all((0..12).map(|_| bench.score(&evaluator))).await;
+    assert!(all.iter().all(Result::is_ok));
+    assert!(server.inner.most_at_once.load(std::sync::atomic::Ordering::SeqCst) <= 2);
+}
