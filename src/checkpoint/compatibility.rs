@@ -54,3 +54,83 @@ fn difference((name, found): (&str, &TensorInfo), (reference, expected): (&str, 
     (found.dtype != expected.dtype && !both_float)
         .then(|| format!("{tensor} is of type {} in {name}, {} in {reference}", found.dtype, expected.dtype))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::fixtures::{safetensors_bytes, write_model};
+    use super::*;
+
+    const FOUR: [f32; 4] = [0.0; 4];
+
+    fn model(folder: &Path, name: &str, config: &str, tensors: &[(&str, &[usize])]) -> Checkpoint {
+        let path = folder.join(name);
+        let tensors: Vec<_> =
+            tensors.iter().map(|&(name, shape)| (name, shape, &FOUR[..shape.iter().product()])).collect();
+        write_model(&path, config, &tensors);
+        Checkpoint::open(&path).unwrap()
+    }
+
+    fn differences(models: &[(&str, &Checkpoint)]) -> Vec<String> {
+        match compare(models) {
+            Ok(()) => Vec::new(),
+            Err(CheckpointError::Incompatible { differences }) => differences,
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn every_difference_is_listed() {
+        let folder = tempfile::tempdir().unwrap();
+        let base = model(folder.path(), "base", "{}", &[("a", &[2, 2]), ("b", &[1]), ("c", &[1])]);
+        let same = model(folder.path(), "same", r#"{"other": 1}"#, &[("a", &[2, 2]), ("b", &[1]), ("c", &[1])]);
+        let other =
+            model(folder.path(), "other", r#"{"tie_word_embeddings": true}"#, &[("a", &[4]), ("b", &[1]), ("d", &[1])]);
+        assert_eq!(differences(&[]), [""; 0]);
+        assert_eq!(differences(&[("base", &base), ("same", &same)]), [""; 0]);
+        let expected = [
+            "other ties its head to its input embedding, base does not tie (tie_word_embeddings)",
+            "`a` has shape [4] in other, [2, 2] in base",
+            "other lacks `c`, which base has",
+            "other has `d`, which base lacks",
+        ];
+        assert_eq!(differences(&[("base", &base), ("same", &same), ("other", &other)]), expected);
+    }
+
+    #[test]
+    fn a_stored_copy_of_a_tied_head_is_no_difference() {
+        let folder = tempfile::tempdir().unwrap();
+        let tied = r#"{"tie_word_embeddings": true}"#;
+        let with = model(folder.path(), "with", tied, &[("embed_tokens.weight", &[2]), ("lm_head.weight", &[2])]);
+        let without = model(folder.path(), "without", tied, &[("embed_tokens.weight", &[2])]);
+        let silent = model(folder.path(), "silent", "{}", &[("embed_tokens.weight", &[2])]);
+        assert_eq!(differences(&[("with", &with), ("without", &without), ("silent", &silent)]), [""; 0]);
+        assert_eq!(differences(&[("without", &without), ("with", &with)]), [""; 0]);
+        let untied = model(folder.path(), "untied", "{}", &[("embed_tokens.weight", &[2]), ("lm_head.weight", &[2])]);
+        assert_eq!(differences(&[("untied", &untied), ("without", &without)]).len(), 2);
+    }
+
+    #[test]
+    fn floats_may_differ_in_type_integers_may_not() {
+        use safetensors::Dtype::{BF16, F32, I32, I64};
+
+        let folder = tempfile::tempdir().unwrap();
+        let make = |name: &str, float, integer| {
+            let width = |dtype: safetensors::Dtype| dtype.bitsize() / 8;
+            let zeros = [0; 8];
+            let tensors: [(&str, _, &[usize], &[u8]); 2] =
+                [("f", float, &[1], &zeros[..width(float)]), ("i", integer, &[1], &zeros[..width(integer)])];
+            let path = folder.path().join(name);
+            std::fs::create_dir(&path).unwrap();
+            std::fs::write(path.join("config.json"), "{}").unwrap();
+            std::fs::write(path.join("model.safetensors"), safetensors_bytes(&tensors)).unwrap();
+            Checkpoint::open(&path).unwrap()
+        };
+        let (base, half, long, whole) =
+            (make("base", F32, I32), make("half", BF16, I32), make("long", F32, I64), make("whole", I32, I32));
+        assert_eq!(differences(&[("base", &base), ("half", &half)]), [""; 0]);
+        assert_eq!(differences(&[("base", &base), ("long", &long)]), ["`i` is of type I64 in long, I32 in base"]);
+        assert_eq!(differences(&[("base", &base), ("whole", &whole)]), ["`f` is of type I32 in whole, F32 in base"]);
+    }
+}

@@ -178,3 +178,85 @@ fn hex(bytes: &[u8]) -> String {
         text
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::fixtures::write_model;
+    use super::super::model::Checkpoint;
+    use super::*;
+
+    fn model(path: &Path, value: f32) -> Checkpoint {
+        write_model(path, "{}", &[("w", &[2], &[value, 1.0])]);
+        // As if written a minute ago: younger files are not cached.
+        let file = File::options().write(true).open(path.join("model.safetensors")).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
+        Checkpoint::open(path).unwrap()
+    }
+
+    #[test]
+    fn the_content_decides_not_the_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, same, other] = [("a", 1.0), ("b", 1.0), ("c", 2.0)]
+            .map(|(name, value)| model(&folder.path().join(name), value).content_id(&ContentIds::in_memory()).unwrap());
+        assert_eq!(one, same);
+        assert_ne!(one, other);
+        assert!(is_sha256(&one));
+    }
+
+    #[test]
+    fn a_blob_of_the_hub_cache_is_not_hashed() {
+        let folder = tempfile::tempdir().unwrap();
+        let plain = model(&folder.path().join("plain"), 1.0);
+        let (snapshot, blobs) = (folder.path().join("snapshots/00"), folder.path().join("blobs"));
+        std::fs::create_dir_all(&snapshot).unwrap();
+        std::fs::create_dir_all(&blobs).unwrap();
+        let weights = std::fs::read(folder.path().join("plain/model.safetensors")).unwrap();
+        let link = |name: &str| {
+            std::fs::write(blobs.join(name), &weights).unwrap();
+            let _ = std::fs::remove_file(snapshot.join("model.safetensors"));
+            std::os::unix::fs::symlink(Path::new("../../blobs").join(name), snapshot.join("model.safetensors"))
+                .unwrap();
+            std::fs::write(snapshot.join("config.json"), "{}").unwrap();
+            Checkpoint::open(&snapshot).unwrap().content_id(&ContentIds::in_memory()).unwrap()
+        };
+        let expected = plain.content_id(&ContentIds::in_memory()).unwrap();
+        let sha256 = hex(&Sha256::digest(&weights));
+        assert_eq!(link(&sha256), expected, "the blob's name is the sha256");
+        assert_ne!(link(&"0".repeat(64)), expected, "the name is taken at its word");
+        assert_eq!(link("etag-of-a-small-file"), expected, "other names are no content ids");
+    }
+
+    #[test]
+    fn the_cache_is_used_kept_and_never_in_the_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cache/content-ids");
+        let checkpoint = model(&folder.path().join("a"), 1.0);
+        let id = checkpoint.content_id(&ContentIds::in_file(&path)).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 2);
+        // A false entry shows that the file is not read again.
+        let lie = text.replace(&text[text.len() - 65..], &format!("{}\n", "0".repeat(64)));
+        std::fs::write(&path, lie).unwrap();
+        assert_ne!(checkpoint.content_id(&ContentIds::in_file(&path)).unwrap(), id);
+        for junk in ["junk", "", "evomerge content ids v1\n1 2 3\nx x x x x\n1 2 3 4 zz\n"] {
+            std::fs::write(&path, junk).unwrap();
+            assert_eq!(checkpoint.content_id(&ContentIds::in_file(&path)).unwrap(), id);
+        }
+        assert_eq!(checkpoint.content_id(&ContentIds::in_file(Path::new("/proc/no/such"))).unwrap(), id);
+    }
+
+    #[test]
+    fn a_file_written_just_now_is_not_cached() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoint = model(&folder.path().join("a"), 1.0);
+        let file = File::options().write(true).open(folder.path().join("a/model.safetensors")).unwrap();
+        // In the future, as on a server whose clock is ahead: never settled, however slow this test runs.
+        file.set_modified(SystemTime::now() + Duration::from_secs(3600)).unwrap();
+        assert!(matches!(checkpoint.content_id(&ContentIds::in_memory()), Err(CheckpointError::Changed { .. })));
+        let cache = ContentIds::in_memory();
+        Checkpoint::open(&folder.path().join("a")).unwrap().content_id(&cache).unwrap();
+        assert!(cache.known().is_empty());
+    }
+}

@@ -99,7 +99,12 @@ pub(super) fn read_config(directory: &Path) -> Result<Map<String, Value>, Checkp
     match serde_json::from_slice(&bytes) {
         Ok(Value::Object(config)) => Ok(config),
         Ok(_) => Err(CheckpointError::Config { path, reason: "expected a JSON object".to_owned() }),
-        Err(error) => Err(CheckpointError::Config { path, reason: format!("not valid JSON: {error}") }),
+        Err(error) => {
+            // Python writes these; nothing but Python reads them.
+            let python = ["NaN", "Infinity"].iter().find(|word| String::from_utf8_lossy(&bytes).contains(**word));
+            let hint = python.map_or(String::new(), |word| format!(" (`{word}` is not JSON: put a large number)"));
+            Err(CheckpointError::Config { path, reason: format!("not valid JSON: {error}{hint}") })
+        }
     }
 }
 

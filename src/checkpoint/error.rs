@@ -95,8 +95,8 @@ pub enum CheckpointError {
     },
     /// Not enough room for the output.
     #[error(
-        "not enough disk space for {}: {} needed, {} available; free some space or choose another folder",
-        path.display(), size(*needed), size(*available)
+        "not enough disk space for {}: {} needed, {} available; free at least {} or choose another folder",
+        path.display(), size(*needed), size(*available), size(needed.saturating_sub(*available))
     )]
     NoSpace {
         /// What was to be written.

@@ -3,11 +3,12 @@
 //! Format: <https://github.com/huggingface/safetensors#format>. The checks are those of the reference implementation,
 //! and also: no name twice, at most [`MAX_RANK`] dimensions, only element types that can be merged or copied.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::dtype::Dtype;
 use super::error::{CheckpointError, quote};
@@ -98,20 +99,20 @@ pub(super) fn read_header(
 /// Checks types, shapes and offsets, which must cover the data without a gap or an overlap.
 fn locate(
     path: &Path,
-    mut entries: Vec<(String, Entry)>,
+    entries: BTreeMap<String, Entry>,
     data_start: u64,
     size: u64,
     shard: usize,
 ) -> Result<Vec<TensorInfo>, CheckpointError> {
-    entries.sort_by(|(left_name, left), (right_name, right)| {
-        (left.data_offsets, left_name).cmp(&(right.data_offsets, right_name))
-    });
+    let mut entries: Vec<(String, Entry)> = entries.into_iter().collect();
+    // Stable: empty tensors at one place stay in name order.
+    entries.sort_by_key(|(_, entry)| entry.data_offsets);
     let data = size - data_start;
     let mut end = 0u64;
     let mut tensors = Vec::with_capacity(entries.len());
-    for (name, Entry { dtype, shape, data_offsets: (first, last) }) in entries {
+    for (name, Entry { dtype, shape: Shape(shape), data_offsets: (first, last) }) in entries {
         let wrong = |reason| CheckpointError::Tensor { path: path.to_owned(), tensor: quote(&name), reason };
-        let dtype = supported(&dtype).map_err(wrong)?;
+        check_supported(dtype).map_err(wrong)?;
         let length =
             byte_length(dtype, &shape).ok_or_else(|| wrong(format!("a shape of {shape:?} overflows all counting")))?;
         if last < first {
@@ -145,24 +146,14 @@ fn locate(
     Ok(tensors)
 }
 
-/// The element type, unless it is one that a merge can neither compute with nor copy with meaning.
-fn supported(name: &str) -> Result<safetensors::Dtype, String> {
+/// Refuses the element types that a merge can neither compute with nor copy with meaning.
+fn check_supported(dtype: safetensors::Dtype) -> Result<(), String> {
     use safetensors::Dtype as Stored;
 
-    let deserializer: serde::de::value::StrDeserializer<'_, serde::de::value::Error> = name.into_deserializer();
-    let dtype = Stored::deserialize(deserializer)
-        .map_err(|_| format!("{} is not an element type of the safetensors format", quote(name)))?;
     match dtype {
-        Stored::F16 | Stored::BF16 | Stored::F32 | Stored::F64 => Ok(dtype),
-        Stored::BOOL
-        | Stored::U8
-        | Stored::I8
-        | Stored::I16
-        | Stored::U16
-        | Stored::I32
-        | Stored::U32
-        | Stored::I64
-        | Stored::U64 => Ok(dtype),
+        Stored::F16 | Stored::BF16 | Stored::F32 | Stored::F64 => Ok(()),
+        Stored::BOOL | Stored::U8 | Stored::I8 | Stored::I16 | Stored::U16 => Ok(()),
+        Stored::I32 | Stored::U32 | Stored::I64 | Stored::U64 => Ok(()),
         other => Err(format!(
             "element type {other} is not supported; expected F16, BF16, F32 or F64 (or integers, which are copied): \
              use the model's unquantized weights, or convert them to bfloat16 first"
@@ -171,23 +162,11 @@ fn supported(name: &str) -> Result<safetensors::Dtype, String> {
 }
 
 /// One tensor as the header says it, unchecked.
+#[derive(serde::Deserialize)]
 struct Entry {
-    dtype: String,
-    shape: Vec<usize>,
+    dtype: safetensors::Dtype,
+    shape: Shape,
     data_offsets: (u64, u64),
-}
-
-impl<'de> Deserialize<'de> for Entry {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(serde::Deserialize)]
-        struct Fields {
-            dtype: String,
-            shape: Shape,
-            data_offsets: (u64, u64),
-        }
-        let Fields { dtype, shape: Shape(shape), data_offsets } = Fields::deserialize(deserializer)?;
-        Ok(Self { dtype, shape, data_offsets })
-    }
 }
 
 /// A shape of bounded length, so that a header cannot ask for much more memory than it takes itself.
@@ -218,8 +197,8 @@ impl<'de> Deserialize<'de> for Shape {
     }
 }
 
-/// The header's entries; `__metadata__` is checked and left out.
-struct Entries(Vec<(String, Entry)>);
+/// The header's entries by name; `__metadata__` is checked and left out.
+struct Entries(BTreeMap<String, Entry>);
 
 impl<'de> Deserialize<'de> for Entries {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -232,26 +211,22 @@ impl<'de> Deserialize<'de> for Entries {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Entries, A::Error> {
-                let mut entries: Vec<(String, Entry)> = Vec::new();
-                let mut metadata = 0;
+                let mut entries = BTreeMap::new();
+                let mut metadata = None;
                 while let Some(name) = access.next_key::<String>()? {
-                    if name == METADATA_KEY {
-                        metadata += 1;
-                        access.next_value::<Option<Texts>>()?;
+                    let twice = if name == METADATA_KEY {
+                        metadata.replace(access.next_value::<Option<Texts>>()?).is_some()
                     } else {
                         let entry = access
                             .next_value()
                             .map_err(|error| A::Error::custom(format_args!("tensor {}: {error}", quote(&name))))?;
-                        entries.push((name, entry));
+                        entries.insert(name.clone(), entry).is_some()
+                    };
+                    if twice {
+                        return Err(A::Error::custom(format_args!("{} appears twice", quote(&name))));
                     }
                 }
-                entries.sort_by(|(left, _), (right, _)| left.cmp(right));
-                let twice = entries.array_windows().find(|[(left, _), (right, _)]| left == right);
-                match twice {
-                    Some([(name, _), _]) => Err(A::Error::custom(format_args!("tensor {} appears twice", quote(name)))),
-                    None if metadata > 1 => Err(A::Error::custom("`__metadata__` appears twice")),
-                    None => Ok(Entries(entries)),
-                }
+                Ok(Entries(entries))
             }
         }
         deserializer.deserialize_map(Tensors)

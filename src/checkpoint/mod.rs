@@ -6,8 +6,11 @@
 mod compatibility;
 mod content;
 mod directory;
+mod disk;
 mod dtype;
 mod error;
+#[cfg(test)]
+mod fixtures;
 mod header;
 mod json;
 mod layers;
@@ -16,6 +19,7 @@ mod mapping;
 mod model;
 mod nonfinite;
 mod output;
+mod partial;
 mod writer;
 
 pub use compatibility::compare;

@@ -211,3 +211,97 @@ pub fn is_input_embedding(name: &str) -> bool {
             Some("embed_tokens" | "wte" | "embed_in" | "word_embeddings" | "tok_embeddings" | "embeddings" | "shared")
         )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{safetensors_bytes, write_model};
+    use super::*;
+
+    #[test]
+    fn a_model_is_what_its_files_say() {
+        use safetensors::Dtype::{BF16, F32, I64};
+
+        let folder = tempfile::tempdir().unwrap();
+        let tensors: [(&str, _, &[usize], &[u8]); 4] = [
+            ("model.layers.0.w", BF16, &[3], &[1, 2, 3, 4, 5, 6]),
+            ("model.norm.weight", F32, &[2], &[7; 8]),
+            ("positions", I64, &[9], &[0; 72]),
+            ("scalar", BF16, &[], &[8, 9]),
+        ];
+        std::fs::write(folder.path().join("model.safetensors"), safetensors_bytes(&tensors)).unwrap();
+        std::fs::write(folder.path().join("config.json"), r#"{"z": 1, "a": 2}"#).unwrap();
+        for name in ["tokenizer.json", "chat_template.jinja", "modeling_custom.py", "README.md"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let model = Checkpoint::open(folder.path()).unwrap();
+        for (name, _, _, bytes) in tensors {
+            assert_eq!(model.bytes(name), Some(bytes));
+        }
+        assert_eq!(model.bytes("absent"), None);
+        assert_eq!(model.config().keys().collect::<Vec<_>>(), ["z", "a"]);
+        assert_eq!(model.dtype(), Some(Dtype::Bfloat16));
+        let info = &model.tensors()["scalar"];
+        assert_eq!((info.elements(), info.byte_len(), info.float()), (1, 2, Some(Dtype::Bfloat16)));
+        assert_eq!(model.tensors()["positions"].float(), None);
+        assert_eq!(model.layers().count, 1);
+        assert_eq!(model.shards()[0].tensors, ["positions", "model.norm.weight", "model.layers.0.w", "scalar"]);
+        let sidecars = ["chat_template.jinja", "tokenizer.json"].map(|name| folder.path().join(name));
+        assert_eq!(model.sidecars(), sidecars);
+    }
+
+    #[test]
+    fn tied_heads() {
+        let folder = tempfile::tempdir().unwrap();
+        let ties = |config: &str, names: &[&str]| {
+            let tensors: Vec<(&str, &[usize], &[f32])> =
+                names.iter().map(|&name| (name, &[][..], &[1.0][..])).collect();
+            write_model(folder.path(), config, &tensors);
+            Checkpoint::open(folder.path()).unwrap().ties_head()
+        };
+        let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
+        assert!(ties(r#"{"tie_word_embeddings": true}"#, &[embedding, head]));
+        assert!(!ties(r#"{"tie_word_embeddings": false}"#, &[embedding]));
+        assert!(ties(r#"{"text_config": {"tie_word_embeddings": true}}"#, &[embedding, head]));
+        assert!(ties("{}", &[embedding]));
+        assert!(!ties("{}", &[embedding, head]));
+        assert!(!ties("{}", &["conv.weight"]));
+        assert!(is_head("language_model.lm_head.weight") && !is_head("my_lm_head.weight") && !is_head("lm_head.0"));
+    }
+
+    #[test]
+    fn a_changed_file_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        write_model(folder.path(), "{}", &[("w", &[2], &[1.0, 2.0])]);
+        let model = Checkpoint::open(folder.path()).unwrap();
+        model.verify_unchanged().unwrap();
+        let weights = folder.path().join("model.safetensors");
+        let copy = folder.path().join("copy");
+        std::fs::copy(&weights, &copy).unwrap();
+        std::fs::rename(&copy, &weights).unwrap();
+        let error = model.verify_unchanged().unwrap_err();
+        assert!(error.to_string().contains("model.safetensors changed while it was in use"), "{error}");
+    }
+
+    #[test]
+    fn the_first_bad_element_is_named_whatever_the_threads() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut many = vec![0.5f32; 600_000];
+        many[555_555] = f32::NAN;
+        many[599_999] = f32::INFINITY;
+        let good = [1.0, f32::MAX];
+        write_model(
+            folder.path(),
+            "{}",
+            &[("z", &[1], &[f32::NAN]), ("b", &[600, 1000], &many), ("a", &[2], &good), ("none", &[0], &[])],
+        );
+        let model = Checkpoint::open(folder.path()).unwrap();
+        for threads in [1, 2, 7] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let found = pool.install(|| model.first_nonfinite()).unwrap();
+            assert_eq!((found.tensor.as_str(), found.element), ("b", 555_555));
+            assert_eq!(found.to_string(), "tensor `b`, element 555555, is NaN");
+        }
+        write_model(folder.path(), "{}", &[("a", &[2], &good)]);
+        assert_eq!(Checkpoint::open(folder.path()).unwrap().first_nonfinite(), None);
+    }
+}

@@ -260,3 +260,73 @@ fn push_ascii(text: &mut String, name: &str) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tensors(names: &[&str]) -> Vec<OutputTensor> {
+        let tensor =
+            |name: &&str| OutputTensor { name: (*name).to_owned(), dtype: safetensors::Dtype::U8, shape: vec![10] };
+        names.iter().map(tensor).collect()
+    }
+
+    fn shard(file: &str, names: &[&str]) -> Shard {
+        Shard { file: file.to_owned(), tensors: names.iter().map(|name| (*name).to_owned()).collect() }
+    }
+
+    fn shape(files: &[OutputFile]) -> Vec<(&str, Vec<&str>)> {
+        files
+            .iter()
+            .map(|file| (file.name.as_str(), file.tensors.iter().map(|tensor| tensor.name.as_str()).collect()))
+            .collect()
+    }
+
+    #[test]
+    fn shards_are_filled_in_order() {
+        let files = shard_layout(tensors(&["d", "a", "c"]), 20);
+        let expected =
+            [("model-00001-of-00002.safetensors", vec!["d", "a"]), ("model-00002-of-00002.safetensors", vec!["c"])];
+        assert_eq!(shape(&files), expected);
+        assert_eq!(shape(&shard_layout(tensors(&["d", "a"]), 20)), [("model.safetensors", vec!["d", "a"])]);
+        assert_eq!(shard_layout(tensors(&["d", "a", "c"]), 1).len(), 3, "a tensor larger than a shard has its own");
+        assert_eq!(shape(&shard_layout(vec![], 20)), [("model.safetensors", vec![])]);
+    }
+
+    #[test]
+    fn the_base_layout_is_kept_and_new_layers_go_with_their_neighbours() {
+        let base = [
+            shard("model-00001-of-00002.safetensors", &["embed.weight", "layers.0.w", "layers.1.w"]),
+            shard("model-00002-of-00002.safetensors", &["layers.2.w", "norm.weight"]),
+        ];
+        let all = ["norm.weight", "layers.10.w", "layers.2.w", "layers.1.w", "layers.0.w", "embed.weight", "a.new"];
+        let expected = [
+            ("model-00001-of-00002.safetensors", vec!["a.new", "embed.weight", "layers.0.w", "layers.1.w"]),
+            ("model-00002-of-00002.safetensors", vec!["layers.2.w", "layers.10.w", "norm.weight"]),
+        ];
+        assert_eq!(shape(&base_layout(&base, tensors(&all))), expected);
+        let some = base_layout(&base, tensors(&["layers.2.w"]));
+        assert_eq!(shape(&some), [("model.safetensors", vec!["layers.2.w"])], "empty files are left out");
+        assert_eq!(shape(&base_layout(&[], tensors(&["x"]))), [("model.safetensors", vec!["x"])]);
+        let single = [shard("model.safetensors", &["x"])];
+        assert_eq!(shape(&base_layout(&single, tensors(&["y"]))), [("model.safetensors", vec!["y"])]);
+    }
+
+    proptest! {
+        #[test]
+        fn layouts_lose_no_tensor(names in prop::collection::btree_set("[a-c.0-9]{1,6}", 1..12), known in 0usize..12, limit in 0u64..60) {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let (first, second) = names[..known.min(names.len())].split_at(known.min(names.len()) / 2);
+            let base = [shard("model-00001-of-00002.safetensors", second), shard("model-00002-of-00002.safetensors", first)];
+            for files in [base_layout(&base, tensors(&names)), shard_layout(tensors(&names), limit)] {
+                let mut found: Vec<&str> =
+                    files.iter().flat_map(|file| file.tensors.iter().map(|tensor| tensor.name.as_str())).collect();
+                found.sort_unstable();
+                prop_assert_eq!(&found, &names);
+                prop_assert!(plan(&files).is_ok());
+            }
+        }
+    }
+}

@@ -1,20 +1,21 @@
 //! Writes a checkpoint: all bytes from any thread in any order, visible all at once or not at all.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
-use rustix::fs::{FallocateFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::directory::{CONFIG_FILE, INDEX_FILE, is_plain_name};
+use super::directory::{INDEX_FILE, SINGLE_FILE, is_plain_name};
+use super::disk::{check_space, create_new, no_space, reserve, sync, sync_directory, write_error};
 use super::error::{CheckpointError, quote};
 use super::mapping::open_regular;
 use super::output::{OutputFile, Place, Plan, index_json, plan};
+use super::partial::{PartialDirectory, check_destination, split};
 
 /// Room left free for the small files of a checkpoint, in bytes.
 const RESERVE: u64 = 64 << 10;
@@ -26,6 +27,8 @@ const RESERVE: u64 = 64 << 10;
 #[derive(Debug)]
 pub struct CheckpointWriter {
     destination: PathBuf,
+    /// Directories that get a new entry: the destination's parent, and those above it where parents were missing.
+    entries: Vec<PathBuf>,
     partial: PartialDirectory,
     plan: Plan,
     files: Vec<(PathBuf, File)>,
@@ -59,25 +62,24 @@ impl CheckpointWriter {
         let invalid = |reason| CheckpointError::Output { path: destination.to_owned(), reason };
         let plan = plan(files).map_err(invalid)?;
         check_destination(destination, replace)?;
-        let (parent, name) = split(destination)?;
-        std::fs::create_dir_all(&parent).map_err(|source| CheckpointError::Write { path: parent.clone(), source })?;
+        let entries = directories_that_change(destination)?;
+        let partial = PartialDirectory::create(destination)?;
         let needed = plan.files.iter().fold(RESERVE, |sum, file| sum.saturating_add(file.size));
-        check_space(destination, &parent, needed)?;
-        let partial = PartialDirectory::create(&parent, &name)?;
+        check_space(destination, partial.path(), needed)?;
         let mut open = Vec::with_capacity(plan.files.len());
         for file in &plan.files {
-            let path = partial.path.join(&file.name);
+            let path = partial.path().join(&file.name);
             let handle = create_new(&path)?;
             reserve(&handle, file.size).map_err(|error| match error {
-                Errno::NOSPC | Errno::DQUOT => no_space(destination, &parent, needed),
+                Errno::NOSPC | Errno::DQUOT => no_space(destination, partial.path(), needed),
                 error => CheckpointError::Write { path: path.clone(), source: error.into() },
             })?;
-            let failed = |source| write_error(&path, &parent, file.size, source);
+            let failed = |source| write_error(&path, partial.path(), file.size, source);
             handle.write_all_at(&file.header, 0).map_err(failed)?;
             open.push((path, handle));
         }
         let written = plan.places.keys().map(|name| (name.clone(), AtomicU64::new(0))).collect();
-        Ok(Self { destination: destination.to_owned(), partial, plan, files: open, written, durable, replace })
+        Ok(Self { destination: destination.to_owned(), entries, partial, plan, files: open, written, durable, replace })
     }
 
     /// Where the checkpoint will be.
@@ -104,7 +106,7 @@ impl CheckpointWriter {
         }
         let (path, file) = &self.files[file];
         file.write_all_at(bytes, start + offset)
-            .map_err(|source| write_error(path, &self.partial.path, length, source))?;
+            .map_err(|source| write_error(path, self.partial.path(), length, source))?;
         written.fetch_add(length, Ordering::Relaxed);
         Ok(())
     }
@@ -115,7 +117,7 @@ impl CheckpointWriter {
     /// The name is not a plain file name or is taken, or the disk refuses.
     pub fn put_file(&self, name: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
         let (path, mut file) = self.add(name)?;
-        let failed = |source| write_error(&path, &self.partial.path, bytes.len() as u64, source);
+        let failed = |source| write_error(&path, self.partial.path(), bytes.len() as u64, source);
         file.write_all(bytes).map_err(failed)?;
         self.settle(&path, &file)
     }
@@ -129,7 +131,7 @@ impl CheckpointWriter {
         let name = source.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let (path, mut file) = self.add(name)?;
         std::io::copy(&mut from, &mut file)
-            .map_err(|source| write_error(&path, &self.partial.path, identity.size, source))?;
+            .map_err(|source| write_error(&path, self.partial.path(), identity.size, source))?;
         self.settle(&path, &file)
     }
 
@@ -137,7 +139,7 @@ impl CheckpointWriter {
         if !is_plain_name(name) || name == INDEX_FILE {
             return Err(self.invalid(format!("{} cannot be the name of an added file", quote(name))));
         }
-        let path = self.partial.path.join(name);
+        let path = self.partial.path().join(name);
         let file = create_new(&path)?;
         Ok((path, file))
     }
@@ -150,56 +152,33 @@ impl CheckpointWriter {
     ///
     /// # Errors
     /// A tensor has not been written completely, the destination exists by now, or the disk refuses; nothing is left
-    /// behind then, and a checkpoint that was to be replaced is as it was.
+    /// behind then, and a checkpoint that was to be replaced is as it was. Only where the very last step fails, making
+    /// the move itself durable, the checkpoint is in place.
     pub fn finish(self) -> Result<PathBuf, CheckpointError> {
-        for (name, written) in &self.written {
-            let (written, whole) = (written.load(Ordering::Relaxed), self.plan.places[name].length);
+        for ((name, place), written) in self.plan.places.iter().zip(self.written.values()) {
+            let (written, whole) = (written.load(Ordering::Relaxed), place.length);
             if written != whole {
                 let reason = format!("{written} bytes were written of tensor {}, which has {whole}", quote(name));
                 return Err(self.invalid(reason));
             }
         }
-        if self.files.len() > 1 || self.plan.files[0].name != super::directory::SINGLE_FILE {
-            let path = self.partial.path.join(INDEX_FILE);
+        if self.files.len() > 1 || self.plan.files[0].name != SINGLE_FILE {
+            let path = self.partial.path().join(INDEX_FILE);
             let mut file = create_new(&path)?;
             let json = index_json(&self.plan);
-            let failed = |source| write_error(&path, &self.partial.path, json.len() as u64, source);
+            let failed = |source| write_error(&path, self.partial.path(), json.len() as u64, source);
             file.write_all(json.as_bytes()).map_err(failed)?;
             self.settle(&path, &file)?;
         }
         if self.durable {
             self.files.par_iter().try_for_each(|(path, file)| sync(path, file))?;
-            sync_directory(&self.partial.path)?;
+            sync_directory(self.partial.path())?;
         }
-        self.publish()?;
+        self.partial.publish(&self.destination, self.replace)?;
         if self.durable {
-            sync_directory(&split(&self.destination)?.0)?;
+            self.entries.iter().try_for_each(|directory| sync_directory(directory))?;
         }
         Ok(self.destination.clone())
-    }
-
-    /// Moves the finished directory to its destination.
-    fn publish(&self) -> Result<(), CheckpointError> {
-        let (from, to) = (&self.partial.path, &self.destination);
-        let failed = |error: Errno| CheckpointError::Write { path: to.clone(), source: error.into() };
-        check_destination(to, self.replace)?;
-        if self.replace && to.symlink_metadata().is_ok() {
-            return match rename_with(from, to, RenameFlags::EXCHANGE) {
-                // What is in the partial directory now is the old checkpoint; dropping it removes that.
-                Ok(()) => Ok(()),
-                Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => replace_in_two_steps(from, to),
-                Err(error) => Err(failed(error)),
-            };
-        }
-        match rename_with(from, to, RenameFlags::NOREPLACE) {
-            Ok(()) => Ok(()),
-            Err(Errno::EXIST | Errno::NOTEMPTY) => Err(exists(to)),
-            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
-                // The file system cannot promise it, but `check_destination` has just seen that nothing is there.
-                std::fs::rename(from, to).map_err(|source| CheckpointError::Write { path: to.clone(), source })
-            }
-            Err(error) => Err(failed(error)),
-        }
     }
 
     fn invalid(&self, reason: String) -> CheckpointError {
@@ -207,137 +186,293 @@ impl CheckpointWriter {
     }
 }
 
-/// A directory that is removed with all its content when dropped, whatever it is by then.
-#[derive(Debug)]
-struct PartialDirectory {
-    path: PathBuf,
+/// The destination's parent, and above it every directory up to the first that is there already.
+fn directories_that_change(destination: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+    let (parent, _) = split(destination)?;
+    let mut directories = Vec::new();
+    for directory in parent.ancestors() {
+        let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+        directories.push(directory.to_owned());
+        if directory.is_dir() {
+            break;
+        }
+    }
+    Ok(directories)
 }
 
-impl PartialDirectory {
-    /// Makes a new directory that no other process or thread uses.
-    fn create(parent: &Path, name: &str) -> Result<Self, CheckpointError> {
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
-        loop {
-            let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-            let path = parent.join(format!("{name}.partial-{}-{count}", std::process::id()));
-            match std::fs::create_dir(&path) {
-                Ok(()) => return Ok(Self { path }),
-                // Left by a process of the same number that was killed: not ours to touch.
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(source) => return Err(CheckpointError::Write { path, source }),
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use proptest::prelude::*;
+    use safetensors::Dtype;
+
+    use super::super::fixtures::safetensors_bytes;
+    use super::super::model::Checkpoint;
+    use super::super::output::{OutputTensor, shard_layout};
+    use super::*;
+    use crate::exit::ExitCode;
+
+    fn tensor(name: &str, dtype: Dtype, shape: &[usize]) -> OutputTensor {
+        OutputTensor { name: name.to_owned(), dtype, shape: shape.to_vec() }
+    }
+
+    fn single(tensors: Vec<OutputTensor>) -> Vec<OutputFile> {
+        vec![OutputFile { name: "model.safetensors".to_owned(), tensors }]
+    }
+
+    fn pattern(seed: usize, length: usize) -> Vec<u8> {
+        (0..length).map(|index| (seed * 31 + index * 7) as u8).collect()
+    }
+
+    fn entries(directory: &Path) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn small(destination: &Path, replace: bool, byte: u8) -> Result<PathBuf, CheckpointError> {
+        let files = single(vec![tensor("a.weight", Dtype::U8, &[4])]);
+        let writer = CheckpointWriter::start(destination, &files, true, replace)?;
+        writer.put_file("config.json", format!("{{\"byte\": {byte}}}").as_bytes())?;
+        writer.write_at("a.weight", 0, &[byte; 4])?;
+        writer.finish()
+    }
+
+    const DTYPES: [Dtype; 8] =
+        [Dtype::F32, Dtype::BF16, Dtype::F16, Dtype::F64, Dtype::I64, Dtype::U8, Dtype::BOOL, Dtype::I32];
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Any set of tensors, written in pieces and out of order, gives the library's bytes.
+        #[test]
+        fn same_bytes_as_the_safetensors_library(
+            described in prop::collection::btree_map(
+                "[a-z.0-9\"é\u{1F600}\\\\]{1,12}",
+                (0..DTYPES.len(), prop::collection::vec(0usize..5, 0..4)),
+                0..10,
+            ),
+            piece in 1usize..40,
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let tensors: Vec<OutputTensor> =
+                described.iter().map(|(name, (dtype, shape))| tensor(name, DTYPES[*dtype], shape)).collect();
+            let data: Vec<Vec<u8>> = tensors
+                .iter()
+                .enumerate()
+                .map(|(seed, tensor)| pattern(seed, tensor.byte_len().unwrap()))
+                .collect();
+            let writer = CheckpointWriter::create(&folder.path().join("out"), &single(tensors.clone()), false).unwrap();
+            for (tensor, bytes) in tensors.iter().zip(&data).rev() {
+                let pieces: Vec<(usize, &[u8])> = bytes.chunks(piece).enumerate().collect();
+                for (index, bytes) in pieces.into_iter().rev() {
+                    writer.write_at(&tensor.name, (index * piece) as u64, bytes).unwrap();
+                }
             }
+            let written = std::fs::read(writer.finish().unwrap().join("model.safetensors")).unwrap();
+            let views: Vec<_> = tensors
+                .iter()
+                .zip(&data)
+                .map(|(tensor, bytes)| (tensor.name.as_str(), tensor.dtype, tensor.shape.as_slice(), bytes.as_slice()))
+                .collect();
+            prop_assert_eq!(written, safetensors_bytes(&views));
         }
     }
-}
 
-impl Drop for PartialDirectory {
-    fn drop(&mut self) {
-        // Gone already after a successful move; nothing can be done about any other failure here.
-        let _ = std::fs::remove_dir_all(&self.path);
+    #[test]
+    fn many_threads_write_one_tensor() {
+        let folder = tempfile::tempdir().unwrap();
+        let destination = folder.path().join("deep/er/out");
+        let bytes = pattern(3, 1 << 20);
+        let files = single(vec![tensor("w", Dtype::F32, &[1 << 18])]);
+        let writer = CheckpointWriter::create(&destination, &files, false).unwrap();
+        bytes
+            .par_chunks(4096)
+            .enumerate()
+            .try_for_each(|(index, chunk)| writer.write_at("w", index as u64 * 4096, chunk))
+            .unwrap();
+        writer.put_file("config.json", b"{}").unwrap();
+        assert!(!destination.exists(), "nothing is visible before finish");
+        writer.finish().unwrap();
+        assert_eq!(entries(&folder.path().join("deep/er")), ["out"]);
+        assert_eq!(Checkpoint::open(&destination).unwrap().bytes("w"), Some(bytes.as_slice()));
     }
-}
 
-/// Parent and name of the destination.
-fn split(destination: &Path) -> Result<(PathBuf, String), CheckpointError> {
-    let name = destination.file_name().and_then(|name| name.to_str());
-    let Some(name) = name else {
-        let source = std::io::Error::other("expected the name of a new directory at the end of the path");
-        return Err(CheckpointError::Write { path: destination.to_owned(), source });
-    };
-    let parent = match destination.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
-    };
-    Ok((parent, name.to_owned()))
-}
-
-fn check_destination(destination: &Path, replace: bool) -> Result<(), CheckpointError> {
-    let Ok(metadata) = destination.symlink_metadata() else {
-        return Ok(());
-    };
-    if !replace {
-        return Err(exists(destination));
+    #[test]
+    fn every_directory_that_gets_an_entry_is_made_durable() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, two] = ["a", "a/b"].map(|path| folder.path().join(path));
+        let changed = |path: &str| directories_that_change(Path::new(path)).unwrap();
+        assert_eq!(directories_that_change(&two.join("out")).unwrap(), [two.clone(), one, folder.path().to_owned()]);
+        assert_eq!(changed("out"), [Path::new(".")]);
+        assert_eq!(changed("no/such/out"), ["no/such", "no", "."].map(Path::new));
+        small(&two.join("out"), false, 1).unwrap();
     }
-    let empty = || std::fs::read_dir(destination).is_ok_and(|mut entries| entries.next().is_none());
-    if metadata.is_dir() && (destination.join(CONFIG_FILE).is_file() || empty()) {
-        return Ok(());
-    }
-    let advice = "it is not a checkpoint (a directory with config.json), so it is not replaced; remove it or choose another path";
-    Err(CheckpointError::Exists { path: destination.to_owned(), advice })
-}
 
-fn exists(destination: &Path) -> CheckpointError {
-    let advice = "choose another path, or ask for it to be replaced (--force)";
-    CheckpointError::Exists { path: destination.to_owned(), advice }
-}
-
-/// Free bytes for this user on the file system of a directory; `None` where it does not say.
-fn available(directory: &Path) -> Option<u64> {
-    let space = rustix::fs::statvfs(directory).ok()?;
-    space.f_bavail.checked_mul(space.f_frsize)
-}
-
-fn check_space(destination: &Path, parent: &Path, needed: u64) -> Result<(), CheckpointError> {
-    match available(parent) {
-        Some(available) if available < needed => {
-            Err(CheckpointError::NoSpace { path: destination.to_owned(), needed, available })
-        }
-        _ => Ok(()),
-    }
-}
-
-fn no_space(path: &Path, directory: &Path, needed: u64) -> CheckpointError {
-    CheckpointError::NoSpace { path: path.to_owned(), needed, available: available(directory).unwrap_or(0) }
-}
-
-fn write_error(path: &Path, directory: &Path, needed: u64, source: std::io::Error) -> CheckpointError {
-    match source.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => no_space(path, directory, needed),
-        _ => CheckpointError::Write { path: path.to_owned(), source },
-    }
-}
-
-/// Creates a file that must not exist (a link in its place is not followed), with the mode that the umask leaves.
-fn create_new(path: &Path) -> Result<File, CheckpointError> {
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .map_err(|source| CheckpointError::Write { path: path.to_owned(), source })
-}
-
-/// Reserves a file's blocks, or at least sets its size where the file system cannot.
-fn reserve(file: &File, size: u64) -> Result<(), Errno> {
-    loop {
-        match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size) {
-            Err(Errno::INTR) => {}
-            Err(Errno::NOTSUP | Errno::NOSYS | Errno::INVAL) => return rustix::fs::ftruncate(file, size),
-            other => return other,
+    #[test]
+    fn files_have_the_mode_that_the_umask_leaves() {
+        let folder = tempfile::tempdir().unwrap();
+        let plain = folder.path().join("plain");
+        std::fs::write(&plain, "").unwrap();
+        let source = folder.path().join("tokenizer.json");
+        std::fs::write(&source, "{}").unwrap();
+        std::fs::set_permissions(&source, std::fs::Permissions::from_mode(0o400)).unwrap();
+        let writer = CheckpointWriter::create(&folder.path().join("out"), &single(vec![]), false).unwrap();
+        writer.copy_file(&source).unwrap();
+        let out = writer.finish().unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(entries(&out), ["model.safetensors", "tokenizer.json"]);
+        for name in entries(&out) {
+            assert_eq!(mode(&out.join(name)), mode(&plain));
         }
     }
-}
 
-fn sync(path: &Path, file: &File) -> Result<(), CheckpointError> {
-    file.sync_all().map_err(|source| CheckpointError::Write { path: path.to_owned(), source })
-}
-
-fn sync_directory(path: &Path) -> Result<(), CheckpointError> {
-    let opened = File::open(path).map_err(|source| CheckpointError::Write { path: path.to_owned(), source })?;
-    sync(path, &opened)
-}
-
-fn rename_with(from: &Path, to: &Path, flags: RenameFlags) -> Result<(), Errno> {
-    rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, flags)
-}
-
-/// Replaces a directory where the two cannot be exchanged in one step: the old one steps aside, and back on failure.
-fn replace_in_two_steps(from: &Path, to: &Path) -> Result<(), CheckpointError> {
-    let failed = |source| CheckpointError::Write { path: to.to_owned(), source };
-    let aside = from.with_added_extension("old");
-    std::fs::rename(to, &aside).map_err(failed)?;
-    if let Err(source) = std::fs::rename(from, to) {
-        let _ = std::fs::rename(&aside, to);
-        return Err(failed(source));
+    #[test]
+    fn incomplete_tensors_are_refused_and_nothing_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = single(vec![tensor("w", Dtype::F32, &[4]), tensor("none", Dtype::F32, &[0])]);
+        let writer = CheckpointWriter::create(&folder.path().join("out"), &files, false).unwrap();
+        writer.write_at("w", 4, &[0; 12]).unwrap();
+        let error = writer.finish().unwrap_err();
+        assert!(error.to_string().contains("12 bytes were written of tensor `w`, which has 16"), "{error}");
+        assert_eq!(error.exit_code(), ExitCode::Internal);
+        drop(CheckpointWriter::create(&folder.path().join("out"), &files, false).unwrap());
+        assert_eq!(entries(folder.path()), [""; 0]);
     }
-    std::fs::remove_dir_all(&aside).map_err(|source| CheckpointError::Write { path: aside.clone(), source })
+
+    #[test]
+    fn parts_outside_of_a_tensor_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = single(vec![tensor("w", Dtype::U8, &[4])]);
+        let writer = CheckpointWriter::create(&folder.path().join("out"), &files, false).unwrap();
+        for (name, offset) in [("w", 2), ("w", u64::MAX), ("v", 0)] {
+            assert!(matches!(writer.write_at(name, offset, &[0; 3]), Err(CheckpointError::Output { .. })));
+        }
+        for name in ["", "..", "a/b", "../config.json", "a\0", "model.safetensors.index.json", "model.safetensors"] {
+            assert!(writer.put_file(name, b"").is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn an_existing_destination_is_kept_unless_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        small(&out, false, 1).unwrap();
+        let error = small(&out, false, 2).unwrap_err();
+        assert!(matches!(error, CheckpointError::Exists { .. }));
+        assert_eq!(error.exit_code(), ExitCode::NotWritable);
+        let old = Checkpoint::open(&out).unwrap();
+        assert_eq!(old.bytes("a.weight"), Some([1; 4].as_slice()));
+        small(&out, true, 3).unwrap();
+        assert_eq!(old.bytes("a.weight"), Some([1; 4].as_slice()), "who has mapped the old one keeps it");
+        assert!(matches!(old.verify_unchanged(), Err(CheckpointError::Changed { .. })));
+        assert_eq!(Checkpoint::open(&out).unwrap().bytes("a.weight"), Some([3; 4].as_slice()));
+        assert_eq!(entries(folder.path()), ["out"]);
+    }
+
+    #[test]
+    fn only_checkpoints_are_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let precious = folder.path().join("precious");
+        std::fs::create_dir(&precious).unwrap();
+        small(&precious, true, 1).expect("an empty directory may be replaced");
+        std::fs::remove_file(precious.join("config.json")).unwrap();
+        assert!(matches!(small(&precious, true, 2), Err(CheckpointError::Exists { .. })));
+        let file = folder.path().join("file");
+        std::fs::write(&file, "text").unwrap();
+        assert!(matches!(small(&file, true, 2), Err(CheckpointError::Exists { .. })));
+        assert_eq!(std::fs::read(&file).unwrap(), b"text");
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&precious, &link).unwrap();
+        assert!(small(&link, true, 2).is_err());
+        assert!(small(Path::new("/"), false, 2).is_err());
+        assert_eq!(entries(folder.path()), ["file", "link", "precious"]);
+    }
+
+    #[test]
+    fn a_destination_that_appears_meanwhile_is_not_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let writer = CheckpointWriter::create(&out, &single(vec![]), false).unwrap();
+        std::fs::create_dir(&out).unwrap();
+        assert!(matches!(writer.finish(), Err(CheckpointError::Exists { .. })));
+        assert_eq!(entries(folder.path()), ["out"]);
+        assert_eq!(entries(&out), [""; 0]);
+    }
+
+    #[test]
+    fn a_disk_that_is_too_small_is_found_before_writing() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = single(vec![tensor("w", Dtype::F32, &[1 << 30, 1 << 28])]);
+        let error = CheckpointWriter::create(&folder.path().join("out"), &files, false).unwrap_err();
+        assert!(matches!(error, CheckpointError::NoSpace { needed, .. } if needed > 1 << 60), "{error}");
+        assert_eq!(error.exit_code(), ExitCode::NotWritable);
+        assert!(error.to_string().contains("1152921504.61 GB needed"), "{error}");
+        assert_eq!(entries(folder.path()), [""; 0]);
+    }
+
+    #[test]
+    fn layouts_that_no_reader_accepts_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, tensors| OutputFile { name: name.to_owned(), tensors };
+        let w = || vec![tensor("w", Dtype::F32, &[1])];
+        let bad = [
+            vec![],
+            single(vec![tensor("w", Dtype::F32, &[1]), tensor("w", Dtype::F32, &[1])]),
+            single(vec![tensor("__metadata__", Dtype::F32, &[1])]),
+            single(vec![tensor("w", Dtype::F32, &[usize::MAX, 2])]),
+            single(vec![tensor("w", Dtype::U8, &[usize::MAX]), tensor("v", Dtype::U8, &[1])]),
+            single(vec![tensor("w", Dtype::F32, &[1; MAX + 1])]),
+            single(vec![tensor("w", Dtype::F4, &[3])]),
+            vec![file("a.safetensors", w()), file("b.safetensors", w())],
+            vec![file("a.safetensors", w()), file("a.safetensors", vec![])],
+            vec![file("model.safetensors", w()), file("b.safetensors", vec![])],
+            vec![file("../a.safetensors", w())],
+            vec![file("model.bin", w())],
+        ];
+        const MAX: usize = super::super::header::MAX_RANK;
+        for files in bad {
+            let result = CheckpointWriter::create(&folder.path().join("out"), &files, false);
+            assert!(matches!(result, Err(CheckpointError::Output { .. })), "{files:?}");
+        }
+        assert_eq!(entries(folder.path()), [""; 0]);
+    }
+
+    #[test]
+    fn shards_and_index_are_as_transformers_writes_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let tensors = vec![
+            tensor("b", Dtype::F32, &[2]),
+            tensor("a", Dtype::BF16, &[3]),
+            tensor("é\u{7f}😀\"", Dtype::F16, &[1]),
+        ];
+        let files = shard_layout(tensors, 10);
+        let writer = CheckpointWriter::create(&folder.path().join("out"), &files, true).unwrap();
+        writer.put_file("config.json", b"{}").unwrap();
+        writer.write_at("b", 0, &[1; 8]).unwrap();
+        writer.write_at("a", 0, &[2; 6]).unwrap();
+        writer.write_at("é\u{7f}😀\"", 0, &[3; 2]).unwrap();
+        let out = writer.finish().unwrap();
+        let index = std::fs::read_to_string(out.join("model.safetensors.index.json")).unwrap();
+        let expected = r#"{
+  "metadata": {
+    "total_parameters": 6,
+    "total_size": 16
+  },
+  "weight_map": {
+    "a": "model-00002-of-00002.safetensors",
+    "b": "model-00001-of-00002.safetensors",
+    "\u00e9\u007f\ud83d\ude00\"": "model-00002-of-00002.safetensors"
+  }
+}
+"#;
+        assert_eq!(index, expected);
+        let opened = Checkpoint::open(&out).unwrap();
+        assert_eq!(opened.bytes("é\u{7f}😀\""), Some([3; 2].as_slice()));
+        assert_eq!(opened.shards().len(), 2);
+    }
 }
