@@ -1,10 +1,14 @@
 //! Recipes: one fully specified merge. The type, its canonical hash, and TOML and mergekit YAML in and out.
 
+mod canonical;
 mod error;
 mod parameters;
 mod read;
 mod validate;
+mod write;
 
+#[cfg(test)]
+pub(crate) mod properties;
 #[cfg(test)]
 mod tests;
 

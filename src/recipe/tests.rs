@@ -77,6 +77,7 @@ fn what_is_not_supported_is_refused_by_name() {
     for (rest, words) in [
         ("modules: {}", vec!["`modules`"]),
         ("tokenizer: {source: base, tokens: {x: {source: a}}}", vec!["`tokenizer.tokens`"]),
+        ("tokenizer_source: d", vec!["`tokenizer_source`", "`d`"]),
         ("tokenizer_source: union", vec!["`tokenizer_source`", "vocabularies"]),
         ("tokenizer_source: base\ntokenizer: {source: base}", vec!["`tokenizer`", "tokenizer_source"]),
         ("chat_template: chatml", vec!["`chat_template`", "Jinja"]),
@@ -175,5 +176,105 @@ fn reads_the_oracle_recipes() {
         if crate::merge::find_method(named).is_some() {
             Recipe::read(&path).unwrap();
         }
+    }
+}
+
+fn hash(text: &str) -> String {
+    let recipe = Recipe::from_mergekit_yaml(text).expect(text);
+    let ids = recipe.models().into_iter().map(|model| (model.clone(), format!("id-{model}"))).collect();
+    recipe.sha256(&ids).unwrap()
+}
+
+#[test]
+fn the_canonical_form_is_as_documented() {
+    let recipe = Recipe::from_mergekit_yaml(&TIES.replace("merge_method: ties", "merge_method: dare_ties")).unwrap();
+    let ids = recipe.models().into_iter().map(|model| (model.clone(), format!("id-{model}"))).collect();
+    let expected = concat!(
+        r#"{"version":1,"merge_method":"dare_ties","base_model":"id-base","form":"models","stages":[{"base":"id-base","#,
+        r#""inputs":[{"model":"id-a","parameters":{"weight":[0.2,0.9],"density":[{"filter":"mlp","value":[0.9,0.3]},{"value":0.6}]}},"#,
+        r#"{"model":"id-b","parameters":{"weight":0.5,"density":0.5}}],"#,
+        r#""parameters":{"lambda":1.0,"normalize":true,"rescale":true}}],"#,
+        r#""dtype":"float32","out_dtype":"float32","tokenizer":"id-base","chat_template":null,"masks":{"kind":"native","seed":0}}"#,
+    );
+    assert_eq!(recipe.canonical(&ids).unwrap().to_string(), expected);
+    let error = recipe.sha256(&BTreeMap::new()).unwrap_err();
+    assert!(matches!(error, RecipeError::Unidentified { .. }), "{error}");
+}
+
+#[test]
+fn what_has_no_effect_does_not_change_the_hash() {
+    let plain = hash(TIES);
+    for (from, to) in [
+        ("  int8_mask: 1.0\n", ""),
+        ("normalize: 1.0", "normalize: true"),
+        ("normalize: 1.0", "normalize: [yes]"),
+        ("  normalize: 1.0\n", "  lambda: 1\n"),
+        ("  normalize: 1.0\n", "  density: 0.7\n"),
+        (
+            "    - value: 0.6",
+            "    - filter: '*'\n      value: 0.6\n    - filter: attn\n      value: 0.1\n    - value: 0.2",
+        ),
+        (
+            "    - value: 0.6",
+            "    - filter: mlp.up\n      value: 0.2\n    - filter: attn\n      value: 0.6\n    - value: [0.6]",
+        ),
+        ("{weight: 0.5, density: 0.5}", "{weight: 0.5, density: [0.5]}"),
+        ("- model: b", "- model: base\n  parameters: {weight: 3}\n- model: b"),
+        ("dtype: float32", "dtype: float32\nout_dtype: float32\ntokenizer_source: base"),
+    ] {
+        assert!(TIES.contains(from), "{from}");
+        assert_eq!(hash(&TIES.replace(from, to)), plain, "{to}");
+    }
+    let slerp = "merge_method: slerp\nbase_model: a\nparameters: {t: 0.3}\nmodels: [{model: a}, {model: b}]";
+    assert_eq!(hash(slerp), hash(&slerp.replace("[{model: a}, {model: b}]", "[{model: b}, {model: a}]")));
+}
+
+#[test]
+fn what_has_an_effect_changes_the_hash() {
+    let plain = hash(TIES);
+    for (from, to) in [
+        ("normalize: 1.0", "normalize: 0"),
+        ("  int8_mask: 1.0", "  lambda: 0.9"),
+        ("[0.2, 0.9]", "[0.2, 0.8]"),
+        ("- value: 0.6", "- value: 0.5"),
+        ("merge_method: ties", "merge_method: dare_ties"),
+        ("dtype: float32", "dtype: float16"),
+        ("dtype: float32", "dtype: float32\nout_dtype: float16"),
+        ("dtype: float32", "dtype: float32\ntokenizer_source: a"),
+        ("dtype: float32", "dtype: float32\nchat_template: '{{ x }}'"),
+        ("filter: mlp", "filter: mlp.up"),
+    ] {
+        assert!(TIES.contains(from), "{from}");
+        assert_ne!(hash(&TIES.replace(from, to)), plain, "{to}");
+    }
+}
+
+#[test]
+fn masks_count_only_where_they_are_drawn() {
+    let recipe = |density: &str| {
+        let text = format!(
+            "merge_method = 'dare_linear'\nbase_model = 'base'\nmodels = [{{ model = 'a', parameters = {{ weight = 1, density = {density} }} }}]\n"
+        );
+        Recipe::from_toml(&text).unwrap()
+    };
+    let hash = |mut recipe: Recipe, seed| {
+        recipe.masks.seed = seed;
+        let ids = recipe.models().into_iter().map(|model| (model.clone(), model.0.clone())).collect();
+        recipe.sha256(&ids).unwrap()
+    };
+    for (density, drawn) in
+        [("1.0", false), ("[1.0, 1.5]", false), ("[1.0, 0.5]", true), ("[{ filter = 'x', value = 0.2 }]", true)]
+    {
+        assert_eq!(recipe(density).draws_masks(), drawn, "{density}");
+        assert_eq!(hash(recipe(density), 1) != hash(recipe(density), 2), drawn, "{density}");
+    }
+}
+
+#[test]
+fn mergekit_reads_the_numbers_and_names_that_are_written() {
+    let text = "merge_method = 'ties'\nbase_model = 'runs/a+b'\n[[models]]\nmodel = '12'\n[models.parameters]\nweight = [1e-7, 1e300]\n";
+    let yaml = Recipe::from_toml(text).unwrap().to_mergekit_yaml();
+    for line in ["base_model: {model: {path: \"runs/a+b\"}}", "- model: \"12\"", "    weight: [1.0e-7, 1.0e+300]"] {
+        assert!(yaml.lines().any(|found| found == line), "{line}\n{yaml}");
     }
 }

@@ -76,6 +76,12 @@ impl Recipe {
             }
             self.check_required(stage, method)?;
         }
+        if let Some(source) = self.tokenizer_source.as_deref().filter(|source| *source != "base")
+            && !self.models().iter().any(|model| model.0 == source)
+        {
+            let reason = format!("expected `base` or one of the recipe's models, not `{source}`");
+            return Err(Problem::new("tokenizer_source", reason).into());
+        }
         if method.base == BaseUse::None
             && let Some(base) = &self.base_model
             && !self.body.inputs().any(|input| input.model == *base)

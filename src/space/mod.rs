@@ -1,6 +1,28 @@
 //! The search space: genes, genomes, and the total map from a genome to a recipe.
+//!
+//! What varies over layer groups makes the recipe take the `slices` form, one slice a group: mergekit takes embeddings from
+//! the first slice and final norm and head from the last one, which is the grouping that we want. With `interpolate` the
+//! recipe keeps the `models` form and has gradients. What varies over modules is written with filters.
+
+mod baseline;
+mod decode;
+mod gene;
+mod layers;
+mod plan;
+#[cfg(test)]
+mod tests;
 
 use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{Dtype, LayerLayout};
+use crate::config::{LayerGrouping, SpaceConfig};
+use crate::exit::ExitCode;
+use crate::merge::{MethodSpecification, find_method};
+use crate::recipe::{Masks, ModelReference, RecipeError};
+use layers::LayerGroups;
+use plan::Plan;
+
+pub use baseline::{Encoded, base_recipe, soup_recipe};
 
 /// A point of the search space: one number in `[0, 1]` a gene, in gene order. [`Gene::value`] gives its meaning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,4 +65,162 @@ pub enum GeneValue {
     Real(f64),
     Integer(i64),
     Choice(usize),
+}
+
+/// What the space must know of the run's models.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelFacts {
+    pub base: Option<ModelReference>,
+    /// Name and reference of each source, in the run's order.
+    pub sources: Vec<(String, ModelReference)>,
+    pub layers: LayerLayout,
+    /// Names of all tensors; may be empty where no checkpoint is opened, and then the layout is taken as unknown.
+    pub tensors: Vec<String>,
+    /// Output dtype of every recipe.
+    pub dtype: Option<Dtype>,
+    /// Kind and seed of the masks of every recipe.
+    pub masks: Masks,
+}
+
+/// A space that these models cannot be searched in.
+#[derive(Debug, thiserror::Error)]
+pub enum SpaceError {
+    #[error("`space`: {groups} layer groups for {layers} layers; ask for at most {layers}")]
+    TooManyGroups { groups: usize, layers: usize },
+    #[error("`space.method`: unknown merge method `{name}`")]
+    UnknownMethod { name: String },
+    #[error("`space`: the method {method} cannot be used with these models: {source}")]
+    Recipe { method: String, source: RecipeError },
+}
+
+impl SpaceError {
+    /// What the process tells its caller: always a bad configuration.
+    pub const fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::TooManyGroups { .. } | Self::UnknownMethod { .. } | Self::Recipe { .. } => ExitCode::BadConfiguration,
+        }
+    }
+}
+
+/// All recipes that a search can propose.
+#[derive(Clone, Debug)]
+pub struct SearchSpace {
+    genes: Vec<Gene>,
+    methods: Vec<String>,
+    specifications: Vec<&'static MethodSpecification>,
+    plans: Vec<Plan>,
+    method_gene: Option<usize>,
+    pair_gene: Option<usize>,
+    /// Pairs of sources, in the order of the choices of `pair`.
+    pairs: Vec<(usize, usize)>,
+    modules: Vec<String>,
+    groups: LayerGroups,
+    interpolate: bool,
+    /// Tensors that a gradient needs entries for by name, longest first, and whether they belong to the last group.
+    named_tensors: Vec<(String, bool)>,
+    facts: ModelFacts,
+    notices: Vec<String>,
+}
+
+impl SearchSpace {
+    /// Lays the space out over these models.
+    ///
+    /// # Errors
+    /// When there are more layer groups than layers, or a method's recipes would not be valid for these models.
+    pub fn new(config: &SpaceConfig, facts: &ModelFacts) -> Result<Self, SpaceError> {
+        let find = |name: &String| find_method(name).ok_or_else(|| SpaceError::UnknownMethod { name: name.clone() });
+        let specifications = config.methods.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+        let known = !facts.tensors.is_empty() || facts.layers.count > 0;
+        let groups = LayerGroups::new(config.layers, &facts.layers, known)?;
+        let layout = plan::build(config, &specifications, facts, groups.len());
+        let space = Self {
+            notices: notices(config, facts, known, &layout.plans),
+            genes: layout.genes,
+            methods: config.methods.clone(),
+            specifications,
+            plans: layout.plans,
+            method_gene: layout.method_gene,
+            pair_gene: layout.pair_gene,
+            pairs: layout.pairs,
+            modules: config.modules.clone(),
+            groups,
+            interpolate: config.interpolate,
+            named_tensors: named_tensors(facts),
+            facts: facts.clone(),
+        };
+        space.check_methods()?;
+        Ok(space)
+    }
+
+    fn check_methods(&self) -> Result<(), SpaceError> {
+        for (index, method) in self.methods.iter().enumerate() {
+            let mut genome = self.init();
+            if let Some(gene) = self.method_gene {
+                genome.0[gene] = self.genes[gene].unit(&GeneValue::Choice(index));
+            }
+            let check = self.decode(&genome).validate();
+            check.map_err(|source| SpaceError::Recipe { method: method.clone(), source })?;
+        }
+        Ok(())
+    }
+
+    /// All genes, in genome order.
+    pub fn genes(&self) -> &[Gene] {
+        &self.genes
+    }
+
+    /// The methods, in the run file's order.
+    pub fn methods(&self) -> &[String] {
+        &self.methods
+    }
+
+    /// Number of layer groups.
+    pub fn groups(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// What the user should know of the space, one line each.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// Where a search without better knowledge starts: every gene's `init`.
+    pub fn init(&self) -> Genome {
+        Genome(self.genes.iter().map(|gene| gene.init).collect())
+    }
+
+    fn plan(&self, parameter: &str) -> Option<&Plan> {
+        self.plans.iter().find(|plan| plan.parameter == parameter)
+    }
+}
+
+fn notices(config: &SpaceConfig, facts: &ModelFacts, known: bool, plans: &[Plan]) -> Vec<String> {
+    let one = LayerGrouping::Groups(std::num::NonZeroUsize::MIN);
+    let mut notices = Vec::new();
+    if facts.layers.count == 0 && known {
+        notices.push("the models have no numbered layers, so all tensors are one layer group".to_owned());
+    } else if config.layers != one && !plans.iter().any(Plan::per_group) {
+        notices.push("no gene varies per \"layer_group\", so the layer groups have no effect".to_owned());
+    }
+    if !config.modules.is_empty() && !plans.iter().any(Plan::per_module) {
+        notices.push("no gene varies per \"module\", so `modules` has no effect".to_owned());
+    }
+    for module in config.modules.iter().filter(|_| !facts.tensors.is_empty()) {
+        if !facts.tensors.iter().any(|tensor| tensor.contains(module.as_str())) {
+            notices.push(format!("no tensor's name contains the module filter {module:?}"));
+        }
+    }
+    notices
+}
+
+/// The unnumbered tensors of the last group, and all tensors whose names contain one of theirs: a filter by the shorter name
+/// would match them too. Longest first, so that each name is caught by its own entry.
+fn named_tensors(facts: &ModelFacts) -> Vec<(String, bool)> {
+    let last = &facts.layers.last;
+    let hidden = facts.tensors.iter().filter(|tensor| !last.contains(tensor));
+    let hidden = hidden.filter(|tensor| last.iter().any(|name| tensor.contains(name.as_str())));
+    let mut named: Vec<(String, bool)> =
+        last.iter().map(|name| (name.clone(), true)).chain(hidden.map(|name| (name.clone(), false))).collect();
+    named.sort_by(|(a, _), (b, _)| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+    named
 }

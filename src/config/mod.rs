@@ -1,12 +1,27 @@
 //! The run file: what a search is told to do (docs/run-file.md). Types here are resolved: paths absolute or Hugging Face
 //! ids, defaults filled in, unknown keys refused.
 
+mod duration;
+mod error;
+mod evaluator;
+mod identity;
+mod models;
+mod read;
+mod space;
+mod tasks;
+
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::checkpoint::Dtype;
+
+pub use error::ConfigError;
+pub use identity::differences;
 
 /// A model as the run file names it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,31 @@
+//! What can be wrong with a run file.
+
+use std::path::PathBuf;
+
+use crate::document::FieldError;
+use crate::exit::ExitCode;
+
+/// A run file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the run file {}: {source}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    /// `document` is the file, or `run file` where the text did not come from one.
+    #[error("{document}: {field}")]
+    Field { document: String, field: FieldError },
+}
+
+impl ConfigError {
+    /// What the process tells its caller: always a bad configuration.
+    pub const fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Read { .. } | Self::Field { .. } => ExitCode::BadConfiguration,
+        }
+    }
+}
+
+impl From<FieldError> for ConfigError {
+    fn from(field: FieldError) -> Self {
+        Self::Field { document: "run file".to_owned(), field }
+    }
+}

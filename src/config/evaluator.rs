@@ -1,0 +1,180 @@
+//! `[evaluator]`: what scores the candidates.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::time::Duration;
+
+use super::read::{one_of, read_duration, read_positive_duration};
+use super::{CommandConfig, EvaluatorConfig, EvaluatorKind, FunctionConfig, HttpConfig, NativeConfig};
+use crate::document::{Field, FieldError, Fields};
+use crate::evaluate::Patience;
+
+const KINDS: [&str; 5] = ["native", "http", "command", "function", "openai"];
+const FUNCTIONS: [&str; 6] = ["sphere", "rastrigin", "rosenbrock", "ackley", "plateau", "flat"];
+
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+const DEFAULT_STARTUP_TIMEOUT: Duration = Duration::from_secs(60);
+const DEFAULT_MAX_OUTAGE: Duration = Duration::from_secs(12 * 60 * 60);
+const DEFAULT_MAX_ATTEMPTS: u32 = 5;
+const DEFAULT_BATCH: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+const DEFAULT_MAX_NEW_TOKENS: usize = 64;
+const DEFAULT_FUNCTION_SAMPLES: u64 = 100;
+
+pub(super) fn read(field: &Field<'_>, directory: &Path) -> Result<EvaluatorConfig, FieldError> {
+    let mut fields = field.fields()?;
+    let kind_field = fields.require("kind", "native, http, command or function")?;
+    let kind = match one_of(&kind_field, &KINDS)? {
+        "native" => EvaluatorKind::Native(read_native(&mut fields)?),
+        "http" => EvaluatorKind::Http(read_http(&mut fields, directory)?),
+        "command" => EvaluatorKind::Command(read_command(&mut fields, directory)?),
+        "function" => EvaluatorKind::Function(read_function(&mut fields)?),
+        other => {
+            let reason = format!("this build has no `{other}` evaluator; use native, http, command or function");
+            return Err(kind_field.error(reason));
+        }
+    };
+    let patience = read_patience(&mut fields)?;
+    fields.finish()?;
+    Ok(EvaluatorConfig { kind, patience })
+}
+
+fn read_patience(fields: &mut Fields<'_>) -> Result<Patience, FieldError> {
+    let mut duration = |key, default| fields.take(key).map_or(Ok(default), |field| read_positive_duration(&field));
+    let timeout = duration("timeout", DEFAULT_TIMEOUT)?;
+    let startup_timeout = duration("startup_timeout", DEFAULT_STARTUP_TIMEOUT)?;
+    let max_outage = duration("max_outage", DEFAULT_MAX_OUTAGE)?;
+    let max_attempts = match fields.take("max_attempts") {
+        None => DEFAULT_MAX_ATTEMPTS,
+        Some(field) => u32::try_from(field.count()?.get()).map_err(|_| field.error("is too large"))?,
+    };
+    Ok(Patience { timeout, startup_timeout, max_outage, max_attempts })
+}
+
+fn read_in_flight(fields: &mut Fields<'_>) -> Result<NonZeroUsize, FieldError> {
+    fields.take("in_flight").map_or(Ok(NonZeroUsize::MIN), |field| field.count())
+}
+
+fn read_truth(fields: &mut Fields<'_>, key: &'static str) -> Result<bool, FieldError> {
+    fields.take(key).map_or(Ok(false), |field| field.truth())
+}
+
+fn read_native(fields: &mut Fields<'_>) -> Result<NativeConfig, FieldError> {
+    Ok(NativeConfig {
+        threads: fields.take("threads").map(|field| field.count()).transpose()?,
+        batch: fields.take("batch").map_or(Ok(DEFAULT_BATCH), |field| field.count())?,
+        max_new_tokens: match fields.take("max_new_tokens") {
+            None => DEFAULT_MAX_NEW_TOKENS,
+            Some(field) => field.count()?.get(),
+        },
+    })
+}
+
+fn read_http(fields: &mut Fields<'_>, directory: &Path) -> Result<HttpConfig, FieldError> {
+    let endpoints = read_endpoints(&fields.require("endpoints", "a list of URLs")?)?;
+    let token_env = fields.take("token_env").map(|field| read_variable(&field)).transpose()?;
+    let token_file = match fields.take("token_file") {
+        Some(field) if token_env.is_some() => return Err(field.error("give either this or `token_env`")),
+        Some(field) => Some(directory.join(field.word()?)),
+        None => None,
+    };
+    let allow_insecure_token = read_truth(fields, "allow_insecure_token")?;
+    let in_flight = read_in_flight(fields)?;
+    let allow_different_fingerprints = read_truth(fields, "allow_different_fingerprints")?;
+    let timeout_is_worst = match fields.take("on_timeout") {
+        None => false,
+        Some(field) => one_of(&field, &["fail", "worst"])? == "worst",
+    };
+    Ok(HttpConfig {
+        endpoints,
+        token_env,
+        token_file,
+        allow_insecure_token,
+        in_flight,
+        allow_different_fingerprints,
+        timeout_is_worst,
+    })
+}
+
+fn read_variable(field: &Field<'_>) -> Result<String, FieldError> {
+    let name = field.word()?;
+    if name.contains(['=', '\0']) || name.contains(char::is_whitespace) {
+        return Err(field.error("must be the name of an environment variable (not the token itself)"));
+    }
+    Ok(name.to_owned())
+}
+
+/// URLs of eval endpoints, without a slash at the end.
+pub(super) fn read_endpoints(field: &Field<'_>) -> Result<Vec<String>, FieldError> {
+    let items = field.list()?;
+    if items.is_empty() {
+        return Err(field.error("at least one URL is needed"));
+    }
+    let mut endpoints = Vec::with_capacity(items.len());
+    for item in items {
+        let text = item.word()?;
+        let url = reqwest::Url::parse(text).map_err(|error| item.error(format!("{text:?} is no URL: {error}")))?;
+        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+            return Err(item.error(format!("{text:?} must start with http:// or https:// and name a host")));
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(item.error("a URL must hold no credentials; use `token_env` or `token_file`"));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(item.error(format!("{text:?} must end before `?` and `#`: paths are added to it")));
+        }
+        let endpoint = url.as_str().trim_end_matches('/').to_owned();
+        if endpoints.contains(&endpoint) {
+            return Err(item.error(format!("{endpoint} is listed twice; use `in_flight` for more evaluations at once")));
+        }
+        endpoints.push(endpoint);
+    }
+    Ok(endpoints)
+}
+
+fn read_command(fields: &mut Fields<'_>, directory: &Path) -> Result<CommandConfig, FieldError> {
+    let field = fields.require("argv", "the program and its arguments, as a list")?;
+    let argv: Vec<String> =
+        field.list()?.iter().map(|item| item.text().map(str::to_owned)).collect::<Result<_, _>>()?;
+    if argv.first().is_none_or(|program| program.trim().is_empty()) {
+        return Err(field.error("must start with a program"));
+    }
+    if !argv.iter().any(|argument| argument.contains("{result_file}") || argument.contains("{result_dir}")) {
+        return Err(field.error("must pass {result_file} or {result_dir}: scores are read from there"));
+    }
+    Ok(CommandConfig {
+        argv,
+        in_flight: read_in_flight(fields)?,
+        version: fields.take("version").map(|field| field.word().map(str::to_owned)).transpose()?,
+        directory: directory.to_owned(),
+    })
+}
+
+fn read_function(fields: &mut Fields<'_>) -> Result<FunctionConfig, FieldError> {
+    let function = one_of(&fields.require("name", "the landscape: sphere, rastrigin, ...")?, &FUNCTIONS)?.to_owned();
+    let noise = match fields.take("noise") {
+        None => 0.0,
+        Some(field) => match field.number()? {
+            noise if noise >= 0.0 => noise,
+            noise => return Err(field.error(format!("must not be negative, but is {noise}"))),
+        },
+    };
+    let samples =
+        fields.take("samples").map_or(Ok(DEFAULT_FUNCTION_SAMPLES), |field| Ok(field.count()?.get() as u64))?;
+    let mut duration = |key| fields.take(key).map_or(Ok(Duration::ZERO), |field: Field<'_>| read_duration(&field));
+    let latency = duration("latency")?;
+    let latency_jitter = duration("latency_jitter")?;
+    let mut share = |key| fields.take(key).map_or(Ok(0.0), |field: Field<'_>| read_share(&field));
+    let infeasible_rate = share("infeasible_rate")?;
+    let fault_rate = share("fault_rate")?;
+    let in_flight = read_in_flight(fields)?;
+    Ok(FunctionConfig { function, noise, samples, latency, latency_jitter, infeasible_rate, fault_rate, in_flight })
+}
+
+fn read_share(field: &Field<'_>) -> Result<f64, FieldError> {
+    let share = field.number()?;
+    if (0.0..=1.0).contains(&share) {
+        Ok(share)
+    } else {
+        Err(field.error(format!("must be from 0 to 1, but is {share}")))
+    }
+}

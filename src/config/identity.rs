@@ -1,0 +1,223 @@
+//! What of a run file must stay as it is between two starts of a run, and in what two of them differ.
+
+use serde_json::{Map, Value, json};
+
+use super::{
+    EvaluatorKind, GeneConfig, GenePer, Goal, HoldoutSource, LayerGrouping, ModelSource, RunConfig, SpaceConfig,
+};
+use crate::document::join;
+
+impl RunConfig {
+    /// Everything that may not change while a run goes on, as JSON: models, space, strategy with its settings, seed, tasks,
+    /// hold-out, output and what can change a score in the evaluator. Left out, because they may change: budget, endpoints,
+    /// tokens, `in_flight`, threads, batches, timeouts, attempts, latencies and candidates. Contents of
+    /// models and data are not part of it: content ids and the evaluator's fingerprint stand for them.
+    pub fn identity(&self) -> Value {
+        json!({
+            "name": self.name,
+            "seed": self.seed,
+            "models": {
+                "base": self.models.base.as_ref().map(identify_model),
+                "sources": self.models.sources.iter().map(identify_model).collect::<Vec<_>>(),
+            },
+            "space": self.space.as_ref().map(identify_space),
+            "strategy": {
+                "kind": self.strategy.kind,
+                "look_ahead": self.strategy.look_ahead,
+                "settings": self.strategy.settings,
+            },
+            "evaluator": identify_evaluator(&self.evaluator.kind),
+            "tasks": self.tasks.iter().map(|task| (task.name.clone(), json!({
+                "data": task.data,
+                "metric": task.metric,
+                "weight": task.weight,
+                "goal": task.goal.map(Goal::name),
+                "max_new_tokens": task.max_new_tokens,
+                "limit": task.limit,
+            }))).collect::<Map<_, _>>(),
+            "holdout": self.holdout.as_ref().map(|holdout| {
+                let mut value = match &holdout.source {
+                    HoldoutSource::Data(data) => json!({ "data": data }),
+                    HoldoutSource::Tasks(tasks) => json!({ "tasks": tasks }),
+                    // The addresses may change, that there are some may not.
+                    HoldoutSource::Endpoints(_) => json!({ "endpoints": true }),
+                    HoldoutSource::Fraction(fraction) => json!({ "fraction": fraction }),
+                };
+                value["finalists"] = json!(holdout.finalists);
+                value
+            }),
+            "output": { "dtype": self.output.dtype },
+        })
+    }
+}
+
+impl Goal {
+    /// The word in the run file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Maximize => "maximize",
+            Self::Minimize => "minimize",
+        }
+    }
+}
+
+impl GenePer {
+    /// The word in the run file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::LayerGroup => "layer_group",
+            Self::Module => "module",
+        }
+    }
+}
+
+fn identify_model(model: &ModelSource) -> Value {
+    json!({ "name": model.name, "location": model.location })
+}
+
+fn identify_space(space: &SpaceConfig) -> Value {
+    let (key, count) = match space.layers {
+        LayerGrouping::Groups(count) => ("layer_groups", count),
+        LayerGrouping::Granularity(count) => ("granularity", count),
+    };
+    let genes: Map<String, Value> =
+        space.genes.iter().map(|(name, gene)| (name.clone(), identify_gene(gene))).collect();
+    json!({
+        "method": space.methods,
+        key: count,
+        "modules": space.modules,
+        "interpolate": space.interpolate,
+        "genes": genes,
+    })
+}
+
+fn identify_gene(gene: &GeneConfig) -> Value {
+    match gene {
+        GeneConfig::Number(number) => json!(number),
+        GeneConfig::Bool(truth) => json!(truth),
+        GeneConfig::SameAs(other) => json!({ "same_as": other }),
+        GeneConfig::Search(search) => json!({
+            "low": search.low,
+            "high": search.high,
+            "per": search.per.iter().map(|per| per.name()).collect::<Vec<_>>(),
+            "scale": if search.log { "log" } else { "linear" },
+            "integer": search.integer,
+            "init": search.init,
+            "models": search.models,
+        }),
+    }
+}
+
+fn identify_evaluator(kind: &EvaluatorKind) -> Value {
+    match kind {
+        EvaluatorKind::Native(native) => json!({ "kind": "native", "max_new_tokens": native.max_new_tokens }),
+        EvaluatorKind::Http(http) => json!({
+            "kind": "http",
+            "allow_different_fingerprints": http.allow_different_fingerprints,
+            "on_timeout": if http.timeout_is_worst { "worst" } else { "fail" },
+        }),
+        EvaluatorKind::Command(command) => {
+            json!({ "kind": "command", "argv": command.argv, "version": command.version })
+        }
+        EvaluatorKind::Function(function) => json!({
+            "kind": "function",
+            "name": function.function,
+            "noise": function.noise,
+            "samples": function.samples,
+            "infeasible_rate": function.infeasible_rate,
+        }),
+    }
+}
+
+/// In what two identities differ, one readable line each: `space.genes.weight.high: 1.5 -> 2.0`.
+pub fn differences(old: &Value, new: &Value) -> Vec<String> {
+    let mut lines = Vec::new();
+    compare("", old, new, &mut lines);
+    lines
+}
+
+fn compare(path: &str, old: &Value, new: &Value, lines: &mut Vec<String>) {
+    match (old, new) {
+        (Value::Object(before), Value::Object(after)) => {
+            for (key, value) in before {
+                compare(&join(path, key), value, after.get(key).unwrap_or(&Value::Null), lines);
+            }
+            for (key, value) in after.iter().filter(|(key, _)| !before.contains_key(*key)) {
+                compare(&join(path, key), &Value::Null, value, lines);
+            }
+        }
+        (Value::Array(before), Value::Array(after)) if before.len() == after.len() => {
+            for (index, (old, new)) in before.iter().zip(after).enumerate() {
+                compare(&format!("{path}[{index}]"), old, new, lines);
+            }
+        }
+        _ if old != new => lines.push(format!("{path}: {} -> {}", show(old), show(new))),
+        _ => {}
+    }
+}
+
+fn show(value: &Value) -> String {
+    if value.is_null() { "(absent)".to_owned() } else { value.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    const RUN: &str = "name = 'x'\nmodels = { base = 'b', sources = ['p', 'q'] }\nbudget = { evaluations = 9 }\n\
+        space = { method = 'ties', genes = { weight = { low = 0, high = 1.5 }, density = { low = 0.1, high = 1 } } }\n\
+        tasks = [{ name = 'y' }]\n[strategy]\nkind = 'genetic'\npopulation = 8\n[evaluator]\nkind = 'http'\n\
+        endpoints = ['http://h:1']\ntimeout = '1m'\nin_flight = 2\n";
+
+    fn identity(text: &str) -> Value {
+        RunConfig::parse(text, Path::new("/nowhere")).unwrap().identity()
+    }
+
+    #[test]
+    fn what_may_change_is_not_part_of_it() {
+        for (from, to) in [
+            ("evaluations = 9", "evaluations = 90, wall_clock = '8h'"),
+            ("http://h:1", "https://other:2"),
+            ("timeout = '1m'", "timeout = '2m'\nmax_outage = '1h'\nmax_attempts = 9\ntoken_env = 'T'"),
+            ("in_flight = 2", "in_flight = 3\n[candidates]\nslots = 7\ndir = 'elsewhere'"),
+        ] {
+            assert!(RUN.contains(from));
+            assert_eq!(differences(&identity(RUN), &identity(&RUN.replace(from, to))), Vec::<String>::new(), "{to}");
+        }
+    }
+
+    #[test]
+    fn what_may_not_change_is_named() {
+        for (from, to, line) in [
+            ("high = 1.5", "high = 2.0", "space.genes.weight.high: 1.5 -> 2.0"),
+            (
+                "method = 'ties'",
+                "method = ['ties', 'dare_ties']",
+                "space.method: [\"ties\"] -> [\"ties\",\"dare_ties\"]",
+            ),
+            ("'q'", "'r'", "models.sources[1].name: \"q\" -> \"r\""),
+            ("population = 8", "population = 9", "strategy.settings.population: 8 -> 9"),
+            ("name = 'x'", "name = 'x'\nseed = 3", "seed: 0 -> 3"),
+            ("name = 'y'", "name = 'y', weight = 2", "tasks.y.weight: 1.0 -> 2.0"),
+            ("[strategy]", "[output]\ndtype = 'float32'\n[strategy]", "output.dtype: (absent) -> \"float32\""),
+            (
+                "[strategy]",
+                "[holdout]\nfraction = 0.5\n[strategy]",
+                "holdout: (absent) -> {\"fraction\":0.5,\"finalists\":5}",
+            ),
+        ] {
+            assert!(RUN.contains(from));
+            let lines = differences(&identity(RUN), &identity(&RUN.replace(from, to)));
+            assert!(lines.iter().any(|found| found == line), "{line}: {lines:?}");
+        }
+    }
+
+    #[test]
+    fn survives_a_round_trip_through_json() {
+        let before = identity(RUN);
+        let after: Value = serde_json::from_str(&before.to_string()).unwrap();
+        assert_eq!(differences(&before, &after), Vec::<String>::new());
+    }
+}

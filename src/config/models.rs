@@ -1,0 +1,289 @@
+//! `[models]`: where the models are and what they are called.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use super::{EvaluatorKind, ModelSource, ModelsConfig};
+use crate::document::{Content, Field, FieldError};
+
+pub(super) fn read(field: &Field<'_>, directory: &Path, evaluator: &EvaluatorKind) -> Result<ModelsConfig, FieldError> {
+    // Closed-form landscapes open no checkpoint, so their models may be names only.
+    let must_exist = !matches!(evaluator, EvaluatorKind::Function(_));
+    let mut fields = field.fields()?;
+    let base = fields.take("base").map(|field| locate(&field, directory, must_exist)).transpose()?;
+    let sources_field = fields.require("sources", "the models to merge: a list, or { glob = \"sweep/run-*\" }")?;
+    let mut sources = read_sources(&sources_field, directory, must_exist, base.as_ref())?;
+    fields.finish()?;
+    let mut base = base;
+    name_models(base.iter_mut().chain(&mut sources));
+    Ok(ModelsConfig { base, sources })
+}
+
+fn read_sources(
+    field: &Field<'_>,
+    directory: &Path,
+    must_exist: bool,
+    base: Option<&ModelSource>,
+) -> Result<Vec<ModelSource>, FieldError> {
+    if matches!(field.node.content, Content::Table(_)) {
+        return read_glob(field, directory, base);
+    }
+    let items = field.list()?;
+    if items.is_empty() {
+        return Err(field.error("at least one model is needed"));
+    }
+    let mut sources: Vec<ModelSource> = Vec::with_capacity(items.len());
+    for item in items {
+        let source = locate(&item, directory, must_exist)?;
+        if let Some(other) = sources.iter().find(|other| other.location == source.location) {
+            return Err(item.error(format!("{:?} is the same model as {:?}", source.written, other.written)));
+        }
+        sources.push(source);
+    }
+    Ok(sources)
+}
+
+fn locate(field: &Field<'_>, directory: &Path, must_exist: bool) -> Result<ModelSource, FieldError> {
+    let written = field.word()?;
+    let path = directory.join(written);
+    let location = match resolve(&path) {
+        Some(found) => found,
+        None if looks_like_repository(written) => PathBuf::from(written),
+        None if must_exist => {
+            return Err(
+                field.error(format!("no such folder: {} (and {written:?} is no Hugging Face id)", path.display()))
+            );
+        }
+        None => without_dots(&path),
+    };
+    model(&location, written).ok_or_else(|| field.error("the path is not valid UTF-8"))
+}
+
+fn model(location: &Path, written: &str) -> Option<ModelSource> {
+    Some(ModelSource { name: String::new(), written: written.to_owned(), location: location.to_str()?.to_owned() })
+}
+
+/// The absolute path of something that exists. A link at the end keeps its own name: it is what the user calls the model.
+fn resolve(path: &Path) -> Option<PathBuf> {
+    if !path.exists() {
+        return None;
+    }
+    match (path.parent(), path.components().next_back()) {
+        (Some(parent), Some(Component::Normal(name))) => Some(std::fs::canonicalize(parent).ok()?.join(name)),
+        _ => std::fs::canonicalize(path).ok(),
+    }
+}
+
+/// Takes `.` and `..` out of a path that need not exist.
+fn without_dots(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                plain.pop();
+            }
+            other => plain.push(other),
+        }
+    }
+    plain
+}
+
+/// `name` or `owner/name`, as on the Hugging Face hub.
+fn looks_like_repository(text: &str) -> bool {
+    let part = |part: &str| {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        !part.is_empty() && part.chars().all(allowed) && !part.starts_with(['.', '-'])
+    };
+    let mut parts = text.split('/');
+    parts.next().is_some_and(part) && parts.next().is_none_or(part) && parts.next().is_none()
+}
+
+fn read_glob(field: &Field<'_>, directory: &Path, base: Option<&ModelSource>) -> Result<Vec<ModelSource>, FieldError> {
+    let mut fields = field.fields()?;
+    let pattern_field = fields.require("glob", "a pattern such as \"sweep/run-*\"")?;
+    fields.finish()?;
+    let pattern = pattern_field.word()?;
+    let folders = match_folders(directory, pattern);
+    let mut sources = Vec::with_capacity(folders.len());
+    for folder in folders {
+        let Some(location) = resolve(&folder) else { continue };
+        let written = folder.strip_prefix(directory).unwrap_or(&folder).display().to_string();
+        let source =
+            model(&location, &written).ok_or_else(|| pattern_field.error("matches a path that is not valid UTF-8"))?;
+        if base.is_none_or(|base| base.location != source.location) {
+            sources.push(source);
+        }
+    }
+    if sources.is_empty() {
+        return Err(pattern_field.error(format!("no folder matches {pattern:?} in {}", directory.display())));
+    }
+    Ok(sources)
+}
+
+/// Folders that match a pattern, in natural order. `*` and `?` match inside one path component and skip hidden entries.
+fn match_folders(directory: &Path, pattern: &str) -> Vec<PathBuf> {
+    let mut folders = vec![directory.to_owned()];
+    for component in Path::new(pattern).components() {
+        let text = component.as_os_str().to_string_lossy();
+        let mut next = Vec::new();
+        for folder in folders {
+            if !text.contains(['*', '?']) {
+                next.push(folder.join(component));
+                continue;
+            }
+            let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+            let matching = entries.flatten().filter(|entry| {
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                name.starts_with('.') == text.starts_with('.') && matches_pattern(&name, &text)
+            });
+            next.extend(matching.map(|entry| entry.path()));
+        }
+        folders = next;
+    }
+    folders.retain(|folder| folder.is_dir());
+    folders.sort_by(|a, b| natural_order(&a.to_string_lossy(), &b.to_string_lossy()));
+    folders
+}
+
+fn matches_pattern(name: &str, pattern: &str) -> bool {
+    let name: Vec<char> = name.chars().collect();
+    // `reached[i]`: the part of the pattern read so far matches the first `i` characters of the name.
+    let mut reached = vec![false; name.len() + 1];
+    reached[0] = true;
+    for symbol in pattern.chars() {
+        if symbol == '*' {
+            for i in 1..reached.len() {
+                reached[i] |= reached[i - 1];
+            }
+        } else {
+            for i in (1..reached.len()).rev() {
+                reached[i] = reached[i - 1] && (symbol == '?' || symbol == name[i - 1]);
+            }
+            reached[0] = false;
+        }
+    }
+    reached[name.len()]
+}
+
+/// Numbers inside names compare by value: `run-2` before `run-10`.
+fn natural_order(a: &str, b: &str) -> Ordering {
+    let (mut left, mut right) = (a, b);
+    loop {
+        let (Some(x), Some(y)) = (left.chars().next(), right.chars().next()) else {
+            return left.len().cmp(&right.len()).then_with(|| a.cmp(b));
+        };
+        if x.is_ascii_digit() && y.is_ascii_digit() {
+            let (number, rest) = split_number(left);
+            let (other, other_rest) = split_number(right);
+            let order = number.len().cmp(&other.len()).then_with(|| number.cmp(other));
+            if order != Ordering::Equal {
+                return order;
+            }
+            (left, right) = (rest, other_rest);
+        } else if x == y {
+            (left, right) = (&left[x.len_utf8()..], &right[y.len_utf8()..]);
+        } else {
+            return x.cmp(&y);
+        }
+    }
+}
+
+/// The digits at the start without leading zeros, and what follows.
+fn split_number(text: &str) -> (&str, &str) {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    (text[..end].trim_start_matches('0'), &text[end..])
+}
+
+/// Names every model after its folder, with as many parents in front as it takes to be unique.
+fn name_models<'a>(models: impl Iterator<Item = &'a mut ModelSource>) {
+    let mut models: Vec<_> = models.collect();
+    let mut depth: BTreeMap<String, usize> = models.iter().map(|model| (model.location.clone(), 1)).collect();
+    loop {
+        let mut taken: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (location, depth) in &depth {
+            taken.entry(last_components(location, *depth)).or_default().push(location.clone());
+        }
+        let mut changed = false;
+        for location in taken.into_values().filter(|locations| locations.len() > 1).flatten() {
+            let depth = depth.entry(location.clone()).or_default();
+            if last_components(&location, *depth + 1) != last_components(&location, *depth) {
+                *depth += 1;
+                changed = true;
+            }
+        }
+        if !changed {
+            break;
+        }
+    }
+    for model in &mut models {
+        model.name = last_components(&model.location, depth.get(&model.location).copied().unwrap_or(1));
+    }
+}
+
+fn last_components(location: &str, count: usize) -> String {
+    let parts: Vec<&str> = location.split('/').filter(|part| !part.is_empty()).collect();
+    parts[parts.len().saturating_sub(count)..].join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(locations: &[&str]) -> Vec<String> {
+        let mut models: Vec<_> =
+            locations.iter().map(|location| model(Path::new(location), location).unwrap()).collect();
+        name_models(models.iter_mut());
+        models.into_iter().map(|model| model.name).collect()
+    }
+
+    #[test]
+    fn names_are_folders_and_on_a_clash_their_parents_too() {
+        assert_eq!(names(&["/a/x", "/a/y"]), ["x", "y"]);
+        assert_eq!(names(&["/a/run-1/last", "/a/run-2/last", "/b"]), ["run-1/last", "run-2/last", "b"]);
+        assert_eq!(names(&["/a/p/last", "/b/p/last"]), ["a/p/last", "b/p/last"]);
+        assert_eq!(names(&["org/x", "other/x"]), ["org/x", "other/x"]);
+        assert_eq!(names(&["/x", "/a/x"]), ["x", "a/x"]);
+        assert_eq!(names(&["/a/x", "/a/x"]), ["x", "x"]);
+    }
+
+    #[test]
+    fn numbers_sort_by_value() {
+        let mut names = ["run-10", "run-2", "run-02b", "run-1", "run", "a9"];
+        names.sort_by(|a, b| natural_order(a, b));
+        assert_eq!(names, ["a9", "run", "run-1", "run-2", "run-02b", "run-10"]);
+    }
+
+    #[test]
+    fn patterns_match_inside_one_component() {
+        for (name, pattern, expected) in [
+            ("run-10", "run-*", true),
+            ("run-", "run-*", true),
+            ("xrun-1", "run-*", false),
+            ("run-1", "run-?", true),
+            ("run-10", "run-?", false),
+            ("abcabd", "a*d", true),
+            ("abcabd", "*bc*", true),
+            ("", "*", true),
+        ] {
+            assert_eq!(matches_pattern(name, pattern), expected, "{name} {pattern}");
+        }
+    }
+
+    #[test]
+    fn hub_ids_are_told_from_paths() {
+        for (text, expected) in [
+            ("org/model-7B", true),
+            ("gpt2", true),
+            ("../x", false),
+            ("/x", false),
+            ("a/b/c", false),
+            ("", false),
+            ("a/", false),
+        ] {
+            assert_eq!(looks_like_repository(text), expected, "{text}");
+        }
+    }
+}

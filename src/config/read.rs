@@ -1,0 +1,230 @@
+//! The run file's text to [`RunConfig`]: name, seed, strategy, budget, candidates and output here, larger sections in files
+//! of their own.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{
+    BudgetConfig, CandidatesConfig, ConfigError, OutputConfig, RunConfig, SpaceConfig, StrategyConfig, duration,
+    evaluator, models, space, tasks,
+};
+use crate::document::{Content, Field, FieldError, Node, nearest};
+
+/// All kinds of strategy, the soups last.
+const STRATEGIES: [&str; 9] =
+    ["genetic", "nsga2", "cma-es", "tpe", "random", "sobol", "portfolio", "greedy-soup", "uniform-soup"];
+/// Strategies that only average sources, so that they need no search space.
+const SOUPS: [&str; 2] = ["greedy-soup", "uniform-soup"];
+const DEFAULT_STRATEGY: &str = "genetic";
+const LONGEST_NAME: usize = 100;
+
+impl RunConfig {
+    /// Reads and checks a run file. Models and data are looked for, but not opened.
+    ///
+    /// # Errors
+    /// When the file cannot be read or anything in it is wrong, with the key and its line.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        let text = std::fs::read_to_string(path).map_err(read)?;
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let directory = std::fs::canonicalize(directory).map_err(read)?;
+        Self::parse(&text, &directory).map_err(|error| match error {
+            ConfigError::Field { field, .. } => ConfigError::Field { document: path.display().to_string(), field },
+            other @ ConfigError::Read { .. } => other,
+        })
+    }
+
+    /// Reads and checks a run file's text; relative paths in it start at `directory`.
+    ///
+    /// # Errors
+    /// When anything in it is wrong, with the key and its line.
+    pub fn parse(text: &str, directory: &Path) -> Result<Self, ConfigError> {
+        let directory = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
+        let node = Node::from_toml(text)?;
+        Ok(read(&node, text, directory)?)
+    }
+
+    /// The search space; `None` where the strategy only makes soups.
+    ///
+    /// # Errors
+    /// When the strategy needs a space and the file has no `[space]`.
+    pub fn search_space(&self) -> Result<Option<&SpaceConfig>, ConfigError> {
+        if SOUPS.contains(&self.strategy.kind.as_str()) {
+            return Ok(None);
+        }
+        match &self.space {
+            Some(space) => Ok(Some(space)),
+            None => Err(missing_space(&self.strategy.kind).into()),
+        }
+    }
+}
+
+fn missing_space(strategy: &str) -> FieldError {
+    let reason =
+        format!("missing: the strategy {strategy} needs a search space (only {} do without)", SOUPS.join(" and "));
+    FieldError { key: "space".to_owned(), line: None, reason }
+}
+
+fn read(node: &Node, text: &str, directory: PathBuf) -> Result<RunConfig, FieldError> {
+    let root = node.root();
+    let mut fields = root.fields()?;
+    let name = read_name(&fields.require("name", "the name of the run, also of its folder")?)?;
+    let seed = fields.take("seed").map_or(Ok(0), |field| field.unsigned())?;
+    let evaluator = evaluator::read(&fields.require("evaluator", "what scores the candidates")?, &directory)?;
+    let models_field = fields.require("models", "the models to merge (`sources`)")?;
+    let models = models::read(&models_field, &directory, &evaluator.kind)?;
+    let strategy_field = fields.take("strategy");
+    let strategy = read_strategy(strategy_field.as_ref())?;
+    let space = fields.take("space").map(|field| space::read(&field, &models)).transpose()?;
+    if space.is_none() && strategy_field.is_some() && !SOUPS.contains(&strategy.kind.as_str()) {
+        return Err(missing_space(&strategy.kind));
+    }
+    let budget = read_budget(&fields.require("budget", "when to stop (`evaluations` and/or `wall_clock`)")?)?;
+    let tasks_field = fields.require("tasks", "at least one [[tasks]] with a `name`")?;
+    let tasks = tasks::read(&tasks_field, &directory, &evaluator.kind)?;
+    let holdout = fields
+        .take("holdout")
+        .map(|field| tasks::read_holdout(&field, &directory, &evaluator.kind, &tasks))
+        .transpose()?;
+    let candidates = read_candidates(fields.take("candidates"), &directory)?;
+    let output = read_output(fields.take("output"))?;
+    fields.finish()?;
+    Ok(RunConfig {
+        name,
+        seed,
+        models,
+        space,
+        strategy,
+        budget,
+        evaluator,
+        tasks,
+        holdout,
+        candidates,
+        output,
+        text: text.to_owned(),
+        directory,
+    })
+}
+
+fn read_name(field: &Field<'_>) -> Result<String, FieldError> {
+    let name = field.word()?;
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if !name.chars().all(allowed) || name.starts_with(['.', '-']) {
+        let reason = format!(
+            "{name:?} cannot name a folder: use letters, digits, `.`, `_` and `-`, and start with none of `.` and `-`"
+        );
+        return Err(field.error(reason));
+    }
+    if name.len() > LONGEST_NAME {
+        return Err(field.error(format!("is longer than {LONGEST_NAME} characters")));
+    }
+    Ok(name.to_owned())
+}
+
+fn read_strategy(field: Option<&Field<'_>>) -> Result<StrategyConfig, FieldError> {
+    let mut strategy =
+        StrategyConfig { kind: DEFAULT_STRATEGY.to_owned(), look_ahead: None, settings: toml::Table::new() };
+    let Some(field) = field else { return Ok(strategy) };
+    for (key, field) in field.named()? {
+        match key {
+            "kind" => strategy.kind = one_of(&field, &STRATEGIES)?.to_owned(),
+            "look_ahead" => strategy.look_ahead = Some(field.count()?),
+            _ => {
+                strategy.settings.insert(key.to_owned(), to_toml(&field)?);
+            }
+        }
+    }
+    Ok(strategy)
+}
+
+/// A setting as the strategy will read it.
+fn to_toml(field: &Field<'_>) -> Result<toml::Value, FieldError> {
+    Ok(match &field.node.content {
+        Content::Null => return Err(field.error("must have a value")),
+        Content::Bool(truth) => toml::Value::Boolean(*truth),
+        Content::Integer(number) => match i64::try_from(*number) {
+            Ok(number) => toml::Value::Integer(number),
+            Err(_) => return Err(field.error(format!("{number} is too large"))),
+        },
+        Content::Float(_) => toml::Value::Float(field.number()?),
+        Content::Text(text) => toml::Value::String(text.clone()),
+        Content::List(_) => toml::Value::Array(field.list()?.iter().map(to_toml).collect::<Result<_, _>>()?),
+        Content::Table(_) => {
+            let entries = field.named()?.into_iter();
+            toml::Value::Table(
+                entries
+                    .map(|(key, field)| Ok((key.to_owned(), to_toml(&field)?)))
+                    .collect::<Result<_, FieldError>>()?,
+            )
+        }
+    })
+}
+
+fn read_budget(field: &Field<'_>) -> Result<BudgetConfig, FieldError> {
+    let mut fields = field.fields()?;
+    let positive = |field: Field<'_>| match field.unsigned()? {
+        0 => Err(field.error("must be at least 1")),
+        number => Ok(number),
+    };
+    let budget = BudgetConfig {
+        evaluations: fields.take("evaluations").map(positive).transpose()?,
+        wall_clock: fields.take("wall_clock").map(|field| read_positive_duration(&field)).transpose()?,
+        samples: fields.take("samples").map(positive).transpose()?,
+    };
+    fields.finish()?;
+    if budget == BudgetConfig::default() {
+        return Err(field.error("needs a limit: `evaluations`, `wall_clock` or `samples`"));
+    }
+    Ok(budget)
+}
+
+fn read_candidates(field: Option<Field<'_>>, directory: &Path) -> Result<CandidatesConfig, FieldError> {
+    let Some(field) = field else { return Ok(CandidatesConfig { dir: None, slots: None }) };
+    let mut fields = field.fields()?;
+    let dir = match fields.take("dir") {
+        None => None,
+        Some(field) if field.word()? == "auto" => None,
+        Some(field) => Some(directory.join(field.word()?)),
+    };
+    let slots: Option<NonZeroUsize> = fields.take("slots").map(|field| field.count()).transpose()?;
+    fields.finish()?;
+    Ok(CandidatesConfig { dir, slots })
+}
+
+fn read_output(field: Option<Field<'_>>) -> Result<OutputConfig, FieldError> {
+    let Some(field) = field else { return Ok(OutputConfig::default()) };
+    let mut fields = field.fields()?;
+    let dtype = fields
+        .take("dtype")
+        .map(|field| field.word()?.parse().map_err(|reason: String| field.error(reason)))
+        .transpose()?;
+    fields.finish()?;
+    Ok(OutputConfig { dtype })
+}
+
+/// One of a few words.
+pub(super) fn one_of<'a>(field: &Field<'a>, words: &[&str]) -> Result<&'a str, FieldError> {
+    let word = field.word()?;
+    if words.contains(&word) {
+        return Ok(word);
+    }
+    let hint = match nearest(word, words.iter().copied()) {
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None => format!("expected {}", words.join(", ")),
+    };
+    Err(field.error(format!("unknown value `{word}`; {hint}")))
+}
+
+pub(super) fn read_duration(field: &Field<'_>) -> Result<Duration, FieldError> {
+    let expected = "expected a duration such as \"90s\", \"30m\", \"1h30m\" or \"8h\"";
+    match &field.node.content {
+        Content::Text(text) => duration::parse(text).ok_or_else(|| field.error(format!("{expected}, found {text:?}"))),
+        other => Err(field.error(format!("{expected}, in quotes; found {}", other.kind()))),
+    }
+}
+
+pub(super) fn read_positive_duration(field: &Field<'_>) -> Result<Duration, FieldError> {
+    let duration = read_duration(field)?;
+    if duration.is_zero() { Err(field.error("must be longer than nothing")) } else { Ok(duration) }
+}

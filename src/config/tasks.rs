@@ -1,0 +1,147 @@
+//! `[[tasks]]` and `[holdout]`: what is measured, and what is kept sealed.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use super::evaluator::read_endpoints;
+use super::read::one_of;
+use super::{EvaluatorKind, Goal, HoldoutConfig, HoldoutSource, TaskConfig};
+use crate::document::{Field, FieldError, nearest};
+
+const DEFAULT_FINALISTS: NonZeroUsize = NonZeroUsize::new(5).unwrap();
+
+pub(super) fn read(field: &Field<'_>, directory: &Path, kind: &EvaluatorKind) -> Result<Vec<TaskConfig>, FieldError> {
+    let items = field.list()?;
+    if items.is_empty() {
+        return Err(field.error("at least one task is needed"));
+    }
+    let mut tasks: Vec<TaskConfig> = Vec::with_capacity(items.len());
+    for item in items {
+        let task = read_task(&item, directory, kind)?;
+        if tasks.iter().any(|other| other.name == task.name) {
+            return Err(item.error(format!("there is another task with the `name` {:?}", task.name)));
+        }
+        tasks.push(task);
+    }
+    if tasks.iter().all(|task| task.weight == 0.0) {
+        return Err(field.error("every `weight` is 0, so nothing would be searched for"));
+    }
+    Ok(tasks)
+}
+
+fn read_task(field: &Field<'_>, directory: &Path, kind: &EvaluatorKind) -> Result<TaskConfig, FieldError> {
+    let mut fields = field.fields()?;
+    let name = fields.require("name", "the name of the task")?.word()?.to_owned();
+    let data = if matches!(kind, EvaluatorKind::Native(_)) {
+        Some(fields.require("data", "the native evaluator needs a JSON-lines file")?)
+    } else {
+        fields.take("data")
+    };
+    let data = data.map(|field| read_data(&field, directory, kind)).transpose()?;
+    let task = TaskConfig {
+        name,
+        data,
+        metric: fields.take("metric").map(|field| field.word().map(str::to_owned)).transpose()?,
+        weight: fields.take("weight").map_or(Ok(1.0), |field| field.number())?,
+        goal: fields.take("goal").map(|field| read_goal(&field)).transpose()?,
+        max_new_tokens: fields.take("max_new_tokens").map(|field| Ok(field.count()?.get())).transpose()?,
+        limit: fields.take("limit").map(|field| Ok(field.count()?.get() as u64)).transpose()?,
+    };
+    fields.finish()?;
+    Ok(task)
+}
+
+fn read_goal(field: &Field<'_>) -> Result<Goal, FieldError> {
+    Ok(if one_of(field, &["maximize", "minimize"])? == "maximize" { Goal::Maximize } else { Goal::Minimize })
+}
+
+/// A data file. Only `native` opens it, so only there it must exist.
+fn read_data(field: &Field<'_>, directory: &Path, kind: &EvaluatorKind) -> Result<PathBuf, FieldError> {
+    let path = directory.join(field.word()?);
+    if matches!(kind, EvaluatorKind::Native(_)) && !path.is_file() {
+        return Err(field.error(format!("no such file: {}", path.display())));
+    }
+    Ok(path)
+}
+
+pub(super) fn read_holdout(
+    field: &Field<'_>,
+    directory: &Path,
+    kind: &EvaluatorKind,
+    tasks: &[TaskConfig],
+) -> Result<HoldoutConfig, FieldError> {
+    let mut fields = field.fields()?;
+    let finalists = fields.take("finalists").map_or(Ok(DEFAULT_FINALISTS), |field| field.count())?;
+    let given = (fields.take("tasks"), fields.take("endpoints"), fields.take("fraction"));
+    fields.finish()?;
+    let source = match given {
+        (Some(field), None, None) => read_holdout_tasks(&field, directory, kind, tasks)?,
+        (None, Some(field), None) => {
+            if !matches!(kind, EvaluatorKind::Http(_)) {
+                return Err(field.error("only the http evaluator has endpoints; use `tasks` or `fraction`"));
+            }
+            HoldoutSource::Endpoints(read_endpoints(&field)?)
+        }
+        (None, None, Some(field)) => {
+            let fraction = field.number()?;
+            if !(fraction > 0.0 && fraction < 1.0) {
+                return Err(field.error(format!("must be between 0 and 1, but is {fraction}")));
+            }
+            HoldoutSource::Fraction(fraction)
+        }
+        (None, None, None) => return Err(field.error("missing: one of `tasks`, `endpoints` and `fraction`")),
+        _ => return Err(field.error("give only one of `tasks`, `endpoints` and `fraction`")),
+    };
+    Ok(HoldoutConfig { source, finalists })
+}
+
+fn read_holdout_tasks(
+    field: &Field<'_>,
+    directory: &Path,
+    kind: &EvaluatorKind,
+    tasks: &[TaskConfig],
+) -> Result<HoldoutSource, FieldError> {
+    let mut data = BTreeMap::new();
+    let mut names = BTreeMap::new();
+    for (name, entry) in field.named()? {
+        let Some(task) = tasks.iter().find(|task| task.name == name) else {
+            let known = tasks.iter().map(|task| task.name.as_str());
+            let hint = nearest(name, known).map(|meant| format!("; did you mean `{meant}`?")).unwrap_or_default();
+            return Err(entry.error(format!("there is no task of that name{hint}")));
+        };
+        let mut fields = entry.fields()?;
+        let (other_data, other_name) = (fields.take("data"), fields.take("task"));
+        fields.finish()?;
+        match (other_data, other_name) {
+            (Some(field), None) => {
+                if !matches!(kind, EvaluatorKind::Native(_)) {
+                    return Err(field.error("only the native evaluator reads data files; name another `task` instead"));
+                }
+                let path = read_data(&field, directory, kind)?;
+                if task.data.as_ref() == Some(&path) {
+                    return Err(field.error("is the file that the search itself uses, so it would prove nothing"));
+                }
+                data.insert(name.to_owned(), path);
+            }
+            (None, Some(field)) => {
+                if matches!(kind, EvaluatorKind::Native(_)) {
+                    return Err(field.error("the native evaluator knows its tasks by their files; give `data` instead"));
+                }
+                if field.word()? == name {
+                    return Err(field.error("is the task that the search itself uses, so it would prove nothing"));
+                }
+                names.insert(name.to_owned(), field.word()?.to_owned());
+            }
+            _ => return Err(entry.error("give one of `data` and `task`")),
+        }
+    }
+    let covered = |task: &TaskConfig| data.contains_key(&task.name) || names.contains_key(&task.name);
+    if let Some(task) = tasks.iter().find(|task| task.weight != 0.0 && !covered(task)) {
+        return Err(field.error(format!(
+            "has nothing for the task {:?}; each task with a weight needs hold-out samples",
+            task.name
+        )));
+    }
+    Ok(if names.is_empty() { HoldoutSource::Data(data) } else { HoldoutSource::Tasks(names) })
+}

@@ -1,0 +1,274 @@
+//! Run files, right and wrong.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::*;
+
+/// A folder with two sources, a base and data.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for model in ["base", "expert-add", "expert-rev", "sweep/run-1", "sweep/run-10", "sweep/run-2", "sweep/.hidden"] {
+        std::fs::create_dir_all(folder.path().join(model)).unwrap();
+    }
+    std::fs::write(folder.path().join("sweep/notes.txt"), "").unwrap();
+    for data in ["add.val.jsonl", "add.test.jsonl"] {
+        std::fs::write(folder.path().join(data), "{}\n").unwrap();
+    }
+    folder
+}
+
+const RUN: &str = r#"
+name = "tiny-llama"
+seed = 7
+
+[models]
+base = "base"
+sources = ["expert-add", "expert-rev"]
+
+[space]
+method = "dare_ties"
+layer_groups = 3
+modules = ["self_attn", "mlp"]
+interpolate = false
+[space.genes]
+weight    = { low = 0.0, high = 1.5, per = ["model", "layer_group", "module"], models = { "expert-add" = 0.5 } }
+drop_rate = { low = 0.0, high = 0.95, per = ["model"] }
+lambda    = 1.0
+normalize = true
+
+[strategy]
+kind = "genetic"
+look_ahead = 4
+population = 20
+
+[budget]
+evaluations = 300
+wall_clock = "1h30m"
+
+[evaluator]
+kind = "native"
+
+[[tasks]]
+name = "add"
+data = "add.val.jsonl"
+metric = "exact_match"
+weight = 1.0
+goal = "maximize"
+
+[holdout]
+tasks = { add = { data = "add.test.jsonl" } }
+
+[candidates]
+dir = "auto"
+slots = 3
+
+[output]
+dtype = "bfloat16"
+"#;
+
+fn parse(text: &str) -> Result<RunConfig, ConfigError> {
+    RunConfig::parse(text, folder().path())
+}
+
+/// `RUN` with one piece replaced.
+fn changed(from: &str, to: &str) -> String {
+    assert!(RUN.contains(from), "{from}");
+    RUN.replace(from, to)
+}
+
+fn refused(text: &str) -> String {
+    let error = parse(text).expect_err(text);
+    assert_eq!(error.exit_code(), crate::exit::ExitCode::BadConfiguration);
+    error.to_string()
+}
+
+#[test]
+fn reads_a_whole_run_file() {
+    let folder = folder();
+    let path = folder.path().join("run.toml");
+    std::fs::write(&path, RUN).unwrap();
+    let config = RunConfig::load(&path).unwrap();
+    assert_eq!((config.name.as_str(), config.seed), ("tiny-llama", 7));
+    assert_eq!(config.models.sources[1].name, "expert-rev");
+    assert!(Path::new(&config.models.sources[1].location).is_absolute());
+    let space = config.search_space().unwrap().unwrap();
+    assert_eq!(space.methods, ["dare_ties"]);
+    let names: Vec<_> = space.genes.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["weight", "drop_rate", "lambda", "normalize"]);
+    let GeneConfig::Search(weight) = &space.genes[0].1 else { panic!("{space:?}") };
+    assert_eq!(weight.per, [GenePer::Model, GenePer::LayerGroup, GenePer::Module]);
+    assert_eq!(weight.models["expert-add"], 0.5);
+    assert_eq!(space.genes[3].1, GeneConfig::Bool(true));
+    assert_eq!(config.budget.wall_clock, Some(Duration::from_secs(5400)));
+    assert_eq!(config.strategy.settings["population"], toml::Value::Integer(20));
+    assert_eq!(config.holdout.unwrap().finalists.get(), 5);
+    assert_eq!(config.output.dtype, Some(Dtype::Bfloat16));
+    assert_eq!(config.text, RUN);
+}
+
+#[test]
+fn finds_sources_by_pattern_in_natural_order() {
+    let text = changed(r#"["expert-add", "expert-rev"]"#, r#"{ glob = "sweep/*" }"#)
+        .replace(r#", models = { "expert-add" = 0.5 }"#, "");
+    let names: Vec<_> = parse(&text).unwrap().models.sources.into_iter().map(|source| source.name).collect();
+    assert_eq!(names, ["run-1", "run-2", "run-10"]);
+    let message = refused(&text.replace("sweep/*", "sweeps/*"));
+    assert!(message.contains("`models.sources.glob`") && message.contains("sweeps/*"), "{message}");
+}
+
+#[test]
+fn a_required_parameter_without_a_gene_is_searched_over_its_range() {
+    let genes = RUN.find("[space.genes]").unwrap();
+    let end = RUN.find("[strategy]").unwrap();
+    let config = parse(&format!("{}{}", &RUN[..genes], &RUN[end..])).unwrap();
+    let space = config.space.unwrap();
+    let [(name, GeneConfig::Search(weight))] = space.genes.as_slice() else { panic!("{space:?}") };
+    assert_eq!((name.as_str(), weight.low, weight.high), ("weight", 0.0, 1.5));
+    assert_eq!(weight.per, [GenePer::Model, GenePer::LayerGroup, GenePer::Module]);
+}
+
+#[test]
+fn soups_need_no_space() {
+    let start = RUN.find("[space]").unwrap();
+    let end = RUN.find("[strategy]").unwrap();
+    let without = format!("{}{}", &RUN[..start], &RUN[end..]);
+    let message = refused(&without);
+    assert!(message.contains("`space`") && message.contains("genetic"), "{message}");
+    let config = parse(&without.replace("genetic", "greedy-soup")).unwrap();
+    assert_eq!(config.search_space().unwrap(), None);
+    let bare = without.replace("[strategy]\nkind = \"genetic\"\nlook_ahead = 4\npopulation = 20\n", "");
+    let error = parse(&bare).unwrap().search_space().unwrap_err().to_string();
+    assert!(error.contains("`space`"), "{error}");
+}
+
+#[test]
+fn mistakes_are_named_with_their_key() {
+    for (from, to, words) in [
+        ("seed = 7", "sead = 7", vec!["line 3", "`sead`", "did you mean `seed`?"]),
+        ("seed = 7", "seed = -7", vec!["`seed`", "-7"]),
+        ("name = \"tiny-llama\"", "name = \"tiny/llama\"", vec!["`name`", "tiny/llama"]),
+        ("name = \"tiny-llama\"", "", vec!["`name`", "missing"]),
+        ("base = \"base\"", "", vec!["`models.base`", "dare_ties"]),
+        ("base = \"base\"", "base = \"../nowhere/base\"", vec!["`models.base`", "no such folder", "nowhere"]),
+        ("sources = [", "surces = [", vec!["`models.sources`", "missing", "surces"]),
+        ("[\"expert-add\", \"expert-rev\"]", "[]", vec!["`models.sources`", "at least one"]),
+        ("\"expert-rev\"]", "\"./expert-add\"]", vec!["`models.sources[1]`", "same model"]),
+        ("dare_ties", "dare_tied", vec!["`space.method`", "did you mean `dare_ties`?"]),
+        ("method = \"dare_ties\"", "method = [\"ties\", \"ties\"]", vec!["`space.method[1]`", "twice"]),
+        ("layer_groups = 3", "layer_group = 3", vec!["`space.layer_group`", "did you mean `layer_groups`?"]),
+        ("layer_groups = 3", "layer_groups = 0", vec!["`space.layer_groups`", "at least 1"]),
+        ("layer_groups = 3", "layer_groups = 3\ngranularity = 2", vec!["`space.granularity`", "layer_groups"]),
+        ("[\"self_attn\", \"mlp\"]", "[\"mlp\", \"mlp.up\"]", vec!["`space.modules`", "never reached"]),
+        ("lambda    = 1.0", "lamda = 1.0", vec!["`space.genes.lamda`", "did you mean `lambda`?"]),
+        ("lambda    = 1.0", "t = 1.0", vec!["`space.genes.t`", "dare_ties"]),
+        ("lambda    = 1.0", "density = 0.5", vec!["`space.genes.density`", "drop_rate"]),
+        ("lambda    = 1.0", "lambda = { per = [\"model\"] }", vec!["`space.genes.lambda.per[0]`", "all models"]),
+        ("lambda    = 1.0", "lambda = { low = 2, high = 1 }", vec!["`space.genes.lambda`", "below"]),
+        ("lambda    = 1.0", "lambda = { low = 0, scale = \"log\" }", vec!["`space.genes.lambda.scale`", "above 0"]),
+        ("lambda    = 1.0", "lambda = { same_as = \"wieght\" }", vec!["`space.genes.lambda.same_as`", "`weight`"]),
+        ("lambda    = 1.0", "lambda = { same_as = \"weight\" }", vec!["`space.genes.lambda.same_as`", "for all"]),
+        ("lambda    = 1.0", "lambda = { init = 9 }", vec!["`space.genes.lambda.init`", "9"]),
+        ("lambda    = 1.0", "lambda = { step = 1 }", vec!["`space.genes.lambda.step`", "unknown"]),
+        ("normalize = true", "normalize = 0.5", vec!["`space.genes.normalize`", "true or false"]),
+        ("\"expert-add\" = 0.5", "\"expert-ad\" = 0.5", vec!["`space.genes.weight.models.expert-ad`", "`expert-add`"]),
+        ("high = 0.95", "high = 1.95", vec!["`space.genes.drop_rate.high`", "from 0 to 1"]),
+        ("kind = \"genetic\"", "kind = \"genetics\"", vec!["`strategy.kind`", "did you mean `genetic`?"]),
+        ("evaluations = 300\nwall_clock = \"1h30m\"", "", vec!["`budget`", "limit"]),
+        ("evaluations = 300", "evaluations = 0", vec!["`budget.evaluations`", "at least 1"]),
+        ("\"1h30m\"", "\"90 minutes\"", vec!["`budget.wall_clock`", "90 minutes"]),
+        ("\"1h30m\"", "90", vec!["`budget.wall_clock`", "quotes"]),
+        ("kind = \"native\"", "kind = \"openai\"", vec!["`evaluator.kind`", "this build"]),
+        ("kind = \"native\"", "kind = \"native\"\nendpoints = []", vec!["`evaluator.endpoints`", "unknown"]),
+        (
+            "kind = \"native\"",
+            "kind = \"http\"\nendpoints = [\"127.0.0.1:1\"]",
+            vec!["`evaluator.endpoints[0]`", "127.0.0.1:1"],
+        ),
+        (
+            "kind = \"native\"",
+            "kind = \"http\"\nendpoints = [\"http://u:p@h/\"]",
+            vec!["`evaluator.endpoints[0]`", "credentials"],
+        ),
+        ("kind = \"native\"", "kind = \"command\"\nargv = [\"x\"]", vec!["`evaluator.argv`", "{result_file}"]),
+        ("kind = \"native\"", "kind = \"function\"\nname = \"spere\"", vec!["`evaluator.name`", "sphere"]),
+        ("add.val.jsonl", "sub.val.jsonl", vec!["`tasks[0].data`", "no such file"]),
+        ("data = \"add.val.jsonl\"", "", vec!["`tasks[0].data`", "missing"]),
+        ("weight = 1.0", "weight = 0.0", vec!["`tasks`", "`weight`"]),
+        ("weight = 1.0", "weight = inf", vec!["`tasks[0].weight`", "finite"]),
+        ("goal = \"maximize\"", "goal = \"max\"", vec!["`tasks[0].goal`", "maximize"]),
+        ("{ add = { data", "{ ad = { data", vec!["`holdout.tasks.ad`", "did you mean `add`?"]),
+        ("add.test.jsonl", "add.val.jsonl", vec!["`holdout.tasks.add.data`", "prove nothing"]),
+        (
+            "tasks = { add = { data = \"add.test.jsonl\" } }",
+            "fraction = 1.0",
+            vec!["`holdout.fraction`", "between 0 and 1"],
+        ),
+        ("tasks = { add = { data = \"add.test.jsonl\" } }", "finalists = 2", vec!["`holdout`", "fraction"]),
+        ("slots = 3", "slots = \"3\"", vec!["`candidates.slots`", "whole number"]),
+        ("dtype = \"bfloat16\"", "dtype = \"bf16\"", vec!["`output.dtype`", "bfloat16"]),
+    ] {
+        let message = refused(&changed(from, to));
+        for word in words {
+            assert!(message.contains(word), "{to}: {message} lacks {word}");
+        }
+    }
+}
+
+#[test]
+fn two_tasks_need_two_names() {
+    let message = refused(&format!("{RUN}\n[[tasks]]\nname = \"add\"\ndata = \"add.val.jsonl\"\n"));
+    assert!(message.contains("`tasks[1]`") && message.contains("add"), "{message}");
+}
+
+#[test]
+fn slerp_needs_two_models_and_landscapes_need_none_on_disk() {
+    let text = |sources: &str, evaluator: &str| {
+        format!(
+            "name = 'x'\nmodels = {{ sources = {sources} }}\nspace = {{ method = 'slerp' }}\nbudget = {{ evaluations = 9 }}\n\
+             tasks = [{{ name = 'y' }}]\n[evaluator]\n{evaluator}\n"
+        )
+    };
+    let function = "kind = 'function'\nname = 'sphere'\nnoise = 0.1\nlatency = '5ms'";
+    assert!(parse(&text("['../a', '../b', 'c']", function)).is_ok());
+    let message = refused(&text("['../a', '../b', 'c']", "kind = 'http'\nendpoints = ['http://127.0.0.1:8431/']"));
+    assert!(message.contains("`models.sources[0]`"), "{message}");
+    let message = refused(&text("['a']", function));
+    assert!(message.contains("`space.method`") && message.contains("slerp takes 2 models"), "{message}");
+}
+
+/// Every key of a file that uses them all, misspelt, is named in the message.
+#[test]
+fn every_misspelt_key_is_named() {
+    let words = |line: &str| {
+        let starts = line
+            .char_indices()
+            .filter(|(index, c)| c.is_ascii_lowercase() && (*index == 0 || line[..*index].ends_with([' ', '{'])));
+        let found = starts.filter_map(|(start, _)| {
+            let length = line[start..].find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))?;
+            line[start + length..].trim_start().starts_with('=').then_some((start, start + length))
+        });
+        found.collect::<Vec<_>>()
+    };
+    let mut section = String::new();
+    let mut checked = 0;
+    for (number, line) in RUN.lines().enumerate() {
+        if line.starts_with('[') {
+            section = line.to_owned();
+            continue;
+        }
+        for (start, end) in words(line) {
+            // The keys of a strategy are judged by the strategy.
+            if section == "[strategy]" {
+                continue;
+            }
+            let misspelt = format!("{}zq", &line[start..end]);
+            let mut lines: Vec<String> = RUN.lines().map(str::to_owned).collect();
+            lines[number].insert_str(end, "zq");
+            let message = refused(&lines.join("\n"));
+            assert!(message.contains(&misspelt), "{line}: {message}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 30, "{checked}");
+}

@@ -1,0 +1,269 @@
+//! Baselines: soups and the base, as recipes of their own and as points of the search space.
+
+use super::decode::Decoded;
+use super::plan::{Cell, Plan};
+use super::{GeneKind, GeneValue, Genome, ModelFacts, SearchSpace};
+use crate::merge::MethodSpecification;
+use crate::recipe::{Body, FilteredValue, Gradient, Input, ModelReference, Parameters, Recipe, Setting, Value};
+
+/// How near a decoded parameter must be to the one that was aimed at.
+const TOLERANCE: f64 = 1e-9;
+
+/// A baseline as a point of the search space.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Encoded {
+    pub genome: Genome,
+    /// Whether its weights are the baseline's, bit for bit, so that the baseline's score may stand for it. Otherwise they
+    /// differ by rounding: a source is not always equal to base + (source - base).
+    pub exact: bool,
+}
+
+/// The average of these sources (indices) with equal weights; one source alone is that source.
+pub fn soup_recipe(facts: &ModelFacts, members: &[usize]) -> Recipe {
+    let models = members.iter().filter_map(|member| facts.sources.get(*member)).map(|(_, model)| model.clone());
+    average(facts, models)
+}
+
+/// The base model as a recipe; nothing where the run has none.
+pub fn base_recipe(facts: &ModelFacts) -> Option<Recipe> {
+    facts.base.clone().map(|base| average(facts, std::iter::once(base)))
+}
+
+fn average(facts: &ModelFacts, models: impl Iterator<Item = ModelReference>) -> Recipe {
+    let one = Setting(vec![FilteredValue { filter: None, value: Gradient::Scalar(Value::Number(1.0)) }]);
+    let input =
+        |model| Input { model, layer_range: None, parameters: Parameters::from([("weight".to_owned(), one.clone())]) };
+    Recipe {
+        merge_method: "linear".to_owned(),
+        base_model: None,
+        body: Body::Models(models.map(input).collect()),
+        parameters: Parameters::new(),
+        dtype: facts.dtype,
+        out_dtype: None,
+        tokenizer_source: None,
+        chat_template: None,
+        masks: facts.masks,
+    }
+}
+
+/// What a method does at full density and `lambda` 1.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Behaviour {
+    /// Averages models.
+    Linear,
+    /// Adds weighted task vectors.
+    TaskVectors,
+    /// As that, after an election of signs that single models always win.
+    Elected,
+    /// Goes from one model to another.
+    Interpolates,
+}
+
+fn behaviour(method: &MethodSpecification) -> Option<Behaviour> {
+    match method.name {
+        "linear" => Some(Behaviour::Linear),
+        "task_arithmetic" | "dare_linear" | "della_linear" | "breadcrumbs" => Some(Behaviour::TaskVectors),
+        "ties" | "dare_ties" | "della" | "breadcrumbs_ties" => Some(Behaviour::Elected),
+        "slerp" => Some(Behaviour::Interpolates),
+        _ => None,
+    }
+}
+
+/// What is aimed at: the same value wherever the parameter varies.
+#[derive(Clone, Copy)]
+struct Target {
+    /// By whether the source is a member.
+    weight: [f64; 2],
+    lambda: f64,
+    normalize: bool,
+}
+
+impl SearchSpace {
+    /// The genome whose recipe equals the soup of these sources, up to the rounding of task vectors; nothing where the
+    /// space holds none. Methods are tried in the space's order, exact matches first.
+    pub fn encode_soup(&self, members: &[usize]) -> Option<Encoded> {
+        let mut members: Vec<usize> = members.to_vec();
+        members.sort_unstable();
+        members.dedup();
+        if members.is_empty() || members.iter().any(|member| *member >= self.facts.sources.len()) {
+            return None;
+        }
+        self.best_of(|space, method| space.encode_soup_with(method, &members))
+    }
+
+    /// The genome whose recipe equals the base model: no task vector is added. Nothing where the space holds none.
+    pub fn encode_base(&self) -> Option<Encoded> {
+        let base = self.facts.base.as_ref()?;
+        let same = self.facts.sources.iter().position(|(_, model)| model == base);
+        let without_vectors = self.best_of(|space, method| match behaviour(space.specifications[method])? {
+            Behaviour::TaskVectors | Behaviour::Elected => space.encode_nothing_added(method),
+            Behaviour::Linear | Behaviour::Interpolates => None,
+        });
+        without_vectors.or_else(|| self.encode_soup(&[same?]))
+    }
+
+    fn best_of(&self, encode: impl Fn(&Self, usize) -> Option<Encoded>) -> Option<Encoded> {
+        let mut found: Vec<Encoded> =
+            (0..self.specifications.len()).filter_map(|method| encode(self, method)).collect();
+        found.sort_by_key(|encoded| !encoded.exact);
+        found.into_iter().next()
+    }
+
+    fn encode_soup_with(&self, method: usize, members: &[usize]) -> Option<Encoded> {
+        let share = 1.0 / members.len() as f64;
+        let sums = [1.0, 0.5, 2.0, 0.25, 4.0, 0.125, 0.75, 0.3, 0.2, 0.1];
+        match behaviour(self.specifications[method])? {
+            Behaviour::Linear => {
+                // The weights' common value does not matter: they are divided by their sum. Powers of two keep every bit.
+                let normalized =
+                    sums.iter().map(|weight| Target { weight: [0.0, *weight], lambda: 1.0, normalize: true });
+                let plain = Target { weight: [0.0, share], lambda: 1.0, normalize: false };
+                let mut targets = normalized.chain([plain]);
+                targets.find_map(|target| {
+                    let genome = self.aim(method, members, target)?;
+                    let exact = self.is_exact_average(&genome, members, target);
+                    Some(Encoded { genome, exact })
+                })
+            }
+            Behaviour::Elected if members.len() > 1 => None,
+            Behaviour::TaskVectors | Behaviour::Elected => {
+                let lambda = self.reachable("lambda", 1.0);
+                let plain = Target { weight: [0.0, share / lambda], lambda, normalize: false };
+                let normalized =
+                    sums.iter().map(|weight| Target { weight: [0.0, *weight], lambda: 1.0, normalize: true });
+                let mut targets = [plain].into_iter().chain(normalized);
+                let genome = targets.find_map(|target| self.aim(method, members, target))?;
+                Some(Encoded { genome, exact: false })
+            }
+            Behaviour::Interpolates => self.encode_end(method, members),
+        }
+    }
+
+    fn encode_nothing_added(&self, method: usize) -> Option<Encoded> {
+        let lambda = self.reachable("lambda", 1.0);
+        let targets = [false, true].map(|normalize| Target { weight: [0.0, 0.0], lambda, normalize });
+        let genome = targets.into_iter().find_map(|target| self.aim(method, &[], target))?;
+        Some(Encoded { genome, exact: true })
+    }
+
+    /// The value of a parameter's gene nearest to the one that is wanted, or what it is frozen to.
+    fn reachable(&self, parameter: &str, wanted: f64) -> f64 {
+        match self.plan(parameter).map(|plan| (plan.cells.first(), plan.inverted)) {
+            Some((Some(Cell::Frozen(number)), false)) if *number != 0.0 => *number,
+            Some((Some(Cell::Gene(index)), false)) => match self.genes[*index].kind {
+                GeneKind::Real { low, high, .. } => wanted.clamp(low, high),
+                _ => wanted,
+            },
+            _ => wanted,
+        }
+    }
+
+    /// The genome of a method with these values, if the space holds it.
+    fn aim(&self, method: usize, members: &[usize], target: Target) -> Option<Genome> {
+        let mut genome = self.init();
+        self.choose(&mut genome, self.method_gene, method);
+        let sources = self.facts.sources.len();
+        for source in 0..sources {
+            let weight = target.weight[usize::from(members.contains(&source))];
+            self.set(&mut genome, "weight", source, weight);
+            self.set(&mut genome, "density", source, 1.0);
+        }
+        self.set(&mut genome, "lambda", 0, target.lambda);
+        self.set(&mut genome, "normalize", 0, f64::from(u8::from(target.normalize)));
+        self.reaches(&self.decoded(&genome), members, target).then_some(genome)
+    }
+
+    /// Whether the genome, decoded again, has the values that were aimed at: genes may be bounded, frozen or tied.
+    fn reaches(&self, decoded: &Decoded<'_>, members: &[usize], target: Target) -> bool {
+        let method = decoded.method();
+        let near = |parameter: &str, default: f64, source: usize, group: usize, module: usize, wanted: f64| {
+            method.parameter(parameter).is_none()
+                || (decoded.number(parameter, source, group, module).unwrap_or(default) - wanted).abs() <= TOLERANCE
+        };
+        let normalizes = method
+            .parameter("normalize")
+            .is_some_and(|parameter| matches!(parameter.kind, crate::merge::ParameterKind::Bool { default: true }));
+        let all_members = members.iter().all(|member| decoded.sources().any(|source| source == *member));
+        all_members
+            && (0..self.groups.len()).all(|group| {
+                (0..=self.modules.len()).all(|module| {
+                    let sources = decoded.sources().all(|source| {
+                        let member = members.contains(&source);
+                        near("weight", f64::NAN, source, group, module, target.weight[usize::from(member)])
+                            && (!member || near("density", 1.0, source, group, module, 1.0))
+                    });
+                    let normalize = f64::from(u8::from(target.normalize));
+                    sources
+                        && near("lambda", 1.0, 0, group, module, target.lambda)
+                        && near("normalize", f64::from(u8::from(normalizes)), 0, group, module, normalize)
+                })
+            })
+    }
+
+    /// Whether the linear merge gives the soup's bits: the common weight is a power of two, exactly, and it is divided out.
+    fn is_exact_average(&self, genome: &Genome, members: &[usize], target: Target) -> bool {
+        let decoded = self.decoded(genome);
+        let weight = target.weight[1];
+        let power = [4.0, 2.0, 1.0, 0.5, 0.25, 0.125].contains(&weight);
+        power
+            && target.normalize
+            && decoded.sources().all(|source| {
+                let wanted = target.weight[usize::from(members.contains(&source))];
+                (0..self.groups.len()).all(|group| {
+                    (0..=self.modules.len())
+                        .all(|module| decoded.number("weight", source, group, module) == Some(wanted))
+                })
+            })
+    }
+
+    /// One end of an interpolation between two sources.
+    fn encode_end(&self, method: usize, members: &[usize]) -> Option<Encoded> {
+        let [member] = members else { return None };
+        let pairs: Vec<(usize, Option<(usize, usize)>)> = if self.pairs.is_empty() {
+            vec![(0, None)]
+        } else {
+            self.pairs.iter().copied().map(Some).enumerate().collect()
+        };
+        pairs.into_iter().find_map(|(index, pair)| {
+            let mut genome = self.init();
+            self.choose(&mut genome, self.method_gene, method);
+            if pair.is_some() {
+                self.choose(&mut genome, self.pair_gene, index);
+            }
+            let sources: Vec<usize> = self.decoded(&genome).sources().collect();
+            let end = sources.iter().rposition(|source| source == member)?;
+            self.set(&mut genome, "t", 0, end as f64);
+            let decoded = self.decoded(&genome);
+            let reached = (0..self.groups.len()).all(|group| {
+                (0..=self.modules.len()).all(|module| decoded.number("t", 0, group, module) == Some(end as f64))
+            });
+            reached.then_some(Encoded { genome, exact: false })
+        })
+    }
+
+    fn choose(&self, genome: &mut Genome, gene: Option<usize>, choice: usize) {
+        if let Some(index) = gene {
+            genome.0[index] = self.genes[index].unit(&GeneValue::Choice(choice));
+        }
+    }
+
+    /// Sets all genes of a parameter for one source.
+    fn set(&self, genome: &mut Genome, parameter: &str, source: usize, value: f64) {
+        let Some(plan) = self.plan(parameter) else { return };
+        let value = if plan.inverted { 1.0 - value } else { value };
+        for index in genes_of(plan, source) {
+            genome.0[index] = self.genes[index].unit(&GeneValue::Real(value));
+        }
+    }
+}
+
+/// The genes that a parameter of one source depends on.
+fn genes_of(plan: &Plan, source: usize) -> impl Iterator<Item = usize> {
+    let [_, groups, modules] = plan.sizes;
+    (0..groups).flat_map(move |group| (0..modules).map(move |module| (group, module))).filter_map(
+        move |(group, module)| match plan.cell(source, group, module) {
+            Cell::Gene(index) => Some(index),
+            Cell::Frozen(_) => None,
+        },
+    )
+}

@@ -1,0 +1,276 @@
+//! The total map from genomes to recipes.
+
+use super::plan::{Cell, Plan, is_input, takes_pair};
+use super::{Gene, GeneValue, Genome, SearchSpace};
+use crate::merge::{BaseUse, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification};
+use crate::recipe::{Body, FilteredValue, Gradient, Input, ModelReference, Parameters, Recipe, Setting, Slice, Value};
+
+/// Sums of weights nearer to 0 than this cannot be divided by.
+const SMALLEST_SUM: f64 = 1e-8;
+
+/// One input of the merge: a model, and the source whose genes it follows.
+struct DecodedInput {
+    model: ModelReference,
+    source: usize,
+}
+
+/// A genome made whole: one number in `[0, 1]` a gene, and what follows from it.
+pub(super) struct Decoded<'a> {
+    space: &'a SearchSpace,
+    units: Vec<f64>,
+    method: &'static MethodSpecification,
+    inputs: Vec<DecodedInput>,
+    /// The base that the recipe names.
+    base: Option<ModelReference>,
+    /// Whether the base is an extra entry of every slice.
+    base_apart: bool,
+}
+
+impl SearchSpace {
+    /// The recipe of a genome. Total: missing numbers and NaN count as the gene's `init`, numbers outside `[0, 1]` are
+    /// clamped, numbers too many are ignored. Where a normalized linear merge would divide by (nearly) zero, because all
+    /// weights of a layer group and module are zero or cancel out, these weights are all set to 1.
+    pub fn decode(&self, genome: &Genome) -> Recipe {
+        self.decoded(genome).recipe()
+    }
+
+    /// Which genes have an effect in this genome: those that the chosen method uses, for models that take part.
+    pub fn active(&self, genome: &Genome) -> Vec<bool> {
+        let decoded = self.decoded(genome);
+        let method = self.specifications.iter().position(|method| method.name == decoded.method.name).unwrap_or(0);
+        let is_active = |gene: &Gene| {
+            let used = gene.methods.is_empty() || gene.methods.contains(&method);
+            used && gene.model.is_none_or(|model| decoded.inputs.iter().any(|input| input.source == model))
+        };
+        self.genes.iter().map(is_active).collect()
+    }
+
+    /// The decoded value of every gene, with or without effect.
+    pub fn values(&self, genome: &Genome) -> Vec<GeneValue> {
+        let unit = |index: usize| genome.0.get(index).copied().unwrap_or(f64::NAN);
+        self.genes.iter().enumerate().map(|(index, gene)| gene.value(unit(index))).collect()
+    }
+
+    pub(super) fn decoded(&self, genome: &Genome) -> Decoded<'_> {
+        let unit = |index: usize| genome.0.get(index).copied().unwrap_or(f64::NAN);
+        let units: Vec<f64> = self.genes.iter().enumerate().map(|(index, gene)| gene.clamp(unit(index))).collect();
+        let choice = |gene: Option<usize>| match gene.map(|index| self.genes[index].value(units[index])) {
+            Some(GeneValue::Choice(choice)) => choice,
+            _ => 0,
+        };
+        let method = self.specifications[choice(self.method_gene)];
+        let sources: Vec<usize> = if takes_pair(method, self.facts.sources.len()) {
+            self.pairs.get(choice(self.pair_gene)).map(|(first, second)| vec![*first, *second]).unwrap_or_default()
+        } else {
+            (0..self.facts.sources.len()).filter(|source| is_input(method, &self.facts, *source)).collect()
+        };
+        let mut inputs: Vec<DecodedInput> = sources
+            .iter()
+            .map(|source| DecodedInput { model: self.facts.sources[*source].1.clone(), source: *source })
+            .collect();
+        let (base, base_apart) = match method.base {
+            BaseUse::None => (None, false),
+            BaseUse::Required | BaseUse::Optional => (self.facts.base.clone(), self.facts.base.is_some()),
+            BaseUse::Input => {
+                if let ([_], Some(base)) = (inputs.as_slice(), &self.facts.base) {
+                    inputs.insert(0, DecodedInput { model: base.clone(), source: 0 });
+                }
+                (inputs.first().map(|input| input.model.clone()), false)
+            }
+        };
+        Decoded { space: self, units, method, inputs, base, base_apart }
+    }
+}
+
+impl Decoded<'_> {
+    pub(super) const fn method(&self) -> &'static MethodSpecification {
+        self.method
+    }
+
+    /// The sources that are inputs, in order.
+    pub(super) fn sources(&self) -> impl Iterator<Item = usize> {
+        self.inputs.iter().map(|input| input.source)
+    }
+
+    /// Modules that this space tells apart.
+    fn modules(&self) -> usize {
+        self.space.modules.len() + 1
+    }
+
+    /// A parameter's number before any repair.
+    pub(super) fn written(&self, plan: &Plan, source: usize, group: usize, module: usize) -> f64 {
+        let written = match plan.cell(source, group, module) {
+            Cell::Frozen(number) => number,
+            Cell::Gene(index) => match self.space.genes[index].value(self.units[index]) {
+                GeneValue::Real(number) => number,
+                GeneValue::Integer(number) => number as f64,
+                GeneValue::Choice(index) => index as f64,
+            },
+        };
+        if plan.inverted { 1.0 - written } else { written }
+    }
+
+    /// A parameter's number, or nothing where neither a gene nor a frozen value says one.
+    pub(super) fn number(&self, parameter: &str, source: usize, group: usize, module: usize) -> Option<f64> {
+        let plan = self.space.plan(parameter)?;
+        let repaired = parameter == "weight" && self.has_no_sum(plan, group, module);
+        Some(if repaired { 1.0 } else { self.written(plan, source, group, module) })
+    }
+
+    /// Whether a normalized linear merge could not divide by the sum of its weights.
+    fn has_no_sum(&self, weights: &Plan, group: usize, module: usize) -> bool {
+        if self.method.name != "linear" {
+            return false;
+        }
+        let normalizes = self.space.plan("normalize").is_none_or(|plan| self.written(plan, 0, group, module) != 0.0);
+        let sum: f64 = self.sources().map(|source| self.written(weights, source, group, module)).sum();
+        normalizes && sum.abs() < SMALLEST_SUM
+    }
+
+    /// Whether a repair of weights may depend on layer group or module although the weights do not.
+    fn dimensions(&self, plan: &Plan) -> (bool, bool) {
+        let mut dimensions = (plan.per_group(), plan.per_module());
+        if plan.parameter == "weight"
+            && self.method.name == "linear"
+            && let Some(normalize) = self.space.plan("normalize")
+        {
+            dimensions.0 |= normalize.per_group();
+            dimensions.1 |= normalize.per_module();
+        }
+        dimensions
+    }
+
+    fn recipe(&self) -> Recipe {
+        let plans: Vec<&Plan> =
+            self.method.parameters.iter().filter_map(|parameter| self.space.plan(parameter.name)).collect();
+        let per_group = plans.iter().any(|plan| self.dimensions(plan).0);
+        let (body, parameters) = if per_group && !self.space.interpolate {
+            (self.slices(), self.parameters(ParameterScope::Tensor, 0, Part::Whole, 0))
+        } else {
+            let part = if per_group { Part::Gradient } else { Part::Whole };
+            let input = |input: &DecodedInput| Input {
+                model: input.model.clone(),
+                layer_range: None,
+                parameters: self.parameters(ParameterScope::Source, input.source, part, 0),
+            };
+            let shared = self.parameters(ParameterScope::Tensor, 0, part, 0);
+            (Body::Models(self.inputs.iter().map(input).collect()), shared)
+        };
+        Recipe {
+            merge_method: self.method.name.to_owned(),
+            base_model: self.base.clone(),
+            body,
+            parameters,
+            dtype: self.space.facts.dtype,
+            out_dtype: None,
+            tokenizer_source: None,
+            chat_template: None,
+            masks: self.space.facts.masks,
+        }
+    }
+
+    fn slices(&self) -> Body {
+        let slice = |(group, range): (usize, &(usize, usize))| {
+            let base = self.base.iter().filter(|_| self.base_apart).map(|base| Input {
+                model: base.clone(),
+                layer_range: Some(*range),
+                parameters: Parameters::new(),
+            });
+            let inputs = self.inputs.iter().map(|input| Input {
+                model: input.model.clone(),
+                layer_range: Some(*range),
+                parameters: self.parameters(ParameterScope::Source, input.source, Part::Group, group),
+            });
+            let parameters = self.parameters(ParameterScope::Tensor, 0, Part::Group, group);
+            Slice { sources: base.chain(inputs).collect(), base_model: None, parameters }
+        };
+        Body::Slices(self.space.groups.0.iter().enumerate().map(slice).collect())
+    }
+
+    /// The parameters of one scope. In the `slices` form, what all groups share stands at the recipe (sources have it in
+    /// every slice).
+    fn parameters(&self, scope: ParameterScope, source: usize, part: Part, group: usize) -> Parameters {
+        let mut parameters = Parameters::new();
+        for parameter in self.method.parameters.iter().filter(|parameter| parameter.scope == scope) {
+            let Some(plan) = self.space.plan(parameter.name) else { continue };
+            let per_group = self.dimensions(plan).0;
+            let elsewhere = scope == ParameterScope::Tensor
+                && match part {
+                    Part::Group => !per_group,
+                    Part::Whole => per_group,
+                    Part::Gradient => false,
+                };
+            if !elsewhere {
+                let gradient = part == Part::Gradient && per_group;
+                let setting = if gradient {
+                    self.gradient_setting(parameter, plan, source)
+                } else {
+                    self.setting(parameter, plan, source, group)
+                };
+                parameters.insert(parameter.name.to_owned(), setting);
+            }
+        }
+        parameters
+    }
+
+    fn value(&self, parameter: &ParameterSpecification, source: usize, group: usize, module: usize) -> Value {
+        let number = self.number(parameter.name, source, group, module).unwrap_or_default();
+        match parameter.kind {
+            ParameterKind::Bool { .. } => Value::Bool(number != 0.0),
+            ParameterKind::Number { .. } | ParameterKind::Integer { .. } => Value::Number(number),
+        }
+    }
+
+    /// One value, or one a module.
+    fn setting(&self, parameter: &ParameterSpecification, plan: &Plan, source: usize, group: usize) -> Setting {
+        let scalar = |module| Gradient::Scalar(self.value(parameter, source, group, module));
+        self.by_module(plan, scalar)
+    }
+
+    fn by_module(&self, plan: &Plan, value: impl Fn(usize) -> Gradient) -> Setting {
+        let modules = if self.dimensions(plan).1 { self.modules() } else { 1 };
+        let entries = (0..modules).map(|module| FilteredValue {
+            // The last is everything else.
+            filter: if module + 1 == modules { None } else { self.space.modules.get(module).cloned() },
+            value: value(module),
+        });
+        Setting(entries.collect())
+    }
+
+    /// Gradients over the layers. Tensors without a number take a gradient's first value, which is wrong for those that
+    /// belong to the last group, so these come first, by name.
+    fn gradient_setting(&self, parameter: &ParameterSpecification, plan: &Plan, source: usize) -> Setting {
+        let groups = self.space.groups.len();
+        let module_of = |name: &str| {
+            if !self.dimensions(plan).1 {
+                return 0;
+            }
+            let modules = &self.space.modules;
+            modules.iter().position(|module| name.contains(module.as_str())).unwrap_or(modules.len())
+        };
+        let gradient = |module: usize| {
+            Gradient::Points((0..groups).map(|group| self.value(parameter, source, group, module)).collect())
+        };
+        let named = self.space.named_tensors.iter().map(|(name, in_last_group)| FilteredValue {
+            filter: Some(name.clone()),
+            value: if *in_last_group {
+                Gradient::Scalar(self.value(parameter, source, groups - 1, module_of(name)))
+            } else {
+                gradient(module_of(name))
+            },
+        });
+        let mut entries: Vec<FilteredValue> = named.collect();
+        entries.extend(self.by_module(plan, gradient).0);
+        Setting(entries)
+    }
+}
+
+/// Which part of the model parameters are written for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Whole,
+    /// One slice.
+    Group,
+    /// The whole model, with gradients for what varies over layer groups.
+    Gradient,
+}

@@ -1,0 +1,476 @@
+//! Spaces over small made-up models: what genomes mean, tensor by tensor.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::config::RunConfig;
+use crate::recipe::{Body, Gradient, Input, MaskKind, Parameters, Recipe, Value};
+
+const LAYERS: usize = 5;
+
+/// A model whose final norm's name is part of every layer's norm's name.
+fn tensors() -> Vec<String> {
+    let layer = |layer: usize| {
+        ["self_attn.q.weight", "mlp.up.weight", "model.norm.weight"].map(|name| format!("model.layers.{layer}.{name}"))
+    };
+    let outside = ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"].map(str::to_owned);
+    (0..LAYERS).flat_map(layer).chain(outside).collect()
+}
+
+fn facts(sources: &[&str], base: Option<&str>) -> ModelFacts {
+    let reference = |name: &str| ModelReference(format!("/models/{name}"));
+    ModelFacts {
+        base: base.map(reference),
+        sources: sources.iter().map(|name| ((*name).to_owned(), reference(name))).collect(),
+        layers: LayerLayout {
+            prefix: "model.layers.".to_owned(),
+            count: LAYERS,
+            first: vec!["model.embed_tokens.weight".to_owned()],
+            last: vec!["lm_head.weight".to_owned(), "model.norm.weight".to_owned()],
+        },
+        tensors: tensors(),
+        dtype: Some(Dtype::Float32),
+        masks: Masks { kind: MaskKind::Native, seed: 7 },
+    }
+}
+
+/// `[space]` as the run file would give it.
+fn config(sources: &[&str], base: Option<&str>, space: &str) -> SpaceConfig {
+    let base = base.map(|base| format!("base = '{base}', ")).unwrap_or_default();
+    let text = format!(
+        "name = 'x'\nmodels = {{ {base}sources = {sources:?} }}\nbudget = {{ evaluations = 9 }}\ntasks = [{{ name = 'y' }}]\n\
+         evaluator = {{ kind = 'function', name = 'sphere' }}\n[space]\n{space}\n"
+    );
+    RunConfig::parse(&text, Path::new("/nowhere")).unwrap_or_else(|error| panic!("{error}\n{text}")).space.unwrap()
+}
+
+fn space(sources: &[&str], base: Option<&str>, text: &str) -> SearchSpace {
+    SearchSpace::new(&config(sources, base, text), &facts(sources, base)).unwrap()
+}
+
+fn names(space: &SearchSpace) -> Vec<&str> {
+    space.genes().iter().map(|gene| gene.name.as_str()).collect()
+}
+
+fn ids(recipe: &Recipe) -> BTreeMap<ModelReference, String> {
+    recipe.models().into_iter().map(|model| (model.clone(), model.0.clone())).collect()
+}
+
+fn hash(recipe: &Recipe) -> String {
+    recipe.sha256(&ids(recipe)).unwrap()
+}
+
+/// The layer of a tensor; nothing for those without.
+fn layer_of(tensor: &str) -> Option<usize> {
+    tensor.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
+}
+
+fn is_first(tensor: &str) -> bool {
+    tensor.contains("embed")
+}
+
+/// A parameter of one tensor by mergekit's rules: slice, scopes, filters, gradients.
+fn resolve(recipe: &Recipe, tensor: &str, parameter: &str, model: Option<&ModelReference>) -> Option<f64> {
+    let layer = layer_of(tensor);
+    let (inputs, slice, first, length): (&[Input], Option<&Parameters>, usize, usize) = match &recipe.body {
+        Body::Models(inputs) => (inputs, None, 0, LAYERS),
+        Body::Slices(slices) => {
+            let holds = |slice: &&crate::recipe::Slice| {
+                let (first, end) = slice.sources[0].layer_range.unwrap();
+                layer.is_some_and(|layer| (first..end).contains(&layer))
+            };
+            let slice = match layer {
+                Some(_) => slices.iter().find(holds).unwrap(),
+                None if is_first(tensor) => slices.first().unwrap(),
+                None => slices.last().unwrap(),
+            };
+            let (first, end) = slice.sources[0].layer_range.unwrap();
+            (&slice.sources, Some(&slice.parameters), first, end - first)
+        }
+    };
+    let own = model.map(|model| &inputs.iter().find(|input| input.model == *model).unwrap().parameters);
+    let scopes = [own, slice, Some(&recipe.parameters)];
+    let entries = scopes.into_iter().flatten().filter_map(|scope| scope.get(parameter)).flat_map(|setting| &setting.0);
+    let mut matching =
+        entries.filter(|entry| entry.filter.as_ref().is_none_or(|filter| tensor.contains(filter.as_str())));
+    let number = |value: &Value| match value {
+        Value::Number(number) => *number,
+        Value::Bool(truth) => f64::from(u8::from(*truth)),
+        Value::Text(text) => panic!("{text}"),
+    };
+    match &matching.next()?.value {
+        Gradient::Scalar(value) => Some(number(value)),
+        Gradient::Points(points) => {
+            let t = match (layer, length) {
+                (None, _) => 0.0,
+                (Some(_), 1) => 1.0,
+                (Some(layer), length) => (layer - first) as f64 / (length - 1) as f64,
+            };
+            let position = t * (points.len() - 1) as f64;
+            let (left, share) = ((position.floor() as usize).min(points.len() - 1), position.fract());
+            let right = (left + 1).min(points.len() - 1);
+            Some(number(&points[left]) * (1.0 - share) + number(&points[right]) * share)
+        }
+    }
+}
+
+#[test]
+fn genes_have_the_documented_names() {
+    let text = "method = 'dare_ties'\nlayer_groups = 2\nmodules = ['self_attn', 'mlp']\n[space.genes]\n\
+        weight = { low = 0.0, high = 1.5, per = ['model', 'layer_group', 'module'], models = { b = 0.5 } }\n\
+        drop_rate = { low = 0.0, high = 0.95, per = ['model'] }\nlambda = { per = [] }\nnormalize = true\n";
+    let space = space(&["a", "b"], Some("base"), text);
+    let expected = [
+        "weight.a.g0.self_attn",
+        "weight.a.g0.mlp",
+        "weight.a.g0.rest",
+        "weight.a.g1.self_attn",
+        "weight.a.g1.mlp",
+        "weight.a.g1.rest",
+        "drop_rate.a",
+        "drop_rate.b",
+        "lambda",
+    ];
+    assert_eq!(names(&space), expected);
+    assert_eq!(space.groups(), 2);
+    let gene = &space.genes()[4];
+    assert_eq!((gene.model, gene.layer_group, gene.module), (Some(0), Some(1), Some(1)));
+    assert_eq!(space.genes()[0].value(space.init().0[0]), GeneValue::Real(0.5));
+    assert_eq!(space.genes()[8].format(space.init().0[8]), "1");
+
+    let recipe = space.decode(&space.init());
+    let model = |name: &str| ModelReference(format!("/models/{name}"));
+    let mlp = "model.layers.3.mlp.up.weight";
+    assert_eq!(resolve(&recipe, mlp, "weight", Some(&model("b"))), Some(0.5));
+    assert_eq!(resolve(&recipe, mlp, "density", Some(&model("b"))), Some(1.0));
+    assert_eq!(resolve(&recipe, mlp, "normalize", None), Some(1.0));
+    let Body::Slices(slices) = &recipe.body else { panic!("{recipe:?}") };
+    assert_eq!(slices[0].sources[0].model, model("base"));
+    assert_eq!(slices[0].sources[0].layer_range, Some((0, 3)));
+}
+
+#[test]
+fn method_and_pair_are_genes() {
+    let space = space(
+        &["a", "b", "c"],
+        Some("base"),
+        "method = ['linear', 'slerp', 'ties']\ngenes = { density = { low = 0.1 } }\n",
+    );
+    assert_eq!(
+        names(&space),
+        ["method", "pair", "density.a", "density.b", "density.c", "weight.a", "weight.b", "weight.c", "t"]
+    );
+    let GeneKind::Categorical { choices } = &space.genes()[1].kind else { panic!() };
+    assert_eq!(choices, &["a+b", "a+c", "b+c"]);
+    let mut genome = space.init();
+    (genome.0[0], genome.0[1], genome.0[8]) = (0.5, 0.9, 0.25);
+    let recipe = space.decode(&genome);
+    assert_eq!(recipe.merge_method, "slerp");
+    assert_eq!(recipe.base_model, Some(ModelReference("/models/b".to_owned())));
+    assert_eq!(resolve(&recipe, "lm_head.weight", "t", None), Some(0.25));
+    assert_eq!(space.active(&genome), [true, true, false, false, false, false, false, false, true]);
+    genome.0[0] = 0.0;
+    assert_eq!(space.active(&genome), [true, false, false, false, false, true, true, true, false]);
+    assert_eq!(space.decode(&genome).base_model, None);
+}
+
+#[test]
+fn tied_and_frozen_genes_follow() {
+    let text = "method = 'ties'\n[space.genes]\nweight = { low = 0.2, high = 0.8 }\ndensity = { same_as = 'weight' }\nlambda = 0.7\n";
+    let space = space(&["a", "b"], Some("base"), text);
+    assert_eq!(names(&space), ["weight.a", "weight.b"]);
+    let recipe = space.decode(&Genome(vec![0.5, 1.0]));
+    let b = ModelReference("/models/b".to_owned());
+    assert_eq!(resolve(&recipe, "x", "density", Some(&b)), Some(0.8));
+    assert_eq!(resolve(&recipe, "x", "weight", Some(&b)), Some(0.8));
+    assert_eq!(resolve(&recipe, "x", "lambda", None), Some(0.7));
+}
+
+#[test]
+fn weights_that_cannot_be_normalized_become_equal() {
+    let space = space(&["a", "b"], None, "method = 'linear'\ngenes = { weight = { low = -1, high = 1 } }\n");
+    let weights = |units: [f64; 2]| {
+        let recipe = space.decode(&Genome(units.to_vec()));
+        let weight =
+            |name: &str| resolve(&recipe, "x", "weight", Some(&ModelReference(format!("/models/{name}")))).unwrap();
+        [weight("a"), weight("b")]
+    };
+    assert_eq!(weights([0.5, 0.5]), [1.0, 1.0]);
+    assert_eq!(weights([0.0, 1.0]), [1.0, 1.0]);
+    assert_eq!(weights([0.5, 1.0]), [0.0, 1.0]);
+}
+
+#[test]
+fn a_single_source_is_interpolated_with_the_base() {
+    let space = space(&["a"], Some("base"), "method = 'slerp'\n");
+    let recipe = space.decode(&space.init());
+    assert_eq!(recipe.base_model, Some(ModelReference("/models/base".to_owned())));
+    recipe.validate().unwrap();
+}
+
+#[test]
+fn models_without_layers_are_one_group_with_a_notice() {
+    let config = config(&["a", "b"], None, "method = 'linear'\nlayer_groups = 3\n");
+    let mut flat = facts(&["a", "b"], None);
+    flat.layers = LayerLayout { last: vec!["w".to_owned()], ..LayerLayout::default() };
+    flat.tensors = vec!["w".to_owned()];
+    let space = SearchSpace::new(&config, &flat).unwrap();
+    assert_eq!((space.groups(), space.genes().len()), (1, 2));
+    assert!(space.notices()[0].contains("no numbered layers"), "{:?}", space.notices());
+    // Nothing known of the models: the groups stay as declared.
+    flat.layers = LayerLayout::default();
+    flat.tensors.clear();
+    let space = SearchSpace::new(&config, &flat).unwrap();
+    assert_eq!((space.groups(), space.genes().len()), (3, 6));
+    space.decode(&space.init()).validate().unwrap();
+}
+
+#[test]
+fn too_many_groups_and_idle_groups_are_told() {
+    let many = config(&["a", "b"], None, "method = 'linear'\nlayer_groups = 6\n");
+    let error = SearchSpace::new(&many, &facts(&["a", "b"], None)).unwrap_err();
+    assert_eq!(error.exit_code(), ExitCode::BadConfiguration);
+    assert!(error.to_string().contains("6 layer groups for 5 layers"), "{error}");
+    let idle =
+        "method = 'linear'\ngranularity = 2\nmodules = ['mlp', 'nothing']\ngenes = { weight = { per = ['model'] } }\n";
+    let space = space(&["a", "b"], None, idle);
+    assert_eq!(space.groups(), 3);
+    assert_eq!(space.notices().len(), 3, "{:?}", space.notices());
+}
+
+#[test]
+fn soups_have_an_exact_place_in_linear_spaces() {
+    let wide = space(&["a", "b", "c"], None, "method = 'linear'\nlayer_groups = 2\n");
+    for members in [vec![0], vec![0, 2], vec![0, 1, 2]] {
+        let encoded = wide.encode_soup(&members).unwrap();
+        assert!(encoded.exact, "{members:?}");
+        let recipe = wide.decode(&encoded.genome);
+        for (index, (_, model)) in facts(&["a", "b", "c"], None).sources.iter().enumerate() {
+            let expected = if members.contains(&index) { 1.0 } else { 0.0 };
+            for tensor in tensors() {
+                assert_eq!(resolve(&recipe, &tensor, "weight", Some(model)), Some(expected));
+            }
+        }
+    }
+    assert_eq!(wide.encode_soup(&[]), None);
+    assert_eq!(wide.encode_soup(&[3]), None);
+    assert_eq!(wide.encode_base(), None);
+    let narrow = space(&["a", "b"], None, "method = 'linear'\ngenes = { weight = { low = 0.25, high = 0.6 } }\n");
+    assert!(narrow.encode_soup(&[0, 1]).unwrap().exact);
+    assert_eq!(narrow.encode_soup(&[0]), None);
+    let plain = space(&["a", "b"], None, "method = 'linear'\ngenes = { normalize = false }\n");
+    let encoded = plain.encode_soup(&[0, 1]).unwrap();
+    assert!(!encoded.exact);
+    assert_eq!(plain.values(&encoded.genome), [GeneValue::Real(0.5), GeneValue::Real(0.5)]);
+}
+
+#[test]
+fn soups_and_the_base_have_a_place_in_task_vector_spaces() {
+    let arithmetic =
+        space(&["a", "b"], Some("base"), "method = 'task_arithmetic'\ngenes = { lambda = { low = 0.2, high = 2 } }\n");
+    let soup = arithmetic.encode_soup(&[0, 1]).unwrap();
+    assert!(!soup.exact);
+    assert_eq!(arithmetic.values(&soup.genome), [GeneValue::Real(1.0), GeneValue::Real(0.5), GeneValue::Real(0.5)]);
+    let base = arithmetic.encode_base().unwrap();
+    assert!(base.exact);
+    assert_eq!(arithmetic.values(&base.genome)[1..], [GeneValue::Real(0.0), GeneValue::Real(0.0)]);
+
+    let scaled = space(&["a", "b"], Some("base"), "method = 'task_arithmetic'\ngenes = { lambda = 0.5 }\n");
+    let soup = scaled.encode_soup(&[0, 1]).unwrap();
+    assert_eq!(scaled.values(&soup.genome), [GeneValue::Real(1.0), GeneValue::Real(1.0)]);
+
+    let dare =
+        space(&["a", "b"], Some("base"), "method = 'dare_ties'\ngenes = { drop_rate = { low = 0.0, high = 0.9 } }\n");
+    assert_eq!(dare.encode_soup(&[0, 1]), None);
+    let single = dare.encode_soup(&[1]).unwrap();
+    assert!(!single.exact);
+    let values = dare.values(&single.genome);
+    assert_eq!(values[1..], [GeneValue::Real(0.0), GeneValue::Real(0.0), GeneValue::Real(1.0)]);
+
+    let sparse = space(&["a", "b"], Some("base"), "method = 'ties'\ngenes = { density = { low = 0.1, high = 0.5 } }\n");
+    assert_eq!(sparse.encode_soup(&[0]), None);
+    assert!(sparse.encode_base().unwrap().exact);
+}
+
+#[test]
+fn sources_are_the_ends_of_an_interpolation() {
+    let space = space(&["a", "b", "c"], None, "method = 'slerp'\nlayer_groups = 2\n");
+    for member in 0..3 {
+        let encoded = space.encode_soup(&[member]).unwrap();
+        let recipe = space.decode(&encoded.genome);
+        let t = resolve(&recipe, "lm_head.weight", "t", None).unwrap();
+        let model = if t == 0.0 {
+            recipe.base_model.clone().unwrap()
+        } else {
+            recipe.body.inputs().nth(1).unwrap().model.clone()
+        };
+        assert_eq!(model, facts(&["a", "b", "c"], None).sources[member].1);
+    }
+    assert_eq!(space.encode_soup(&[0, 1]), None);
+}
+
+#[test]
+fn baselines_are_valid_recipes() {
+    let facts = facts(&["a", "b", "c"], Some("base"));
+    for recipe in [soup_recipe(&facts, &[0, 2]), soup_recipe(&facts, &[1]), base_recipe(&facts).unwrap()] {
+        recipe.validate().unwrap();
+        assert_eq!(recipe.dtype, Some(Dtype::Float32));
+    }
+    assert_ne!(hash(&soup_recipe(&facts, &[0])), hash(&soup_recipe(&facts, &[1])));
+}
+
+/// Spaces of every shape.
+fn spaces() -> impl Strategy<Value = SearchSpace> {
+    let methods = proptest::sample::select(vec![
+        "['linear']",
+        "['slerp']",
+        "['ties']",
+        "['dare_ties', 'task_arithmetic']",
+        "['linear', 'slerp', 'dare_linear', 'ties']",
+    ]);
+    let per = proptest::sample::select(vec![
+        "[]",
+        "['model']",
+        "['model', 'layer_group']",
+        "['model', 'module']",
+        "['layer_group', 'module']",
+        "['model', 'layer_group', 'module']",
+    ]);
+    let shared = proptest::sample::select(vec!["[]", "['layer_group']", "['module']", "['layer_group', 'module']"]);
+    (methods, per, shared, 1..=LAYERS, any::<bool>(), 2..5_usize).prop_map(|(methods, per, shared, groups, interpolate, count)| {
+        let mut text = format!(
+            "method = {methods}\nlayer_groups = {groups}\ninterpolate = {interpolate}\nmodules = ['self_attn', 'norm']\n[space.genes]\n"
+        );
+        if !methods.contains("['slerp']") {
+            text += &format!("weight = {{ low = -0.5, high = 1.5, per = {per} }}\nnormalize = {{ per = [] }}\n");
+        }
+        if methods.contains("slerp") {
+            text += &format!("t = {{ per = {shared} }}\n");
+        }
+        if methods.contains("ties") || methods.contains("dare") {
+            text += &format!("drop_rate = {{ per = {per} }}\nlambda = {{ low = 0.1, high = 2, scale = 'log', per = {shared} }}\n");
+        }
+        space(&["a", "b", "c", "d"][..count], Some("base"), &text)
+    })
+}
+
+fn genome(space: &SearchSpace) -> impl Strategy<Value = Genome> + use<> {
+    let unit = prop_oneof![8 => 0.0..=1.0_f64, 1 => Just(0.0), 1 => Just(1.0)];
+    proptest::collection::vec(unit, space.genes().len()).prop_map(Genome)
+}
+
+fn space_and_genome() -> impl Strategy<Value = (SearchSpace, Genome)> {
+    spaces().prop_flat_map(|space| {
+        let genome = genome(&space);
+        (Just(space), genome)
+    })
+}
+
+/// What the genes say of one parameter of one tensor, by the genes' own descriptions.
+fn said(space: &SearchSpace, genome: &Genome, name: &str, model: usize, group: usize, module: usize) -> Option<f64> {
+    let fits = |gene: &&Gene| {
+        gene.parameter == name
+            && gene.model.is_none_or(|own| own == model)
+            && gene.layer_group.is_none_or(|own| own == group)
+            && gene.module.is_none_or(|own| own == module)
+    };
+    let index = space.genes().iter().position(|gene| fits(&gene))?;
+    match space.genes()[index].value(genome.0[index]) {
+        GeneValue::Real(number) => Some(number),
+        GeneValue::Integer(number) => Some(number as f64),
+        GeneValue::Choice(_) => None,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(192))]
+
+    #[test]
+    fn decoding_is_total(space in spaces(), numbers in proptest::collection::vec(any::<f64>(), 0..200)) {
+        let genome = Genome(numbers);
+        let recipe = space.decode(&genome);
+        prop_assert!(recipe.validate().is_ok(), "{:?}", recipe.validate());
+        prop_assert_eq!(space.values(&genome).len(), space.genes().len());
+        prop_assert_eq!(space.active(&genome).len(), space.genes().len());
+        let read = Recipe::from_toml(&recipe.to_toml(&ids(&recipe))).unwrap();
+        prop_assert_eq!(hash(&read), hash(&recipe));
+        let read = Recipe::from_mergekit_yaml(&recipe.to_mergekit_yaml()).unwrap();
+        prop_assert_eq!(read.body, recipe.body);
+    }
+
+    #[test]
+    fn every_tensor_gets_what_its_genes_say((space, genome) in space_and_genome()) {
+        let recipe = space.decode(&genome);
+        let count = space.groups();
+        let linear = recipe.merge_method == "linear";
+        for tensor in tensors() {
+            let group = layer_of(&tensor).map_or(if is_first(&tensor) { 0 } else { count - 1 }, |layer| layer * count / LAYERS);
+            let module = ["self_attn", "norm"].iter().position(|module| tensor.contains(module)).unwrap_or(2);
+            // Between the first and the last layer, gradients interpolate.
+            if space.interpolate && layer_of(&tensor).is_some_and(|layer| layer != 0 && layer != LAYERS - 1) {
+                continue;
+            }
+            let inputs: Vec<usize> = space.facts.sources.iter().enumerate()
+                .filter(|(_, (_, model))| recipe.body.inputs().any(|input| input.model == *model)).map(|(index, _)| index).collect();
+            let weights: f64 = inputs.iter().filter_map(|model| said(&space, &genome, "weight", *model, group, module)).sum();
+            let normalizes = said(&space, &genome, "normalize", 0, group, module) != Some(0.0);
+            let repaired = linear && normalizes && weights.abs() < 1e-8;
+            for model in inputs {
+                let reference = &space.facts.sources[model].1;
+                for (parameter, gene) in [("weight", "weight"), ("density", "drop_rate")] {
+                    let Some(found) = resolve(&recipe, &tensor, parameter, Some(reference)) else { continue };
+                    let written = said(&space, &genome, gene, model, group, module).unwrap();
+                    let expected = if gene == "drop_rate" { 1.0 - written } else if repaired { 1.0 } else { written };
+                    prop_assert!((found - expected).abs() < 1e-12, "{tensor} {parameter} {found} {expected}");
+                }
+            }
+            for parameter in ["lambda", "t", "normalize"] {
+                let Some(found) = resolve(&recipe, &tensor, parameter, None) else { continue };
+                let expected = said(&space, &genome, parameter, 0, group, module).unwrap();
+                prop_assert!((found - expected).abs() < 1e-12, "{tensor} {parameter} {found} {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn genes_without_effect_do_not_change_the_recipe((space, genome) in space_and_genome(), noise in any::<u64>()) {
+        let active = space.active(&genome);
+        let mut other = genome.clone();
+        for (index, unit) in other.0.iter_mut().enumerate().filter(|(index, _)| !active[*index]) {
+            *unit = (noise.rotate_left(index as u32 % 64) % 1000) as f64 / 999.0;
+        }
+        prop_assert_eq!(hash(&space.decode(&genome)), hash(&space.decode(&other)));
+    }
+
+    #[test]
+    fn encoded_soups_decode_to_equal_weights(space in spaces(), members in proptest::collection::btree_set(0..4_usize, 1..4)) {
+        let members: Vec<usize> = members.into_iter().collect();
+        let Some(encoded) = space.encode_soup(&members) else { return Ok(()) };
+        let recipe = space.decode(&encoded.genome);
+        prop_assert_eq!(encoded.exact, recipe.merge_method == "linear");
+        if recipe.merge_method == "slerp" {
+            return Ok(());
+        }
+        for (index, (_, model)) in space.facts.sources.iter().enumerate() {
+            for tensor in tensors() {
+                let weight = resolve(&recipe, &tensor, "weight", Some(model)).unwrap();
+                prop_assert_eq!(weight != 0.0, members.contains(&index));
+                if members.contains(&index) {
+                    prop_assert!(resolve(&recipe, &tensor, "density", Some(model)).is_none_or(|density| density == 1.0));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn grouping_by_granularity_and_count_agree() {
+    let by = |text: &str| space(&["a", "b"], None, &format!("method = 'linear'\n{text}\n")).groups();
+    assert_eq!(by("granularity = 1"), LAYERS);
+    assert_eq!(by(&format!("layer_groups = {LAYERS}")), LAYERS);
+    assert_eq!(NonZeroUsize::new(by("granularity = 100")), NonZeroUsize::new(1));
+}
