@@ -468,7 +468,7 @@ fn threads_instruction_sets_and_earlier_merges_do_not_change_a_byte() {
         merged.sort();
         merged
     };
-    let expected = merge_all(1, Some(Isa::Baseline), false);
+    let expected = merge_all(1, Some(Isa::BASELINE), false);
     assert!(merge_all(4, None, true) == expected);
     for isa in Isa::available() {
         assert!(merge_all(2, Some(isa), false) == expected, "{isa:?}");
