@@ -198,8 +198,6 @@ fn the_tokenizer_may_come_from_another_model_and_the_template_from_the_recipe() 
     assert_eq!(read("chat_template.jinja"), "{{ messages }}");
     let config: Value = serde_json::from_str(&read("tokenizer_config.json")).unwrap();
     assert_eq!(config, json!({"x": 1, "chat_template": "{{ messages }}"}));
-    let error = family.refusal(&format!("{AVERAGE}tokenizer_source: c\n"));
-    assert!(error.to_string().contains("tokenizer_source `c`"), "{error}");
 }
 
 #[test]
@@ -468,7 +466,7 @@ fn threads_instruction_sets_and_earlier_merges_do_not_change_a_byte() {
         merged.sort();
         merged
     };
-    let expected = merge_all(1, Some(Isa::Baseline), false);
+    let expected = merge_all(1, Some(Isa::BASELINE), false);
     assert!(merge_all(4, None, true) == expected);
     for isa in Isa::available() {
         assert!(merge_all(2, Some(isa), false) == expected, "{isa:?}");

@@ -1,6 +1,7 @@
 //! Runs merges: a run's opened checkpoints, its threads and its cached statistics.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -82,7 +83,8 @@ pub struct MergeReport {
 pub struct Merger {
     models: Vec<Model>,
     content_ids: ContentIds,
-    contents: OnceLock<Vec<String>>,
+    /// Content ids of the models, by index, once they have been needed.
+    contents: Vec<OnceLock<String>>,
     pool: rayon::ThreadPool,
     isa: Isa,
     cache: StatisticsCache,
@@ -105,10 +107,11 @@ impl Merger {
             .build()
             .map_err(|error| MergeError::Threads { threads, reason: error.to_string() })?;
         let isa = options.isa.filter(|isa| Isa::available().contains(isa)).unwrap_or_else(Isa::detect);
+        let models: Vec<Model> = models.into_iter().map(|(name, checkpoint)| Model::new(name, checkpoint)).collect();
         Ok(Self {
-            models: models.into_iter().map(|(name, checkpoint)| Model::new(name, checkpoint)).collect(),
+            contents: models.iter().map(|_| OnceLock::new()).collect(),
+            models,
             content_ids,
-            contents: OnceLock::new(),
             pool,
             isa,
             cache: StatisticsCache::new(options.histogram_bytes),
@@ -206,14 +209,18 @@ impl Merger {
         inputs.filter_map(|input| bytes(input.model, &input.tensor)).map(|bytes| bytes as u64).sum()
     }
 
-    /// Content ids of all models, by index.
-    fn contents(&self) -> Result<&[String], MergeError> {
-        if let Some(contents) = self.contents.get() {
-            return Ok(contents);
-        }
-        let contents =
-            self.models.iter().map(|model| model.checkpoint.content_id(&self.content_ids)).collect::<Result<_, _>>()?;
-        Ok(self.contents.get_or_init(|| contents))
+    /// Content ids of the models that have task vectors in the plan, by index; others are not computed.
+    fn contents(&self, plan: &MergePlan) -> Result<&[OnceLock<String>], MergeError> {
+        let sources: BTreeSet<usize> =
+            plan.tensors.iter().flat_map(|tensor| &tensor.inputs).map(|input| input.model).collect();
+        sources.into_par_iter().try_for_each(|index| {
+            if self.contents[index].get().is_none() {
+                let content = self.models[index].checkpoint.content_id(&self.content_ids)?;
+                self.contents[index].get_or_init(|| content);
+            }
+            Ok::<_, MergeError>(())
+        })?;
+        Ok(&self.contents)
     }
 }
 
@@ -278,7 +285,8 @@ impl Run<'_> {
                 }
             }
             _ => {
-                let contents = if self.method.specification().samples_masks { self.merger.contents()? } else { &[] };
+                let sampled = self.method.specification().samples_masks;
+                let contents = if sampled { self.merger.contents(plan)? } else { &[] };
                 plan.tensors.par_iter().enumerate().for_each(|(index, tensor)| {
                     self.tensor(index as u64, tensor, MaskSource::Native { seed: masks.seed, contents });
                 });

@@ -4,29 +4,35 @@
 //! into a function that enables an instruction set. Rust never contracts `a * b + c` and never reorders floating-point
 //! sums, so all variants give the same bits.
 
-/// An instruction set that kernels are compiled for.
+/// An instruction set that this machine has and that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isa {
+pub struct Isa(Level);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Level {
     /// What the compiler's target guarantees.
     Baseline,
     /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// AVX-512 F, BW, DQ and VL, on top of [`Isa::Avx2`].
+    /// AVX-512 F, BW, DQ and VL, on top of AVX2.
     #[cfg(target_arch = "x86_64")]
     Avx512,
 }
 
 impl Isa {
+    /// What every machine of the compiler's target has.
+    pub const BASELINE: Self = Self(Level::Baseline);
+
     /// All instruction sets that this machine can run, narrowest first.
     pub fn available() -> Vec<Self> {
-        let mut available = vec![Self::Baseline];
+        let mut available = vec![Self::BASELINE];
         #[cfg(target_arch = "x86_64")]
         {
             let avx2 =
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
             if avx2 {
-                available.push(Self::Avx2);
+                available.push(Self(Level::Avx2));
             }
             if avx2
                 && is_x86_feature_detected!("avx512f")
@@ -34,7 +40,7 @@ impl Isa {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl")
             {
-                available.push(Self::Avx512);
+                available.push(Self(Level::Avx512));
             }
         }
         available
@@ -42,7 +48,7 @@ impl Isa {
 
     /// The widest instruction set that this machine can run.
     pub fn detect() -> Self {
-        Self::available().last().copied().unwrap_or(Self::Baseline)
+        Self::available().last().copied().unwrap_or(Self::BASELINE)
     }
 }
 
@@ -53,17 +59,17 @@ pub(crate) trait Kernel {
     fn run(self) -> Self::Output;
 }
 
-/// Runs the kernel as compiled for `isa`, which must come from [`Isa::available`].
+/// Runs the kernel as compiled for `isa`.
 #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "one instruction set"))]
 pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
-    match isa {
-        Isa::Baseline => kernel.run(),
-        // SAFETY: an `Isa` other than the baseline exists only where `Isa::available` found its features.
+    match isa.0 {
+        Level::Baseline => kernel.run(),
+        // SAFETY: this level is made in `Isa::available` only, where the machine has its features.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { run_avx2(kernel) },
+        Level::Avx2 => unsafe { run_avx2(kernel) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { run_avx512(kernel) },
+        Level::Avx512 => unsafe { run_avx512(kernel) },
     }
 }
 

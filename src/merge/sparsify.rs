@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use super::MergeError;
 use super::element::Element;
 use super::mersenne::MersenneTwister;
-use super::philox::philox4x32_10;
+use super::philox::{DRAWS, Philox};
 use super::reduce::{Lanes, sum_blocks};
 use super::simd::{Isa, Kernel, dispatch};
 use super::tensor::{BLOCK, TILE, TaskVector, block_count, tiles};
@@ -30,10 +30,9 @@ pub(crate) enum Sparsifier {
 /// A mask drawn by a counter-based generator. One that keeps an element at some density keeps it at every higher one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PhiloxMask {
-    key: [u32; 2],
-    tensor: [u32; 2],
-    /// Elements are kept whose draw is below this, of 2^32.
-    limit: u64,
+    generator: Philox,
+    /// The highest draw that keeps its element; `None`: all are dropped.
+    last: Option<u32>,
 }
 
 impl PhiloxMask {
@@ -50,20 +49,24 @@ impl PhiloxMask {
         let word = |index: usize| {
             digest[4 * index..4 * index + 4].iter().rev().fold(0_u32, |word, byte| word << 8 | u32::from(*byte))
         };
+        // Kept are the draws below `density` of 2^32.
+        let kept = (density.clamp(0.0, 1.0) * 4_294_967_296.0).round() as u64;
         Self {
-            key: [word(0), word(1)],
-            tensor: [word(2), word(3)],
-            limit: (density.clamp(0.0, 1.0) * 4_294_967_296.0).round() as u64,
+            generator: Philox { key: [word(0), word(1)], stream: [word(2), word(3)] },
+            last: kept.checked_sub(1).map(|last| last as u32),
         }
     }
 
     #[inline(always)]
     fn apply<W: Element>(&self, first: u64, delta: &mut [W]) {
-        for (counter, group) in (first / 4..).zip(delta.chunks_mut(4)) {
-            let draws =
-                philox4x32_10([counter as u32, (counter >> 32) as u32, self.tensor[0], self.tensor[1]], self.key);
-            for (value, draw) in group.iter_mut().zip(draws) {
-                *value = if u64::from(draw) < self.limit { *value } else { W::ZERO };
+        let Some(last) = self.last else {
+            delta.fill(W::ZERO);
+            return;
+        };
+        for (group, values) in (0..).zip(delta.chunks_mut(DRAWS)) {
+            let draws = self.generator.draws((first + group * DRAWS as u64) / 4);
+            for (value, draw) in values.iter_mut().zip(&draws) {
+                *value = if *draw <= last { *value } else { W::ZERO };
             }
         }
     }
@@ -132,7 +135,10 @@ impl Sparsifier {
             Self::KeepAll => [0, 0, 0],
             Self::DropAll => [1, 0, 0],
             Self::Magnitude(threshold) => [2, threshold.key, threshold.last],
-            Self::Philox(mask) => [3 | mask.limit << 8, join(mask.key), join(mask.tensor)],
+            Self::Philox(mask) => {
+                let share = mask.last.map_or(0, |last| u64::from(last) + 1);
+                [3 | share << 8, join(mask.generator.key), join(mask.generator.stream)]
+            }
             Self::Mersenne(mask) => [4, mask.position, u64::from(mask.limit)],
         }
     }

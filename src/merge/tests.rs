@@ -2,6 +2,7 @@
 //! way, with any number of threads.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use proptest::prelude::*;
 
@@ -111,7 +112,7 @@ impl Sample {
             base: Some(stored[0]),
             parameters: &parameters,
         };
-        let contents = CONTENTS.map(str::to_owned);
+        let contents = CONTENTS.map(|content| OnceLock::from(content.to_owned()));
         let mut stream = MersenneStream::new(SEED);
         let masks = match mersenne {
             true => MaskSource::Mergekit { stream: &mut stream, coarse: false },
@@ -257,7 +258,7 @@ proptest! {
 
     #[test]
     fn blocks_and_instruction_sets_do_not_change_a_bit(sample in samples(), tiles in 1..4_u64, mersenne: bool) {
-        let expected = sample.merge(Isa::Baseline, BLOCK, mersenne);
+        let expected = sample.merge(Isa::BASELINE, BLOCK, mersenne);
         for isa in Isa::available() {
             let cut = sample.merge(isa, tiles * TILE as u64, mersenne);
             match (&expected, cut) {
@@ -467,4 +468,10 @@ fn statistics_of_one_candidate_serve_the_next() {
             }
         }
     }
+}
+
+#[test]
+fn a_merger_serves_several_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<super::Merger>();
 }

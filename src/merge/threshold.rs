@@ -2,7 +2,7 @@
 //!
 //! A magnitude's bits order as the magnitude does, so the threshold is found digit by digit: count how often each value of
 //! the highest 16 bits occurs, walk from the top to the bin that holds the k-th element, and count the next bits inside
-//! that bin. Equal magnitudes at the threshold are kept in ascending element order up to the k-th.
+//! that bin. Tensors that are smaller than the counters are selected from a copy instead. Equal magnitudes at the threshold are kept in ascending element order up to the k-th.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,6 +15,8 @@ use super::simd::{Isa, Kernel, dispatch};
 use super::tensor::{BLOCK, TILE, TaskVector, block_count, block_range, tiles};
 
 const DIGIT_BITS: u32 = 16;
+/// Tensors of at most so many elements are copied: clearing and walking the counters would take longer.
+const SMALL: u64 = 1 << 15;
 
 /// Which elements of a task vector are kept: those whose key is above `key`, and those equal to it up to element `last`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,7 +139,39 @@ pub(crate) fn coarse_histogram<W: Element>(
 }
 
 /// The threshold that keeps exactly `kept` of the elements (`1 <= kept < elements`); zeros at the threshold count as kept.
+///
+/// `coarse` finds or computes the [`coarse_histogram`], where it is needed.
 pub(crate) fn select<W: Element>(
+    isa: Isa,
+    vector: TaskVector<'_>,
+    elements: u64,
+    kept: u64,
+    coarse: impl FnOnce() -> Result<Arc<Histogram>, MergeError>,
+) -> Result<Threshold, MergeError> {
+    if elements <= SMALL {
+        select_copied::<W>(vector, elements, kept)
+    } else {
+        select_counted::<W>(isa, vector, elements, kept, &*coarse()?)
+    }
+}
+
+fn select_copied<W: Element>(vector: TaskVector<'_>, elements: u64, kept: u64) -> Result<Threshold, MergeError> {
+    let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
+    let mut keys = Vec::with_capacity(elements as usize);
+    for (first, length) in tiles(0..elements) {
+        vector.tile(first, &mut delta[..length], &mut scratch)?;
+        keys.extend(delta[..length].iter().map(|value| value.key()));
+    }
+    let mut order = keys.clone();
+    let (_, key, larger) = order.select_nth_unstable((elements - kept) as usize);
+    let key = *key;
+    let above = larger.iter().filter(|other| **other > key).count() as u64;
+    let mut equal = (0..).zip(&keys).filter(|(_, other)| **other == key).map(|(element, _)| element);
+    let last = equal.nth((kept - above - 1) as usize).unwrap_or(u64::MAX);
+    Ok(Threshold { key: W::key_to_u64(key), last })
+}
+
+fn select_counted<W: Element>(
     isa: Isa,
     vector: TaskVector<'_>,
     elements: u64,
@@ -232,4 +266,70 @@ fn nth_equal<W: Element>(
         }
     }
     Err(MergeError::Internal("an element at the threshold was counted but not found".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Dtype;
+    use crate::merge::statistics::TensorKey;
+    use crate::merge::tensor::Stored;
+
+    /// Sorted by magnitude, equal ones by position: the first `kept` survive.
+    fn survivors(delta: &[f64], kept: u64) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..delta.len()).collect();
+        order.sort_by(|left, right| delta[*right].abs().total_cmp(&delta[*left].abs()));
+        order.truncate(kept as usize);
+        order.sort_unstable();
+        order
+    }
+
+    fn check<W: Element>(dtype: Dtype, values: &[f64]) {
+        let mut bytes = vec![0; values.len() * dtype.size()];
+        f64::encode(dtype, values, &mut bytes);
+        let zeros = vec![0; bytes.len()];
+        let stored = |bytes| Stored { dtype, bytes, model: "m", tensor: "t", key: TensorKey { model: 0, tensor: 0 } };
+        let vector = TaskVector { source: stored(&bytes), base: stored(&zeros) };
+        let elements = values.len() as u64;
+        for kept in [1, 2, elements / 3, elements / 2, elements - 2, elements - 1] {
+            let coarse = coarse_histogram::<W>(Isa::detect(), vector, elements).unwrap();
+            let counted = select_counted::<W>(Isa::detect(), vector, elements, kept, &coarse).unwrap();
+            let copied = select_copied::<W>(vector, elements, kept).unwrap();
+            let expected = survivors(values, kept);
+            for threshold in [counted, copied] {
+                let survives = |(element, value): &(usize, &f64)| {
+                    let key = W::key_to_u64(W::from_f64(**value).key());
+                    key > threshold.key || key == threshold.key && *element as u64 <= threshold.last
+                };
+                let ours: Vec<usize> = values.iter().enumerate().filter(survives).map(|(element, _)| element).collect();
+                if threshold.key == 0 {
+                    // Zeros may all be kept: they change nothing.
+                    let zero = |element: &&usize| values[**element] != 0.0;
+                    assert!(ours.iter().filter(zero).eq(expected.iter().filter(zero)));
+                } else {
+                    assert_eq!(ours, expected, "{kept} of {elements}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn both_ways_of_selecting_keep_what_sorting_keeps() {
+        let mut state = 1_u64;
+        let mut draw = |bound: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % bound
+        };
+        for length in [7, 1_000, 2 * BLOCK as usize + 5] {
+            // Few different magnitudes, of both signs, and zeros; then many, over the whole range of exponents.
+            let few: Vec<f64> = (0..length).map(|_| draw(9) as f64 - 4.0).collect();
+            let many: Vec<f64> = (0..length)
+                .map(|_| (draw(1 << 20) as f64 - 524_288.0) * 2.0_f64.powi(draw(200) as i32 - 140))
+                .collect();
+            for values in [few, many] {
+                check::<f32>(Dtype::Float32, &values);
+                check::<f64>(Dtype::Float64, &values);
+            }
+        }
+    }
 }

@@ -4,7 +4,7 @@ mod linear;
 mod slerp;
 mod task_arithmetic;
 
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 
 use super::MergeError;
 use super::block::BlockMerge;
@@ -35,8 +35,8 @@ pub(crate) struct Context<'a> {
 
 /// Where sampled masks come from.
 pub(crate) enum MaskSource<'a> {
-    /// A mask of its own for every source and tensor; `contents` holds the models' content ids, by model.
-    Native { seed: u64, contents: &'a [String] },
+    /// A mask of its own for every source and tensor; `contents` holds the sources' content ids, by model.
+    Native { seed: u64, contents: &'a [OnceLock<String>] },
     /// The next draws of one stream; `coarse`: probabilities are rounded to bfloat16 first.
     Mergekit { stream: &'a mut MersenneStream, coarse: bool },
 }
@@ -50,7 +50,8 @@ impl MaskSource<'_> {
         match self {
             Self::Native { .. } if density <= 0.0 => Ok(Sparsifier::DropAll),
             Self::Native { seed, contents } => {
-                let content = contents.get(source.key.model as usize).ok_or_else(|| {
+                let known = contents.get(source.key.model as usize).and_then(OnceLock::get);
+                let content = known.ok_or_else(|| {
                     MergeError::Internal(format!("no content id of model `{}` for its mask", source.model))
                 })?;
                 Ok(Sparsifier::Philox(PhiloxMask::new(*seed, content, source.tensor, density)))

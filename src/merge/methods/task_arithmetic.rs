@@ -219,8 +219,8 @@ fn magnitude<W: Element>(
     let (vector, key) = task_vector::<W>(group, index)?;
     let (isa, cache) = (context.isa, context.cache);
     let threshold = cache.threshold(key, kept, || {
-        let coarse = cache.histogram(key, || coarse_histogram::<W>(isa, vector, elements))?;
-        select::<W>(isa, vector, elements, kept, &coarse)
+        let coarse = || cache.histogram(key, || coarse_histogram::<W>(isa, vector, elements));
+        select::<W>(isa, vector, elements, kept, coarse)
     })?;
     Ok(Sparsifier::Magnitude(threshold))
 }
