@@ -9,10 +9,12 @@ mod build;
 pub mod conformance;
 mod contract;
 mod genetic;
+mod linear_algebra;
 mod random;
 mod settings;
 mod soup;
 mod space_filling;
+mod surrogate;
 
 use std::collections::BTreeMap;
 
