@@ -47,6 +47,11 @@ impl Cholesky {
         true
     }
 
+    /// `L x`.
+    pub(super) fn multiply(&self, x: &[f64]) -> Vec<f64> {
+        self.rows.iter().map(|row| dot(row, &x[..row.len()])).collect()
+    }
+
     /// Solves `L x = b`.
     pub(super) fn forward(&self, b: &[f64]) -> Vec<f64> {
         let mut x: Vec<f64> = Vec::with_capacity(b.len() + 1);
@@ -113,6 +118,8 @@ mod tests {
             let b: Vec<f64> = (0..n).map(|i| i as f64 - 2.0).collect();
             let x = factor.backward(&factor.forward(&b));
             let inverse = factor.inverse();
+            let back = factor.forward(&factor.multiply(&b));
+            assert!(back.iter().zip(&b).all(|(x, y)| (x - y).abs() < 1e-9));
             for i in 0..n {
                 assert!((dot(&matrix[i], &x) - b[i]).abs() < 1e-8);
                 let full: Vec<f64> = (0..n).map(|j| if j <= i { inverse[i][j] } else { inverse[j][i] }).collect();

@@ -6,6 +6,7 @@
 mod archive;
 mod baselines;
 mod build;
+mod cma_es;
 pub mod conformance;
 mod contract;
 mod genetic;
