@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::baselines::{Baselines, GREEDY_SOUP_SOURCES, Plan};
+use super::cma_es::{self, CmaEs};
 use super::contract::Checked;
 use super::genetic::{self, Genetic};
 use super::random::{Sampling, Source};
@@ -13,7 +14,7 @@ use crate::config::StrategyConfig;
 use crate::space::Genome;
 
 /// The kinds that `[strategy] kind` may name.
-pub const KINDS: [&str; 5] = ["genetic", "random", "sobol", "greedy-soup", "uniform-soup"];
+pub const KINDS: [&str; 6] = ["genetic", "cma-es", "random", "sobol", "greedy-soup", "uniform-soup"];
 
 /// A point of the search space that stands for a baseline.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,6 +67,10 @@ pub fn build(config: &StrategyConfig, setup: Setup) -> Result<Box<dyn Strategy>,
             let parameters = genetic::Parameters::read(&mut settings)?;
             Some(Box::new(Genetic::new(parameters, landscape()?, &setup)))
         }
+        "cma-es" => {
+            let parameters = cma_es::Parameters::read(&mut settings)?;
+            Some(Box::new(CmaEs::new(parameters, landscape()?, &setup)))
+        }
         _ => None,
     };
     settings.finish(kind)?;
@@ -78,4 +83,193 @@ fn kind(name: &str) -> Result<&'static str, StrategyError> {
     }
     let near = closest(name, &KINDS).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
     Err(refuse("kind", format!("there is no strategy `{name}`{near} (there are {})", KINDS.join(", "))))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::f64::consts::TAU;
+
+    use super::super::conformance::{Answer, Oracle, TestSpace, drive, real, setup};
+    use super::super::{Ask, SoupTrace};
+    use super::*;
+    use crate::exit::ExitCode;
+    use crate::space::Gene;
+
+    fn config(kind: &str, settings: &str) -> StrategyConfig {
+        StrategyConfig { kind: kind.to_owned(), look_ahead: None, settings: settings.parse().unwrap() }
+    }
+
+    fn refused(kind: &str, settings: &str) -> String {
+        match build(&config(kind, settings), setup(TestSpace::reals(2), 8)) {
+            Err(error) => {
+                assert_eq!(error.exit_code(), ExitCode::BadConfiguration);
+                error.to_string()
+            }
+            Ok(_) => panic!("{kind} with {settings} was not refused"),
+        }
+    }
+
+    #[test]
+    fn unknown_kinds_and_settings_are_refused_with_a_suggestion() {
+        assert!(refused("genetics", "").contains("did you mean `genetic`"));
+        let text = refused("swarm", "");
+        assert!(KINDS.iter().all(|kind| text.contains(kind)), "{text}");
+        assert!(refused("genetic", "populaton = 9").contains("did you mean `population`"));
+        assert!(refused("random", "population = 9").contains("no such setting"));
+        assert!(refused("genetic", "population = 1").contains("from 4"));
+        let no_space = Setup { landscape: None, ..setup(TestSpace::reals(2), 8) };
+        let error = build(&config("genetic", ""), no_space.clone()).err().unwrap();
+        assert_eq!(error.exit_code(), ExitCode::BadConfiguration);
+        assert!(build(&config("greedy-soup", "keep = \"not_worse\""), no_space).is_ok());
+    }
+
+    /// The proposals of a run, in words, and the greedy soup's trace.
+    fn baselines(
+        kind: &str,
+        setup: Setup,
+        evaluations: u64,
+        score: &dyn Fn(&Content) -> f64,
+    ) -> (Vec<String>, Option<SoupTrace>) {
+        let mut strategy = build(&config(kind, ""), setup).unwrap();
+        let oracle = |_: u64, content: &Content| Answer::Score(score(content));
+        let rows = drive(&mut *strategy, &oracle, 8, evaluations).unwrap();
+        let word = |content: &Content| match content {
+            Content::Base => "base".to_owned(),
+            Content::Soup(members) => members.iter().map(ToString::to_string).collect::<Vec<_>>().join("+"),
+            Content::Genome(_) => "genome".to_owned(),
+        };
+        let words = rows.iter().map(|row| format!("{} {}", row.proposal.origin, word(&row.proposal.content)));
+        let words = words.filter(|word| !word.ends_with("genome")).collect();
+        (words, strategy.soup_trace().cloned())
+    }
+
+    /// Source 2 is the best; 0 helps it, 1 does not.
+    fn soup_score(content: &Content) -> f64 {
+        match content {
+            Content::Soup(members) => match members.as_slice() {
+                [2] => 0.7,
+                [0] => 0.5,
+                [1] => 0.6,
+                [0, 2] => 0.8,
+                _ => 0.1,
+            },
+            _ => 0.0,
+        }
+    }
+
+    #[test]
+    fn baselines_come_first_and_the_greedy_soup_reuses_known_soups() {
+        let (words, trace) = baselines("greedy-soup", setup(TestSpace::reals(2), 8), 100, &soup_score);
+        let expected = [
+            "base base",
+            "source 0",
+            "source 1",
+            "source 2",
+            "uniform_soup 0+1+2",
+            "greedy_soup 1+2",
+            "greedy_soup 0+2",
+        ];
+        assert_eq!(words, expected);
+        let trace = trace.unwrap();
+        assert_eq!((trace.order, trace.members, trace.score), (vec![2, 1, 0], vec![2, 0], Some(0.8)));
+        assert!(trace.complete);
+
+        // With every addition kept, the last step is the uniform soup: known, and not evaluated again.
+        let (words, trace) = baselines("genetic", setup(TestSpace::reals(2), 8), 12, &|content| match content {
+            Content::Soup(members) => members.len() as f64,
+            _ => 0.0,
+        });
+        assert_eq!(words.len(), 6, "{words:?}");
+        let trace = trace.unwrap();
+        assert_eq!((trace.members, trace.score, trace.complete), (vec![0, 1, 2], Some(3.0), true));
+
+        let (words, trace) = baselines("uniform-soup", setup(TestSpace::reals(2), 8), 100, &soup_score);
+        assert_eq!((words.len(), trace), (5, None));
+    }
+
+    #[test]
+    fn a_budget_cuts_the_greedy_soup_visibly() {
+        let (_, trace) = baselines("greedy-soup", setup(TestSpace::reals(2), 8), 6, &soup_score);
+        let trace = trace.unwrap();
+        assert!(!trace.complete && trace.steps.is_empty());
+    }
+
+    #[test]
+    fn many_sources_are_not_made_a_greedy_soup_unasked() {
+        let many = |sources| Setup { sources, has_base: false, seeds: vec![], ..setup(TestSpace::reals(2), 8) };
+        let score = |_: &Content| 0.5;
+        assert_eq!(baselines("random", many(17), 40, &score).0.len(), 18);
+        assert_eq!(baselines("random", many(16), 40, &score).0.len(), 17 + 15);
+        assert_eq!(baselines("greedy-soup", many(17), 40, &score).0.len(), 18 + 16);
+        assert_eq!(baselines("random", many(1), 40, &score).0, ["source 0"]);
+    }
+
+    #[test]
+    fn nothing_is_proposed_while_a_soup_step_is_open() {
+        let mut strategy = build(&config("greedy-soup", ""), setup(TestSpace::reals(2), 8)).unwrap();
+        for index in 0..5 {
+            assert!(matches!(strategy.ask().unwrap(), Ask::Proposal(_)));
+            strategy.place(super::super::Placement::Asked { index });
+        }
+        assert_eq!(strategy.ask().unwrap(), Ask::Wait { until: 3 });
+    }
+
+    fn rastrigin(x: &[f64]) -> f64 {
+        // The domain is [-2, 2] around an optimum off the centre.
+        let term = |value: &f64| {
+            let z = 4.0 * (value - 0.6);
+            z * z - 3.0 * (TAU * z / 2.0).cos() + 3.0
+        };
+        -x.iter().map(term).sum::<f64>()
+    }
+
+    fn sphere(x: &[f64]) -> f64 {
+        -x.iter().enumerate().map(|(gene, value)| (value - 0.2 - 0.07 * gene as f64).powi(2)).sum::<f64>()
+    }
+
+    /// The median over five seeds of the best score after 100 evaluations in eight genes.
+    fn median(kind: &str, settings: &str, function: fn(&[f64]) -> f64) -> f64 {
+        let genes: Vec<Gene> = (0..8).map(|gene| real(&format!("x{gene}"))).collect();
+        let best = |seed| {
+            let landscape: Arc<dyn Landscape> = Arc::new(TestSpace::new(genes.clone()));
+            let setup = Setup {
+                seed,
+                landscape: Some(landscape),
+                sources: 1,
+                has_base: false,
+                evaluations: Some(100),
+                look_ahead: 8,
+                seeds: vec![],
+            };
+            let oracle = |_: u64, content: &Content| match content {
+                Content::Genome(genome) => Answer::Score(function(&genome.0)),
+                _ => Answer::Infeasible,
+            };
+            let oracle: &dyn Oracle = &oracle;
+            let rows = drive(&mut *build(&config(kind, settings), setup).unwrap(), oracle, 8, 100).unwrap();
+            let score = |answer| if let Answer::Score(score) = answer { score } else { f64::NEG_INFINITY };
+            rows.iter().map(|row| score(row.answer)).fold(f64::NEG_INFINITY, f64::max)
+        };
+        let mut bests: Vec<f64> = (0..5).map(best).collect();
+        bests.sort_by(f64::total_cmp);
+        bests[2]
+    }
+
+    #[test]
+    fn searches_are_far_better_than_chance() {
+        for (name, function) in [("sphere", sphere as fn(&[f64]) -> f64), ("rastrigin", rastrigin)] {
+            let random = median("random", "", function);
+            let sobol = median("sobol", "", function);
+            let plain = median("genetic", "surrogate = false", function);
+            let genetic = median("genetic", "", function);
+            let cma_es = median("cma-es", "", function);
+            assert!(cma_es > 0.7 * random, "{name}: cma-es {cma_es}, random {random}");
+            // All are errors below zero.
+            assert!(plain > 0.7 * random, "{name}: plain {plain}, random {random}");
+            assert!(
+                genetic > 0.5 * random && genetic > 0.5 * sobol,
+                "{name}: {genetic}, random {random}, sobol {sobol}"
+            );
+        }
+    }
 }

@@ -6,13 +6,16 @@
 mod archive;
 mod baselines;
 mod build;
+mod cma_es;
 pub mod conformance;
 mod contract;
 mod genetic;
+mod linear_algebra;
 mod random;
 mod settings;
 mod soup;
 mod space_filling;
+mod surrogate;
 
 use std::collections::BTreeMap;
 

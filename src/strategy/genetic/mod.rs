@@ -1,20 +1,26 @@
 //! The genetic algorithm: real-coded, steady-state, asynchronous.
 //!
 //! There are no generations to wait for. Every proposal is bred from the best points known at that moment: the baselines and
-//! an initial design first, then children by simulated binary crossover, exchange of whole parts and mutation.
+//! an initial design first, then children by simulated binary crossover, exchange of whole parts and mutation. Evaluations are
+//! dear and arithmetic is cheap, so a model of the history ([`model`]) ranks a large brood, and some generations bred from it,
+//! for every child that is proposed.
 
 mod crossover;
+mod model;
 mod mutation;
 mod parameters;
 mod population;
 mod selection;
+mod ties;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use rand::{Rng, RngExt};
 
+use model::Model;
 pub(super) use parameters::Parameters;
+use ties::Ties;
 
 use super::archive::{Archive, Fitness};
 use super::contract::objective;
@@ -27,6 +33,18 @@ use crate::space::Genome;
 
 /// Draws for one proposal before a space counts as exhausted.
 const TRIES: usize = 1_000;
+/// Most standard deviations of the model that count as worth; each proposal draws its own share.
+const CURIOSITY: f64 = 1.0;
+/// Children of a brood whose uncertainty is worked out, after a ranking by expected value.
+const SHORT_LIST: usize = 48;
+/// Generations bred on the model alone, from so many founders with so many children each.
+const ROUNDS: usize = 3;
+const FOUNDERS: usize = 4;
+const LITTER: usize = 12;
+/// Duplicates in a row after which the search looks further afield.
+const FEW_DUPLICATES: usize = 16;
+/// Most points of the initial design.
+const DESIGN: usize = 10;
 
 /// A genome on its way to become a proposal.
 #[derive(Clone, Debug)]
@@ -64,12 +82,20 @@ pub(super) struct Genetic {
     /// First point of the archive since the last restart.
     since: usize,
     restarts: u64,
+    /// Proposals in a row that were known candidates under another genome.
+    duplicates: usize,
+    model: Model,
+    ties: Ties,
 }
 
 impl Genetic {
     pub(super) fn new(parameters: Parameters, landscape: Arc<dyn Landscape>, setup: &Setup) -> Self {
         let step = parameters.step;
+        let ties = Ties::new(landscape.genes());
+        let model = Model::new(landscape.genes(), &ties);
         let mut genetic = Self {
+            model,
+            ties,
             parameters,
             seed: setup.seed,
             archive: Archive::new(landscape),
@@ -83,6 +109,7 @@ impl Genetic {
             best: f64::NEG_INFINITY,
             since: 0,
             restarts: 0,
+            duplicates: 0,
         };
         for seed in &setup.seeds {
             genetic.seed_point(seed);
@@ -107,14 +134,25 @@ impl Genetic {
 
     /// The start of the genes, then space-filling points.
     fn plan_design(&mut self, evaluations: Option<u64>) {
-        let dimensions = self.dimensions();
         let init = self.archive.landscape().genes().iter().map(|gene| gene.init).collect();
         self.design.push_back(Child { genome: init, origin: "init", parents: vec![] });
-        let affordable = evaluations.map_or(usize::MAX, |budget| (budget / 5) as usize);
-        let points = self.parameters.initial.unwrap_or_else(|| (dimensions + 2).clamp(6, 24).min(affordable));
+        let affordable = evaluations.map_or(usize::MAX, |budget| (budget / 10) as usize);
+        let points =
+            self.parameters.initial.unwrap_or_else(|| (self.ties.count() + 2).clamp(6, DESIGN).min(affordable));
+        self.plan_points(points, "sobol");
+    }
+
+    /// Space-filling points; where genes are tied, all but every third keep the ties.
+    fn plan_points(&mut self, points: usize, origin: &'static str) {
+        let first = self.restarts << 20;
         for index in 0..points {
-            let genome = space_filling::sobol(self.seed, index as u64, dimensions);
-            self.design.push_back(Child { genome, origin: "sobol", parents: vec![] });
+            let number = first | index as u64;
+            let genome = if self.ties.bind() && index % 3 < 2 {
+                self.ties.spread(&space_filling::sobol(self.seed, number, self.ties.count()))
+            } else {
+                space_filling::sobol(self.seed, number, self.dimensions())
+            };
+            self.design.push_back(Child { genome, origin, parents: vec![] });
         }
     }
 
@@ -156,9 +194,20 @@ impl Genetic {
             mutation::polynomial(genes, &mut genome, rate, self.parameters.mutation_eta, rng);
             return Child { genome, origin: "polynomial", parents: vec![first] };
         }
-        let rate = (8.0 / genes.len() as f64).clamp(0.2, 1.0);
-        mutation::gaussian(genes, &mut genome, rate, self.step, rng);
+        self.step_from(&mut genome, self.step, rng);
         Child { genome, origin: "gaussian", parents: vec![first] }
+    }
+
+    /// Gaussian mutation of single genes, or of ties as a whole.
+    fn step_from(&self, genome: &mut [f64], step: f64, rng: &mut impl Rng) {
+        let genes = self.archive.landscape().genes();
+        if self.ties.bind() && rng.random::<bool>() {
+            let rate = (4.0 / self.ties.count() as f64).clamp(0.2, 1.0);
+            mutation::shift(genes, self.ties.of(), genome, rate, step, rng);
+        } else {
+            let rate = (8.0 / genes.len() as f64).clamp(0.2, 1.0);
+            mutation::gaussian(genes, genome, rate, step, rng);
+        }
     }
 
     /// A uniform point.
@@ -178,6 +227,9 @@ impl Genetic {
             }
         }
         let members = self.population();
+        if let Some(child) = self.ranked_child(&members, rng) {
+            return Some(child);
+        }
         for attempt in 0..TRIES {
             let child =
                 if members.is_empty() || attempt > TRIES / 4 { self.immigrant(rng) } else { self.breed(&members, rng) };
@@ -186,6 +238,48 @@ impl Genetic {
             }
         }
         None
+    }
+
+    /// The child of a brood that the model likes best.
+    fn ranked_child(&mut self, members: &[usize], rng: &mut impl Rng) -> Option<Child> {
+        if !self.parameters.surrogate || members.is_empty() || self.duplicates > FEW_DUPLICATES {
+            return None;
+        }
+        let surrogate = self.model.surrogate(&self.ties, self.archive.points())?;
+        let beta = CURIOSITY * rng.random::<f64>();
+        let surrogate = model::Ranked { surrogate: &surrogate, ties: &self.ties, beta };
+        let mut brood: Vec<(f64, Child)> = Vec::with_capacity(self.parameters.brood);
+        for _ in 0..self.parameters.brood {
+            let child = self.breed(members, rng);
+            let effective = self.archive.effective(&Genome(child.genome.clone()));
+            if !self.archive.contains(&effective) {
+                brood.push((surrogate.mean(&effective), child));
+            }
+        }
+        let better = |a: &(f64, Child), b: &(f64, Child)| b.0.total_cmp(&a.0);
+        brood.sort_by(better);
+        brood.truncate(SHORT_LIST);
+        for (value, child) in &mut brood {
+            *value = surrogate.rate(&self.archive.effective(&Genome(child.genome.clone())));
+        }
+        brood.sort_by(better);
+        let mut step = self.step;
+        for _ in 0..ROUNDS {
+            brood.truncate(FOUNDERS);
+            step *= 0.6;
+            for place in 0..brood.len() {
+                for _ in 0..LITTER {
+                    let mut child = brood[place].1.clone();
+                    self.step_from(&mut child.genome, step, rng);
+                    let effective = self.archive.effective(&Genome(child.genome.clone()));
+                    if !self.archive.contains(&effective) {
+                        brood.push((surrogate.rate(&effective), child));
+                    }
+                }
+            }
+            brood.sort_by(better);
+        }
+        brood.into_iter().next().map(|(_, child)| child)
     }
 
     fn propose(&mut self, child: Child) -> Proposal {
@@ -250,17 +344,12 @@ impl Genetic {
     }
 
     fn restart(&mut self) {
-        let dimensions = self.dimensions();
         self.restarts += 1;
         self.stagnant = 0;
         self.best = f64::NEG_INFINITY;
         self.step = self.parameters.step;
         self.since = self.archive.points().len();
-        let points = (dimensions + 2).clamp(6, 24);
-        for index in 0..points {
-            let genome = space_filling::sobol(self.seed, self.restarts << 20 | index as u64, dimensions);
-            self.design.push_back(Child { genome, origin: "restart", parents: vec![] });
-        }
+        self.plan_points((self.ties.count() + 2).clamp(6, DESIGN), "restart");
     }
 }
 
@@ -279,6 +368,7 @@ impl Strategy for Genetic {
     }
 
     fn place(&mut self, placement: Placement) {
+        self.duplicates = if matches!(placement, Placement::Duplicate { .. }) { self.duplicates + 1 } else { 0 };
         if let Some(point) = self.open.take() {
             self.archive.place(point, placement);
         }

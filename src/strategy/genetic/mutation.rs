@@ -46,6 +46,24 @@ pub(super) fn gaussian(genes: &[Gene], genome: &mut [f64], rate: f64, step: f64,
     }
 }
 
+/// Gaussian mutation of whole ties (`tie` is that of each gene): every real gene of a tie moves by the same step, each tie with
+/// probability `rate`, at least one; cut at the bounds.
+pub(super) fn shift(genes: &[Gene], tie: &[usize], genome: &mut [f64], rate: f64, step: f64, rng: &mut impl Rng) {
+    let ties = tie.iter().max().map_or(0, |last| last + 1);
+    let always = rng.random_range(0..ties);
+    let mut moves = vec![0.0; ties];
+    for (number, by) in moves.iter_mut().enumerate() {
+        let moved = rng.random::<f64>() < rate || number == always;
+        let draw: f64 = rng.sample(StandardNormal);
+        *by = if moved { step * draw } else { 0.0 };
+    }
+    for ((gene, tie), value) in genes.iter().zip(tie).zip(genome) {
+        if matches!(gene.kind, GeneKind::Real { .. }) {
+            *value = (*value + moves[*tie]).clamp(0.0, 1.0);
+        }
+    }
+}
+
 /// Into `[0, 1]` by reflection at the nearer bound, then cut.
 pub(super) fn reflect(value: f64) -> f64 {
     let inside = if value < 0.0 {
@@ -113,6 +131,7 @@ mod tests {
             let mut genome = [value, 1.0 - value];
             polynomial(&genes, &mut genome, 1.0, eta, &mut rng);
             gaussian(&genes, &mut genome, 1.0, step, &mut rng);
+            shift(&genes, &[0, 0], &mut genome, 1.0, step, &mut rng);
             prop_assert!(genome.iter().all(|value| (0.0..=1.0).contains(value)), "{genome:?}");
         }
     }

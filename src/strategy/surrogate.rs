@@ -1,0 +1,377 @@
+//! A model of the history: a Gaussian process over the unit cube that says what a point that was never scored is worth, and how
+//! sure that is (Rasmussen and Williams 2006).
+//!
+//! Matern 5/2 kernel with a length scale a gene; a discrete gene counts by equal or not (categorical) or by its level
+//! (integer). Length scales and noise maximise the posterior density under a log-normal prior that lengthens with the square
+//! root of the number of genes (Hvarfner et al. 2024), on a bounded number of points. Everything is deterministic.
+
+use super::archive::levels;
+use super::linear_algebra::{Cholesky, dot};
+use crate::space::{Gene, GeneKind};
+
+/// Points that length scales are fitted on at most.
+const FIT_POINTS: usize = 160;
+/// Most genes with a length scale of their own; in larger spaces all share one.
+const OWN_SCALES: usize = 64;
+/// Steps of a fit.
+const FIT_STEPS: usize = 20;
+/// Bounds of the logarithm of a length scale.
+const SCALE_BOUNDS: (f64, f64) = (-3.0, 5.0);
+/// Bounds of the logarithm of the share of noise.
+const NOISE_BOUNDS: (f64, f64) = (-9.2, 0.0);
+/// Mean and standard deviation of the prior of the logarithm of the share of noise.
+const NOISE_PRIOR: (f64, f64) = (-4.6, 1.5);
+/// Standard deviation of the prior of the logarithm of a length scale.
+const SCALE_PRIOR_DEVIATION: f64 = 1.0;
+
+/// Length scales and noise.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Scales {
+    /// Logarithms, one a gene, or one for all.
+    lengths: Vec<f64>,
+    /// Logarithm of the noise variance as a share of the signal variance.
+    noise: f64,
+}
+
+impl Scales {
+    /// The prior's centre.
+    pub(super) fn prior(genes: usize) -> Self {
+        let scales = if genes <= OWN_SCALES { genes } else { 1 };
+        Self { lengths: vec![length_prior(genes); scales], noise: NOISE_PRIOR.0 }
+    }
+
+    fn length(&self, gene: usize) -> f64 {
+        self.lengths[if self.lengths.len() == 1 { 0 } else { gene }]
+    }
+}
+
+fn length_prior(genes: usize) -> f64 {
+    0.5 * (genes as f64).ln()
+}
+
+/// Which distance a gene has.
+fn is_category(gene: &Gene) -> bool {
+    matches!(gene.kind, GeneKind::Categorical { .. }) && levels(&gene.kind).is_some()
+}
+
+fn difference(a: f64, b: f64, category: bool) -> f64 {
+    if category { f64::from(u8::from(a != b)) } else { a - b }
+}
+
+/// Matern 5/2 correlation at squared scaled distance `square`.
+fn matern(square: f64) -> f64 {
+    let root = (5.0 * square).sqrt();
+    (1.0 + root + 5.0 / 3.0 * square) * (-root).exp()
+}
+
+/// A fitted model.
+#[derive(Clone, Debug)]
+pub(super) struct Surrogate {
+    categories: Vec<bool>,
+    /// Inverse length scales, one a gene.
+    inverse: Vec<f64>,
+    noise: f64,
+    /// Points divided by their length scales (categorical genes as they are).
+    points: Vec<Vec<f64>>,
+    values: Vec<f64>,
+    factor: Cholesky,
+    weights: Vec<f64>,
+    /// Signal variance.
+    variance: f64,
+}
+
+impl Surrogate {
+    /// A model of nothing.
+    pub(super) fn new(genes: &[Gene], scales: &Scales) -> Self {
+        Self {
+            categories: genes.iter().map(is_category).collect(),
+            inverse: (0..genes.len()).map(|gene| (-scales.length(gene)).exp()).collect(),
+            noise: scales.noise.exp(),
+            points: Vec::new(),
+            values: Vec::new(),
+            factor: Cholesky::default(),
+            weights: Vec::new(),
+            variance: 1.0,
+        }
+    }
+
+    /// Adds a point, whose value follows by [`Self::set_values`]. `false`, and nothing changed, for a point on top of others
+    /// that the noise does not tell apart.
+    pub(super) fn add(&mut self, point: &[f64]) -> bool {
+        self.push(point, 0.0)
+    }
+
+    /// Sets the values of all points, about standardised, in the order in which they were added.
+    pub(super) fn set_values(&mut self, values: &[f64]) {
+        self.values.copy_from_slice(values);
+        self.solve();
+        let explained = dot(&self.values, &self.weights) / self.values.len().max(1) as f64;
+        self.variance = explained.max(1e-12);
+    }
+
+    /// Adds a point whose outcome is not known yet at the value that the model expects: it lowers the variance around it.
+    pub(super) fn imagine(&mut self, point: &[f64]) {
+        let mean = self.mean(point);
+        if self.push(point, mean) {
+            self.solve();
+        }
+    }
+
+    fn push(&mut self, point: &[f64], value: f64) -> bool {
+        let scaled = self.scale(point);
+        let mut row: Vec<f64> = self.points.iter().map(|other| matern(self.square(&scaled, other))).collect();
+        row.push(1.0 + self.noise);
+        let fits = self.factor.push(&row);
+        if fits {
+            self.points.push(scaled);
+            self.values.push(value);
+        }
+        fits
+    }
+
+    fn solve(&mut self) {
+        self.weights = self.factor.backward(&self.factor.forward(&self.values));
+    }
+
+    fn scale(&self, point: &[f64]) -> Vec<f64> {
+        point.iter().zip(&self.inverse).map(|(value, inverse)| value * inverse).collect()
+    }
+
+    /// The squared distance between scaled points.
+    fn square(&self, a: &[f64], b: &[f64]) -> f64 {
+        if self.categories.contains(&true) {
+            let term = |gene: usize| {
+                let d = difference(a[gene], b[gene], self.categories[gene]);
+                let d = if self.categories[gene] { d * self.inverse[gene] } else { d };
+                d * d
+            };
+            return (0..a.len()).map(term).sum();
+        }
+        let mut lanes = [0.0; 4];
+        let (a_blocks, b_blocks) = (a.chunks_exact(4), b.chunks_exact(4));
+        let rest: f64 = a_blocks.remainder().iter().zip(b_blocks.remainder()).map(|(x, y)| (x - y) * (x - y)).sum();
+        for (x, y) in a_blocks.zip(b_blocks) {
+            for lane in 0..4 {
+                lanes[lane] += (x[lane] - y[lane]) * (x[lane] - y[lane]);
+            }
+        }
+        (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]) + rest
+    }
+
+    fn correlations(&self, point: &[f64]) -> Vec<f64> {
+        let scaled = self.scale(point);
+        self.points.iter().map(|other| matern(self.square(&scaled, other))).collect()
+    }
+
+    /// The expected value at a point.
+    pub(super) fn mean(&self, point: &[f64]) -> f64 {
+        dot(&self.correlations(point), &self.weights)
+    }
+
+    /// The expected value at a point and the standard deviation of the noiseless value.
+    pub(super) fn predict(&self, point: &[f64]) -> (f64, f64) {
+        let correlations = self.correlations(point);
+        let half = self.factor.forward(&correlations);
+        let variance = (1.0 - dot(&half, &half)).max(1e-12) * self.variance;
+        (dot(&correlations, &self.weights), variance.sqrt())
+    }
+}
+
+/// Fits length scales and noise from `start` on the first [`FIT_POINTS`] points.
+pub(super) fn fit(genes: &[Gene], start: &Scales, points: &[&[f64]], values: &[f64]) -> Scales {
+    let n = points.len().min(FIT_POINTS);
+    if n < 3 {
+        return start.clone();
+    }
+    let problem = Fit {
+        categories: genes.iter().map(is_category).collect(),
+        prior: length_prior(genes.len()),
+        points: &points[..n],
+        values: &values[..n],
+    };
+    problem.climb(start)
+}
+
+struct Fit<'a> {
+    categories: Vec<bool>,
+    prior: f64,
+    points: &'a [&'a [f64]],
+    values: &'a [f64],
+}
+
+impl Fit<'_> {
+    /// Resilient propagation (Riedmiller and Braun 1993): steps by the signs of the gradient, which needs no step size.
+    fn climb(&self, start: &Scales) -> Scales {
+        let mut here: Vec<f64> = start.lengths.iter().copied().chain([start.noise]).collect();
+        let mut steps: Vec<f64> = vec![0.2; here.len()];
+        let mut last: Vec<f64> = vec![0.0; here.len()];
+        let mut best = (f64::NEG_INFINITY, here.clone());
+        for _ in 0..FIT_STEPS {
+            let Some((value, gradient)) = self.posterior(&here) else { break };
+            if value > best.0 {
+                best = (value, here.clone());
+            }
+            for place in 0..here.len() {
+                let agreement = gradient[place] * last[place];
+                if agreement > 0.0 {
+                    steps[place] = (steps[place] * 1.3).min(0.8);
+                } else if agreement < 0.0 {
+                    steps[place] *= 0.5;
+                }
+                last[place] = if agreement < 0.0 { 0.0 } else { gradient[place] };
+                let (low, high) = if place + 1 == here.len() { NOISE_BOUNDS } else { SCALE_BOUNDS };
+                let sign = if last[place] == 0.0 { 0.0 } else { last[place].signum() };
+                here[place] = (here[place] + sign * steps[place]).clamp(low, high);
+            }
+        }
+        let noise = best.1.pop().unwrap_or(start.noise);
+        Scales { lengths: best.1, noise }
+    }
+
+    /// The log posterior density and its gradient in the logarithms of the length scales and the noise share.
+    fn posterior(&self, at: &[f64]) -> Option<(f64, Vec<f64>)> {
+        let n = self.points.len();
+        let (lengths, noise) = at.split_at(at.len() - 1);
+        let shared = lengths.len() == 1;
+        let genes = self.categories.len();
+        let inverse_square: Vec<f64> =
+            (0..genes).map(|gene| (-2.0 * lengths[if shared { 0 } else { gene }]).exp()).collect();
+        let noise_share = noise[0].exp();
+        let mut factor = Cholesky::default();
+        let mut slopes: Vec<Vec<f64>> = Vec::with_capacity(n);
+        for i in 0..n {
+            let mut row = Vec::with_capacity(i + 1);
+            let mut slope = Vec::with_capacity(i);
+            for j in 0..i {
+                let square = self.square(i, j, &inverse_square);
+                let root = (5.0 * square).sqrt();
+                let decay = (-root).exp();
+                row.push((1.0 + root + 5.0 / 3.0 * square) * decay);
+                // Derivative by the logarithm of a length scale, less the factor (difference / length)^2.
+                slope.push(5.0 / 3.0 * (1.0 + root) * decay);
+            }
+            row.push(1.0 + noise_share);
+            if !factor.push(&row) {
+                return None;
+            }
+            slopes.push(slope);
+        }
+        let weights = factor.backward(&factor.forward(self.values));
+        let variance = (dot(self.values, &weights) / n as f64).max(1e-12);
+        let inverse = factor.inverse();
+        let mut gradient = vec![0.0; at.len()];
+        for i in 0..n {
+            for j in 0..i {
+                let pull = (weights[i] * weights[j] / variance - inverse[i][j]) * slopes[i][j];
+                self.add_slopes(i, j, pull, &inverse_square, &mut gradient[..lengths.len()]);
+            }
+            gradient[lengths.len()] += 0.5 * noise_share * (weights[i] * weights[i] / variance - inverse[i][i]);
+        }
+        let mut value = -0.5 * n as f64 * variance.ln() - factor.half_log_determinant();
+        let deviation = SCALE_PRIOR_DEVIATION;
+        for (place, length) in lengths.iter().enumerate() {
+            let z = (length - self.prior) / deviation;
+            value -= 0.5 * z * z;
+            gradient[place] -= z / deviation;
+        }
+        let z = (noise[0] - NOISE_PRIOR.0) / NOISE_PRIOR.1;
+        value -= 0.5 * z * z;
+        gradient[lengths.len()] -= z / NOISE_PRIOR.1;
+        value.is_finite().then_some((value, gradient))
+    }
+
+    fn square(&self, i: usize, j: usize, inverse_square: &[f64]) -> f64 {
+        let (a, b) = (self.points[i], self.points[j]);
+        let mut sum = 0.0;
+        for gene in 0..inverse_square.len() {
+            let d = difference(a[gene], b[gene], self.categories[gene]);
+            sum += d * d * inverse_square[gene];
+        }
+        sum
+    }
+
+    fn add_slopes(&self, i: usize, j: usize, pull: f64, inverse_square: &[f64], gradient: &mut [f64]) {
+        if gradient.len() == 1 {
+            gradient[0] += pull * self.square(i, j, inverse_square);
+            return;
+        }
+        let (a, b) = (self.points[i], self.points[j]);
+        for (gene, slope) in gradient.iter_mut().enumerate() {
+            let d = difference(a[gene], b[gene], self.categories[gene]);
+            *slope += pull * d * d * inverse_square[gene];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::conformance::{category, real};
+    use super::super::space_filling::sobol;
+    use super::*;
+
+    fn genes(count: usize) -> Vec<Gene> {
+        (0..count).map(|gene| real(&format!("x{gene}"))).collect()
+    }
+
+    fn model(genes: &[Gene], scales: &Scales, points: &[&[f64]], values: &[f64]) -> Surrogate {
+        let mut model = Surrogate::new(genes, scales);
+        assert!(points.iter().all(|point| model.add(point)));
+        model.set_values(values);
+        model
+    }
+
+    #[test]
+    fn gradient_agrees_with_differences() {
+        let points: Vec<Vec<f64>> = (0..20).map(|index| sobol(7, index, 3)).collect();
+        let points: Vec<&[f64]> = points.iter().map(Vec::as_slice).collect();
+        let values: Vec<f64> = points.iter().map(|point| (5.0 * point[0]).sin() + 0.3 * point[1]).collect();
+        let fit = Fit { categories: vec![false, false, true], prior: 0.5, points: &points, values: &values };
+        let at = [0.1, 0.4, 0.8, -3.0];
+        let (_, gradient) = fit.posterior(&at).unwrap();
+        for place in 0..at.len() {
+            let moved = |by: f64| {
+                let mut at = at;
+                at[place] += by;
+                fit.posterior(&at).unwrap().0
+            };
+            let expected = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+            assert!(
+                (gradient[place] - expected).abs() < 1e-5 * expected.abs().max(1.0),
+                "{place}: {gradient:?} {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn learns_which_gene_matters_and_predicts() {
+        let points: Vec<Vec<f64>> = (0..60).map(|index| sobol(7, index, 4)).collect();
+        let points: Vec<&[f64]> = points.iter().map(Vec::as_slice).collect();
+        let function = |point: &[f64]| 2.0 * (4.0 * point[1]).sin();
+        let values: Vec<f64> = points.iter().map(|point| function(point)).collect();
+        let scales = fit(&genes(4), &Scales::prior(4), &points, &values);
+        let shortest = (0..4).min_by(|a, b| scales.lengths[*a].total_cmp(&scales.lengths[*b])).unwrap();
+        assert_eq!(shortest, 1);
+        let mut model = model(&genes(4), &scales, &points, &values);
+        for index in 100..120 {
+            let point = sobol(7, index, 4);
+            let (mean, deviation) = model.predict(&point);
+            assert!((mean - function(&point)).abs() < 0.2, "{mean} {}", function(&point));
+            assert!(deviation < 0.5);
+            assert!((model.mean(&point) - mean).abs() < 1e-12);
+        }
+        let far = [0.5, 0.5, 0.5, 0.5];
+        let (mean, before) = model.predict(&far);
+        model.imagine(&far);
+        let (still, after) = model.predict(&far);
+        assert!(after < before && (mean - still).abs() < 1e-6);
+    }
+
+    #[test]
+    fn categories_are_apart_whatever_their_order() {
+        let genes = vec![category("method", 3)];
+        let (a, b, c) = ([1.0 / 6.0], [0.5], [5.0 / 6.0]);
+        let model = model(&genes, &Scales::prior(1), &[&a], &[1.0]);
+        assert_eq!(model.mean(&b), model.mean(&c));
+        assert!(model.mean(&a) > model.mean(&b));
+    }
+}
