@@ -216,7 +216,7 @@ fn an_endpoint_that_answers_html() {
 #[test]
 fn html_nan_and_wrong_ids_never_become_scores() {
     for (reply, word) in [
-        (Reply::Status(200, &[("Content-Type", "text/html")], "<html>It works!</html>".into()), "JSON"),
+        (Reply::Status(200, &[("Content-Type", "text/html")], "<html>It works!</html>".into()), "no evaluation document"),
         (Reply::Edited(|answer| answer["evaluation_id"] = "ev_other".into()), "evaluation_id"),
         (Reply::Edited(|answer| answer["tasks"]["add"]["metrics"]["accuracy"]["value"] = serde_json::Value::Null), "accuracy"),
     ] {
@@ -238,7 +238,7 @@ fn an_unknown_task_stops_the_run_and_names_the_known_ones() {
     let run = Run::new();
     let server = FaultServer::start(vec![]);
     let output = run.search(&run.write(&server.url(), 8, "[[tasks]]\nname = \"ad\"\n"));
-    expect(&output, 78, &["`ad`", "add", "rev"]);
+    expect(&output, 78, &["unknown task", "add", "rev"]);
 }
 
 #[test]

@@ -149,7 +149,8 @@ impl FunctionEvaluator {
 
     /// The chance to answer a sample of `task` rightly.
     fn ability(&self, task: &str, candidate: &CandidateRequest) -> f64 {
-        if candidate.genome.is_empty() {
+        // Where there is nothing to find, baselines are as good as everything else.
+        if candidate.genome.is_empty() && self.landscape != Landscape::Flat {
             let purpose = format!("function baseline {task} {}", candidate.recipe_sha256);
             return stream(self.seed, &purpose, 0).random_range(BASELINES);
         }

@@ -88,7 +88,7 @@ pub enum Status {
 pub struct Outcome {
     pub index: u64,
     pub status: Status,
-    /// Higher is better; `None` unless scored. Computed from `tasks` by [`crate::score::Objective`].
+    /// Higher is better; `None` unless scored. Computed from `tasks` by the objective of the run.
     pub objective: Option<f64>,
     pub tasks: BTreeMap<String, TaskScores>,
     pub fidelity: f64,
