@@ -1,7 +1,7 @@
 //! Strategies: propose candidates, learn from outcomes. Pure: no clock, no network, no files.
 //!
-//! [`build`] makes a strategy from the run file: the baselines first ([`baselines`]), then the kind that was asked for, all
-//! behind the checks of the contract ([`contract`]). docs/strategies.md describes the kinds and their settings.
+//! [`build`] makes a strategy from the run file: the baselines first (`baselines`), then the kind that was asked for, all
+//! behind the checks of the contract (`contract`). docs/strategies.md describes the kinds and their settings.
 
 mod archive;
 mod baselines;
