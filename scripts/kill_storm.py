@@ -77,7 +77,7 @@ def main():
             process = subprocess.Popen(search(options, stormy), stdout=subprocess.DEVNULL)
             try:
                 # Spread over the run: each start gets a little further than the last one.
-                process.wait(timeout=dice.uniform(0.05, max(0.4, 3 * duration / options.kills)))
+                process.wait(timeout=dice.uniform(0.02, max(0.2, 1.5 * duration / options.kills)))
                 print(f"finished by itself after {kills} kills", flush=True)
                 break
             except subprocess.TimeoutExpired:

@@ -77,7 +77,8 @@ fn a_healthy_run_ends_well() {
     let output = run.search(&run.write(&server.url(), 8, ""));
     expect(&output, 0, &[]);
     assert_eq!(server.posts(), 8);
-    let left: Vec<_> = std::fs::read_dir("/dev/shm").into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    let left: Vec<_> =
+        std::fs::read_dir("/dev/shm").into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     let ours = std::fs::read_to_string(run.scratch.path("results/run/run.toml")).unwrap();
     assert!(ours.contains("Content ids"), "{ours}");
     assert!(left.iter().all(|path| !path.join(".lock").exists() || path.exists()));
@@ -216,15 +217,22 @@ fn an_endpoint_that_answers_html() {
 #[test]
 fn html_nan_and_wrong_ids_never_become_scores() {
     for (reply, word) in [
-        (Reply::Status(200, &[("Content-Type", "text/html")], "<html>It works!</html>".into()), "no evaluation document"),
+        (
+            Reply::Status(200, &[("Content-Type", "text/html")], "<html>It works!</html>".into()),
+            "no evaluation document",
+        ),
         (Reply::Edited(|answer| answer["evaluation_id"] = "ev_other".into()), "evaluation_id"),
-        (Reply::Edited(|answer| answer["tasks"]["add"]["metrics"]["accuracy"]["value"] = serde_json::Value::Null), "accuracy"),
+        (
+            Reply::Edited(|answer| answer["tasks"]["add"]["metrics"]["accuracy"]["value"] = serde_json::Value::Null),
+            "accuracy",
+        ),
     ] {
         let run = Run::new();
         let server = FaultServer::start(vec![]);
         *server.inner.otherwise.lock().unwrap() = reply;
         let run_file = run.write(&server.url(), 8, "");
-        let text = std::fs::read_to_string(&run_file).unwrap().replace("startup_timeout", "max_attempts = 1\nstartup_timeout");
+        let text =
+            std::fs::read_to_string(&run_file).unwrap().replace("startup_timeout", "max_attempts = 1\nstartup_timeout");
         std::fs::write(&run_file, text).unwrap();
         let output = run.search(&run_file);
         expect(&output, 75, &[word]);

@@ -54,7 +54,8 @@ fn pool_size_and_latency_change_nothing() {
 #[test]
 fn a_killed_search_ends_as_if_it_had_not_been() {
     let scratch = Scratch::new();
-    let run_file = scratch.run_file("run", 40, "name = \"ackley\"\nsamples = 20\nlatency = \"10ms\"\nin_flight = 3", &rest());
+    let run_file =
+        scratch.run_file("run", 40, "name = \"ackley\"\nsamples = 20\nlatency = \"10ms\"\nin_flight = 3", &rest());
     scratch.search(&run_file, &["--results", "calm"]);
     for _ in 0..4 {
         let arguments = ["search", run_file.to_str().unwrap(), "--results", "stormy", "--quiet"];
@@ -88,7 +89,9 @@ fn a_changed_run_file_is_refused_with_the_difference_named() {
     let scratch = Scratch::new();
     let run_file = scratch.run_file("run", 12, "name = \"sphere\"", &rest());
     scratch.search(&run_file, &[]);
-    let changed = std::fs::read_to_string(&run_file).unwrap().replace("high = 1.0, per = [\"model\"] }\ndensity", "high = 1.25, per = [\"model\"] }\ndensity");
+    let changed = std::fs::read_to_string(&run_file)
+        .unwrap()
+        .replace("high = 1.0, per = [\"model\"] }\ndensity", "high = 1.25, per = [\"model\"] }\ndensity");
     std::fs::write(&run_file, changed).unwrap();
     let output = scratch.evomerge(&["search", run_file.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(78));

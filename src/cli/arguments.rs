@@ -143,8 +143,10 @@ pub(super) enum MaskChoice {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  evomerge evaluate search-spaces/quickstart.toml --model evals/tiny-llama/base\n  \
-    evomerge evaluate night.toml --model merged --json")]
+#[command(
+    after_help = "Examples:\n  evomerge evaluate search-spaces/quickstart.toml --model evals/tiny-llama/base\n  \
+    evomerge evaluate night.toml --model merged --json"
+)]
 pub(super) struct Evaluate {
     /// The run file whose evaluator and tasks are used
     #[arg(value_name = "RUN.toml")]

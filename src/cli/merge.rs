@@ -63,7 +63,8 @@ pub(super) fn materialize(
     let bar = if output.quiet || !std::io::stderr().is_terminal() {
         indicatif::ProgressBar::hidden()
     } else {
-        let style = indicatif::ProgressStyle::with_template("{bar:32} {bytes}/{total_bytes} {bytes_per_sec} {eta} left");
+        let style =
+            indicatif::ProgressStyle::with_template("{bar:32} {bytes}/{total_bytes} {bytes_per_sec} {eta} left");
         indicatif::ProgressBar::new(merger.required_bytes(recipe)?)
             .with_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()))
     };

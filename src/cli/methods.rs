@@ -5,7 +5,8 @@ use super::error::CliError;
 use super::output::{Output, table};
 use crate::exit::ExitCode;
 use crate::merge::{
-    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, find_method, methods,
+    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, find_method,
+    methods,
 };
 
 pub(super) fn run(arguments: &Methods, output: Output) -> Result<ExitCode, CliError> {
@@ -46,7 +47,9 @@ fn row(parameter: &ParameterSpecification) -> Vec<String> {
         ParameterScope::Tensor => "merge",
     };
     let (default, range) = match parameter.kind {
-        ParameterKind::Number { default, low, high } => (default.map(|value| value.to_string()), format!("{low} to {high}")),
+        ParameterKind::Number { default, low, high } => {
+            (default.map(|value| value.to_string()), format!("{low} to {high}"))
+        }
         ParameterKind::Integer { default, low, high } => {
             (default.map(|value| value.to_string()), format!("{low} to {high}"))
         }

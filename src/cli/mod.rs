@@ -41,7 +41,9 @@ pub fn main() -> ExitCode {
         }
         // The hook has printed what broke and where.
         Err(_) => {
-            eprintln!("error: a bug in evomerge ended this command; what was recorded is safe. Please report the lines above.");
+            eprintln!(
+                "error: a bug in evomerge ended this command; what was recorded is safe. Please report the lines above."
+            );
             ExitCode::Internal
         }
     }

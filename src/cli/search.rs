@@ -89,8 +89,12 @@ fn describe(report: &RunReport) -> String {
 
 /// Search score and hold-out score of baselines and finalists, with the difference to the best baseline.
 fn scores(report: &RunReport) -> String {
-    let tasks: Vec<&String> =
-        report.best.iter().chain(&report.baselines).max_by_key(|row| row.tasks.len()).map_or(Vec::new(), |row| row.tasks.keys().collect());
+    let tasks: Vec<&String> = report
+        .best
+        .iter()
+        .chain(&report.baselines)
+        .max_by_key(|row| row.tasks.len())
+        .map_or(Vec::new(), |row| row.tasks.keys().collect());
     let mut header = vec!["", "search", "hold-out"];
     header.extend(tasks.iter().map(|task| task.as_str()));
     let mut rows = Vec::new();
@@ -106,7 +110,9 @@ fn scores(report: &RunReport) -> String {
         && let (Some(difference), Some([low, high])) = (verdict.difference, verdict.interval)
     {
         let how = if verdict.paired { "paired" } else { "unpaired" };
-        text.push_str(&format!("\nhold-out difference to the best baseline: {difference:+.4} [{low:+.4}, {high:+.4}] ({how}, 95 %)\n"));
+        text.push_str(&format!(
+            "\nhold-out difference to the best baseline: {difference:+.4} [{low:+.4}, {high:+.4}] ({how}, 95 %)\n"
+        ));
     }
     text
 }

@@ -201,7 +201,12 @@ impl Ledger {
         read().map_err(|source| self.fault(source))
     }
 
-    fn rows<T>(&self, query: &str, what: &str, parse: fn(&Row<'_>) -> rusqlite::Result<T>) -> Result<Vec<T>, LedgerError> {
+    fn rows<T>(
+        &self,
+        query: &str,
+        what: &str,
+        parse: fn(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>, LedgerError> {
         let connection = self.lock();
         let read = || -> rusqlite::Result<Vec<T>> {
             let mut statement = connection.prepare(query)?;

@@ -50,9 +50,9 @@ pub(super) fn check_format(connection: &Connection, path: &Path) -> Result<(), L
         .query_row("SELECT value FROM facts WHERE key = 'format'", [], |row| row.get(0))
         .optional()
         .map_err(|source| match source.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::Unknown) => {
-                LedgerError::Corrupt { path: path.to_path_buf(), what: "the file".into(), reason: source.to_string() }
-            }
+            Some(
+                rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::Unknown,
+            ) => LedgerError::Corrupt { path: path.to_path_buf(), what: "the file".into(), reason: source.to_string() },
             _ => classify(path, source),
         })?;
     match found {

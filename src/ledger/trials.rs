@@ -72,7 +72,8 @@ fn header(genes: &[String], metrics: &[(String, String)]) -> Vec<String> {
     columns.extend(metrics.iter().map(|(task, metric)| format!("score.{task}.{metric}")));
     columns.extend(metrics.iter().map(|(task, metric)| format!("stderr.{task}.{metric}")));
     columns.extend(
-        ["n_samples", "materialize_s", "evaluate_s", "started_at", "finished_at", "attempts", "error"].map(String::from),
+        ["n_samples", "materialize_s", "evaluate_s", "started_at", "finished_at", "attempts", "error"]
+            .map(String::from),
     );
     columns
 }
@@ -96,7 +97,8 @@ fn row(
         told.status.clone(),
         told.objective.map(|value| value.to_string()).unwrap_or_default(),
     ];
-    let values: BTreeMap<&str, &str> = asked.genes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let values: BTreeMap<&str, &str> =
+        asked.genes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     cells.extend(genes.iter().map(|gene| values.get(gene.as_str()).copied().unwrap_or_default().to_string()));
     let metric = |task: &str, metric: &str| scores.get(task).and_then(|scores| scores.metrics.get(metric));
     cells.extend(

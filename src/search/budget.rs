@@ -60,7 +60,8 @@ impl Budget {
         }
         if self.limits.samples.is_some() && samples == 0 {
             return Err(SearchError::Settings(
-                "budget.samples needs an evaluator that says how many samples its tasks have; use budget.evaluations".into(),
+                "budget.samples needs an evaluator that says how many samples its tasks have; use budget.evaluations"
+                    .into(),
             ));
         }
         Ok(())

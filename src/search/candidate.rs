@@ -116,15 +116,9 @@ impl EvaluationContext {
                 serde_json::json!([task.name, task.metric, samples, task.seed])
             })
             .collect();
-        let text = serde_json::json!([
-            "evomerge evaluation v1",
-            recipe_sha256,
-            tasks,
-            fidelity,
-            self.fingerprint,
-            replicate
-        ])
-        .to_string();
+        let text =
+            serde_json::json!(["evomerge evaluation v1", recipe_sha256, tasks, fidelity, self.fingerprint, replicate])
+                .to_string();
         format!("ev_{}", hex(&Sha256::digest(text.as_bytes())))
     }
 }

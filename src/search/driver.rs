@@ -276,12 +276,7 @@ impl Search {
     }
 
     /// Takes a score that another run paid for.
-    fn take_over(
-        &mut self,
-        index: u64,
-        candidate: Candidate,
-        record: ToldRecord,
-    ) -> Result<(), SearchError> {
+    fn take_over(&mut self, index: u64, candidate: Candidate, record: ToldRecord) -> Result<(), SearchError> {
         let outcome = outcome_of(&record)?;
         self.finish(Finished {
             index,
@@ -362,7 +357,8 @@ impl Search {
         export::write_table(self.folder.path(), &self.ledger, &self.prepared.config)?;
         if let Some(row) = self.best.and_then(|(_, index)| self.rows.get(&index)) {
             let objective = row.objective.unwrap_or(f64::NAN);
-            self.progress.line(&format!("best {objective:.4}  {} ({}, evaluation {})", row.candidate_id, row.origin, row.index));
+            self.progress
+                .line(&format!("best {objective:.4}  {} ({}, evaluation {})", row.candidate_id, row.origin, row.index));
         }
         Ok(())
     }
@@ -394,9 +390,9 @@ impl Search {
         let total = self.prepared.config.budget.evaluations;
         let finished = self.rows.len() as u64;
         let here = self.started.elapsed();
-        let remaining = total.filter(|_| self.finished_here > 0).map(|total| {
-            here.mul_f64(total.saturating_sub(finished) as f64 / self.finished_here as f64)
-        });
+        let remaining = total
+            .filter(|_| self.finished_here > 0)
+            .map(|total| here.mul_f64(total.saturating_sub(finished) as f64 / self.finished_here as f64));
         let left = self.prepared.config.budget.wall_clock.map(|limit| limit.saturating_sub(self.active()));
         self.progress.update(&Snapshot {
             finished,
@@ -570,7 +566,8 @@ fn materialize_stage(
 ) -> Result<Option<MaterializeStage>, SearchError> {
     let Some(merger) = prepared.models.merger.clone() else { return Ok(None) };
     // One slot more than the evaluator takes, so that the next candidate is ready when it is.
-    let capacity = prepared.config.candidates.slots.map_or(prepared.evaluator.concurrency().get() + 1, |slots| slots.get());
+    let capacity =
+        prepared.config.candidates.slots.map_or(prepared.evaluator.concurrency().get() + 1, |slots| slots.get());
     let parent = candidate_parent(prepared, folder.path(), capacity as u64);
     let slots = Arc::new(Slots::claim(&parent, &frozen.run_id)?);
     Ok(Some(MaterializeStage { merger, slots, capacity }))

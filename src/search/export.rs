@@ -53,11 +53,16 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), SearchError> {
 }
 
 /// The recorded evaluation that an export is about.
-pub fn export_record(ledger: &Ledger, candidate: Option<&str>) -> Result<(AskedRecord, Option<ToldRecord>), SearchError> {
+pub fn export_record(
+    ledger: &Ledger,
+    candidate: Option<&str>,
+) -> Result<(AskedRecord, Option<ToldRecord>), SearchError> {
     let Some(wanted) = candidate else {
         let best = best_record(ledger)?;
         return best.map(|(asked, told)| (asked, Some(told))).ok_or_else(|| {
-            SearchError::BadData("the run has no scored candidate at full fidelity yet; name one with --candidate".into())
+            SearchError::BadData(
+                "the run has no scored candidate at full fidelity yet; name one with --candidate".into(),
+            )
         });
     };
     let mut matches: Vec<AskedRecord> = ledger
@@ -74,6 +79,8 @@ pub fn export_record(ledger: &Ledger, candidate: Option<&str>) -> Result<(AskedR
             Ok((asked, told))
         }
         0 => Err(SearchError::BadData(format!("the run has no candidate `{wanted}`; trials.csv lists them"))),
-        several => Err(SearchError::BadData(format!("`{wanted}` fits {several} candidates; give more digits of the id"))),
+        several => {
+            Err(SearchError::BadData(format!("`{wanted}` fits {several} candidates; give more digits of the id")))
+        }
     }
 }

@@ -68,7 +68,12 @@ impl Ceremony<'_> {
         }
     }
 
-    async fn score(&self, plan: &HoldoutPlan, finalists: &[Row], baseline: Option<&Row>) -> Result<Scores, SearchError> {
+    async fn score(
+        &self,
+        plan: &HoldoutPlan,
+        finalists: &[Row],
+        baseline: Option<&Row>,
+    ) -> Result<Scores, SearchError> {
         let recorded = self.ledger.all_holdout()?;
         let mut pipeline = self.pipeline(plan);
         let mut scores = Scores::new();
@@ -80,13 +85,20 @@ impl Ceremony<'_> {
             let candidate = self.candidate(row, pipeline.context())?;
             match recorded.get(&candidate.evaluation_id) {
                 Some(record) => {
-                    if let Ok(tasks) = serde_json::from_value(record.tasks.clone()) && record.status == "scored" {
+                    if let Ok(tasks) = serde_json::from_value(record.tasks.clone())
+                        && record.status == "scored"
+                    {
                         scores.insert(row.candidate_id.clone(), tasks);
                     }
                 }
                 None => {
                     open += 1;
-                    pipeline.add(Work { index: row.index, candidate: Arc::new(candidate), fidelity: 1.0, replicate: 0 });
+                    pipeline.add(Work {
+                        index: row.index,
+                        candidate: Arc::new(candidate),
+                        fidelity: 1.0,
+                        replicate: 0,
+                    });
                 }
             }
         }
@@ -131,9 +143,11 @@ impl Ceremony<'_> {
 
     /// The candidate as the search recorded it, under the hold-out's evaluation id.
     fn candidate(&self, row: &Row, context: &EvaluationContext) -> Result<Candidate, SearchError> {
-        let asked = self.asked.iter().find(|asked| asked.index == row.index).ok_or_else(|| {
-            SearchError::BadData(format!("ledger: evaluation {} is gone", row.index))
-        })?;
+        let asked = self
+            .asked
+            .iter()
+            .find(|asked| asked.index == row.index)
+            .ok_or_else(|| SearchError::BadData(format!("ledger: evaluation {} is gone", row.index)))?;
         let recipe = Recipe::from_toml(&asked.recipe)?;
         let genome = asked.content.get("genome").cloned();
         Ok(Candidate {

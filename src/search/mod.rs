@@ -27,14 +27,14 @@ mod stop;
 
 pub use budget::Budget;
 pub use candidate::Candidate;
-pub use error::SearchError;
 pub use check::{Findings, check};
+pub use error::SearchError;
 pub use export::{best_record, export_record};
 pub use model_card::model_card;
 pub use models::Models;
 pub use prepare::{HoldoutPlan, Prepared, prepare};
 pub use progress::{Progress, Snapshot};
 pub use run::{Row, RunOptions, RunReport, run};
-pub use scorer::{Scorer, connect_evaluator, evaluation_id};
 pub use run_folder::{RunFolder, move_aside};
+pub use scorer::{Scorer, connect_evaluator, evaluation_id};
 pub use stop::Stop;

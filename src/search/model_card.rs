@@ -15,7 +15,7 @@ pub fn model_card(
     let mut text = String::from("---\ntags:\n- merge\n- evomerge\n---\n\n");
     text.push_str(&format!("# {run}: candidate {}\n\n", asked.candidate_id));
     text.push_str(&format!(
-        "A merge of {} by `{}`, found by [evomerge](https://crates.io/crates/evomerge) {} in evaluation {} ({}).\n\n",
+        "A merge of {} by `{}`, found by evomerge {} in evaluation {} ({}).\n\n",
         names.join(", "),
         recipe.merge_method,
         env!("CARGO_PKG_VERSION"),
@@ -32,7 +32,9 @@ pub fn model_card(
     {
         text.push_str(&format!("## Verdict\n\n{sentence}\n\n"));
     }
-    text.push_str("## Recipe\n\n`recipe.toml` and `mergekit_config.yml` beside this file. To make the model again:\n\n");
+    text.push_str(
+        "## Recipe\n\n`recipe.toml` and `mergekit_config.yml` beside this file. To make the model again:\n\n",
+    );
     text.push_str("```\nevomerge merge recipe.toml --out MODEL\n```\n\n```yaml\n");
     text.push_str(recipe.to_mergekit_yaml().trim_end());
     text.push_str(&format!("\n```\n\nrecipe sha256: `{}`\n", asked.recipe_sha256));
@@ -43,7 +45,9 @@ fn scores(told: &ToldRecord) -> String {
     let Some(objective) = told.objective else {
         return format!("It has no score: {}\n\n", told.error.as_deref().unwrap_or("not finished"));
     };
-    let mut text = format!("## Scores of the search\n\nObjective {objective:.4}.\n\n| task | metric | score | samples |\n| --- | --- | --- | --- |\n");
+    let mut text = format!(
+        "## Scores of the search\n\nObjective {objective:.4}.\n\n| task | metric | score | samples |\n| --- | --- | --- | --- |\n"
+    );
     let tasks = told.tasks.as_object().into_iter().flatten();
     for (task, scores) in tasks {
         for (metric, value) in scores["metrics"].as_object().into_iter().flatten() {

@@ -46,7 +46,8 @@ impl Models {
             named.push((model.name.clone(), checkpoint.clone()));
             opened.insert(reference(model), checkpoint);
         }
-        let pairs: Vec<(&str, &Checkpoint)> = named.iter().map(|(name, model)| (name.as_str(), model.as_ref())).collect();
+        let pairs: Vec<(&str, &Checkpoint)> =
+            named.iter().map(|(name, model)| (name.as_str(), model.as_ref())).collect();
         checkpoint::compare(&pairs)?;
         let Some((_, first)) = named.first() else {
             return Err(SearchError::Settings("models.sources is empty".into()));

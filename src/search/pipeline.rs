@@ -91,7 +91,13 @@ pub struct Pipeline {
 
 impl Pipeline {
     pub fn new(line: Line, cancel: CancellationToken) -> Self {
-        Self { line, open: BTreeMap::new(), jobs: JoinSet::new(), cancel, cancel_merge: Arc::new(AtomicBool::new(false)) }
+        Self {
+            line,
+            open: BTreeMap::new(),
+            jobs: JoinSet::new(),
+            cancel,
+            cancel_merge: Arc::new(AtomicBool::new(false)),
+        }
     }
 
     pub fn context(&self) -> &EvaluationContext {
@@ -210,9 +216,9 @@ impl Pipeline {
                 }
                 Ok(None)
             }
-            Err(error) if error.is_infeasible() => {
-                Ok(self.close(index).map(|open| end(open, Status::Infeasible, BTreeMap::new(), Some(error.to_string()))))
-            }
+            Err(error) if error.is_infeasible() => Ok(self
+                .close(index)
+                .map(|open| end(open, Status::Infeasible, BTreeMap::new(), Some(error.to_string())))),
             Err(error) => Err(error.into()),
         }
     }

@@ -11,8 +11,8 @@ use super::progress::Progress;
 use super::{Budget, SearchError, Stop};
 use crate::config::{Goal, HoldoutSource, RunConfig, TaskConfig};
 use crate::evaluate::{
-    self, ConnectContext, EvaluateError, Evaluator, EvaluatorTask, Fault, FaultClass, SampleId, Samples, TaskCapability,
-    TaskRequest,
+    self, ConnectContext, EvaluateError, Evaluator, EvaluatorTask, Fault, FaultClass, SampleId, Samples,
+    TaskCapability, TaskRequest,
 };
 use crate::score::{Objective, ObjectiveTask};
 use crate::space::SearchSpace;
@@ -57,7 +57,12 @@ impl Prepared {
 /// Opens models, space, evaluators and hold-out of a run.
 ///
 /// `scratch` is a folder that an evaluator may write to; it is made only when needed.
-pub async fn prepare(config: RunConfig, scratch: &Path, progress: &Arc<dyn Progress>, stop: &Stop) -> Result<Prepared, SearchError> {
+pub async fn prepare(
+    config: RunConfig,
+    scratch: &Path,
+    progress: &Arc<dyn Progress>,
+    stop: &Stop,
+) -> Result<Prepared, SearchError> {
     let evaluator = connect(&config, &evaluator_tasks(&config.tasks), scratch, progress, stop).await?;
     let objective = objective(&config, evaluator.as_ref())?;
     let tasks = task_requests(&config, &objective, evaluator.as_ref())?;
@@ -293,7 +298,9 @@ async fn holdout_plan(
 
 fn holdout_entry<T: Clone>(entries: &BTreeMap<String, T>, task: &str) -> Result<T, SearchError> {
     entries.get(task).cloned().ok_or_else(|| {
-        SearchError::Settings(format!("[holdout] has nothing for task `{task}`; every task of the search needs its hold-out"))
+        SearchError::Settings(format!(
+            "[holdout] has nothing for task `{task}`; every task of the search needs its hold-out"
+        ))
     })
 }
 

@@ -32,7 +32,8 @@ impl RunFolder {
             Err(std::fs::TryLockError::WouldBlock) => {
                 let mut owner = String::new();
                 let _ = lock.read_to_string(&mut owner);
-                let owner = if owner.trim().is_empty() { String::new() } else { format!(" (process {})", owner.trim()) };
+                let owner =
+                    if owner.trim().is_empty() { String::new() } else { format!(" (process {})", owner.trim()) };
                 return Err(SearchError::InUse { name: name.to_string(), owner });
             }
             Err(std::fs::TryLockError::Error(source)) => return Err(fault(&lock_path, source)),

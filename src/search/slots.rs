@@ -26,7 +26,8 @@ impl Slots {
         sweep(parent);
         let folder = parent.join(format!("{PREFIX}{run_id}"));
         // The lock is held before the folder has its final name, so that no sweep of another process takes it for ownerless.
-        let fresh = tempfile::Builder::new().prefix(".evomerge-new-").tempdir_in(parent).map_err(|e| fault(parent, e))?;
+        let fresh =
+            tempfile::Builder::new().prefix(".evomerge-new-").tempdir_in(parent).map_err(|e| fault(parent, e))?;
         let lock = File::create(fresh.path().join(LOCK)).map_err(|source| fault(fresh.path(), source))?;
         lock.try_lock().map_err(|error| fault(&folder, error.into()))?;
         use std::os::unix::fs::PermissionsExt as _;

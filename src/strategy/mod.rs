@@ -161,9 +161,11 @@ impl StrategyError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Setting { .. } | Self::NoSpace { .. } => ExitCode::BadConfiguration,
-            Self::NotFinite { .. } | Self::Unknown { .. } | Self::OutOfOrder { .. } | Self::NotPlaced | Self::Wait { .. } => {
-                ExitCode::Internal
-            }
+            Self::NotFinite { .. }
+            | Self::Unknown { .. }
+            | Self::OutOfOrder { .. }
+            | Self::NotPlaced
+            | Self::Wait { .. } => ExitCode::Internal,
         }
     }
 }
