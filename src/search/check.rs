@@ -79,6 +79,7 @@ fn existing(folder: &Path) -> Option<&Path> {
 fn describe_task(prepared: &Prepared, task: &crate::score::ObjectiveTask) -> String {
     let samples = prepared.evaluator.capabilities().tasks.get(&task.name).map_or(0, |known| known.n_samples);
     let direction = if task.maximize { "higher" } else { "lower" };
+    let samples = if samples == 0 { "an unknown number of".to_string() } else { samples.to_string() };
     format!("{}: {} ({direction} is better), weight {}, {samples} samples", task.name, task.metric, task.weight)
 }
 
@@ -86,8 +87,11 @@ fn describe_budget(prepared: &Prepared) -> String {
     let limits = &prepared.config.budget;
     let mut parts = Vec::new();
     if let Some(evaluations) = limits.evaluations {
-        let samples = evaluations.saturating_mul(prepared.samples);
-        parts.push(format!("{evaluations} evaluations of {} samples ({samples} in all)", prepared.samples));
+        let all = evaluations.saturating_mul(prepared.samples);
+        parts.push(match prepared.samples {
+            0 => format!("{evaluations} evaluations"),
+            samples => format!("{evaluations} evaluations of {samples} samples ({all} in all)"),
+        });
     }
     if let Some(samples) = limits.samples {
         let evaluations = samples / prepared.samples.max(1);
