@@ -1,7 +1,7 @@
 //! The driver: moves data along the line from strategy to ledger, and is the only room that knows all the others.
 //!
 //! [`prepare`] opens everything a run needs and checks that it fits together; [`run`] continues or starts the search;
-//! [`schedule`] decides who is asked and told when; [`pipeline`] materializes ahead and evaluates; [`holdout`] opens the
+//! [`schedule`] decides who is asked and told when; `pipeline` materializes ahead and evaluates; `holdout` opens the
 //! sealed samples once, at the end.
 
 mod budget;
