@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Kills a search with SIGKILL again and again, lets it finish, and compares it with one that ran undisturbed.
 
-  kill_storm.py RUN.toml [--kills 20] [--seed 1] [--binary target/release/evomerge] [-- extra arguments of search]
+  kill_storm.py RUN.toml [--kills 20] [--seed 1] [--binary target/release/evomerge] [more options of `evomerge search`]
 
 Shown, or the script fails: the same best recipe and the same trials.csv (timings aside), and no recorded evaluation asked
 again after a restart.
@@ -63,8 +63,8 @@ def main():
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--binary", default="target/release/evomerge")
-    parser.add_argument("extra", nargs="*")
-    options = parser.parse_args()
+    options, extra = parser.parse_known_args()
+    options.extra = extra
     name = tomllib.loads(pathlib.Path(options.run_file).read_text())["name"]
     dice = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as scratch:
