@@ -8,7 +8,7 @@ use super::error::CliError;
 use super::output::Output;
 use crate::exit::ExitCode;
 use crate::ledger::Ledger;
-use crate::search::best_record;
+use crate::search::{RunFolder, best_record};
 
 pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliError> {
     let ledger = Ledger::open_for_reading(&arguments.results.join("ledger.sqlite"))?;
@@ -16,7 +16,7 @@ pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliErr
     let asked = ledger.all_asked()?;
     let told = ledger.all_told()?;
     let count = |status: &str| told.values().filter(|record| record.status == status).count();
-    let running = is_running(&arguments.results);
+    let running = RunFolder::is_locked(&arguments.results);
     let state = match ledger.events("stopped")?.last() {
         _ if running => "running".to_string(),
         Some(event) => event
@@ -87,10 +87,4 @@ pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliErr
     });
     output.result(&text, &json);
     Ok(ExitCode::Done)
-}
-
-/// Whether a living process holds the run's lock. Looking takes the lock for a moment at most.
-fn is_running(results: &std::path::Path) -> bool {
-    let Ok(lock) = std::fs::File::open(results.join("run.lock")) else { return false };
-    matches!(lock.try_lock_shared(), Err(std::fs::TryLockError::WouldBlock))
 }

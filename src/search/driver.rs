@@ -151,10 +151,21 @@ impl Search {
                 Some(outcome) => {
                     self.note(index, &outcome_of(outcome)?);
                 }
-                None => self.pipeline.add(work(index, &proposal, candidate)),
+                None => self.begin(index, &proposal, candidate)?,
             }
         }
         Ok(())
+    }
+
+    /// Takes a score that is there already, or puts the evaluation on its way.
+    fn begin(&mut self, index: u64, proposal: &Proposal, candidate: Candidate) -> Result<(), SearchError> {
+        match self.reusable.remove(&candidate.evaluation_id) {
+            Some(record) => self.take_over(index, candidate, record),
+            None => {
+                self.pipeline.add(work(index, proposal, candidate));
+                Ok(())
+            }
+        }
     }
 
     fn mismatch(&self, record: &AskedRecord, proposed: &str) -> SearchError {
@@ -238,10 +249,7 @@ impl Search {
         self.ledger.asked(&record)?;
         self.budget.spend(self.prepared.samples);
         self.asked.insert(index, Asked::from_record(&record));
-        match self.reusable.remove(&candidate.evaluation_id) {
-            Some(record) => self.take_over(index, candidate, record)?,
-            None => self.pipeline.add(work(index, &proposal, candidate)),
-        }
+        self.begin(index, &proposal, candidate)?;
         Ok(true)
     }
 

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::SearchError;
 
+const LOCK: &str = "run.lock";
+
 /// `results/NAME/`, locked by this process.
 #[derive(Debug)]
 pub struct RunFolder {
@@ -19,7 +21,7 @@ impl RunFolder {
         let path = results.join(name);
         let fault = |path: &Path, source| SearchError::Write { path: path.to_path_buf(), source };
         std::fs::create_dir_all(&path).map_err(|source| fault(&path, source))?;
-        let lock_path = path.join("run.lock");
+        let lock_path = path.join(LOCK);
         let mut lock = OpenOptions::new()
             .read(true)
             .write(true)
@@ -45,6 +47,17 @@ impl RunFolder {
         };
         write_owner(&mut lock).map_err(|source| fault(&lock_path, source))?;
         Ok(Self { path, _lock: lock })
+    }
+
+    /// Whether a living process holds the lock of the run in `path`. Looks without taking the lock, which a search that
+    /// starts at that moment would find taken.
+    pub fn is_locked(path: &Path) -> bool {
+        use std::os::unix::fs::MetadataExt as _;
+        let Ok(metadata) = std::fs::metadata(path.join(LOCK)) else { return false };
+        let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+        let device = metadata.dev();
+        let place = format!("{:02x}:{:02x}:{}", rustix::fs::major(device), rustix::fs::minor(device), metadata.ino());
+        locks.lines().any(|line| line.contains("FLOCK") && line.split_whitespace().any(|word| word == place))
     }
 
     pub fn path(&self) -> &Path {
@@ -88,11 +101,13 @@ mod tests {
     fn a_second_owner_is_refused_and_told_who_has_it() {
         let results = tempfile::tempdir().unwrap();
         let first = RunFolder::lock(results.path(), "run").unwrap();
+        assert!(RunFolder::is_locked(first.path()));
         let error = RunFolder::lock(results.path(), "run").unwrap_err();
         assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
         assert_eq!(error.exit_code(), crate::exit::ExitCode::Stopped);
         assert!(move_aside(results.path(), "run").is_err());
         drop(first);
+        assert!(!RunFolder::is_locked(&results.path().join("run")));
         assert_eq!(move_aside(results.path(), "run").unwrap(), Some(results.path().join("run.1")));
         RunFolder::lock(results.path(), "run").unwrap();
         assert_eq!(move_aside(results.path(), "run").unwrap(), Some(results.path().join("run.2")));
