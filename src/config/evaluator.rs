@@ -4,10 +4,10 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
+use super::Patience;
 use super::read::{one_of, read_duration, read_positive_duration};
 use super::{CommandConfig, EvaluatorConfig, EvaluatorKind, FunctionConfig, HttpConfig, NativeConfig};
 use crate::document::{Field, FieldError, Fields};
-use crate::evaluate::Patience;
 
 const KINDS: [&str; 5] = ["native", "http", "command", "function", "openai"];
 const FUNCTIONS: [&str; 6] = ["sphere", "rastrigin", "rosenbrock", "ackley", "plateau", "flat"];

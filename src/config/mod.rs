@@ -173,11 +173,24 @@ pub struct NativeConfig {
     pub max_new_tokens: usize,
 }
 
+/// Limits and patience of an evaluator, from the run file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Patience {
+    /// One evaluation, from request to answer.
+    pub timeout: Duration,
+    /// How long a start waits for an endpoint that is down.
+    pub startup_timeout: Duration,
+    /// How long a run waits when nothing answers any more.
+    pub max_outage: Duration,
+    /// Attempts an evaluation gets that count.
+    pub max_attempts: u32,
+}
+
 /// `[evaluator]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EvaluatorConfig {
     pub kind: EvaluatorKind,
-    pub patience: crate::evaluate::Patience,
+    pub patience: Patience,
 }
 
 /// The kinds of evaluator.

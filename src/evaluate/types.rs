@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+pub use crate::config::Patience;
 
 /// Identity of a sample inside its task.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -252,17 +253,4 @@ pub struct EvaluatorTask {
     pub metric: Option<String>,
     /// Longest answer generated, in tokens.
     pub max_new_tokens: Option<usize>,
-}
-
-/// Limits and patience of an evaluator, from the run file.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Patience {
-    /// One evaluation, from request to answer.
-    pub timeout: Duration,
-    /// How long a start waits for an endpoint that is down.
-    pub startup_timeout: Duration,
-    /// How long a run waits when nothing answers any more.
-    pub max_outage: Duration,
-    /// Attempts an evaluation gets that count.
-    pub max_attempts: u32,
 }
