@@ -10,7 +10,7 @@ use std::time::Duration;
 use evomerge::config::NativeConfig;
 use evomerge::evaluate::{
     Attempt, AttemptObserver, CandidateRequest, EvaluateError, Evaluation, EvaluationRequest, Evaluator, EvaluatorTask,
-    FaultClass, Patience, SampleId, Samples, TaskRequest, native,
+    FaultClass, Patience, SAMPLE_WEIGHT, SampleId, Samples, TaskRequest, native,
 };
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
@@ -253,6 +253,8 @@ async fn bits_per_byte_is_weighted_by_bytes() {
     for (ours, text) in per_sample.scores["bits_per_byte"].iter().zip(&reference.texts) {
         assert!((ours - text.bits_per_byte).abs() < 1e-5 * text.bits_per_byte, "{ours} is not {}", text.bits_per_byte);
     }
+    let bytes: Vec<f64> = reference.texts.iter().map(|text| text.bytes).collect();
+    assert_eq!(per_sample.scores[SAMPLE_WEIGHT], bytes, "the weights that paired comparisons need");
     let bits: f64 = reference.texts.iter().map(|text| text.bits_per_byte * text.bytes).sum();
     let expected = bits / reference.texts.iter().map(|text| text.bytes).sum::<f64>();
     assert!((scores.metrics["bits_per_byte"].value - expected).abs() < 1e-5 * expected);

@@ -80,6 +80,9 @@ pub struct MetricValue {
     pub stderr: Option<f64>,
 }
 
+/// Name of the per-sample series that weighs the samples of a metric which is a weighted mean (bits per byte: the bytes).
+pub const SAMPLE_WEIGHT: &str = "weight";
+
 /// Scores sample by sample, aligned with `ids`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PerSample {

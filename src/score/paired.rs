@@ -20,15 +20,13 @@ use rayon::prelude::*;
 
 use super::ScoreError;
 use super::objective::{Objective, ObjectiveTask};
-use crate::evaluate::{SampleId, TaskScores};
+use crate::evaluate::{SAMPLE_WEIGHT, SampleId, TaskScores};
 use crate::random;
 
 /// Bootstrap draws.
 pub const DRAWS: usize = 10_000;
 /// Draws that share one random stream; fixed, so that the interval does not depend on the number of threads.
 const DRAWS_A_STREAM: usize = 100;
-/// Name of the per-sample series that weighs the samples of a metric.
-const WEIGHT: &str = "weight";
 /// 97.5 % point of the standard normal distribution.
 const NORMAL_975: f64 = 1.959_963_984_540_054;
 /// Relative difference at which a metric's value still counts as the mean of its samples (evaluators print rounded numbers).
@@ -145,7 +143,7 @@ fn mean_samples<'a>(scores: &'a TaskScores, metric: &str) -> Option<MeanSamples<
     if is_value(values.iter().sum::<f64>() / values.len() as f64) {
         return Some(MeanSamples { ids: &samples.ids, values, weights: None });
     }
-    let weights = samples.scores.get(WEIGHT).filter(|weights| weights.len() == values.len())?;
+    let weights = samples.scores.get(SAMPLE_WEIGHT).filter(|weights| weights.len() == values.len())?;
     let total: f64 = weights.iter().sum();
     let mean = values.iter().zip(weights).map(|(value, weight)| value * weight).sum::<f64>() / total;
     let holds = weights.iter().all(|weight| *weight > 0.0) && is_value(mean);

@@ -12,7 +12,9 @@ use super::stop::Stop;
 use super::tokens::{Encoded, Tokenizers, Tokens};
 use super::workers::Workers;
 use super::{exact_match, fault, likelihood, samples};
-use crate::evaluate::{Evaluation, EvaluationRequest, Fault, MetricValue, PerSample, TaskRequest, TaskScores};
+use crate::evaluate::{
+    Evaluation, EvaluationRequest, Fault, MetricValue, PerSample, SAMPLE_WEIGHT, TaskRequest, TaskScores,
+};
 
 /// A task as it is scored.
 pub(super) struct Task {
@@ -265,13 +267,15 @@ fn likeliest(values: &[f64]) -> usize {
 
 fn summarize(asked: &Asked<'_>, outcomes: &[Outcome]) -> TaskScores {
     let samples = &asked.task.data.samples;
-    let per_sample = PerSample {
+    let scores = outcomes.iter().map(|outcome| outcome.score).collect();
+    let mut per_sample = PerSample {
         ids: asked.chosen.iter().map(|&at| samples[at].id.clone()).collect(),
-        scores: BTreeMap::from([(
-            asked.request.metric.clone(),
-            outcomes.iter().map(|outcome| outcome.score).collect(),
-        )]),
+        scores: BTreeMap::from([(asked.request.metric.clone(), scores)]),
     };
+    if asked.task.data.kind == TaskKind::Perplexity {
+        let bytes = outcomes.iter().map(|outcome| outcome.weight).collect();
+        per_sample.scores.insert(SAMPLE_WEIGHT.into(), bytes);
+    }
     let generated = asked.task.data.kind == TaskKind::ExactMatch;
     TaskScores {
         n: outcomes.len() as u64,
