@@ -7,6 +7,7 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use super::error::CheckpointError;
+use super::mapping::is_in_memory;
 
 /// Free bytes for this user on the file system of a directory; `None` where it does not say.
 fn available(directory: &Path) -> Option<u64> {
@@ -47,7 +48,12 @@ pub(super) fn create_new(path: &Path) -> Result<File, CheckpointError> {
 }
 
 /// Reserves a file's blocks, or at least sets its size where the file system cannot.
+///
+/// A file in memory only gets its size: its pages would be cleared here, by one thread, to be filled a moment later.
 pub(super) fn reserve(file: &File, size: u64) -> Result<(), Errno> {
+    if is_in_memory(file) {
+        return rustix::fs::ftruncate(file, size);
+    }
     loop {
         match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size) {
             Err(Errno::INTR) => {}

@@ -1,4 +1,4 @@
-//! Memory-mapped files. The only place of this room with `unsafe`.
+//! Memory-mapped files, and what only the system's own calls can do with files. The only place of this room with `unsafe`.
 //!
 //! A file that another process truncates while it is mapped raises SIGBUS on the next access: no read-only mapping can
 //! prevent that. What evomerge itself writes is never truncated in place (it goes to a new file and is renamed), and
@@ -94,4 +94,58 @@ impl MappedFile {
         let metadata = std::fs::metadata(&self.path).map_err(|_| changed())?;
         if FileIdentity::of(&metadata) == self.identity { Ok(()) } else { Err(changed()) }
     }
+}
+
+/// File systems that are on this machine, so that the kernel knows of every reader: tmpfs, ext4, XFS, Btrfs.
+#[cfg(target_os = "linux")]
+const LOCAL: [i64; 4] = [TMPFS, 0xEF53, 0x5846_5342, 0x9123_683E];
+#[cfg(target_os = "linux")]
+const TMPFS: i64 = 0x0102_1994;
+
+#[cfg(target_os = "linux")]
+#[expect(clippy::unnecessary_cast, reason = "the type of the number differs between machines")]
+fn file_system(file: &File) -> Option<i64> {
+    rustix::fs::fstatfs(file).ok().map(|status| status.f_type as i64)
+}
+
+/// Whether the file lies in memory.
+pub(super) fn is_in_memory(file: &File) -> bool {
+    #[cfg(target_os = "linux")]
+    return file_system(file) == Some(TMPFS);
+    #[cfg(not(target_os = "linux"))]
+    false
+}
+
+/// Whether nobody but `file`, which is open for writing, has the file open or mapped. False where that cannot be known.
+#[cfg(target_os = "linux")]
+pub(super) fn is_ours_alone(file: &File) -> bool {
+    use std::os::fd::AsRawFd as _;
+    if !file_system(file).is_some_and(|found| LOCAL.contains(&found)) {
+        return false;
+    }
+    // The kernel grants a lease for writing only where no other open file, and so no mapping, refers to the same content.
+    // SAFETY: both calls take and give plain numbers, and the descriptor is open as long as `file` is borrowed.
+    unsafe {
+        libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) == 0
+            && libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) == 0
+    }
+}
+
+/// As on Linux, where the kernel can be asked.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn is_ours_alone(_file: &File) -> bool {
+    false
+}
+
+/// Has a part of a file written to the disk without waiting for it. Advice only.
+pub(super) fn start_writing(file: &File, offset: u64, length: u64) {
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::fd::AsRawFd as _;
+        let (offset, length) = (offset.cast_signed(), length.cast_signed());
+        // SAFETY: the call takes plain numbers, and the descriptor is open as long as `file` is borrowed.
+        unsafe { libc::sync_file_range(file.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, offset, length);
 }

@@ -20,6 +20,7 @@ mod model;
 mod nonfinite;
 mod output;
 mod partial;
+mod spare;
 mod writer;
 
 pub use compatibility::compare;
@@ -33,4 +34,5 @@ pub use location::resolve_location;
 pub use model::{Checkpoint, Shard, is_head, is_input_embedding};
 pub use nonfinite::NonFinite;
 pub use output::{OutputFile, OutputTensor, base_layout, shard_layout};
+pub use spare::SpareCheckpoints;
 pub use writer::CheckpointWriter;

@@ -13,9 +13,10 @@ use rustix::io::Errno;
 use super::directory::{INDEX_FILE, SINGLE_FILE, is_plain_name};
 use super::disk::{check_space, create_new, no_space, reserve, sync, sync_directory, write_error};
 use super::error::{CheckpointError, quote};
-use super::mapping::open_regular;
-use super::output::{OutputFile, Place, Plan, index_json, plan};
+use super::mapping::{open_regular, start_writing};
+use super::output::{OutputFile, Place, Plan, PlannedFile, index_json, plan};
 use super::partial::{PartialDirectory, check_destination, split};
+use super::spare::SpareCheckpoints;
 
 /// Room left free for the small files of a checkpoint, in bytes.
 const RESERVE: u64 = 64 << 10;
@@ -46,7 +47,7 @@ impl CheckpointWriter {
     /// The destination exists, there is not enough space, the folder is not writable, or the files break the format
     /// (duplicate names, shapes that overflow, names that leave the folder).
     pub fn create(destination: &Path, files: &[OutputFile], durable: bool) -> Result<Self, CheckpointError> {
-        Self::start(destination, files, durable, false)
+        Self::start(destination, files, durable, false, None)
     }
 
     /// As [`Self::create`], but [`Self::finish`] replaces what is at the destination: an empty directory, or one that
@@ -55,28 +56,42 @@ impl CheckpointWriter {
     /// # Errors
     /// As [`Self::create`]; also when the destination is anything but a checkpoint.
     pub fn create_replacing(destination: &Path, files: &[OutputFile], durable: bool) -> Result<Self, CheckpointError> {
-        Self::start(destination, files, durable, true)
+        Self::start(destination, files, durable, true, None)
     }
 
-    fn start(destination: &Path, files: &[OutputFile], durable: bool, replace: bool) -> Result<Self, CheckpointError> {
+    /// As [`Self::create_replacing`], not durable; written over the pages of a spare checkpoint of the same layout where there
+    /// is one.
+    ///
+    /// # Errors
+    /// As [`Self::create_replacing`].
+    pub fn create_over(
+        destination: &Path,
+        files: &[OutputFile],
+        spares: &SpareCheckpoints,
+    ) -> Result<Self, CheckpointError> {
+        Self::start(destination, files, false, true, Some(spares))
+    }
+
+    fn start(
+        destination: &Path,
+        files: &[OutputFile],
+        durable: bool,
+        replace: bool,
+        spares: Option<&SpareCheckpoints>,
+    ) -> Result<Self, CheckpointError> {
         let invalid = |reason| CheckpointError::Output { path: destination.to_owned(), reason };
         let plan = plan(files).map_err(invalid)?;
         check_destination(destination, replace)?;
         let entries = directories_that_change(destination)?;
         let partial = PartialDirectory::create(destination)?;
-        let needed = plan.files.iter().fold(RESERVE, |sum, file| sum.saturating_add(file.size));
-        check_space(destination, partial.path(), needed)?;
-        let mut open = Vec::with_capacity(plan.files.len());
-        for file in &plan.files {
-            let path = partial.path().join(&file.name);
-            let handle = create_new(&path)?;
-            reserve(&handle, file.size).map_err(|error| match error {
-                Errno::NOSPC | Errno::DQUOT => no_space(destination, partial.path(), needed),
-                error => CheckpointError::Write { path: path.clone(), source: error.into() },
-            })?;
-            let failed = |source| write_error(&path, partial.path(), file.size, source);
+        let spare = spares.map(|spares| spares.take(&plan, partial.path())).transpose()?.flatten();
+        let open = match spare {
+            Some(files) => files,
+            None => create_files(destination, &partial, &plan)?,
+        };
+        for ((path, handle), file) in open.iter().zip(&plan.files) {
+            let failed = |source| write_error(path, partial.path(), file.size, source);
             handle.write_all_at(&file.header, 0).map_err(failed)?;
-            open.push((path, handle));
         }
         let written = plan.places.keys().map(|name| (name.clone(), AtomicU64::new(0))).collect();
         Ok(Self { destination: destination.to_owned(), entries, partial, plan, files: open, written, durable, replace })
@@ -107,6 +122,10 @@ impl CheckpointWriter {
         let (path, file) = &self.files[file];
         file.write_all_at(bytes, start + offset)
             .map_err(|source| write_error(path, self.partial.path(), length, source))?;
+        if self.durable {
+            // So that little is left to wait for at the end.
+            start_writing(file, start + offset, length);
+        }
         written.fetch_add(length, Ordering::Relaxed);
         Ok(())
     }
@@ -186,6 +205,26 @@ impl CheckpointWriter {
     }
 }
 
+/// New files of the planned sizes.
+fn create_files(
+    destination: &Path,
+    partial: &PartialDirectory,
+    plan: &Plan,
+) -> Result<Vec<(PathBuf, File)>, CheckpointError> {
+    let needed = plan.files.iter().fold(RESERVE, |sum, file| sum.saturating_add(file.size));
+    check_space(destination, partial.path(), needed)?;
+    let create = |file: &PlannedFile| {
+        let path = partial.path().join(&file.name);
+        let handle = create_new(&path)?;
+        reserve(&handle, file.size).map_err(|error| match error {
+            Errno::NOSPC | Errno::DQUOT => no_space(destination, partial.path(), needed),
+            error => CheckpointError::Write { path: path.clone(), source: error.into() },
+        })?;
+        Ok((path, handle))
+    };
+    plan.files.iter().map(create).collect()
+}
+
 /// The destination's parent, and above it every directory up to the first that is there already.
 fn directories_that_change(destination: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     let (parent, _) = split(destination)?;
@@ -236,7 +275,7 @@ mod tests {
 
     fn small(destination: &Path, replace: bool, byte: u8) -> Result<PathBuf, CheckpointError> {
         let files = single(vec![tensor("a.weight", Dtype::U8, &[4])]);
-        let writer = CheckpointWriter::start(destination, &files, true, replace)?;
+        let writer = CheckpointWriter::start(destination, &files, true, replace, None)?;
         writer.put_file("config.json", format!("{{\"byte\": {byte}}}").as_bytes())?;
         writer.write_at("a.weight", 0, &[byte; 4])?;
         writer.finish()

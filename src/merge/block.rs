@@ -90,11 +90,11 @@ impl<W: Element, T: TileMerge<W>> Kernel for BlockKernel<'_, '_, W, T> {
             }
             let result = &mut self.result[..length];
             self.tiled.arithmetic.merge_tile(&mut self.state, first, self.inputs, result);
-            if !all_below(result, self.limit) {
+            let offset = (first - start) as usize * size;
+            let largest = W::encode(self.dtype, result, &mut self.output[offset..offset + length * size]);
+            if largest >= self.limit.key() {
                 return Err(self.tiled.overflow(first, result, self.limit, self.dtype));
             }
-            let offset = (first - start) as usize * size;
-            W::encode(self.dtype, result, &mut self.output[offset..offset + length * size]);
         }
         Ok(())
     }

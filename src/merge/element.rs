@@ -20,7 +20,7 @@ pub(crate) trait Element:
     + 'static
 {
     /// The bits of a magnitude: ordered as the magnitudes are.
-    type Key: Copy + Ord + Send + Sync;
+    type Key: Copy + Ord + Send + Sync + Default;
 
     /// Bits of a key that can be set.
     const KEY_BITS: u32;
@@ -36,10 +36,12 @@ pub(crate) trait Element:
     fn key(self) -> Self::Key;
     fn key_from_u64(bits: u64) -> Self::Key;
     fn key_to_u64(key: Self::Key) -> u64;
-    /// Converts stored elements; `bytes` holds `output.len()` elements of `dtype`.
-    fn decode(dtype: Dtype, bytes: &[u8], output: &mut [Self]);
-    /// Rounds to stored elements, once; `bytes` has room for `values.len()` elements of `dtype`.
-    fn encode(dtype: Dtype, values: &[Self], bytes: &mut [u8]);
+    /// Converts stored elements; `bytes` holds `output.len()` elements of `dtype`. Returns the largest key of the output:
+    /// that of infinity or more where an element is not finite.
+    fn decode(dtype: Dtype, bytes: &[u8], output: &mut [Self]) -> Self::Key;
+    /// Rounds to stored elements, once; `bytes` has room for `values.len()` elements of `dtype`. Returns the largest key of
+    /// the values.
+    fn encode(dtype: Dtype, values: &[Self], bytes: &mut [u8]) -> Self::Key;
     /// Magnitudes below this round to a finite value of `dtype`.
     fn limit(dtype: Dtype) -> Self;
 }
@@ -114,19 +116,26 @@ fn f64_to_f32_odd(value: f64) -> f32 {
 }
 
 #[inline(always)]
-fn decode_each<const N: usize, W>(bytes: &[u8], output: &mut [W], convert: impl Fn([u8; N]) -> W) {
+fn decode_each<const N: usize, W: Element>(bytes: &[u8], output: &mut [W], convert: impl Fn([u8; N]) -> W) -> W::Key {
     let (chunks, _) = bytes.as_chunks::<N>();
+    let mut largest = W::Key::default();
     for (value, chunk) in output.iter_mut().zip(chunks) {
-        *value = convert(*chunk);
+        let converted = convert(*chunk);
+        *value = converted;
+        largest = largest.max(converted.key());
     }
+    largest
 }
 
 #[inline(always)]
-fn encode_each<const N: usize, W: Copy>(values: &[W], bytes: &mut [u8], convert: impl Fn(W) -> [u8; N]) {
+fn encode_each<const N: usize, W: Element>(values: &[W], bytes: &mut [u8], convert: impl Fn(W) -> [u8; N]) -> W::Key {
     let (chunks, _) = bytes.as_chunks_mut::<N>();
+    let mut largest = W::Key::default();
     for (chunk, value) in chunks.iter_mut().zip(values) {
         *chunk = convert(*value);
+        largest = largest.max(value.key());
     }
+    largest
 }
 
 impl Element for f32 {
@@ -167,7 +176,7 @@ impl Element for f32 {
     }
 
     #[inline(always)]
-    fn decode(dtype: Dtype, bytes: &[u8], output: &mut [Self]) {
+    fn decode(dtype: Dtype, bytes: &[u8], output: &mut [Self]) -> Self::Key {
         match dtype {
             Dtype::Float16 => decode_each(bytes, output, |chunk| f16_to_f32(u16::from_le_bytes(chunk))),
             Dtype::Bfloat16 => decode_each(bytes, output, |chunk| bf16_to_f32(u16::from_le_bytes(chunk))),
@@ -176,7 +185,7 @@ impl Element for f32 {
         }
     }
     #[inline(always)]
-    fn encode(dtype: Dtype, values: &[Self], bytes: &mut [u8]) {
+    fn encode(dtype: Dtype, values: &[Self], bytes: &mut [u8]) -> Self::Key {
         match dtype {
             Dtype::Float16 => encode_each(values, bytes, |value| f32_to_f16(value).to_le_bytes()),
             Dtype::Bfloat16 => encode_each(values, bytes, |value| f32_to_bf16(value).to_le_bytes()),
@@ -231,7 +240,7 @@ impl Element for f64 {
     }
 
     #[inline(always)]
-    fn decode(dtype: Dtype, bytes: &[u8], output: &mut [Self]) {
+    fn decode(dtype: Dtype, bytes: &[u8], output: &mut [Self]) -> Self::Key {
         match dtype {
             Dtype::Float16 => decode_each(bytes, output, |chunk| f64::from(f16_to_f32(u16::from_le_bytes(chunk)))),
             Dtype::Bfloat16 => decode_each(bytes, output, |chunk| f64::from(bf16_to_f32(u16::from_le_bytes(chunk)))),
@@ -240,7 +249,7 @@ impl Element for f64 {
         }
     }
     #[inline(always)]
-    fn encode(dtype: Dtype, values: &[Self], bytes: &mut [u8]) {
+    fn encode(dtype: Dtype, values: &[Self], bytes: &mut [u8]) -> Self::Key {
         match dtype {
             Dtype::Float16 => encode_each(values, bytes, |value| f32_to_f16(f64_to_f32_odd(value)).to_le_bytes()),
             Dtype::Bfloat16 => encode_each(values, bytes, |value| f32_to_bf16(f64_to_f32_odd(value)).to_le_bytes()),

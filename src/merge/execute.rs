@@ -21,7 +21,8 @@ use super::sparsify::MersenneStream;
 use super::statistics::StatisticsCache;
 use super::tensor::{BLOCK, TensorGroup, block_count, block_range, with_buffer};
 use crate::checkpoint::{
-    CONFIG_FILE, Checkpoint, CheckpointWriter, ContentIds, Dtype, OutputFile, OutputTensor, base_layout, shard_layout,
+    CONFIG_FILE, Checkpoint, CheckpointWriter, ContentIds, Dtype, OutputFile, OutputTensor, SpareCheckpoints, base_layout,
+    shard_layout,
 };
 use crate::recipe::{MaskKind, ModelReference, Recipe};
 
@@ -56,6 +57,8 @@ pub struct MergeOptions<'a> {
     pub durable: bool,
     /// Replaces a checkpoint at the destination.
     pub replace: bool,
+    /// Checkpoints whose pages may be written over; the output replaces what is at the destination and is not durable then.
+    pub spares: Option<&'a SpareCheckpoints>,
     /// Most bytes of weights in a file; `None`: the shard layout of the base, else of the first source.
     pub shard_size: Option<u64>,
     /// Small files to be added to the output, by name.
@@ -151,9 +154,10 @@ impl Merger {
         let start = Instant::now();
         let plan = self.plan(recipe)?;
         let files = self.layout(&plan, options.shard_size);
-        let writer = match options.replace {
-            false => CheckpointWriter::create(destination, &files, options.durable)?,
-            true => CheckpointWriter::create_replacing(destination, &files, options.durable)?,
+        let writer = match (options.spares, options.replace) {
+            (Some(spares), _) => CheckpointWriter::create_over(destination, &files, spares)?,
+            (None, false) => CheckpointWriter::create(destination, &files, options.durable)?,
+            (None, true) => CheckpointWriter::create_replacing(destination, &files, options.durable)?,
         };
         let method = implementation(plan.method.name)
             .ok_or_else(|| MergeError::Internal(format!("method `{}` has no implementation", plan.method.name)))?;

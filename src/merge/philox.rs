@@ -1,9 +1,11 @@
 //! The counter-based generator Philox4x32-10 (Salmon et al., SC 2011): any element's draw without the ones before it.
 
 /// Counters that are encrypted side by side.
-const BATCH: usize = 16;
-/// Draws of a batch: four a counter.
-pub(crate) const DRAWS: usize = 4 * BATCH;
+const BATCH: usize = 8;
+/// Draws of a group: eight a counter, the halves of its four words.
+pub(crate) const DRAWS: usize = 8 * BATCH;
+/// One more than the highest draw.
+pub(crate) const DRAW_RANGE: u32 = 1 << 16;
 
 /// A stream of draws: a key, and the upper half of all counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,42 +15,49 @@ pub(crate) struct Philox {
 }
 
 impl Philox {
-    /// Draws `4 * counter ..` of the stream, [`DRAWS`] of them: word `i % 4` of the block with counter `i / 4`.
+    /// The draws of elements `64 group ..`.
+    ///
+    /// Element `64 g + 32 h + 8 w + i` has half `h` (0: the lower one) of word `w` of the counter `8 g + i`: neighbouring
+    /// elements have neighbouring counters, so that a vector of words becomes a vector of draws without a permutation.
     #[inline(always)]
-    pub(crate) fn draws(&self, counter: u64) -> [u32; DRAWS] {
-        let mut low = [0; BATCH];
-        let mut high = [0; BATCH];
-        for (index, (low, high)) in (0..).zip(low.iter_mut().zip(&mut high)) {
-            let counter = counter + index;
-            (*low, *high) = (counter as u32, (counter >> 32) as u32);
-        }
-        let words = rounds([low, high, [self.stream[0]; BATCH], [self.stream[1]; BATCH]], self.key);
-        let mut draws = [0; DRAWS];
+    pub(crate) fn group(&self, group: u64) -> [u16; DRAWS] {
+        let mut words =
+            [[0; BATCH], [0; BATCH], [u64::from(self.stream[0]); BATCH], [u64::from(self.stream[1]); BATCH]];
         for index in 0..BATCH {
-            draws[4 * index] = words[0][index];
-            draws[4 * index + 1] = words[1][index];
-            draws[4 * index + 2] = words[2][index];
-            draws[4 * index + 3] = words[3][index];
+            let counter = group * BATCH as u64 + index as u64;
+            words[0][index] = counter;
+            words[1][index] = counter >> 32;
+        }
+        let words = rounds(words, self.key);
+        let mut draws = [0; DRAWS];
+        for (word, values) in words.iter().enumerate() {
+            for (index, value) in values.iter().enumerate() {
+                draws[BATCH * word + index] = *value as u16;
+                draws[DRAWS / 2 + BATCH * word + index] = (*value >> 16) as u16;
+            }
         }
         draws
     }
 }
 
-/// The ten rounds, on counters that are given word by word.
+const WORD: u64 = 0xFFFF_FFFF;
+
+/// The ten rounds, on counters that are given word by word. A word is the lower half of its lane; what is above it does not
+/// matter, before or after, and saves vector code the packing of words.
 #[inline(always)]
-fn rounds<const N: usize>(mut words: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; N]; 4] {
+fn rounds<const N: usize>(mut words: [[u64; N]; 4], mut key: [u32; 2]) -> [[u64; N]; 4] {
     for round in 0..10 {
         if round > 0 {
             key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
         }
         let mut next = [[0; N]; 4];
         for index in 0..N {
-            let first = u64::from(words[0][index]) * 0xD251_1F53;
-            let second = u64::from(words[2][index]) * 0xCD9E_8D57;
-            next[0][index] = (second >> 32) as u32 ^ words[1][index] ^ key[0];
-            next[1][index] = second as u32;
-            next[2][index] = (first >> 32) as u32 ^ words[3][index] ^ key[1];
-            next[3][index] = first as u32;
+            let first = (words[0][index] & WORD) * 0xD251_1F53;
+            let second = (words[2][index] & WORD) * 0xCD9E_8D57;
+            next[0][index] = (second >> 32) ^ words[1][index] ^ u64::from(key[0]);
+            next[1][index] = second;
+            next[2][index] = (first >> 32) ^ words[3][index] ^ u64::from(key[1]);
+            next[3][index] = first;
         }
         words = next;
     }
@@ -57,10 +66,10 @@ fn rounds<const N: usize>(mut words: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32;
 
 #[cfg(test)]
 mod tests {
-    use super::{DRAWS, Philox, rounds};
+    use super::{Philox, rounds};
 
     fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-        rounds(counter.map(|word| [word]), key).map(|word| word[0])
+        rounds(counter.map(|word| [u64::from(word)]), key).map(|word| word[0] as u32)
     }
 
     #[test]
@@ -74,14 +83,14 @@ mod tests {
     }
 
     #[test]
-    fn batches_hold_the_words_of_their_counters_in_order() {
+    fn groups_hold_the_halves_of_the_words_of_their_counters() {
         let generator = Philox { key: [3, 4], stream: [5, 6] };
-        for first in [0, 7, u64::from(u32::MAX) - 2] {
-            let draws = generator.draws(first);
-            for (index, draw) in draws.iter().enumerate().take(DRAWS) {
-                let counter = first + index as u64 / 4;
+        for group in [0, 7, (1 << 29) - 1, 1 << 29, 1 << 40] {
+            for (element, draw) in generator.group(group).iter().enumerate() {
+                let (half, word, index) = (element / 32, element / 8 % 4, element as u64 % 8);
+                let counter = 8 * group + index;
                 let block = philox([counter as u32, (counter >> 32) as u32, 5, 6], [3, 4]);
-                assert_eq!(*draw, block[index % 4]);
+                assert_eq!(u32::from(*draw), block[word] >> (16 * half) & 0xFFFF);
             }
         }
     }

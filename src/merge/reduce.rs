@@ -7,6 +7,7 @@ use std::ops::Range;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::MergeError;
+use super::element::Element;
 use super::tensor::{block_count, block_range};
 
 /// Independent partial sums; element `i` of a tile belongs to lane `i % LANES`.
@@ -38,6 +39,36 @@ impl Lanes {
     #[inline(always)]
     pub(crate) fn add_each<W: Copy>(&mut self, values: &[W], term: impl Fn(W) -> f64) {
         self.add_pairs(values, values, |value, _| term(value));
+    }
+
+    /// Adds the magnitude of each element. Eight at a time are added in the precision of the elements.
+    #[inline(always)]
+    pub(crate) fn add_magnitudes<W: Element>(&mut self, values: &[W]) {
+        self.add_groups(values, values, |value, _| value.abs());
+    }
+
+    /// Adds the distance of each pair of elements, as [`Self::add_magnitudes`] adds magnitudes.
+    #[inline(always)]
+    pub(crate) fn add_distances<W: Element>(&mut self, left: &[W], right: &[W]) {
+        self.add_groups(left, right, |left, right| (left - right).abs());
+    }
+
+    #[inline(always)]
+    fn add_groups<W: Element>(&mut self, left: &[W], right: &[W], term: impl Fn(W, W) -> W) {
+        let (left_groups, left_rest) = left.as_chunks::<{ 8 * LANES }>();
+        let (right_groups, right_rest) = right.as_chunks::<{ 8 * LANES }>();
+        for (left, right) in left_groups.iter().zip(right_groups) {
+            let mut sums = [W::ZERO; LANES];
+            for (left, right) in left.as_chunks::<LANES>().0.iter().zip(right.as_chunks::<LANES>().0) {
+                for ((sum, left), right) in sums.iter_mut().zip(left).zip(right) {
+                    *sum = *sum + term(*left, *right);
+                }
+            }
+            for (lane, sum) in self.0.iter_mut().zip(&sums) {
+                *lane += sum.to_f64();
+            }
+        }
+        self.add_pairs(left_rest, right_rest, |left, right| term(left, right).to_f64());
     }
 
     /// The sum of the lanes, as a balanced tree.

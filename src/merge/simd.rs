@@ -46,6 +46,17 @@ impl Isa {
         available
     }
 
+    /// Its name: `baseline`, `avx2` or `avx512`.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Level::Baseline => "baseline",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => "avx512",
+        }
+    }
+
     /// The widest instruction set that this machine can run.
     pub fn detect() -> Self {
         Self::available().last().copied().unwrap_or(Self::BASELINE)

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use super::MergeError;
 use super::element::Element;
 use super::mersenne::MersenneTwister;
-use super::philox::{DRAWS, Philox};
+use super::philox::{DRAW_RANGE, DRAWS, Philox};
 use super::reduce::{Lanes, sum_blocks};
 use super::simd::{Isa, Kernel, dispatch};
 use super::tensor::{BLOCK, TILE, TaskVector, block_count, tiles};
@@ -31,8 +31,8 @@ pub(crate) enum Sparsifier {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PhiloxMask {
     generator: Philox,
-    /// The highest draw that keeps its element; `None`: all are dropped.
-    last: Option<u32>,
+    /// Draws below this keep their element; at most [`DRAW_RANGE`].
+    limit: u32,
 }
 
 impl PhiloxMask {
@@ -49,25 +49,24 @@ impl PhiloxMask {
         let word = |index: usize| {
             digest[4 * index..4 * index + 4].iter().rev().fold(0_u32, |word, byte| word << 8 | u32::from(*byte))
         };
-        // Kept are the draws below `density` of 2^32.
-        let kept = (density.clamp(0.0, 1.0) * 4_294_967_296.0).round() as u64;
         Self {
             generator: Philox { key: [word(0), word(1)], stream: [word(2), word(3)] },
-            last: kept.checked_sub(1).map(|last| last as u32),
+            limit: (density.clamp(0.0, 1.0) * f64::from(DRAW_RANGE)).round() as u32,
         }
     }
 
+    /// See [`Sparsifier::subtract`].
     #[inline(always)]
-    fn apply<W: Element>(&self, first: u64, delta: &mut [W]) {
-        let Some(last) = self.last else {
-            delta.fill(W::ZERO);
-            return;
-        };
-        for (group, values) in (0..).zip(delta.chunks_mut(DRAWS)) {
-            let draws = self.generator.draws((first + group * DRAWS as u64) / 4);
-            for (value, draw) in values.iter_mut().zip(&draws) {
-                *value = if *draw <= last { *value } else { W::ZERO };
-            }
+    fn subtract<W: Element>(&self, first: u64, values: &mut [W], others: &[W], term: impl Fn(W) -> W) {
+        // All draws before the first use: a vector cannot be loaded from parts that have just been stored.
+        let mut draws = [0_u16; TILE];
+        let groups = draws.as_chunks_mut::<DRAWS>().0.iter_mut().take(values.len().div_ceil(DRAWS));
+        for (group, draws) in (first / DRAWS as u64..).zip(groups) {
+            *draws = self.generator.group(group);
+        }
+        for ((value, other), draw) in values.iter_mut().zip(others).zip(&draws) {
+            let delta = term(*value - *other);
+            *value = if u32::from(*draw) < self.limit { delta } else { W::ZERO };
         }
     }
 }
@@ -136,8 +135,7 @@ impl Sparsifier {
             Self::DropAll => [1, 0, 0],
             Self::Magnitude(threshold) => [2, threshold.key, threshold.last],
             Self::Philox(mask) => {
-                let share = mask.last.map_or(0, |last| u64::from(last) + 1);
-                [3 | share << 8, join(mask.generator.key), join(mask.generator.stream)]
+                [3 | u64::from(mask.limit) << 8, join(mask.generator.key), join(mask.generator.stream)]
             }
             Self::Mersenne(mask) => [4, mask.position, u64::from(mask.limit)],
         }
@@ -152,28 +150,54 @@ impl Sparsifier {
     }
 
     /// Sets the elements that are not kept to zero. `first` is a multiple of [`TILE`].
+    #[cfg(test)]
     #[inline(always)]
-    pub(crate) fn apply<W: Element>(&self, generator: Option<&mut MersenneTwister>, first: u64, delta: &mut [W]) {
+    pub(crate) fn apply<W: Element>(&self, mut generator: Option<&mut MersenneTwister>, first: u64, delta: &mut [W]) {
+        for (first, tile) in (first..).step_by(TILE).zip(delta.chunks_mut(TILE)) {
+            self.subtract(generator.as_deref_mut(), first, tile, &[W::ZERO; TILE], |delta| delta);
+        }
+    }
+
+    /// Turns values into the task vector's elements `value - base`, given to `term` where they are kept, zero elsewhere.
+    /// `first` is a multiple of [`TILE`], and at most that many values are given.
+    #[inline(always)]
+    pub(crate) fn subtract<W: Element>(
+        &self,
+        generator: Option<&mut MersenneTwister>,
+        first: u64,
+        values: &mut [W],
+        others: &[W],
+        term: impl Fn(W) -> W,
+    ) {
+        let others = &others[..values.len()];
         match self {
-            Self::KeepAll => {}
-            Self::DropAll => delta.fill(W::ZERO),
+            Self::KeepAll => {
+                for (value, other) in values.iter_mut().zip(others) {
+                    *value = term(*value - *other);
+                }
+            }
+            Self::DropAll => values.fill(W::ZERO),
             Self::Magnitude(threshold) => {
                 let key = W::key_from_u64(threshold.key);
                 // Up to and including element `last`, equal magnitudes are kept.
-                let equal = threshold.last.saturating_add(1).saturating_sub(first).min(delta.len() as u64) as usize;
-                let (kept, dropped) = delta.split_at_mut(equal);
-                for value in kept {
-                    *value = if value.key() >= key { *value } else { W::ZERO };
+                let equal = threshold.last.saturating_add(1).saturating_sub(first).min(values.len() as u64) as usize;
+                let (kept, dropped) = values.split_at_mut(equal);
+                let (kept_others, dropped_others) = others.split_at(equal);
+                for (value, other) in kept.iter_mut().zip(kept_others) {
+                    let delta = *value - *other;
+                    *value = if delta.key() >= key { term(delta) } else { W::ZERO };
                 }
-                for value in dropped {
-                    *value = if value.key() > key { *value } else { W::ZERO };
+                for (value, other) in dropped.iter_mut().zip(dropped_others) {
+                    let delta = *value - *other;
+                    *value = if delta.key() > key { term(delta) } else { W::ZERO };
                 }
             }
-            Self::Philox(mask) => mask.apply(first, delta),
+            Self::Philox(mask) => mask.subtract(first, values, others, term),
             Self::Mersenne(mask) => {
                 if let Some(generator) = generator {
-                    for value in delta {
-                        *value = if generator.draw() & 0xFF_FFFF < mask.limit { *value } else { W::ZERO };
+                    for (value, other) in values.iter_mut().zip(others) {
+                        let kept = generator.draw() & 0xFF_FFFF < mask.limit;
+                        *value = if kept { term(*value - *other) } else { W::ZERO };
                     }
                 }
             }
@@ -202,10 +226,12 @@ impl<W: Element> Kernel for SumBlock<'_, W> {
         let (mut all, mut kept) = (Lanes::ZERO, Lanes::ZERO);
         for (first, length) in tiles(self.range) {
             let delta = &mut self.delta[..length];
-            self.vector.tile(first, delta, self.scratch)?;
-            all.add_each(delta, |value| value.abs().to_f64());
-            self.sparsifier.apply(self.generator.as_mut(), first, delta);
-            kept.add_each(delta, |value| value.abs().to_f64());
+            let base = &mut self.scratch[..length];
+            self.vector.source.decode(first, delta)?;
+            self.vector.base.decode(first, base)?;
+            all.add_distances(delta, base);
+            self.sparsifier.subtract(self.generator.as_mut(), first, delta, base, |delta| delta);
+            kept.add_magnitudes(delta);
         }
         Ok([all.total(), kept.total()])
     }

@@ -2,8 +2,11 @@
 //!
 //! A magnitude's bits order as the magnitude does, so the threshold is found digit by digit: count how often each value of
 //! the highest 16 bits occurs, walk from the top to the bin that holds the k-th element, and count the next bits inside
-//! that bin. Tensors that are smaller than the counters are selected from a copy instead. Equal magnitudes at the threshold are kept in ascending element order up to the k-th.
+//! that bin. Magnitudes whose other bits are all zero are counted apart: nearly all differences of bfloat16 numbers are such,
+//! and then the first count already gives the threshold. Tensors that are smaller than the counters are selected from a copy
+//! instead. Equal magnitudes at the threshold are kept in ascending element order up to the k-th.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -12,9 +15,11 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use super::MergeError;
 use super::element::Element;
 use super::simd::{Isa, Kernel, dispatch};
-use super::tensor::{BLOCK, TILE, TaskVector, block_count, block_range, tiles};
+use super::tensor::{BLOCK, TILE, TaskVector, block_count, block_range, tiles, with_buffer};
 
 const DIGIT_BITS: u32 = 16;
+/// Blocks that are worth counters of their own.
+const PART: u64 = 16;
 /// Tensors of at most so many elements are copied: clearing and walking the counters would take longer.
 const SMALL: u64 = 1 << 15;
 
@@ -25,29 +30,45 @@ pub(crate) struct Threshold {
     pub(crate) last: u64,
 }
 
-/// How often each value of a digit occurs; only the range of bins that are not empty.
+/// How often each value of a digit occurs: bins that are not empty, in ascending order. A bin that holds more elements than
+/// its counter can say is there several times.
 pub(crate) struct Histogram {
-    first_bin: usize,
-    counts: Box<[u64]>,
+    bins: Box<[(u32, u32)]>,
+}
+
+/// The bin of a histogram that holds an element of a given rank.
+struct Found {
+    bin: u64,
+    /// Elements in bins above.
+    above: u64,
+    /// Elements in the bin.
+    count: u64,
 }
 
 impl Histogram {
-    fn new(counts: &[u64]) -> Self {
-        let first_bin = counts.iter().position(|count| *count > 0).unwrap_or(0);
-        let end = counts.iter().rposition(|count| *count > 0).map_or(0, |last| last + 1);
-        Self { first_bin, counts: counts[first_bin..end.max(first_bin)].into() }
+    fn new(counts: impl Iterator<Item = (u32, u64)>) -> Self {
+        let mut bins = Vec::new();
+        for (bin, mut count) in counts {
+            while count > 0 {
+                let part = u32::try_from(count).unwrap_or(u32::MAX);
+                bins.push((bin, part));
+                count -= u64::from(part);
+            }
+        }
+        Self { bins: bins.into() }
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        size_of_val(&*self.counts)
+        size_of_val(&*self.bins)
     }
 
-    /// The bin with the `rank`-th largest element (from 1), how many elements lie in bins above, how many in it.
-    fn find(&self, rank: u64) -> Result<(u64, u64, u64), MergeError> {
+    /// The bin with the `rank`-th largest element (from 1).
+    fn find(&self, rank: u64) -> Result<Found, MergeError> {
         let mut above = 0;
-        for (index, count) in self.counts.iter().enumerate().rev() {
+        for bins in self.bins.chunk_by(|left, right| left.0 == right.0).rev() {
+            let count: u64 = bins.iter().map(|(_, count)| u64::from(*count)).sum();
             if above + count >= rank {
-                return Ok(((self.first_bin + index) as u64, above, *count));
+                return Ok(Found { bin: bins.first().map_or(0, |(bin, _)| u64::from(*bin)), above, count });
             }
             above += count;
         }
@@ -97,35 +118,100 @@ impl<W: Element> Kernel for CountDigit<'_, W> {
     }
 }
 
-fn histogram<W: Element>(
+/// Counts blocks `range` of a part of a tensor, by bin.
+type Counted = Result<Vec<(u32, u64)>, MergeError>;
+
+/// Cuts a tensor into parts of whole blocks, counts each, and adds up.
+fn histogram(elements: u64, count: impl Fn(Range<u64>) -> Counted + Sync) -> Result<Histogram, MergeError> {
+    let blocks = block_count(elements);
+    // A 32-bit counter holds the count of a part: parts have at most 2^31 elements.
+    let parts = (rayon::current_num_threads() as u64).min(blocks.div_ceil(PART)).max(elements.div_ceil(1 << 31)).max(1);
+    let counts: Vec<Counted> = (0..parts)
+        .into_par_iter()
+        .map(|part| count(blocks * part / parts * BLOCK..elements.min(blocks * (part + 1) / parts * BLOCK)))
+        .collect();
+    let mut all = Vec::new();
+    for part in counts {
+        all.append(&mut part?);
+    }
+    all.sort_unstable_by_key(|(bin, _)| *bin);
+    let sum = |bins: &[(u32, u64)]| (bins[0].0, bins.iter().map(|(_, count)| count).sum());
+    Ok(Histogram::new(all.chunk_by(|left, right| left.0 == right.0).map(sum)))
+}
+
+/// The histogram of one digit.
+fn digit_histogram<W: Element>(
     isa: Isa,
     vector: TaskVector<'_>,
     elements: u64,
     digit: Digit,
 ) -> Result<Histogram, MergeError> {
-    let blocks = block_count(elements);
-    // A 32-bit counter holds the count of a part: parts have at most 2^31 elements.
-    let parts = (rayon::current_num_threads() as u64).min(blocks).max(elements.div_ceil(1 << 31)).max(1);
-    let counts = (0..parts)
-        .into_par_iter()
-        .map(|part| {
-            let mut counts = vec![0_u32; 1 << digit.width];
-            let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
-            let range = blocks * part / parts * BLOCK..elements.min(blocks * (part + 1) / parts * BLOCK);
-            dispatch(
-                isa,
-                CountDigit { vector, range, digit, counts: &mut counts, delta: &mut delta, scratch: &mut scratch },
-            )?;
-            Ok(counts)
-        })
-        .collect::<Vec<Result<_, MergeError>>>();
-    let mut sum = vec![0_u64; 1 << digit.width];
-    for part in counts {
-        for (total, count) in sum.iter_mut().zip(part?) {
-            *total += u64::from(count);
+    histogram(elements, |range| {
+        let mut counts = vec![0_u32; 1 << digit.width];
+        let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
+        dispatch(
+            isa,
+            CountDigit { vector, range, digit, counts: &mut counts, delta: &mut delta, scratch: &mut scratch },
+        )?;
+        Ok((0..).zip(counts).filter(|(_, count)| *count > 0).map(|(bin, count)| (bin, u64::from(count))).collect())
+    })
+}
+
+/// Bins of the coarse histogram: for each value of the highest digit one for elements whose other bits are all zero, and one,
+/// above it, for the others.
+const COARSE_BINS: usize = 2 << DIGIT_BITS;
+/// Counters for zeros: the most frequent value takes turns, as an increment has to wait for the last one of its counter.
+const ZERO_BINS: usize = 16;
+/// Counters a bin, for the same reason.
+const COPIES: usize = 4;
+
+struct CountCoarse<'a, W: Element> {
+    vector: TaskVector<'a>,
+    range: Range<u64>,
+    /// All zero; the counters of zeros are behind those of the bins.
+    counts: &'a mut [[u32; COPIES]],
+    delta: &'a mut [W],
+    scratch: &'a mut [W],
+}
+
+impl<W: Element> Kernel for CountCoarse<'_, W> {
+    /// The lowest bin that is not empty, zeros aside, and the highest one; the lower one may be above where all are zeros.
+    type Output = Result<(u32, u32), MergeError>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let shift = W::KEY_BITS - DIGIT_BITS;
+        let rest = (1_u64 << shift) - 1;
+        let mut bins = [0_u32; TILE];
+        let (mut lowest, mut highest) = (u32::MAX, 0_u32);
+        let Ok(counts) = <&mut [[u32; COPIES]; COARSE_BINS + ZERO_BINS]>::try_from(self.counts) else {
+            return Err(MergeError::Internal("the counters of a histogram have another size".into()));
+        };
+        for (first, length) in tiles(self.range) {
+            let delta = &mut self.delta[..length];
+            self.vector.tile(first, delta, self.scratch)?;
+            let bins = &mut bins[..length];
+            for (index, (bin, value)) in (0_u32..).zip(bins.iter_mut().zip(&*delta)) {
+                let key = W::key_to_u64(value.key());
+                let inexact = u32::from(key & rest != 0);
+                let found = ((key >> shift) as u32) << 1 | inexact;
+                lowest = lowest.min(found.wrapping_sub(1));
+                highest = highest.max(found);
+                let zero = COARSE_BINS as u32 + index % ZERO_BINS as u32;
+                *bin = if found == 0 { zero } else { found };
+            }
+            let (groups, others) = bins.as_chunks::<COPIES>();
+            for group in groups {
+                for (copy, bin) in group.iter().enumerate() {
+                    counts[*bin as usize][copy] += 1;
+                }
+            }
+            for bin in others {
+                counts[*bin as usize][0] += 1;
+            }
         }
+        Ok((lowest.wrapping_add(1), highest))
     }
-    Ok(Histogram::new(&sum))
 }
 
 /// The histogram of the highest digit: it does not depend on a density, so it serves every candidate of a run.
@@ -134,8 +220,31 @@ pub(crate) fn coarse_histogram<W: Element>(
     vector: TaskVector<'_>,
     elements: u64,
 ) -> Result<Arc<Histogram>, MergeError> {
-    let digit = Digit { shift: W::KEY_BITS - DIGIT_BITS, width: DIGIT_BITS, prefix: 0 };
-    histogram::<W>(isa, vector, elements, digit).map(Arc::new)
+    thread_local! {
+        static COUNTS: Cell<Vec<[u32; COPIES]>> = const { Cell::new(Vec::new()) };
+    }
+    let count = |range: Range<u64>| {
+        with_buffer(&COUNTS, COARSE_BINS + ZERO_BINS, [0; COPIES], |counts| {
+            let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
+            let kernel = CountCoarse { vector, range, counts, delta: &mut delta, scratch: &mut scratch };
+            let found = dispatch(isa, kernel);
+            // The counters are left as they were found, whatever happened.
+            let (lowest, highest) = *found.as_ref().unwrap_or(&(1, COARSE_BINS as u32 - 1));
+            let mut bins = Vec::new();
+            let zeros = (0, COARSE_BINS..COARSE_BINS + ZERO_BINS);
+            let others = (lowest.max(1)..=highest).map(|bin| (bin, bin as usize..bin as usize + 1));
+            for (bin, rows) in std::iter::once(zeros).chain(others) {
+                let rows = &mut counts[rows];
+                let count: u64 = rows.iter().flatten().map(|count| u64::from(*count)).sum();
+                if count > 0 {
+                    bins.push((bin, count));
+                    rows.fill([0; COPIES]);
+                }
+            }
+            found.map(|_| bins)
+        })
+    };
+    histogram(elements, count).map(Arc::new)
 }
 
 /// The threshold that keeps exactly `kept` of the elements (`1 <= kept < elements`); zeros at the threshold count as kept.
@@ -178,21 +287,36 @@ fn select_counted<W: Element>(
     kept: u64,
     coarse: &Histogram,
 ) -> Result<Threshold, MergeError> {
-    let (mut key, mut above, mut equal) = coarse.find(kept)?;
+    let Found { bin, mut above, count: mut equal } = coarse.find(kept)?;
     let mut remaining = W::KEY_BITS - DIGIT_BITS;
+    let mut key = bin >> 1;
+    if bin & 1 == 0 {
+        key <<= remaining;
+        remaining = 0;
+    }
     while remaining > 0 {
         let width = remaining.min(DIGIT_BITS);
         remaining -= width;
         let digit = Digit { shift: remaining, width, prefix: key };
-        let (bin, more, count) = histogram::<W>(isa, vector, elements, digit)?.find(kept - above)?;
-        key = key << width | bin;
-        above += more;
-        equal = count;
+        let found = digit_histogram::<W>(isa, vector, elements, digit)?.find(kept - above)?;
+        key = key << width | found.bin;
+        above += found.above;
+        equal = found.count;
     }
     let wanted = kept - above;
     // A threshold of zero keeps only what changes nothing; all of the equal ones need no limit.
-    let last = if key == 0 || wanted == equal { u64::MAX } else { last_kept::<W>(isa, vector, elements, key, wanted)? };
+    let last = if key == 0 || wanted == equal {
+        u64::MAX
+    } else {
+        last_kept::<W>(isa, vector, elements, key, Wanted { nth: wanted, equal })?
+    };
     Ok(Threshold { key, last })
+}
+
+/// Which of the elements at the threshold is the last that is kept: the `nth` of `equal`, from 1.
+struct Wanted {
+    nth: u64,
+    equal: u64,
 }
 
 struct CountEqual<'a, W: Element> {
@@ -218,32 +342,41 @@ impl<W: Element> Kernel for CountEqual<'_, W> {
     }
 }
 
-/// The element index of the `wanted`-th element (from 1) with that key.
+/// The element index of the wanted element with that key, looked for from the nearer end.
 fn last_kept<W: Element>(
     isa: Isa,
     vector: TaskVector<'_>,
     elements: u64,
     key: u64,
-    wanted: u64,
+    wanted: Wanted,
 ) -> Result<u64, MergeError> {
     let key = W::key_from_u64(key);
-    let counts: Vec<Result<u64, MergeError>> = (0..block_count(elements))
-        .into_par_iter()
-        .map(|block| {
-            let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
-            let range = block_range(elements, block);
-            dispatch(isa, CountEqual { vector, range, key, delta: &mut delta, scratch: &mut scratch })
-        })
-        .collect();
-    let mut before = 0;
-    for (block, count) in (0..).zip(counts) {
-        let count = count?;
-        if before + count >= wanted {
-            return nth_equal::<W>(vector, block_range(elements, block), key, wanted - before);
+    let blocks = block_count(elements);
+    let backwards = wanted.nth > wanted.equal / 2;
+    let mut left = if backwards { wanted.equal + 1 - wanted.nth } else { wanted.nth };
+    let wave = 8 * rayon::current_num_threads() as u64;
+    for start in (0..blocks).step_by(wave as usize) {
+        let nearest = start..blocks.min(start + wave);
+        let block = |index: u64| if backwards { blocks - 1 - index } else { index };
+        let counts: Vec<Result<u64, MergeError>> = nearest
+            .clone()
+            .into_par_iter()
+            .map(|index| {
+                let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
+                let range = block_range(elements, block(index));
+                dispatch(isa, CountEqual { vector, range, key, delta: &mut delta, scratch: &mut scratch })
+            })
+            .collect();
+        for (index, count) in nearest.zip(counts) {
+            let count = count?;
+            if count >= left {
+                let nth = if backwards { count + 1 - left } else { left };
+                return nth_equal::<W>(vector, block_range(elements, block(index)), key, nth);
+            }
+            left -= count;
         }
-        before += count;
     }
-    Err(MergeError::Internal(format!("{wanted} elements at the threshold, but {before} found")))
+    Err(MergeError::Internal(format!("{} elements at the threshold, {left} too few were found", wanted.equal)))
 }
 
 fn nth_equal<W: Element>(

@@ -169,7 +169,12 @@ impl Pipeline {
         self.jobs.spawn_blocking(move || {
             let started = Instant::now();
             let destination = stage.slots.candidate(&slot_name(&work));
-            let options = MergeOptions { replace: true, cancel: Some(&cancel), ..MergeOptions::default() };
+            let options = MergeOptions {
+                replace: true,
+                spares: Some(stage.slots.spares()),
+                cancel: Some(&cancel),
+                ..MergeOptions::default()
+            };
             let result = stage.merger.materialize(&work.candidate.recipe, &destination, &options);
             JobEnd::Materialized { index: work.index, result: result.map(|_| started.elapsed().as_secs_f64()) }
         });

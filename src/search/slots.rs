@@ -5,6 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::SearchError;
+use crate::checkpoint::SpareCheckpoints;
 
 const PREFIX: &str = "evomerge-";
 const LOCK: &str = ".lock";
@@ -14,6 +15,7 @@ const RAM_DISK: &str = "/dev/shm";
 #[derive(Debug)]
 pub struct Slots {
     folder: PathBuf,
+    spares: SpareCheckpoints,
     /// Held as long as the folder is ours.
     _lock: File,
 }
@@ -36,7 +38,7 @@ impl Slots {
         std::fs::rename(fresh.path(), &folder).map_err(|source| fault(&folder, source))?;
         // Renamed away: nothing is left for the temporary folder's own clean-up.
         let _ = fresh.keep();
-        Ok(Self { folder, _lock: lock })
+        Ok(Self { spares: SpareCheckpoints::in_folder(&folder), folder, _lock: lock })
     }
 
     /// Where the candidate of that id is materialized.
@@ -44,9 +46,14 @@ impl Slots {
         self.folder.join(candidate_id)
     }
 
-    /// Removes a candidate; a reader that still maps its files keeps them until it is done.
+    /// Released candidates, for the next ones to be written over. One that a reader still has open, or maps, is left to it.
+    pub fn spares(&self) -> &SpareCheckpoints {
+        &self.spares
+    }
+
+    /// Takes a candidate away from its path.
     pub fn release(&self, candidate_id: &str) {
-        let _ = std::fs::remove_dir_all(self.candidate(candidate_id));
+        self.spares.put(&self.candidate(candidate_id));
     }
 }
 

@@ -77,12 +77,25 @@ impl<W: Element> TileMerge<W> for WeightedSum<W> {
     #[inline(always)]
     fn merge_tile(&self, _state: &mut (), _first: u64, inputs: &mut [W], output: &mut [W]) {
         output.fill(W::ZERO);
-        for (weight, values) in self.weights.iter().zip(inputs.chunks_exact(TILE)) {
-            for (sum, value) in output.iter_mut().zip(values) {
-                *sum = value.mul_add(*weight, *sum);
+        // Several models at a time: a sum stays in its register from one to the next.
+        for (weights, tiles) in self.weights.chunks(4).zip(inputs.chunks(4 * TILE)) {
+            if let [first, second, third, fourth] = weights {
+                let (left, right) = tiles.split_at(2 * TILE);
+                let ((one, two), (three, four)) = (left.split_at(TILE), right.split_at(TILE));
+                for ((((sum, one), two), three), four) in output.iter_mut().zip(one).zip(two).zip(three).zip(four) {
+                    let half = two.mul_add(*second, one.mul_add(*first, *sum));
+                    *sum = four.mul_add(*fourth, three.mul_add(*third, half));
+                }
+                continue;
+            }
+            for (weight, values) in weights.iter().zip(tiles.chunks_exact(TILE)) {
+                for (sum, value) in output.iter_mut().zip(values) {
+                    *sum = value.mul_add(*weight, *sum);
+                }
             }
         }
-        if let Some(divisor) = self.divisor {
+        // A quotient by one is the dividend.
+        if let Some(divisor) = self.divisor.filter(|divisor| *divisor != W::ONE) {
             for sum in output {
                 *sum = *sum / divisor;
             }

@@ -257,27 +257,20 @@ struct TaskVectorSum<W> {
     lambda: Option<W>,
 }
 
-/// Where in the streams of masks a run of tiles is, and room for intermediate tiles.
-struct Running<W> {
+/// Where in the streams of masks a run of tiles is.
+struct Running {
     generators: Vec<Option<MersenneTwister>>,
-    elected: Vec<W>,
-    divisor: Vec<W>,
 }
 
 impl<W: Element> TileMerge<W> for TaskVectorSum<W> {
-    type State = Running<W>;
+    type State = Running;
 
-    fn begin(&self, first: u64) -> Running<W> {
-        let scratch = if self.elects_sign { TILE } else { 0 };
-        Running {
-            generators: self.sources.iter().map(|source| source.sparsifier.begin(first)).collect(),
-            elected: vec![W::ZERO; scratch],
-            divisor: vec![W::ZERO; scratch],
-        }
+    fn begin(&self, first: u64) -> Running {
+        Running { generators: self.sources.iter().map(|source| source.sparsifier.begin(first)).collect() }
     }
 
     #[inline(always)]
-    fn merge_tile(&self, state: &mut Running<W>, first: u64, inputs: &mut [W], output: &mut [W]) {
+    fn merge_tile(&self, state: &mut Running, first: u64, inputs: &mut [W], output: &mut [W]) {
         let length = output.len();
         let (base, deltas) = inputs.split_at_mut(TILE);
         let base = &base[..length];
@@ -286,7 +279,7 @@ impl<W: Element> TileMerge<W> for TaskVectorSum<W> {
             source.weigh(generator.as_mut(), first, &mut delta[..length], base);
         }
         if self.elects_sign {
-            self.sum_elected(state, deltas, output);
+            self.sum_elected(deltas, output);
         } else {
             self.sum_all(deltas, output);
         }
@@ -304,29 +297,44 @@ impl<W: Element> TileMerge<W> for TaskVectorSum<W> {
 impl<W: Element> SourceTerm<W> {
     /// Turns a source's values into its sparsified, rescaled and weighted task vector.
     #[inline(always)]
-    fn weigh(&self, generator: Option<&mut MersenneTwister>, first: u64, delta: &mut [W], base: &[W]) {
-        for (value, base) in delta.iter_mut().zip(base) {
-            *value = *value - *base;
+    fn weigh(&self, generator: Option<&mut MersenneTwister>, first: u64, values: &mut [W], base: &[W]) {
+        let weight = self.weight;
+        match self.factor {
+            Some(factor) => self.sparsifier.subtract(generator, first, values, base, |delta| delta * factor * weight),
+            None => self.sparsifier.subtract(generator, first, values, base, |delta| delta * weight),
         }
-        self.sparsifier.apply(generator, first, delta);
-        if let Some(factor) = self.factor {
-            for value in delta.iter_mut() {
-                *value = *value * factor;
-            }
-        }
-        for value in delta {
-            *value = *value * self.weight;
-        }
+    }
+}
+
+/// The values of one element of all sources, in order, and what is made of them.
+#[inline(always)]
+fn combine<W: Element, const N: usize>(deltas: &[W], output: &mut [W], result: impl Fn([W; N]) -> W) {
+    let length = output.len();
+    let tiles: [&[W]; N] = std::array::from_fn(|source| &deltas[source * TILE..][..length]);
+    for (index, value) in output.iter_mut().enumerate() {
+        *value = result(std::array::from_fn(|source| tiles[source][index]));
     }
 }
 
 impl<W: Element> TaskVectorSum<W> {
     #[inline(always)]
     fn sum_all(&self, deltas: &[W], output: &mut [W]) {
+        // A few sources at a time: their sum stays in a register.
         output.fill(W::ZERO);
-        for delta in deltas.chunks_exact(TILE) {
-            for (sum, value) in output.iter_mut().zip(delta) {
-                *sum = *sum + *value;
+        for tiles in deltas.chunks(4 * TILE) {
+            if let (4, Some((one, rest))) = (tiles.len() / TILE, tiles.split_at_checked(TILE)) {
+                let ((two, rest), length) = (rest.split_at(TILE), output.len());
+                let (three, four) = rest.split_at(TILE);
+                let others = two[..length].iter().zip(&three[..length]).zip(&four[..length]);
+                for ((sum, one), ((two, three), four)) in output.iter_mut().zip(one).zip(others) {
+                    *sum = *sum + *one + *two + *three + *four;
+                }
+                continue;
+            }
+            for delta in tiles.chunks_exact(TILE) {
+                for (sum, value) in output.iter_mut().zip(delta) {
+                    *sum = *sum + *value;
+                }
             }
         }
         if self.normalize {
@@ -340,11 +348,47 @@ impl<W: Element> TaskVectorSum<W> {
 
     /// Sums the values whose sign is that of the sum of all (a sum of zero counts as positive).
     #[inline(always)]
-    fn sum_elected(&self, state: &mut Running<W>, deltas: &[W], output: &mut [W]) {
-        let elected = &mut state.elected[..output.len()];
-        let divisor = &mut state.divisor[..output.len()];
-        elected.fill(W::ZERO);
-        divisor.fill(W::ZERO);
+    fn sum_elected(&self, deltas: &[W], output: &mut [W]) {
+        match self.sources.len() {
+            1 => self.elect::<1>(deltas, output),
+            2 => self.elect::<2>(deltas, output),
+            3 => self.elect::<3>(deltas, output),
+            4 => self.elect::<4>(deltas, output),
+            5 => self.elect::<5>(deltas, output),
+            6 => self.elect::<6>(deltas, output),
+            _ => self.elect_many(deltas, output),
+        }
+    }
+
+    /// One loop over the elements of a fixed number of sources, so that nothing but the result is stored.
+    #[inline(always)]
+    fn elect<const N: usize>(&self, deltas: &[W], output: &mut [W]) {
+        let weights: [W; N] = std::array::from_fn(|source| self.sources[source].weight);
+        let agreeing = |values: [W; N]| {
+            let elected = values.iter().fold(W::ZERO, |sum, value| sum + *value);
+            let agrees = |value: W| if elected >= W::ZERO { value > W::ZERO } else { value < W::ZERO };
+            values.map(agrees)
+        };
+        let sum = |terms: [W; N], agree: [bool; N]| {
+            let terms = terms.iter().zip(agree);
+            terms.fold(W::ZERO, |sum, (term, agrees)| sum + if agrees { *term } else { W::ZERO })
+        };
+        if self.normalize {
+            combine::<W, N>(deltas, output, |values| {
+                let agree = agreeing(values);
+                let divisor = sum(weights, agree);
+                sum(values, agree) / if divisor == W::ZERO { W::ONE } else { divisor }
+            });
+        } else {
+            combine::<W, N>(deltas, output, |values| sum(values, agreeing(values)));
+        }
+    }
+
+    /// As [`Self::elect`], for any number of sources.
+    #[inline(always)]
+    fn elect_many(&self, deltas: &[W], output: &mut [W]) {
+        let (mut elected, mut divisor) = ([W::ZERO; TILE], [W::ZERO; TILE]);
+        let (elected, divisor) = (&mut elected[..output.len()], &mut divisor[..output.len()]);
         output.fill(W::ZERO);
         for delta in deltas.chunks_exact(TILE) {
             for (sum, value) in elected.iter_mut().zip(delta) {
