@@ -113,7 +113,10 @@ pub(super) fn is_in_memory(file: &File) -> bool {
     #[cfg(target_os = "linux")]
     return file_system(file) == Some(TMPFS);
     #[cfg(not(target_os = "linux"))]
-    false
+    {
+        let _ = file;
+        false
+    }
 }
 
 /// Whether nobody but `file`, which is open for writing, has the file open or mapped. False where that cannot be known.

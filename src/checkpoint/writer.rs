@@ -40,8 +40,8 @@ pub struct CheckpointWriter {
 
 impl CheckpointWriter {
     /// Starts a checkpoint at `destination`, which must not exist. Its parent directories are made where they are
-    /// missing. Disk space for all weights is reserved here, so that a full disk shows now. With `durable` the finished
-    /// checkpoint survives a power cut.
+    /// missing. Disk space for all weights is looked for here, and reserved on disks, so that a full one shows now. With
+    /// `durable` the finished checkpoint survives a power cut.
     ///
     /// # Errors
     /// The destination exists, there is not enough space, the folder is not writable, or the files break the format

@@ -305,6 +305,49 @@ proptest! {
             prop_assert!(*low <= high);
         }
     }
+
+    /// A power of two changes no rounding, so that what it multiplies and divides comes back to the bit.
+    #[test]
+    fn normalized_weights_matter_by_their_shares_only(sample in samples(), exponent in -4..5_i32) {
+        prop_assume!(sample.method != "slerp");
+        let sample = Sample { normalize: true, ..sample };
+        // Sums of almost zero are not divided by, below a fixed bound.
+        prop_assume!(sample.weights.iter().sum::<f64>().abs() > 1e-3);
+        let weights = sample.weights.iter().map(|weight| weight * 2.0_f64.powi(exponent)).collect();
+        let scaled = Sample { weights, ..sample.clone() };
+        prop_assert_eq!(bits(&sample.merged()), bits(&scaled.merged()));
+    }
+
+    #[test]
+    fn density_one_trims_nothing_and_masks_nothing(sample in samples()) {
+        let dense = |method| {
+            let densities = vec![1.0; sample.densities.len()];
+            Sample { method, densities, ..sample.clone() }.merged()
+        };
+        prop_assert_eq!(bits(&dense("dare_linear")), bits(&dense("task_arithmetic")));
+        prop_assert_eq!(bits(&dense("dare_ties")), bits(&dense("ties")));
+    }
+
+    #[test]
+    fn sampled_masks_go_with_their_models(sample in samples(), density in 0.0..1.0_f64) {
+        prop_assume!(sample.values.len() == 3);
+        let place = |weights: [f64; 2]| {
+            let mut sample = Sample { method: "dare_linear", densities: vec![density; 2], ..sample.clone() };
+            sample.weights = weights.to_vec();
+            sample.merged()
+        };
+        // One model's share at a time: adding the other with weight zero moves no mask.
+        let both: Vec<f32> = place([0.5, 0.0]);
+        let alone = Sample {
+            method: "dare_linear",
+            values: sample.values[..2].to_vec(),
+            weights: vec![0.5],
+            densities: vec![density],
+            ..sample.clone()
+        };
+        prop_assume!(!sample.normalize);
+        prop_assert_eq!(both, alone.merged());
+    }
 }
 
 #[test]

@@ -1,0 +1,185 @@
+//! What a merge takes and what it leaves: anonymous memory that does not grow with the models, and nothing half-written.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+const MIB: u64 = 1 << 20;
+const THREADS: u64 = 2;
+/// 64 MiB and 8 MiB a thread.
+const LIMIT: u64 = (64 + 8 * THREADS) * MIB;
+const MODELS: [&str; 3] = ["base", "a", "b"];
+
+/// Three models of two bfloat16 tensors of `elements` each, and a recipe for every method.
+struct Family {
+    folder: TempDir,
+}
+
+impl Family {
+    /// `dense`: small numbers that differ between the models; otherwise the files are sparse, all zeros.
+    fn new(elements: u64, dense: bool) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let family = Self { folder };
+        let header = format!(
+            r#"{{"layers.0.w":{{"dtype":"BF16","shape":[{elements}],"data_offsets":[0,{}]}},"layers.1.w":{{"dtype":"BF16","shape":[{elements}],"data_offsets":[{},{}]}}}}"#,
+            2 * elements,
+            2 * elements,
+            4 * elements
+        );
+        for (model, name) in (0_u32..).zip(MODELS) {
+            std::fs::create_dir(family.path(name)).unwrap();
+            std::fs::write(family.path(name).join("config.json"), "{}").unwrap();
+            let mut file = File::create(family.path(name).join("model.safetensors")).unwrap();
+            file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+            file.write_all(header.as_bytes()).unwrap();
+            let start = 8 + header.len() as u64;
+            file.set_len(start + 4 * elements).unwrap();
+            if dense {
+                let value = |index: u32| {
+                    let mixed = (index ^ model << 28).wrapping_mul(0x9E37_79B9);
+                    ((0x3C00 | mixed >> 23) as u16 | (mixed << 15) as u16).to_le_bytes()
+                };
+                let bytes: Vec<u8> = (0..2 * elements as u32).flat_map(value).collect();
+                file.write_all_at(&bytes, start).unwrap();
+            }
+        }
+        for method in ["linear", "slerp", "ties", "dare_linear", "dare_ties"] {
+            std::fs::write(family.recipe(method), recipe(method)).unwrap();
+        }
+        family
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn recipe(&self, method: &str) -> PathBuf {
+        self.path(&format!("{method}.yml"))
+    }
+
+    fn command(&self, method: &str, out: &Path) -> Command {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("evomerge"));
+        command.arg("merge").arg(self.recipe(method)).arg("--out").arg(out).args(["--threads", &THREADS.to_string()]);
+        // Content ids of other tests' files are nobody's business here.
+        command.env("XDG_CACHE_HOME", self.path("cache"));
+        command
+    }
+
+    fn merge(&self, method: &str, out: &Path) -> Output {
+        self.command(method, out).output().unwrap()
+    }
+}
+
+fn recipe(method: &str) -> String {
+    match method {
+        "slerp" => {
+            "merge_method: slerp\nbase_model: a\nparameters: {t: 0.3}\nmodels: [{model: a}, {model: b}]\n".to_owned()
+        }
+        _ => {
+            let density = if method == "linear" { "" } else { ", density: 0.4" };
+            let base = if method == "linear" { "" } else { "base_model: base\n" };
+            let source = |name, weight| format!("  - {{model: {name}, parameters: {{weight: {weight}{density}}}}}\n");
+            format!("merge_method: {method}\n{base}models:\n{}{}", source("a", 0.7), source("b", 0.4))
+        }
+    }
+}
+
+/// The largest resident anonymous memory seen while the process ran, in bytes.
+fn peak_anonymous(mut command: Command) -> u64 {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::inherit()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    loop {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap_or("0 kB");
+        let kibibytes: u64 = line.trim().trim_end_matches(" kB").trim().parse().unwrap();
+        peak = peak.max(1024 * kibibytes);
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success());
+            return peak;
+        }
+        // Between two samples, not for anything to happen.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn anonymous_memory_does_not_grow_with_the_models() {
+    // 24 MiB a model with numbers in it; 384 MiB a model of nothing but zeros.
+    for (elements, dense) in [(6 << 20, true), (96 << 20, false)] {
+        let family = Family::new(elements, dense);
+        for method in ["linear", "slerp", "ties", "dare_linear", "dare_ties"] {
+            let out = family.path("out");
+            let peak = peak_anonymous(family.command(method, &out));
+            assert!(peak > 0 && peak < LIMIT, "{method}, {elements} elements a tensor: {} MiB", peak / MIB);
+            let written = std::fs::metadata(out.join("model.safetensors")).unwrap().len();
+            assert!(written > 4 * elements);
+            std::fs::remove_dir_all(&out).unwrap();
+        }
+    }
+}
+
+fn entries(folder: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.collect()
+}
+
+#[test]
+fn an_existing_output_is_left_as_it_is() {
+    let family = Family::new(1000, true);
+    let out = family.path("out");
+    std::fs::create_dir(&out).unwrap();
+    std::fs::write(out.join("notes.txt"), "mine").unwrap();
+    let output = family.merge("linear", &out);
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--force"));
+    assert_eq!(entries(&out), ["notes.txt"]);
+    assert!(!entries(family.folder.path()).iter().any(|name| name.contains("partial")));
+}
+
+#[test]
+fn a_folder_that_is_not_writable_is_named_and_gets_nothing() {
+    let family = Family::new(1000, true);
+    let folder = family.path("closed");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o500)).unwrap();
+    if File::create(folder.join("probe")).is_ok() {
+        eprintln!("permissions do not bind this user: a folder that is not writable cannot be made");
+        return;
+    }
+    let output = family.merge("linear", &folder.join("out"));
+    assert_eq!(output.status.code(), Some(73));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("closed"));
+    assert!(entries(&folder).is_empty());
+}
+
+#[test]
+fn a_full_disk_gets_nothing() {
+    let family = Family::new(100_000, true);
+    let small = family.path("small");
+    std::fs::create_dir(&small).unwrap();
+    let unshare = |script: &str| {
+        Command::new("unshare").args(["--user", "--map-root-user", "--mount", "sh", "-c", script]).output()
+    };
+    if !unshare("mount -t tmpfs tmpfs /mnt").is_ok_and(|output| output.status.success()) {
+        eprintln!("no user namespaces here: a full disk cannot be made");
+        return;
+    }
+    let program = assert_cmd::cargo::cargo_bin!("evomerge");
+    let script = format!(
+        "mount -t tmpfs -o size=300k tmpfs {0} && {1} merge {2} --out {0}/out; code=$?; ls -A {0}; exit $code",
+        small.display(),
+        program.display(),
+        family.recipe("linear").display()
+    );
+    let output = unshare(&script).unwrap();
+    assert_eq!(output.status.code(), Some(73), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("small"));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "something is left");
+}
