@@ -26,6 +26,7 @@ impl RunConfig {
                 "look_ahead": self.strategy.look_ahead,
                 "settings": self.strategy.settings,
             },
+            "racing": self.racing,
             "evaluator": identify_evaluator(&self.evaluator.kind),
             "tasks": self.tasks.iter().map(|task| (task.name.clone(), json!({
                 "data": task.data,

@@ -10,6 +10,7 @@ mod check;
 mod driver;
 mod error;
 mod export;
+mod fidelity;
 mod frozen;
 mod holdout;
 mod landscape;

@@ -230,7 +230,7 @@ fn split(
     Ok((search, holdout))
 }
 
-fn count_samples(tasks: &[TaskRequest], evaluator: &dyn Evaluator) -> u64 {
+pub(super) fn count_samples(tasks: &[TaskRequest], evaluator: &dyn Evaluator) -> u64 {
     let count = |task: &TaskRequest| {
         let all = evaluator.capabilities().tasks.get(&task.name).map_or(0, |known| known.n_samples);
         match &task.samples {
