@@ -78,9 +78,11 @@ fn identify_model(model: &ModelSource) -> Value {
 }
 
 fn identify_space(space: &SpaceConfig) -> Value {
-    let (key, count) = match space.layers {
-        LayerGrouping::Groups(count) => ("layer_groups", count),
-        LayerGrouping::Granularity(count) => ("granularity", count),
+    let (key, count) = match &space.layers {
+        LayerGrouping::Groups(count) => ("layer_groups", json!(count)),
+        LayerGrouping::Granularity(count) => ("granularity", json!(count)),
+        // The contents of the models decide, and those are identified too.
+        LayerGrouping::Auto | LayerGrouping::Blocks(_) => ("layer_groups", json!("auto")),
     };
     let genes: Map<String, Value> =
         space.genes.iter().map(|(name, gene)| (name.clone(), identify_gene(gene))).collect();

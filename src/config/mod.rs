@@ -77,12 +77,16 @@ pub enum GenePer {
 }
 
 /// How layers are grouped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LayerGrouping {
     /// That many groups.
     Groups(NonZeroUsize),
     /// Groups of that many layers.
     Granularity(NonZeroUsize),
+    /// As the weights suggest.
+    Auto,
+    /// What [`Self::Auto`] came to: the first layer of each group, ascending from 0.
+    Blocks(Vec<usize>),
 }
 
 /// `[space]`.

@@ -28,7 +28,7 @@ mod stop;
 
 pub use budget::Budget;
 pub use candidate::Candidate;
-pub use check::{Findings, check};
+pub use check::{Conflict, Findings, check};
 pub use error::SearchError;
 pub use export::{best_record, export_record};
 pub use model_card::model_card;
