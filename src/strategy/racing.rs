@@ -190,6 +190,8 @@ impl Strategy for Racing {
     }
 
     fn ask(&mut self) -> Result<Ask, StrategyError> {
+        // A promotion that was a duplicate ended a race.
+        self.report()?;
         while let Some((rung, first)) = self.promotions.pop_last() {
             if let Some(proposal) = self.promote(rung, first) {
                 return Ok(Ask::Proposal(Box::new(proposal)));
