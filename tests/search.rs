@@ -171,9 +171,95 @@ fn a_samples_budget_is_never_exceeded() {
     );
     let run_file = scratch.path("run.toml");
     std::fs::write(&run_file, text).unwrap();
+    // Racing is on by itself: baselines cost 100 samples each, candidates start on 26.
     let report = scratch.search(&run_file, &[]);
-    assert_eq!(report["evaluations"], 12);
+    let spent = samples_spent(&scratch);
+    assert!(report["evaluations"].as_u64().unwrap() > 12 && spent <= 1250 && spent > 1150, "{spent}");
     assert_eq!(report["verdict"], "no_holdout");
+    let off = format!("{}[racing]\nrungs = 1\n", std::fs::read_to_string(&run_file).unwrap());
+    std::fs::write(&run_file, off).unwrap();
+    assert_eq!(scratch.search(&run_file, &["--fresh"])["evaluations"], 12);
+    assert_eq!(samples_spent(&scratch), 1200);
+}
+
+/// Samples that the ledger of `run` counts against the budget.
+fn samples_spent(scratch: &Scratch) -> u64 {
+    let ledger = rusqlite::Connection::open(scratch.path("results/run/ledger.sqlite")).unwrap();
+    let spent: i64 = ledger.query_row("SELECT sum(samples) FROM asked", [], |row| row.get(0)).unwrap();
+    spent as u64
+}
+
+#[test]
+fn candidates_race_on_nested_samples_and_only_full_scores_are_best() {
+    let scratch = Scratch::new();
+    let text = format!("{}[racing]\nrungs = 3\n", rest());
+    let run_file = scratch.run_file("run", 150, "name = \"sphere\"\nsamples = 160", &text);
+    let report = scratch.search(&run_file, &[]);
+    let trials = scratch.trials("results", "run");
+    assert_eq!(trials.len(), 150);
+    let fidelities: std::collections::BTreeSet<&str> = trials.iter().map(|row| cell(row, "fidelity")).collect();
+    assert_eq!(fidelities.into_iter().collect::<Vec<_>>(), ["0.0625", "0.25", "1"]);
+    let baselines =
+        trials.iter().take_while(|row| cell(row, "origin") != "promotion" && cell(row, "fidelity") == "1").count();
+    assert!(baselines >= 5, "baselines are scored in full");
+    let best = trials
+        .iter()
+        .filter(|row| cell(row, "fidelity") == "1")
+        .max_by(|one, other| {
+            let value = |row: &[(String, String)]| cell(row, "objective").parse::<f64>().unwrap();
+            value(one).total_cmp(&value(other)).then(std::cmp::Ordering::Greater)
+        })
+        .unwrap();
+    assert_eq!(report["best"]["candidate_id"], cell(best, "candidate_id"));
+    for row in trials.iter().filter(|row| cell(row, "origin") == "promotion") {
+        assert_eq!(cell(row, "parent_ids"), cell(row, "candidate_id"));
+    }
+    // A promoted candidate's scores are over all samples of the rung, and cost the missing ones only.
+    let full = trials.iter().find(|row| cell(row, "origin") == "promotion" && cell(row, "fidelity") == "1").unwrap();
+    assert_eq!(cell(full, "n_samples"), cell(&trials[0], "n_samples"));
+    let all: u64 = trials.iter().map(|row| cell(row, "n_samples").parse::<u64>().unwrap()).sum();
+    assert!(samples_spent(&scratch) < all);
+}
+
+#[test]
+fn a_promoted_score_is_what_a_full_evaluation_gives() {
+    let scratch = Scratch::new();
+    let random = format!("{}[strategy]\nkind = \"random\"\n", rest());
+    let uniform = scratch.run_file("run", 60, "name = \"sphere\"\nsamples = 80", &random);
+    scratch.search(&uniform, &["--results", "uniform"]);
+    let raced = format!("{random}[racing]\nrungs = 2\n");
+    let raced = scratch.run_file("run", 60, "name = \"sphere\"\nsamples = 80", &raced);
+    scratch.search(&raced, &["--results", "raced"]);
+    let full = scratch.trials("uniform", "run");
+    let mut compared = 0;
+    for row in scratch.trials("raced", "run").iter().filter(|row| cell(row, "origin") == "promotion") {
+        let same = full.iter().find(|other| cell(other, "candidate_id") == cell(row, "candidate_id"));
+        if let Some(same) = same {
+            let value = |row: &[(String, String)]| cell(row, "objective").parse::<f64>().unwrap();
+            assert!((value(row) - value(same)).abs() < 1e-12);
+            compared += 1;
+        }
+    }
+    assert!(compared > 0);
+}
+
+#[test]
+fn a_killed_race_ends_as_if_it_had_not_been() {
+    let scratch = Scratch::new();
+    let text = format!("{}[racing]\n", rest());
+    let landscape = "name = \"ackley\"\nsamples = 200\nlatency = \"5ms\"\nin_flight = 3";
+    let run_file = scratch.run_file("run", 120, landscape, &text);
+    scratch.search(&run_file, &["--results", "calm"]);
+    for _ in 0..4 {
+        let arguments = ["search", run_file.to_str().unwrap(), "--results", "stormy", "--quiet"];
+        let mut child = command(scratch.folder.path(), &arguments).stdout(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(150));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    scratch.search(&run_file, &["--results", "stormy"]);
+    assert!(scratch.trials("calm", "run").iter().any(|row| cell(row, "origin") == "promotion"));
+    assert_eq!(scratch.trials("calm", "run"), scratch.trials("stormy", "run"));
 }
 
 #[test]

@@ -29,6 +29,9 @@ pub(super) fn run(arguments: &Check, output: Output) -> Result<ExitCode, CliErro
     Ok(ExitCode::Done)
 }
 
+/// Pairs of sources shown; the JSON document has all.
+const CONFLICTS_SHOWN: usize = 5;
+
 fn describe(findings: &Findings) -> String {
     let mut text = format!("{}: ready\n", findings.name);
     let mut line = |label: &str, value: String| text.push_str(&format!("{label:<12} {value}\n"));
@@ -52,6 +55,21 @@ fn describe(findings: &Findings) -> String {
     }
     line("baselines", format!("{} evaluations, then the greedy soup", findings.baselines));
     line("budget", findings.budget.clone());
+    if let Some(racing) = &findings.racing {
+        line("racing", racing.clone());
+    }
+    for conflict in findings.conflicts.iter().take(CONFLICTS_SHOWN) {
+        let [first, second] = &conflict.sources;
+        line(
+            "conflict",
+            format!(
+                "{first} and {second}: cosine {:.2}, {:.0} % of the elements moved apart, worst at layer {}",
+                conflict.cosine,
+                100.0 * conflict.sign_disagreement,
+                conflict.worst_layer
+            ),
+        );
+    }
     line("hold-out", findings.holdout.clone());
     text
 }

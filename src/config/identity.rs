@@ -26,6 +26,7 @@ impl RunConfig {
                 "look_ahead": self.strategy.look_ahead,
                 "settings": self.strategy.settings,
             },
+            "racing": self.racing,
             "evaluator": identify_evaluator(&self.evaluator.kind),
             "tasks": self.tasks.iter().map(|task| (task.name.clone(), json!({
                 "data": task.data,
@@ -77,9 +78,11 @@ fn identify_model(model: &ModelSource) -> Value {
 }
 
 fn identify_space(space: &SpaceConfig) -> Value {
-    let (key, count) = match space.layers {
-        LayerGrouping::Groups(count) => ("layer_groups", count),
-        LayerGrouping::Granularity(count) => ("granularity", count),
+    let (key, count) = match &space.layers {
+        LayerGrouping::Groups(count) => ("layer_groups", json!(count)),
+        LayerGrouping::Granularity(count) => ("granularity", json!(count)),
+        // The contents of the models decide, and those are identified too.
+        LayerGrouping::Auto | LayerGrouping::Blocks(_) => ("layer_groups", json!("auto")),
     };
     let genes: Map<String, Value> =
         space.genes.iter().map(|(name, gene)| (name.clone(), identify_gene(gene))).collect();

@@ -77,12 +77,16 @@ pub enum GenePer {
 }
 
 /// How layers are grouped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LayerGrouping {
     /// That many groups.
     Groups(NonZeroUsize),
     /// Groups of that many layers.
     Granularity(NonZeroUsize),
+    /// As the weights suggest.
+    Auto,
+    /// What [`Self::Auto`] came to: the first layer of each group, ascending from 0.
+    Blocks(Vec<usize>),
 }
 
 /// `[space]`.
@@ -112,6 +116,21 @@ pub struct BudgetConfig {
     pub evaluations: Option<u64>,
     pub wall_clock: Option<Duration>,
     pub samples: Option<u64>,
+}
+
+/// `[racing]`.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct RacingConfig {
+    /// Fidelities, the full one included; 1 turns racing off. `None`: as many as leave the first enough samples.
+    pub rungs: Option<u32>,
+    /// Each rung has this many times the samples of the one before, and one in this many candidates goes on.
+    pub reduction: u32,
+}
+
+impl Default for RacingConfig {
+    fn default() -> Self {
+        Self { rungs: None, reduction: 4 }
+    }
 }
 
 /// `[evaluator]` of kind `http`.
@@ -268,6 +287,8 @@ pub struct RunConfig {
     pub space: Option<SpaceConfig>,
     pub strategy: StrategyConfig,
     pub budget: BudgetConfig,
+    /// `None`: racing only with a budget of samples.
+    pub racing: Option<RacingConfig>,
     pub evaluator: EvaluatorConfig,
     pub tasks: Vec<TaskConfig>,
     pub holdout: Option<HoldoutConfig>,

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{
-    BudgetConfig, CandidatesConfig, ConfigError, OutputConfig, RunConfig, SpaceConfig, StrategyConfig, duration,
-    evaluator, models, space, tasks,
+    BudgetConfig, CandidatesConfig, ConfigError, OutputConfig, RacingConfig, RunConfig, SpaceConfig, StrategyConfig,
+    duration, evaluator, models, space, tasks,
 };
 use crate::document::{Content, Field, FieldError, Node, nearest};
 
@@ -43,6 +43,11 @@ impl RunConfig {
         let directory = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
         let node = Node::from_toml(text)?;
         Ok(read(&node, text, directory)?)
+    }
+
+    /// How candidates race: as `[racing]` says, or by default where the budget counts samples.
+    pub fn effective_racing(&self) -> Option<RacingConfig> {
+        self.racing.clone().or_else(|| self.budget.samples.map(|_| RacingConfig::default()))
     }
 
     /// The search space; `None` where the strategy only makes soups.
@@ -81,6 +86,7 @@ fn read(node: &Node, text: &str, directory: PathBuf) -> Result<RunConfig, FieldE
         return Err(missing_space(&strategy.kind));
     }
     let budget = read_budget(&fields.require("budget", "when to stop (`evaluations` and/or `wall_clock`)")?)?;
+    let racing = fields.take("racing").map(|field| read_racing(&field)).transpose()?;
     let tasks_field = fields.require("tasks", "at least one [[tasks]] with a `name`")?;
     let tasks = tasks::read(&tasks_field, &directory, &evaluator.kind)?;
     let holdout = fields
@@ -97,6 +103,7 @@ fn read(node: &Node, text: &str, directory: PathBuf) -> Result<RunConfig, FieldE
         space,
         strategy,
         budget,
+        racing,
         evaluator,
         tasks,
         holdout,
@@ -177,6 +184,21 @@ fn read_budget(field: &Field<'_>) -> Result<BudgetConfig, FieldError> {
         return Err(field.error("needs a limit: `evaluations`, `wall_clock` or `samples`"));
     }
     Ok(budget)
+}
+
+fn read_racing(field: &Field<'_>) -> Result<RacingConfig, FieldError> {
+    let mut fields = field.fields()?;
+    let within = |field: Field<'_>, low: u64, high: u64| match field.unsigned()? {
+        number if (low..=high).contains(&number) => Ok(u32::try_from(number).unwrap_or(u32::MAX)),
+        number => Err(field.error(format!("is {number}, expected a whole number from {low} to {high}"))),
+    };
+    let standard = RacingConfig::default();
+    let racing = RacingConfig {
+        rungs: fields.take("rungs").map(|field| within(field, 1, 8)).transpose()?,
+        reduction: fields.take("reduction").map_or(Ok(standard.reduction), |field| within(field, 2, 16))?,
+    };
+    fields.finish()?;
+    Ok(racing)
 }
 
 fn read_candidates(field: Option<Field<'_>>, directory: &Path) -> Result<CandidatesConfig, FieldError> {

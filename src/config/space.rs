@@ -57,6 +57,10 @@ pub(super) fn read(field: &Field<'_>, models: &ModelsConfig) -> Result<SpaceConf
         check_models(method, &method_field, models)?;
     }
     let layers = read_layers(&mut fields)?;
+    if layers == LayerGrouping::Auto && models.base.is_none() {
+        let reason = "missing: `layer_groups = \"auto\"` compares the sources with their base model".to_owned();
+        return Err(FieldError { key: "models.base".to_owned(), line: None, reason });
+    }
     let modules = read_modules(&mut fields)?;
     let interpolate = fields.take("interpolate").map_or(Ok(false), |field| field.truth())?;
     let genes_field = fields.take("genes");
@@ -138,6 +142,9 @@ fn check_models(method: &MethodSpecification, field: &Field<'_>, models: &Models
 fn read_layers(fields: &mut Fields<'_>) -> Result<LayerGrouping, FieldError> {
     match (fields.take("layer_groups"), fields.take("granularity")) {
         (None, None) => Ok(LayerGrouping::Groups(NonZeroUsize::MIN)),
+        (Some(field), None) if matches!(&field.node.content, Content::Text(text) if text == "auto") => {
+            Ok(LayerGrouping::Auto)
+        }
         (Some(field), None) => Ok(LayerGrouping::Groups(field.count()?)),
         (None, Some(field)) => Ok(LayerGrouping::Granularity(field.count()?)),
         (Some(_), Some(field)) => Err(field.error("give either this or `layer_groups`")),

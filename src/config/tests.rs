@@ -239,6 +239,22 @@ fn slerp_needs_two_models_and_landscapes_need_none_on_disk() {
 
 /// Every key of a file that uses them all, misspelt, is named in the message.
 #[test]
+fn racing_and_automatic_groups_are_read() {
+    assert_eq!(parse(RUN).unwrap().effective_racing(), None);
+    let samples = parse(&changed("evaluations = 300", "samples = 9000")).unwrap();
+    assert_eq!(samples.effective_racing(), Some(RacingConfig::default()));
+    let set = parse(&changed("[evaluator]", "[racing]\nrungs = 2\nreduction = 3\n[evaluator]")).unwrap();
+    assert_eq!(set.effective_racing(), Some(RacingConfig { rungs: Some(2), reduction: 3 }));
+    for (wrong, word) in [("rungs = 0", "from 1 to 8"), ("reduction = 1", "from 2 to 16"), ("rung = 2", "rungs")] {
+        let text = refused(&changed("[evaluator]", &format!("[racing]\n{wrong}\n[evaluator]")));
+        assert!(text.contains(word), "{text}");
+    }
+    let auto = parse(&changed("layer_groups = 3", "layer_groups = \"auto\"")).unwrap();
+    assert_eq!(auto.space.unwrap().layers, LayerGrouping::Auto);
+    assert!(refused(&changed("layer_groups = 3", "layer_groups = \"many\"")).contains("layer_groups"));
+}
+
+#[test]
 fn every_misspelt_key_is_named() {
     let words = |line: &str| {
         let starts = line

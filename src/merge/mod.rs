@@ -24,6 +24,7 @@ mod simd;
 mod sparsify;
 mod specification;
 mod statistics;
+pub mod structure;
 mod tensor;
 #[cfg(test)]
 mod tests;

@@ -25,6 +25,8 @@ pub struct Candidate {
     pub genes: Vec<(String, String)>,
     /// The recipe in canonical form.
     pub canonical: serde_json::Value,
+    /// What is asked of the evaluator.
+    pub tasks: Vec<TaskRequest>,
 }
 
 impl Identity for Candidate {
@@ -43,12 +45,13 @@ pub struct EvaluationContext {
 }
 
 impl Candidate {
-    /// Decodes a proposal. Total: every proposal of a strategy is a valid candidate.
+    /// Decodes a proposal to be scored on `tasks`. Total: every proposal of a strategy is a valid candidate.
     pub fn from_proposal(
         proposal: &Proposal,
         models: &Models,
         space: Option<&SearchSpace>,
         context: &EvaluationContext,
+        tasks: Vec<TaskRequest>,
     ) -> Result<Self, SearchError> {
         let (recipe, genome, genes) = match &proposal.content {
             Content::Base => {
@@ -66,12 +69,13 @@ impl Candidate {
         let recipe_sha256 = recipe.sha256(&models.content_ids)?;
         Ok(Self {
             id: recipe_sha256[..16].to_string(),
-            evaluation_id: context.evaluation_id(&recipe_sha256, proposal.fidelity, proposal.replicate),
+            evaluation_id: context.evaluation_id(&recipe_sha256, &tasks, proposal.fidelity, proposal.replicate),
             recipe,
             recipe_sha256,
             genome,
             genes,
             canonical,
+            tasks,
         })
     }
 
@@ -84,7 +88,7 @@ impl Candidate {
         replicate: u32,
     ) -> EvaluationRequest {
         EvaluationRequest {
-            evaluation_id: context.evaluation_id(&self.recipe_sha256, fidelity, replicate),
+            evaluation_id: context.evaluation_id(&self.recipe_sha256, &self.tasks, fidelity, replicate),
             run_id: context.run_id.clone(),
             run_name: context.run_name.clone(),
             candidate: CandidateRequest {
@@ -94,7 +98,7 @@ impl Candidate {
                 recipe: self.canonical.clone(),
                 genome: self.genome.clone(),
             },
-            tasks: context.tasks.clone(),
+            tasks: self.tasks.clone(),
             fidelity,
             replicate,
         }
@@ -103,9 +107,8 @@ impl Candidate {
 
 impl EvaluationContext {
     /// sha256 over everything that determines the answer; not the run's name, so that runs can share scores.
-    pub fn evaluation_id(&self, recipe_sha256: &str, fidelity: f64, replicate: u32) -> String {
-        let tasks: Vec<serde_json::Value> = self
-            .tasks
+    pub fn evaluation_id(&self, recipe_sha256: &str, tasks: &[TaskRequest], fidelity: f64, replicate: u32) -> String {
+        let tasks: Vec<serde_json::Value> = tasks
             .iter()
             .map(|task| {
                 let samples = match &task.samples {
@@ -142,6 +145,11 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
+    fn id(fingerprint: &str, samples: Samples, recipe: &str, fidelity: f64, replicate: u32) -> String {
+        let context = context(fingerprint, samples);
+        context.evaluation_id(recipe, &context.tasks, fidelity, replicate)
+    }
+
     fn context(fingerprint: &str, samples: Samples) -> EvaluationContext {
         EvaluationContext {
             run_id: "r".into(),
@@ -153,16 +161,16 @@ mod tests {
 
     #[test]
     fn the_evaluation_id_changes_with_whatever_changes_the_answer() {
-        let id = context("f", Samples::All).evaluation_id("r1", 1.0, 0);
-        assert_eq!(id, context("f", Samples::All).evaluation_id("r1", 1.0, 0));
+        let first = id("f", Samples::All, "r1", 1.0, 0);
+        assert_eq!(first, id("f", Samples::All, "r1", 1.0, 0));
         let others = [
-            context("g", Samples::All).evaluation_id("r1", 1.0, 0),
-            context("f", Samples::Limit(3)).evaluation_id("r1", 1.0, 0),
-            context("f", Samples::All).evaluation_id("r2", 1.0, 0),
-            context("f", Samples::All).evaluation_id("r1", 0.5, 0),
-            context("f", Samples::All).evaluation_id("r1", 1.0, 1),
+            id("g", Samples::All, "r1", 1.0, 0),
+            id("f", Samples::Limit(3), "r1", 1.0, 0),
+            id("f", Samples::All, "r2", 1.0, 0),
+            id("f", Samples::All, "r1", 0.5, 0),
+            id("f", Samples::All, "r1", 1.0, 1),
         ];
-        assert!(others.iter().all(|other| *other != id));
-        assert!(id.len() <= 128);
+        assert!(others.iter().all(|other| *other != first));
+        assert!(first.len() <= 128);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::fidelity::Parts;
 use super::prepare::{Prepared, candidate_parent};
 use super::{SearchError, slots};
 use crate::evaluate::TaskCapability;
@@ -26,6 +27,10 @@ pub struct Findings {
     /// Evaluations before the greedy soup starts.
     pub baselines: u64,
     pub budget: String,
+    /// How candidates race; `None`: every candidate is scored in full.
+    pub racing: Option<String>,
+    /// Where sources pull apart, by pair, the strongest conflict first.
+    pub conflicts: Vec<Conflict>,
     pub holdout: String,
     /// Smallest gain in the objective that the hold-out shows with 80 % power, for scores of 0 or 1.
     pub smallest_gain: Option<f64>,
@@ -33,6 +38,18 @@ pub struct Findings {
     pub candidate_folder: PathBuf,
     pub slots: usize,
     pub free_bytes: u64,
+}
+
+/// Two sources' task vectors over all layers.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Conflict {
+    pub sources: [String; 2],
+    /// Mean over layers of the cosine between their task vectors.
+    pub cosine: f64,
+    /// Mean over layers of the share of elements that they move in opposite directions; half is what chance gives.
+    pub sign_disagreement: f64,
+    /// The layer with the lowest cosine.
+    pub worst_layer: usize,
 }
 
 /// Looks at a prepared run. `results` is where it would leave its folder.
@@ -62,6 +79,8 @@ pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchErro
         tasks: prepared.objective.tasks.iter().map(|task| describe_task(prepared, task)).collect(),
         baselines: prepared.baselines(),
         budget: describe_budget(prepared),
+        racing: describe_racing(prepared),
+        conflicts: conflicts(prepared),
         holdout: describe_holdout(prepared, smallest_gain),
         smallest_gain,
         candidate_bytes: prepared.models.candidate_bytes,
@@ -101,6 +120,61 @@ fn describe_budget(prepared: &Prepared) -> String {
         parts.push(format!("{} s of active time", limit.as_secs()));
     }
     parts.join(", ")
+}
+
+fn describe_racing(prepared: &Prepared) -> Option<String> {
+    let config = prepared.config.effective_racing()?;
+    let parts = match Parts::plan(&config, &prepared.tasks, prepared.evaluator.as_ref()) {
+        Ok(parts) => parts,
+        Err(reason) => return Some(format!("off: {reason}")),
+    };
+    let count = |fidelity: f64| {
+        let requests = parts.requests(&prepared.tasks, fidelity, None);
+        super::prepare::count_samples(&requests, prepared.evaluator.as_ref())
+    };
+    let rungs: Vec<u64> = parts.fidelities.iter().map(|fidelity| count(*fidelity)).collect();
+    let mut text = format!(
+        "rungs of {} samples, one candidate in {:.0} goes on",
+        rungs.iter().map(u64::to_string).collect::<Vec<_>>().join(", "),
+        1.0 / parts.keep
+    );
+    // What a candidate costs on average: the first rung, and the later ones as often as they are reached.
+    let mut price = 0.0;
+    for (rung, samples) in rungs.iter().enumerate() {
+        let known = if rung > 0 && parts.incremental { rungs[rung - 1] } else { 0 };
+        price += samples.saturating_sub(known) as f64 * parts.keep.powi(rung as i32);
+    }
+    let baselines = prepared.baselines().saturating_mul(prepared.samples);
+    if let Some(limit) = prepared.config.budget.samples
+        && price > 0.0
+    {
+        let candidates = limit.saturating_sub(baselines) as f64 / price;
+        text.push_str(&format!("; about {candidates:.0} candidates beside the baselines"));
+    }
+    Some(text)
+}
+
+fn conflicts(prepared: &Prepared) -> Vec<Conflict> {
+    let Some(profiles) = prepared.models.profiles().filter(|profiles| !profiles.is_empty()) else { return Vec::new() };
+    let names = prepared.source_names();
+    let layers = profiles.len() as f64;
+    let mut found = Vec::new();
+    let mut pair = 0;
+    for first in 0..names.len() {
+        for second in first + 1..names.len() {
+            let of_pair = || profiles.iter().map(|profile| profile.pairs[pair]);
+            let worst = of_pair().enumerate().min_by(|(_, one), (_, other)| one.cosine.total_cmp(&other.cosine));
+            found.push(Conflict {
+                sources: [names[first].clone(), names[second].clone()],
+                cosine: of_pair().map(|profile| profile.cosine).sum::<f64>() / layers,
+                sign_disagreement: of_pair().map(|profile| profile.sign_disagreement).sum::<f64>() / layers,
+                worst_layer: worst.map_or(0, |(layer, _)| layer),
+            });
+            pair += 1;
+        }
+    }
+    found.sort_by(|one, other| one.cosine.total_cmp(&other.cosine));
+    found
 }
 
 fn describe_holdout(prepared: &Prepared, smallest_gain: Option<f64>) -> String {

@@ -5,19 +5,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::candidate::{Candidate, EvaluationContext};
+use super::fidelity::Parts;
 use super::frozen::Frozen;
 use super::pipeline::{Finished, Line, MaterializeStage, Pipeline, Work};
-use super::prepare::{Prepared, candidate_parent};
+use super::prepare::{Prepared, candidate_parent, count_samples};
 use super::progress::{Progress, Snapshot};
 use super::run::{Row, RunOptions, RunReport};
 use super::run_folder::RunFolder;
 use super::schedule::{Schedule, Step};
 use super::slots::Slots;
 use super::{Budget, SearchError, Stop, export, holdout};
-use crate::evaluate::TaskScores;
+use crate::evaluate::{TaskRequest, TaskScores};
 use crate::ledger::{AskedRecord, Ledger, ToldRecord, now};
-use crate::score::Verdict;
-use crate::strategy::{self, Content, Landscape, Outcome, Proposal, Setup, Status};
+use crate::score::{Verdict, samples};
+use crate::strategy::{self, Content, Landscape, Outcome, PROMOTION, Proposal, Race, Setup, Status};
 
 /// How often the screen and the active time are brought up to date.
 const TICK: Duration = Duration::from_millis(500);
@@ -38,6 +39,10 @@ pub(super) struct Search {
     pipeline: Pipeline,
     stage: Option<MaterializeStage>,
     budget: Budget,
+    /// How candidates are scored in parts; `None`: no race.
+    parts: Option<Parts>,
+    /// Why the budget has no room for what the strategy wants next.
+    refused: Option<String>,
     /// What was asked, for tables.
     asked: BTreeMap<u64, Asked>,
     /// Evaluations as told.
@@ -59,7 +64,14 @@ impl Search {
         progress: Arc<dyn Progress>,
         stop: Stop,
     ) -> Result<Self, SearchError> {
-        let strategy = strategy::build(&prepared.config.strategy, setup(&prepared, &frozen))?;
+        let parts = parts(&prepared, &frozen, progress.as_ref());
+        let race = parts.as_ref().map(|parts| Race {
+            fidelities: parts.fidelities.clone(),
+            keep: parts.keep,
+            objective: prepared.objective.clone(),
+            seed: prepared.config.seed,
+        });
+        let strategy = strategy::build_raced(&prepared.config.strategy, setup(&prepared, &frozen), race)?;
         let stage = materialize_stage(&prepared, &folder, &frozen)?;
         let line = Line {
             evaluator: prepared.evaluator.clone(),
@@ -78,6 +90,8 @@ impl Search {
             schedule: Schedule::new(strategy, frozen.look_ahead),
             pipeline: Pipeline::new(line, stop.now.child_token()),
             budget: Budget::new(prepared.config.budget.clone()),
+            parts,
+            refused: None,
             stage,
             prepared,
             folder,
@@ -146,7 +160,7 @@ impl Search {
                 return Err(self.mismatch(record, &candidate.id));
             }
             self.budget.spend(record.samples);
-            self.asked.insert(index, Asked::from_record(record));
+            self.asked.insert(index, Asked::from_record(record, self.parts.as_ref()));
             match told.get(&index) {
                 Some(outcome) => {
                     self.note(index, &outcome_of(outcome)?);
@@ -180,8 +194,17 @@ impl Search {
     /// The next new proposal, if there may be one now.
     fn ask(&mut self) -> Result<Option<(u64, Proposal, Candidate)>, SearchError> {
         let (prepared, context) = (&self.prepared, self.pipeline.context());
+        let (parts, asked) = (&self.parts, &self.asked);
         let step = self.schedule.next(|proposal| {
-            Candidate::from_proposal(proposal, &prepared.models, prepared.space.as_deref(), context)
+            let tasks = match parts {
+                Some(parts) => {
+                    let before = completed(parts, &proposal.origin, &proposal.parents);
+                    let after = before.and_then(|index| asked.get(&index)).map(|asked| asked.fidelity);
+                    parts.requests(&context.tasks, proposal.fidelity, after)
+                }
+                None => context.tasks.clone(),
+            };
+            Candidate::from_proposal(proposal, &prepared.models, prepared.space.as_deref(), context, tasks)
         })?;
         match step {
             Step::New { index, proposal, candidate } => Ok(Some((index, proposal, candidate))),
@@ -227,7 +250,7 @@ impl Search {
         if self.budget.out_of_time(self.active()) {
             return Ok("wall clock used up".into());
         }
-        if let Some(reason) = self.budget.refuses(self.prepared.samples) {
+        if let Some(reason) = self.refusal() {
             return Ok(reason);
         }
         let nobody = |_: &Proposal| -> Result<Candidate, SearchError> {
@@ -239,16 +262,35 @@ impl Search {
         }
     }
 
+    /// Why nothing more may be asked for, if so.
+    fn refusal(&self) -> Option<String> {
+        let cheapest = match &self.parts {
+            Some(parts) => self.price(&parts.requests(&self.prepared.tasks, parts.fidelities[0], None)),
+            None => self.prepared.samples,
+        };
+        self.refused.clone().or_else(|| self.budget.refuses(cheapest))
+    }
+
+    fn price(&self, tasks: &[TaskRequest]) -> u64 {
+        count_samples(tasks, self.prepared.evaluator.as_ref())
+    }
+
     /// Asks for one more evaluation; false when there is none for now.
     async fn ask_one(&mut self) -> Result<bool, SearchError> {
-        if self.budget.refuses(self.prepared.samples).is_some() {
+        if self.refusal().is_some() {
             return Ok(false);
         }
         let Some((index, proposal, candidate)) = self.ask()? else { return Ok(false) };
+        // Only the proposal tells its price. One that is too dear is not asked for; it is proposed again when the run
+        // continues with a larger budget.
+        self.refused = self.budget.refuses(self.price(&candidate.tasks));
+        if self.refused.is_some() {
+            return Ok(false);
+        }
         let record = self.asked_record(index, &proposal, &candidate);
         self.ledger.asked(&record)?;
-        self.budget.spend(self.prepared.samples);
-        self.asked.insert(index, Asked::from_record(&record));
+        self.budget.spend(record.samples);
+        self.asked.insert(index, Asked::from_record(&record, self.parts.as_ref()));
         self.begin(index, &proposal, candidate)?;
         Ok(true)
     }
@@ -267,7 +309,7 @@ impl Search {
             generation: proposal.generation,
             fidelity: proposal.fidelity,
             replicate: proposal.replicate,
-            samples: self.prepared.samples,
+            samples: self.price(&candidate.tasks),
             asked_at: now(),
         }
     }
@@ -302,6 +344,7 @@ impl Search {
     /// An evaluation ended: to the ledger first, then to everyone else.
     fn finish(&mut self, finished: Finished) -> Result<(), SearchError> {
         let mut finished = finished;
+        self.complete(&mut finished)?;
         let objective = match finished.status {
             Status::Scored => self.prepared.objective.value(&finished.tasks),
             Status::Infeasible | Status::Failed => None,
@@ -332,6 +375,29 @@ impl Search {
             self.export_best(&finished.candidate)?;
         }
         self.check_failures(&finished)
+    }
+
+    /// Puts a promotion's scores together with those that it builds on.
+    fn complete(&self, finished: &mut Finished) -> Result<(), SearchError> {
+        let earlier = self.asked.get(&finished.index).and_then(|asked| asked.completes);
+        // What another run paid for (no attempts) is complete as it is.
+        let Some(index) = earlier.filter(|_| finished.status == Status::Scored && finished.attempts > 0) else {
+            return Ok(());
+        };
+        let Some(earlier) = self.schedule.outcomes().get(&index) else { return Ok(()) };
+        for task in &self.prepared.objective.tasks {
+            let parts = earlier.tasks.get(&task.name).zip(finished.tasks.get(&task.name));
+            let whole = parts.and_then(|(first, second)| samples::union(first, second, &task.metric));
+            let whole = whole.ok_or_else(|| {
+                SearchError::Settings(format!(
+                    "task `{}`: the evaluator says that it gives scores by sample, but the answers for parts of the samples \
+                     do not add up; start anew with racing = {{ rungs = 1 }}",
+                    task.name
+                ))
+            })?;
+            finished.tasks.insert(task.name.clone(), whole);
+        }
+        Ok(())
     }
 
     /// Puts an outcome into the tables; whether it is the best so far.
@@ -531,15 +597,33 @@ struct Asked {
     fidelity: f64,
     /// Base, source or soup.
     baseline: bool,
+    /// The evaluation of the same candidate on other samples whose scores this one's are added to.
+    completes: Option<u64>,
 }
 
 impl Asked {
-    fn from_record(record: &AskedRecord) -> Self {
+    fn from_record(record: &AskedRecord, parts: Option<&Parts>) -> Self {
         Self {
             candidate_id: record.candidate_id.clone(),
             origin: record.origin.clone(),
             fidelity: record.fidelity,
             baseline: record.genes.is_empty(),
+            completes: parts.and_then(|parts| completed(parts, &record.origin, &record.parents)),
+        }
+    }
+}
+
+/// The evaluation that a promotion completes.
+fn completed(parts: &Parts, origin: &str, parents: &[u64]) -> Option<u64> {
+    parents.first().copied().filter(|_| parts.incremental && origin == PROMOTION)
+}
+
+fn parts(prepared: &Prepared, frozen: &Frozen, progress: &dyn Progress) -> Option<Parts> {
+    match Parts::plan(frozen.racing.as_ref()?, &prepared.tasks, prepared.evaluator.as_ref()) {
+        Ok(parts) => Some(parts),
+        Err(reason) => {
+            progress.line(&format!("no racing: {reason}; every candidate is scored in full"));
+            None
         }
     }
 }

@@ -4,17 +4,19 @@ use serde_json::{Value, json};
 
 use super::SearchError;
 use super::prepare::Prepared;
-use crate::config::{RunConfig, differences};
+use crate::config::{RacingConfig, RunConfig, differences};
 use crate::ledger::Ledger;
 
 /// Decisions of a run's first start that later starts keep.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Frozen {
     pub run_id: String,
     /// W: evaluations open at a time.
     pub look_ahead: u64,
     /// The budget's evaluations as the strategy was told them.
     pub planned_evaluations: Option<u64>,
+    /// How candidates race; a budget of samples that is added later changes nothing.
+    pub racing: Option<RacingConfig>,
 }
 
 /// Reads what an earlier start froze, or freezes it now. Refuses a run file, models, data or evaluator that changed.
@@ -25,6 +27,7 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
             run_id: new_run_id(&prepared.config),
             look_ahead: look_ahead(prepared),
             planned_evaluations: prepared.config.budget.evaluations,
+            racing: prepared.config.effective_racing(),
         };
         ledger.set_facts(&[
             ("identity", &identity.to_string()),
@@ -33,6 +36,7 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
             ("look_ahead", &frozen.look_ahead.to_string()),
             ("planned_evaluations", &frozen.planned_evaluations.map(|n| n.to_string()).unwrap_or_default()),
             ("tasks", &json!(task_names(prepared)).to_string()),
+            ("racing", &json!(frozen.racing).to_string()),
             ("evomerge_version", env!("CARGO_PKG_VERSION")),
         ])?;
         return Ok((frozen, true));
@@ -48,6 +52,7 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
         run_id: fact("run_id")?,
         look_ahead: fact("look_ahead")?.parse().unwrap_or_else(|_| look_ahead(prepared)),
         planned_evaluations: fact("planned_evaluations")?.parse().ok(),
+        racing: serde_json::from_str(&fact("racing")?).unwrap_or(None),
     };
     Ok((frozen, false))
 }

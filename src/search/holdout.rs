@@ -155,7 +155,8 @@ impl Ceremony<'_> {
             recipe,
             recipe_sha256: asked.recipe_sha256.clone(),
             id: asked.candidate_id.clone(),
-            evaluation_id: context.evaluation_id(&asked.recipe_sha256, 1.0, 0),
+            evaluation_id: context.evaluation_id(&asked.recipe_sha256, &context.tasks, 1.0, 0),
+            tasks: context.tasks.clone(),
             genome: genome.and_then(|genome| serde_json::from_value(genome).ok()).unwrap_or_default(),
             genes: asked.genes.clone(),
         })

@@ -10,6 +10,7 @@ mod check;
 mod driver;
 mod error;
 mod export;
+mod fidelity;
 mod frozen;
 mod holdout;
 mod landscape;
@@ -27,7 +28,7 @@ mod stop;
 
 pub use budget::Budget;
 pub use candidate::Candidate;
-pub use check::{Findings, check};
+pub use check::{Conflict, Findings, check};
 pub use error::SearchError;
 pub use export::{best_record, export_record};
 pub use model_card::model_card;

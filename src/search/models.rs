@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::SearchError;
 use crate::checkpoint::{self, Checkpoint, ContentIds, LayerLayout};
 use crate::config::{LayerGrouping, ModelSource, RunConfig};
+use crate::merge::structure::{LayerProfile, layer_profiles};
 use crate::merge::{Merger, MergerOptions};
 use crate::recipe::{MaskKind, Masks, ModelReference};
 use crate::space::{ModelFacts, soup_recipe};
@@ -17,6 +18,8 @@ pub struct Models {
     /// `None`: the evaluator works without checkpoints, and none was opened.
     pub merger: Option<Arc<Merger>>,
     pub content_ids: BTreeMap<ModelReference, String>,
+    /// Base (where there is one) and sources.
+    checkpoints: Vec<Arc<Checkpoint>>,
     /// Bytes of a candidate; 0 without checkpoints.
     pub candidate_bytes: u64,
 }
@@ -61,18 +64,34 @@ impl Models {
         };
         let merger = Arc::new(Merger::new(opened, cache, MergerOptions::default())?);
         let candidate_bytes = merger.required_bytes(&soup_recipe(&facts, &[0]))?;
-        Ok(Self { facts, merger: Some(merger), content_ids, candidate_bytes })
+        let checkpoints = named.into_iter().map(|(_, checkpoint)| checkpoint).collect();
+        Ok(Self { facts, merger: Some(merger), content_ids, checkpoints, candidate_bytes })
+    }
+
+    /// How the sources moved from the base, layer by layer; `None` without a base, or where no checkpoint was opened.
+    /// Reads all weights.
+    pub fn profiles(&self) -> Option<Vec<LayerProfile>> {
+        self.facts.base.as_ref()?;
+        let (base, sources) = self.checkpoints.split_first()?;
+        let sources: Vec<&Checkpoint> = sources.iter().map(Arc::as_ref).collect();
+        Some(layer_profiles(base, &sources))
     }
 
     fn names_only(config: &RunConfig) -> Self {
-        let layers = match config.space.as_ref().map(|space| space.layers) {
+        let layers = match config.space.as_ref().map(|space| &space.layers) {
             Some(LayerGrouping::Groups(groups)) if groups.get() > 1 => groups.get(),
             _ => 0,
         };
         let layout = LayerLayout { prefix: "model.layers.".into(), count: layers, ..LayerLayout::default() };
         let models = config.models.base.iter().chain(&config.models.sources);
         let content_ids = models.map(|model| (reference(model), format!("name:{}", model.name))).collect();
-        Self { facts: bare_facts(config, layout), merger: None, content_ids, candidate_bytes: 0 }
+        Self {
+            facts: bare_facts(config, layout),
+            merger: None,
+            content_ids,
+            checkpoints: Vec::new(),
+            candidate_bytes: 0,
+        }
     }
 }
 

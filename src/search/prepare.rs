@@ -9,11 +9,12 @@ use sha2::{Digest, Sha256};
 use super::models::Models;
 use super::progress::Progress;
 use super::{Budget, SearchError, Stop};
-use crate::config::{Goal, HoldoutSource, RunConfig, TaskConfig};
+use crate::config::{Goal, HoldoutSource, LayerGrouping, RunConfig, SpaceConfig, TaskConfig};
 use crate::evaluate::{
     self, ConnectContext, EvaluateError, Evaluator, EvaluatorTask, Fault, FaultClass, SampleId, Samples,
     TaskCapability, TaskRequest,
 };
+use crate::merge::structure::group_layers;
 use crate::score::{Objective, ObjectiveTask};
 use crate::space::SearchSpace;
 
@@ -75,7 +76,7 @@ pub async fn prepare(
     };
     let models = opened.map_err(|error| SearchError::Worker(error.to_string()))??;
     let space = match config.search_space()? {
-        Some(space) => Some(Arc::new(SearchSpace::new(space, &models.facts)?)),
+        Some(space) => Some(Arc::new(SearchSpace::new(&with_blocks(space, &models, progress), &models.facts)?)),
         None => None,
     };
     for notice in space.iter().flat_map(|space| space.notices()) {
@@ -86,6 +87,24 @@ pub async fn prepare(
     prepared.holdout = holdout_plan(&prepared, scratch, progress, stop).await?;
     Budget::new(prepared.config.budget.clone()).check_minimum(prepared.baselines(), prepared.samples)?;
     Ok(prepared)
+}
+
+/// Replaces automatic layer groups by what the weights say.
+fn with_blocks(space: &SpaceConfig, models: &Models, progress: &Arc<dyn Progress>) -> SpaceConfig {
+    let mut space = space.clone();
+    if space.layers != LayerGrouping::Auto {
+        return space;
+    }
+    match models.profiles() {
+        Some(profiles) if !profiles.is_empty() => {
+            let starts = group_layers(&profiles);
+            let shown: Vec<String> = starts.iter().map(usize::to_string).collect();
+            progress.line(&format!("layer groups from the weights: they start at layer {}", shown.join(", ")));
+            space.layers = LayerGrouping::Blocks(starts);
+        }
+        _ => progress.line("layer_groups = \"auto\": no weights to look at, so all layers are one group"),
+    }
+    space
 }
 
 pub(super) async fn connect(
@@ -230,7 +249,7 @@ fn split(
     Ok((search, holdout))
 }
 
-fn count_samples(tasks: &[TaskRequest], evaluator: &dyn Evaluator) -> u64 {
+pub(super) fn count_samples(tasks: &[TaskRequest], evaluator: &dyn Evaluator) -> u64 {
     let count = |task: &TaskRequest| {
         let all = evaluator.capabilities().tasks.get(&task.name).map_or(0, |known| known.n_samples);
         match &task.samples {

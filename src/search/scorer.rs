@@ -44,5 +44,5 @@ pub fn evaluation_id(content: &str, tasks: &[TaskRequest], fingerprint: &str) ->
         tasks: tasks.to_vec(),
         fingerprint: fingerprint.to_string(),
     };
-    context.evaluation_id(content, 1.0, 0)
+    context.evaluation_id(content, tasks, 1.0, 0)
 }

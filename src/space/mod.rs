@@ -131,7 +131,7 @@ impl SearchSpace {
         let find = |name: &String| find_method(name).ok_or_else(|| SpaceError::UnknownMethod { name: name.clone() });
         let specifications = config.methods.iter().map(find).collect::<Result<Vec<_>, _>>()?;
         let known = !facts.tensors.is_empty() || facts.layers.count > 0;
-        let groups = LayerGroups::new(config.layers, &facts.layers, known)?;
+        let groups = LayerGroups::new(&config.layers, &facts.layers, known)?;
         let layout = plan::build(config, &specifications, facts, groups.len());
         let space = Self {
             notices: notices(config, facts, known, &layout.plans),

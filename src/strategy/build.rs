@@ -6,6 +6,7 @@ use super::baselines::{Baselines, GREEDY_SOUP_SOURCES, Plan};
 use super::cma_es::{self, CmaEs};
 use super::contract::Checked;
 use super::genetic::{self, Genetic};
+use super::racing::{Race, Racing};
 use super::random::{Sampling, Source};
 use super::settings::{Settings, closest, refuse};
 use super::soup::Keep;
@@ -50,6 +51,18 @@ pub struct Setup {
 /// # Errors
 /// [`StrategyError::Setting`] for unknown kinds and settings, [`StrategyError::NoSpace`] for a search without a space.
 pub fn build(config: &StrategyConfig, setup: Setup) -> Result<Box<dyn Strategy>, StrategyError> {
+    build_raced(config, setup, None)
+}
+
+/// The same with a race: the baselines are scored in full, the strategy's own candidates race.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_raced(
+    config: &StrategyConfig,
+    setup: Setup,
+    race: Option<Race>,
+) -> Result<Box<dyn Strategy>, StrategyError> {
     let kind = kind(&config.kind)?;
     let mut settings = Settings::new(&config.settings);
     let keep = [Keep::Better, Keep::NotWorse][settings.choice("keep", &["better", "not_worse"])?];
@@ -74,6 +87,10 @@ pub fn build(config: &StrategyConfig, setup: Setup) -> Result<Box<dyn Strategy>,
         _ => None,
     };
     settings.finish(kind)?;
+    let inner = match race {
+        Some(race) => inner.map(|inner| Box::new(Racing::new(inner, race)) as Box<dyn Strategy>),
+        None => inner,
+    };
     Ok(Box::new(Checked::new(Box::new(Baselines::new(kind, plan, inner)))))
 }
 

@@ -11,6 +11,7 @@ pub mod conformance;
 mod contract;
 mod genetic;
 mod linear_algebra;
+mod racing;
 mod random;
 mod settings;
 mod soup;
@@ -19,7 +20,8 @@ mod surrogate;
 
 use std::collections::BTreeMap;
 
-pub use build::{KINDS, SeedGenome, Setup, build};
+pub use build::{KINDS, SeedGenome, Setup, build, build_raced};
+pub use racing::{PROMOTION, Race};
 pub use soup::{SoupStep, SoupTrace};
 
 use crate::evaluate::TaskScores;

@@ -1,0 +1,120 @@
+//! Parts of a task's samples: means over some of them, and scores put together from two parts.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::objective::Objective;
+use super::paired::mean_samples;
+use crate::evaluate::{MetricValue, PerSample, SampleId, TaskScores};
+
+/// Samples by task.
+pub type Subset = BTreeMap<String, HashSet<SampleId>>;
+
+/// The samples that scores were taken on; `None` where a task has no per-sample scores.
+pub fn subset_of(scores: &BTreeMap<String, TaskScores>) -> Option<Subset> {
+    let ids = |scores: &TaskScores| Some(scores.per_sample.as_ref()?.ids.iter().cloned().collect());
+    scores.iter().map(|(task, scores)| Some((task.clone(), ids(scores)?))).collect()
+}
+
+impl Objective {
+    /// The objective on a part of the samples. `None` unless every task is the plain mean of its per-sample scores and
+    /// every sample of the part was scored.
+    pub fn value_on(&self, scores: &BTreeMap<String, TaskScores>, subset: &Subset) -> Option<f64> {
+        let mut sum = 0.0;
+        for task in &self.tasks {
+            let samples =
+                mean_samples(scores.get(&task.name)?, &task.metric).filter(|samples| samples.weights.is_none())?;
+            let wanted = subset.get(&task.name)?;
+            let scored = samples.ids.iter().zip(samples.values).filter(|(id, _)| wanted.contains(*id));
+            let (count, total) = scored.fold((0usize, 0.0), |(count, total), (_, value)| (count + 1, total + value));
+            if count == 0 || count != wanted.len() {
+                return None;
+            }
+            sum += task.signed_weight() * total / count as f64;
+        }
+        self.divide(sum)
+    }
+}
+
+/// One task's scores over the samples of both parts, which must not overlap, for a metric that is the plain mean of its
+/// per-sample scores; ids ascend. `None` where one part lacks per-sample scores of `metric`, or a sample is in both.
+pub fn union(first: &TaskScores, second: &TaskScores, metric: &str) -> Option<TaskScores> {
+    let mut by_id: HashMap<&SampleId, f64> = HashMap::new();
+    for part in [first, second] {
+        let samples = part.per_sample.as_ref()?;
+        let values = samples.scores.get(metric).filter(|values| values.len() == samples.ids.len())?;
+        for (id, value) in samples.ids.iter().zip(values) {
+            if by_id.insert(id, *value).is_some() {
+                return None;
+            }
+        }
+    }
+    let mut samples: Vec<(&SampleId, f64)> = by_id.into_iter().collect();
+    samples.sort_by_key(|(id, _)| *id);
+    let values: Vec<f64> = samples.iter().map(|(_, value)| *value).collect();
+    let n = values.len();
+    if n == 0 {
+        return None;
+    }
+    let mean = values.iter().sum::<f64>() / n as f64;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    let stderr = (n > 1).then(|| (squares / (n as f64 - 1.0) / n as f64).sqrt());
+    Some(TaskScores {
+        n: n as u64,
+        n_truncated: first.n_truncated.zip(second.n_truncated).map(|(first, second)| first + second),
+        metrics: BTreeMap::from([(metric.to_owned(), MetricValue { value: mean, stderr })]),
+        per_sample: Some(PerSample {
+            ids: samples.into_iter().map(|(id, _)| id.clone()).collect(),
+            scores: BTreeMap::from([(metric.to_owned(), values)]),
+        }),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::score::ObjectiveTask;
+
+    fn scores(ids: &[i64], values: &[f64]) -> TaskScores {
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        TaskScores {
+            n: ids.len() as u64,
+            n_truncated: Some(1),
+            metrics: BTreeMap::from([("acc".to_owned(), MetricValue { value: mean, stderr: None })]),
+            per_sample: Some(PerSample {
+                ids: ids.iter().map(|id| SampleId::Number(*id)).collect(),
+                scores: BTreeMap::from([("acc".to_owned(), values.to_vec())]),
+            }),
+        }
+    }
+
+    #[test]
+    fn two_parts_make_the_whole() {
+        let whole = union(&scores(&[3, 1], &[1.0, 0.0]), &scores(&[2, 0], &[1.0, 1.0]), "acc").unwrap();
+        assert_eq!((whole.n, whole.n_truncated), (4, Some(2)));
+        assert_eq!(whole.metrics["acc"].value, 0.75);
+        let samples = whole.per_sample.unwrap();
+        assert_eq!(samples.ids, [0, 1, 2, 3].map(SampleId::Number));
+        assert_eq!(samples.scores["acc"], [1.0, 0.0, 1.0, 1.0]);
+        assert!((whole.metrics["acc"].stderr.unwrap() - 0.25).abs() < 1e-12);
+    }
+
+    #[test]
+    fn overlapping_parts_and_other_metrics_make_nothing() {
+        let part = scores(&[1, 2], &[1.0, 0.0]);
+        assert_eq!(union(&part, &scores(&[2], &[0.0]), "acc"), None);
+        assert_eq!(union(&part, &scores(&[3], &[0.0]), "f1"), None);
+        let bare = TaskScores { per_sample: None, ..scores(&[3], &[0.0]) };
+        assert_eq!(union(&part, &bare, "acc"), None);
+    }
+
+    #[test]
+    fn a_part_has_its_own_mean() {
+        let task = ObjectiveTask { name: "t".into(), metric: "acc".into(), weight: 2.0, maximize: false };
+        let objective = Objective { tasks: vec![task] };
+        let all = BTreeMap::from([("t".to_owned(), scores(&[1, 2, 3], &[1.0, 0.0, 0.5]))]);
+        let part = BTreeMap::from([("t".to_owned(), scores(&[3, 1], &[0.5, 1.0]))]);
+        let subset = subset_of(&part).unwrap();
+        assert_eq!(objective.value_on(&all, &subset), Some(-0.75));
+        assert_eq!(objective.value_on(&part, &subset_of(&all).unwrap()), None, "a sample is missing");
+    }
+}

@@ -1,0 +1,170 @@
+//! Races over a landscape with questions of different difficulty.
+
+use super::super::build::build_raced;
+use super::super::conformance::{TestSpace, check, setup};
+use super::*;
+use crate::config::StrategyConfig;
+use crate::evaluate::{MetricValue, PerSample, SampleId};
+use crate::score::ObjectiveTask;
+
+const SAMPLES: u64 = 160;
+
+fn race() -> Race {
+    let task = ObjectiveTask { name: "t".into(), metric: "acc".into(), weight: 1.0, maximize: true };
+    Race { fidelities: vec![1.0 / 16.0, 0.25, 1.0], keep: 0.25, objective: Objective { tasks: vec![task] }, seed: 7 }
+}
+
+fn config(kind: &str) -> StrategyConfig {
+    StrategyConfig { kind: kind.to_owned(), look_ahead: None, settings: toml::Table::new() }
+}
+
+/// 0/1 answers to the first questions; question `j` is answered when the ability is above a fixed number.
+fn answer(content: &Content, index: u64, fidelity: f64) -> Outcome {
+    let ability = match content {
+        Content::Genome(genome) => {
+            1.0 - genome.0.iter().map(|value| (value - 0.3).powi(2)).sum::<f64>() / genome.0.len() as f64
+        }
+        Content::Base => 0.2,
+        Content::Soup(members) => 0.5 + 0.02 * members.len() as f64,
+    };
+    let n = (SAMPLES as f64 * fidelity).ceil() as u64;
+    let right = |sample: u64| random::stream(1, "question", sample).next_u64() as f64 / 2f64.powi(64) < ability;
+    let values: Vec<f64> = (0..n).map(|sample| f64::from(u8::from(right(sample)))).collect();
+    let mean = values.iter().sum::<f64>() / n as f64;
+    let scores = TaskScores {
+        n,
+        metrics: BTreeMap::from([("acc".to_owned(), MetricValue { value: mean, stderr: None })]),
+        per_sample: Some(PerSample {
+            ids: (0..n as i64).map(SampleId::Number).collect(),
+            scores: BTreeMap::from([("acc".to_owned(), values)]),
+        }),
+        ..TaskScores::default()
+    };
+    let tasks = BTreeMap::from([("t".to_owned(), scores)]);
+    Outcome { index, status: Status::Scored, objective: Some(mean), tasks, fidelity }
+}
+
+/// Runs a raced strategy, every outcome told `late` proposals later.
+fn run(kind: &str, evaluations: u64, late: u64) -> Vec<(Proposal, Outcome)> {
+    let mut strategy = build_raced(&config(kind), setup(TestSpace::reals(4), late as usize), Some(race())).unwrap();
+    let mut rows: Vec<(Proposal, Outcome)> = Vec::new();
+    let mut told = 0;
+    while (rows.len() as u64) < evaluations {
+        let asked = rows.len() as u64;
+        let mut needed = (asked + 1).saturating_sub(late);
+        loop {
+            while told < needed {
+                strategy.tell(&rows[told as usize].1).unwrap();
+                told += 1;
+            }
+            match strategy.ask().unwrap() {
+                Ask::Wait { until } => {
+                    assert!(until >= told && until < asked, "{until}: {told} told, {asked} asked");
+                    needed = until + 1;
+                }
+                Ask::Done(_) => return rows,
+                Ask::Proposal(proposal) => {
+                    strategy.place(Placement::Asked { index: asked });
+                    let outcome = answer(&proposal.content, asked, proposal.fidelity);
+                    rows.push((*proposal, outcome));
+                    break;
+                }
+            }
+        }
+    }
+    rows
+}
+
+#[test]
+fn raced_strategies_conform() {
+    for kind in ["genetic", "random", "cma-es"] {
+        check(&|setup| build_raced(&config(kind), setup, Some(race())))
+            .unwrap_or_else(|found| panic!("{kind}: {found}"));
+    }
+}
+
+#[test]
+fn candidates_start_small_and_climb_rung_by_rung() {
+    let rows = run("random", 300, 8);
+    let baselines = rows.iter().take_while(|(proposal, _)| !matches!(proposal.content, Content::Genome(_))).count();
+    assert!(rows[..baselines].iter().all(|(proposal, _)| proposal.fidelity == 1.0));
+    let mut count = [0usize; 3];
+    for (proposal, _) in &rows[baselines..] {
+        let rung = race().fidelities.iter().position(|fidelity| *fidelity == proposal.fidelity).unwrap();
+        count[rung] += 1;
+        assert_eq!(proposal.origin == PROMOTION, rung > 0);
+        if rung > 0 {
+            let (parent, _) = &rows[proposal.parents[0] as usize];
+            assert_eq!(parent.content, proposal.content);
+            assert_eq!(parent.fidelity, race().fidelities[rung - 1]);
+        }
+    }
+    assert!(count[1] * 5 < count[0] * 2 && count[1] * 10 > count[0], "{count:?}");
+    assert!(count[2] > 2 && count[2] * 5 < count[1] * 3, "{count:?}");
+}
+
+#[test]
+fn a_race_finds_more_for_the_same_samples() {
+    let samples = |rows: &[(Proposal, Outcome)]| {
+        let paid = |(proposal, outcome): &(Proposal, Outcome)| {
+            let known = proposal.parents.first().filter(|_| proposal.origin == PROMOTION);
+            outcome.tasks["t"].n - known.map_or(0, |parent| rows[*parent as usize].1.tasks["t"].n)
+        };
+        rows.iter().map(paid).sum::<u64>()
+    };
+    let rows = run("random", 400, 8);
+    let full: Vec<f64> = rows.iter().filter(|row| row.0.fidelity == 1.0).filter_map(|row| row.1.objective).collect();
+    let best = full.iter().copied().fold(0.0, f64::max);
+    // The same strategy without a race spends all samples on full evaluations: the first of the very same candidates.
+    let budget = (samples(&rows) / SAMPLES) as usize;
+    let fresh = rows.iter().filter(|row| row.0.origin != PROMOTION).take(budget);
+    let uniform = fresh.filter_map(|row| answer(&row.0.content, 0, 1.0).objective).fold(0.0, f64::max);
+    assert!(budget < 150, "{budget}");
+    assert!(best >= uniform, "{best} against {uniform}");
+}
+
+#[test]
+fn who_stopped_early_is_never_told_as_better_than_the_best() {
+    let mut racing = Racing::new(Box::new(Listening::default()), race());
+    let seen = answer(&Content::Soup(vec![0]), 0, 1.0);
+    racing.learn(&Content::Soup(vec![0]), &seen).unwrap();
+    for index in 1..60 {
+        let Ask::Proposal(proposal) = racing.ask().unwrap() else { panic!("no proposal") };
+        racing.place(Placement::Asked { index });
+        racing.tell(&answer(&proposal.content, index, proposal.fidelity)).unwrap();
+        let best = racing.best.unwrap();
+        for entry in racing.entries.values().filter_map(|entry| entry.over.as_ref()) {
+            assert!(entry.objective.unwrap() <= best);
+        }
+    }
+}
+
+/// Proposes a walk, and checks that outcomes come in order.
+#[derive(Default)]
+struct Listening {
+    proposed: u64,
+    last: Option<u64>,
+}
+
+impl Strategy for Listening {
+    fn name(&self) -> &'static str {
+        "listening"
+    }
+    fn ask(&mut self) -> Result<Ask, StrategyError> {
+        self.proposed += 1;
+        Ok(Ask::Proposal(Box::new(Proposal {
+            content: Content::Genome(crate::space::Genome(vec![(self.proposed as f64 * 0.618).fract()])),
+            origin: "walk".into(),
+            parents: vec![],
+            generation: 0,
+            fidelity: 1.0,
+            replicate: 0,
+        })))
+    }
+    fn place(&mut self, _: Placement) {}
+    fn tell(&mut self, outcome: &Outcome) -> Result<(), StrategyError> {
+        assert!(self.last.is_none_or(|last| last < outcome.index));
+        self.last = Some(outcome.index);
+        Ok(())
+    }
+}
