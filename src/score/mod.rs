@@ -5,6 +5,7 @@
 
 pub mod objective;
 pub mod paired;
+pub mod simulate;
 pub mod verdict;
 
 pub use objective::{Objective, ObjectiveTask, TaskValue};
