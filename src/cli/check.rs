@@ -53,6 +53,9 @@ fn describe(findings: &Findings) -> String {
     line("baselines", format!("{} evaluations, then the greedy soup", findings.baselines));
     line("budget", findings.budget.clone());
     line("hold-out", findings.holdout.clone());
+    for alarm in &findings.alarms {
+        line("warning", alarm.message.clone());
+    }
     text
 }
 
