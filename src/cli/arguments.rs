@@ -1,6 +1,6 @@
 //! What can be said on the command line.
 
-use std::num::{NonZeroU64, NonZeroUsize};
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -51,6 +51,8 @@ pub(super) enum Command {
     Status(Status),
     /// Materialize the best model of a run, with recipe and model card
     Export(Export),
+    /// Replay recorded scores: what uniform allocation and successive halving would have chosen
+    Simulate(Simulate),
     /// List the merge methods with their parameters and ranges
     Methods(Methods),
 }
@@ -191,6 +193,33 @@ pub(super) struct Export {
     /// Replace an existing output folder
     #[arg(long)]
     pub force: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  evomerge simulate scores.csv\n  \
+    evomerge simulate results/night/ledger.sqlite --budget 3600,14400 --eta 4 --rungs 3 --json")]
+pub(super) struct Simulate {
+    /// A CSV file (a header, then one row a candidate: its name, then one score a sample), or a run's ledger.sqlite
+    #[arg(value_name = "SCORES")]
+    pub scores: PathBuf,
+    /// Samples in all, several with commas [default: 10, 20, 50, ... samples a candidate]
+    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    pub budget: Vec<u64>,
+    /// Each rung of halving keeps one candidate of that many
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub eta: usize,
+    /// Rungs of halving [default: until eta candidates or fewer are left]
+    #[arg(long, value_name = "N")]
+    pub rungs: Option<NonZeroUsize>,
+    /// Repetitions, each with samples drawn anew
+    #[arg(long, value_name = "N", default_value = "1000")]
+    pub repetitions: NonZeroU32,
+    /// Seed of the draws
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Lower scores are better (CSV only)
+    #[arg(long)]
+    pub minimize: bool,
 }
 
 #[derive(Debug, Args)]

@@ -71,6 +71,9 @@ fn describe(findings: &Findings) -> String {
         );
     }
     line("hold-out", findings.holdout.clone());
+    for alarm in &findings.alarms {
+        line("warning", alarm.message.clone());
+    }
     text
 }
 

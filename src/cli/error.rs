@@ -9,6 +9,7 @@ use crate::exit::ExitCode;
 use crate::ledger::LedgerError;
 use crate::merge::MergeError;
 use crate::recipe::RecipeError;
+use crate::score::simulate::SimulateError;
 use crate::search::SearchError;
 
 /// What a command can fail with.
@@ -28,6 +29,10 @@ pub(super) enum CliError {
     Evaluate(#[from] EvaluateError),
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    #[error(transparent)]
+    Simulate(#[from] SimulateError),
+    #[error("{path}: {reason}")]
+    Data { path: PathBuf, reason: String },
     #[error("{0}")]
     Usage(String),
     #[error("{path}: {source}")]
@@ -46,6 +51,8 @@ impl CliError {
             Self::Merge(error) => error.exit_code(),
             Self::Evaluate(error) => error.exit_code(),
             Self::Ledger(error) => error.exit_code(),
+            Self::Simulate(error) => error.exit_code(),
+            Self::Data { .. } => ExitCode::BadData,
             Self::Usage(_) => ExitCode::Usage,
             Self::Write { .. } => ExitCode::NotWritable,
             Self::Runtime(_) => ExitCode::Internal,

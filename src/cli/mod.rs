@@ -12,6 +12,7 @@ mod output;
 mod progress;
 mod search;
 mod signals;
+mod simulate;
 mod soup;
 mod status;
 
@@ -58,6 +59,7 @@ fn dispatch(command: &Command, output: Output) -> Result<ExitCode, CliError> {
         Command::Check(arguments) => check::run(arguments, output),
         Command::Status(arguments) => status::run(arguments, output),
         Command::Export(arguments) => export::run(arguments, output),
+        Command::Simulate(arguments) => simulate::run(arguments, output),
         Command::Methods(arguments) => methods::run(arguments, output),
     }
 }

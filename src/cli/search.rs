@@ -80,6 +80,9 @@ fn describe(report: &RunReport) -> String {
         Some(verdict) => text.push_str(&format!("\n{}\n", verdict.sentence)),
         None => text.push_str("\nNo candidate could be scored: there is no result.\n"),
     }
+    for alarm in &report.alarms {
+        text.push_str(&format!("\nwarning: {}\n", alarm.message));
+    }
     let folder = &report.folder;
     text.push_str(&format!("\nrecipe   {}\n", folder.join("best/recipe.toml").display()));
     text.push_str(&format!("trials   {}\n", folder.join("trials.csv").display()));

@@ -3,9 +3,11 @@
 //! One direction everywhere: higher is better. A task that is minimised enters with its sign turned, so differences,
 //! intervals and objective values of this room can be read without knowing the metrics.
 
+pub mod alarms;
 pub mod objective;
 pub mod paired;
 pub mod samples;
+pub mod simulate;
 pub mod verdict;
 
 pub use objective::{Objective, ObjectiveTask, TaskValue};

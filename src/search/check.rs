@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use super::fidelity::Parts;
 use super::prepare::{Prepared, candidate_parent};
-use super::{SearchError, slots};
+use super::{SearchError, alarms, slots};
 use crate::evaluate::TaskCapability;
+use crate::score::alarms::Alarm;
 
 /// 97.5 % and 80 % points of the standard normal distribution: two-sided 5 % level, 80 % power.
 const LEVEL_AND_POWER: f64 = 1.96 + 0.8416;
@@ -34,6 +35,8 @@ pub struct Findings {
     pub holdout: String,
     /// Smallest gain in the objective that the hold-out shows with 80 % power, for scores of 0 or 1.
     pub smallest_gain: Option<f64>,
+    /// What makes the tasks doubtful.
+    pub alarms: Vec<Alarm>,
     pub candidate_bytes: u64,
     pub candidate_folder: PathBuf,
     pub slots: usize,
@@ -83,6 +86,7 @@ pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchErro
         conflicts: conflicts(prepared),
         holdout: describe_holdout(prepared, smallest_gain),
         smallest_gain,
+        alarms: alarms::before(prepared),
         candidate_bytes: prepared.models.candidate_bytes,
         candidate_folder: folder,
         slots: capacity,

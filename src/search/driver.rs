@@ -14,7 +14,7 @@ use super::run::{Row, RunOptions, RunReport};
 use super::run_folder::RunFolder;
 use super::schedule::{Schedule, Step};
 use super::slots::Slots;
-use super::{Budget, SearchError, Stop, export, holdout};
+use super::{Budget, SearchError, Stop, alarms, export, holdout};
 use crate::evaluate::{TaskRequest, TaskScores};
 use crate::ledger::{AskedRecord, Ledger, ToldRecord, now};
 use crate::score::{Verdict, samples};
@@ -134,7 +134,11 @@ impl Search {
             },
             "concurrency": self.prepared.evaluator.concurrency(),
         });
-        Ok(self.ledger.event("started", None, &payload)?)
+        self.ledger.event("started", None, &payload)?;
+        for alarm in alarms::before(&self.prepared) {
+            self.progress.line(&format!("warning: {}", alarm.message));
+        }
+        Ok(())
     }
 
     /// Takes the recorded history through ask and tell again, comparing every proposal with the record.
@@ -217,6 +221,7 @@ impl Search {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            self.check_baselines()?;
             let may_start = !self.stop.wanted() && !self.budget.out_of_time(self.active());
             if may_start {
                 while self.ask_one().await? {}
@@ -451,6 +456,21 @@ impl Search {
         Ok(())
     }
 
+    /// Models that exist and cannot be scored: the fault is hardly theirs.
+    fn check_baselines(&self) -> Result<(), SearchError> {
+        let wanted = self.prepared.baselines();
+        let mut infeasible = 0;
+        for row in self.rows.range(..wanted).map(|(_, row)| row) {
+            infeasible += u64::from(row.status == Status::Infeasible);
+        }
+        if wanted == 0 || infeasible < wanted {
+            return Ok(());
+        }
+        let told = self.ledger.all_told()?;
+        let reason = told.get(&0).and_then(|record| record.error.clone()).unwrap_or_default();
+        Err(SearchError::BaselinesInfeasible { baselines: wanted, reason })
+    }
+
     fn count(&self, status: Status) -> u64 {
         self.rows.values().filter(|row| row.status == status).count() as u64
     }
@@ -540,8 +560,11 @@ impl Search {
             Some(_) => Some(self.verdict().await?),
             None => None,
         };
+        let alarms =
+            alarms::after(&self.prepared, &self.ledger, &self.objectives(), best.as_ref(), self.best_baseline())?;
         if let Some(verdict) = &verdict {
-            let text = serde_json::to_string_pretty(verdict).map_err(|error| SearchError::Worker(error.to_string()))?;
+            let document = serde_json::json!({ "alarms": alarms });
+            let text = verdict_document(verdict, document).map_err(|error| SearchError::Worker(error.to_string()))?;
             export::write(&self.folder.path().join("verdict.json"), (text + "\n").as_bytes())?;
         }
         Ok(RunReport {
@@ -556,6 +579,7 @@ impl Search {
             best,
             baselines: self.baselines().cloned().collect(),
             soup,
+            alarms,
             verdict,
         })
     }
@@ -574,6 +598,14 @@ impl Search {
             stop: &self.stop,
         };
         ceremony.hold(&finalists, self.best_baseline()).await
+    }
+
+    /// Objectives at full fidelity, one a candidate.
+    fn objectives(&self) -> Vec<f64> {
+        let full = |row: &&Row| self.asked.get(&row.index).is_some_and(|asked| asked.fidelity >= 1.0);
+        let mut seen = BTreeSet::new();
+        let rows = self.rows.values().filter(full);
+        rows.filter_map(|row| row.objective.filter(|_| seen.insert(row.candidate_id.as_str()))).collect()
     }
 
     /// The best candidates at full fidelity, best first, earliest first among equals.
@@ -626,6 +658,15 @@ fn parts(prepared: &Prepared, frozen: &Frozen, progress: &dyn Progress) -> Optio
             None
         }
     }
+}
+
+/// The verdict's own fields, then `more`.
+fn verdict_document(verdict: &Verdict, more: serde_json::Value) -> serde_json::Result<String> {
+    let mut document = serde_json::to_value(verdict)?;
+    if let (serde_json::Value::Object(fields), serde_json::Value::Object(more)) = (&mut document, more) {
+        fields.extend(more);
+    }
+    serde_json::to_string_pretty(&document)
 }
 
 fn setup(prepared: &Prepared, frozen: &Frozen) -> Setup {

@@ -60,6 +60,12 @@ pub enum SearchError {
          the last one: {last}; the same command continues the run"
     )]
     TooManyFailures { failed: u64, finished: u64, last: String },
+    #[error(
+        "none of the {baselines} baselines (base, sources, uniform soup) can be scored, and they are models that exist; the \
+         first one: {reason}; most likely the evaluator cannot see the candidates' folder: set candidates.dir to one that it \
+         sees under the same path, then start anew with --fresh"
+    )]
+    BaselinesInfeasible { baselines: u64, reason: String },
     #[error("a worker of evomerge broke off: {0}")]
     Worker(String),
 }
@@ -75,7 +81,7 @@ impl SearchError {
             Self::Evaluate(error) => error.exit_code(),
             Self::Strategy(error) => error.exit_code(),
             Self::Ledger(error) => error.exit_code(),
-            Self::Settings(_) | Self::Changed { .. } => ExitCode::BadConfiguration,
+            Self::Settings(_) | Self::Changed { .. } | Self::BaselinesInfeasible { .. } => ExitCode::BadConfiguration,
             Self::BadData(_) => ExitCode::BadData,
             Self::CandidateFolder { .. } | Self::Write { .. } => ExitCode::NotWritable,
             Self::InUse { .. } | Self::Stopped | Self::TooManyFailures { .. } => ExitCode::Stopped,

@@ -37,6 +37,7 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
             ("planned_evaluations", &frozen.planned_evaluations.map(|n| n.to_string()).unwrap_or_default()),
             ("tasks", &json!(task_names(prepared)).to_string()),
             ("racing", &json!(frozen.racing).to_string()),
+            ("objective", &objective(prepared).to_string()),
             ("evomerge_version", env!("CARGO_PKG_VERSION")),
         ])?;
         return Ok((frozen, true));
@@ -79,6 +80,15 @@ fn look_ahead(prepared: &Prepared) -> u64 {
 
 fn task_names(prepared: &Prepared) -> Vec<String> {
     prepared.config.tasks.iter().map(|task| task.name.clone()).collect()
+}
+
+/// For readers of the ledger: tasks with their metric and their weight, negative where lower is better.
+fn objective(prepared: &Prepared) -> Value {
+    let tasks = prepared.objective.tasks.iter();
+    tasks
+        .filter(|task| task.weight != 0.0)
+        .map(|task| json!({ "name": task.name, "metric": task.metric, "weight": task.signed_weight() }))
+        .collect()
 }
 
 /// Not repeatable on purpose: two runs of one file must not share candidate folders.

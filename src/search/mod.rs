@@ -4,6 +4,7 @@
 //! [`schedule`] decides who is asked and told when; `pipeline` materializes ahead and evaluates; `holdout` opens the
 //! sealed samples once, at the end.
 
+mod alarms;
 mod budget;
 mod candidate;
 mod check;

@@ -12,6 +12,7 @@ use super::run_folder::RunFolder;
 use super::{SearchError, Stop, export};
 use crate::ledger::Ledger;
 use crate::score::Verdict;
+use crate::score::alarms::Alarm;
 use crate::strategy::{SoupTrace, Status};
 
 /// How a run is started.
@@ -49,6 +50,8 @@ pub struct RunReport {
     /// Base, sources and soups, in order of index.
     pub baselines: Vec<Row>,
     pub soup: Option<SoupTrace>,
+    /// What makes the scores doubtful.
+    pub alarms: Vec<Alarm>,
     /// `None`: no candidate was scored. Its fields stand at the top level of the document.
     #[serde(flatten)]
     pub verdict: Option<Verdict>,

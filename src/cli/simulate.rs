@@ -1,0 +1,186 @@
+//! `evomerge simulate`: replays recorded scores to see what a budget of samples buys.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use super::arguments::Simulate;
+use super::error::CliError;
+use super::output::{Output, table};
+use crate::evaluate::{SampleId, TaskScores};
+use crate::exit::ExitCode;
+use crate::ledger::{Ledger, ToldRecord};
+use crate::score::simulate::{Allocation, BudgetRow, ScoreMatrix, SimulationPlan, rung_sizes, simulate};
+
+pub(super) fn run(arguments: &Simulate, output: Output) -> Result<ExitCode, CliError> {
+    let matrix = read(&arguments.scores, arguments.minimize)?;
+    let budgets = if arguments.budget.is_empty() { matrix.usual_budgets() } else { arguments.budget.clone() };
+    let plan = SimulationPlan {
+        budgets,
+        eta: arguments.eta,
+        rungs: arguments.rungs.map(std::num::NonZeroUsize::get),
+        repetitions: arguments.repetitions.get(),
+        seed: arguments.seed,
+    };
+    let rows = simulate(&matrix, &plan)?;
+    let sizes = rung_sizes(matrix.candidates(), plan.eta, plan.rungs);
+    let (best, score) = matrix.best();
+    let json = serde_json::json!({
+        "candidates": matrix.candidates(),
+        "samples": matrix.samples(),
+        "best": { "candidate": best, "score": if arguments.minimize { -score } else { score } },
+        "rungs": sizes,
+        "eta": plan.eta,
+        "repetitions": plan.repetitions,
+        "seed": plan.seed,
+        "budgets": rows,
+    });
+    output.result(&describe(&matrix, &plan, &sizes, &rows), &json);
+    Ok(ExitCode::Done)
+}
+
+fn describe(matrix: &ScoreMatrix, plan: &SimulationPlan, sizes: &[usize], rows: &[BudgetRow]) -> String {
+    let rungs: Vec<String> = sizes.iter().map(usize::to_string).collect();
+    let mut text = format!(
+        "{} candidates, {} samples; best {}; {} repetitions, seed {}; halving {}\n\n",
+        matrix.candidates(),
+        matrix.samples(),
+        matrix.best().0,
+        plan.repetitions,
+        plan.seed,
+        rungs.join(" -> ")
+    );
+    let header = ["samples", "allocation", "each of chosen", "best chosen", "regret", "over-statement"];
+    let line = |budget: u64, name: &str, found: Option<&Allocation>| {
+        let mut cells = vec![budget.to_string(), name.to_string()];
+        match found {
+            Some(found) => cells.extend([
+                format!("{:.0}", found.samples_of_chosen),
+                format!("{:.1} %", 100.0 * found.best_chosen),
+                format!("{:.4}", found.regret),
+                format!("{:+.4}", found.over_statement),
+            ]),
+            None => cells.push("less than one sample each in the first rung".to_string()),
+        }
+        cells
+    };
+    let lines: Vec<Vec<String>> = rows
+        .iter()
+        .flat_map(|row| {
+            [line(row.budget, "uniform", Some(&row.uniform)), line(row.budget, "halving", row.halving.as_ref())]
+        })
+        .collect();
+    text.push_str(&table(&header, &lines));
+    text
+}
+
+fn bad(path: &Path, reason: impl Into<String>) -> CliError {
+    CliError::Data { path: path.to_path_buf(), reason: reason.into() }
+}
+
+fn read(path: &Path, minimize: bool) -> Result<ScoreMatrix, CliError> {
+    let is_ledger = path.extension().is_some_and(|extension| extension == "sqlite");
+    if is_ledger && minimize {
+        return Err(CliError::Usage("--minimize is for CSV files; a ledger knows the direction of its tasks".into()));
+    }
+    let (names, rows) = if is_ledger { from_ledger(path)? } else { from_csv(path, minimize)? };
+    ScoreMatrix::new(names, rows).map_err(|error| bad(path, error.to_string()))
+}
+
+type Table = (Vec<String>, Vec<Vec<f64>>);
+
+/// One row a candidate; the first column is its name, every other one a sample.
+fn from_csv(path: &Path, minimize: bool) -> Result<Table, CliError> {
+    let mut reader = csv::Reader::from_path(path).map_err(|error| bad(path, error.to_string()))?;
+    let header = reader.headers().map_err(|error| bad(path, error.to_string()))?.clone();
+    let (mut names, mut rows) = (Vec::new(), Vec::new());
+    for record in reader.records() {
+        let record = record.map_err(|error| bad(path, error.to_string()))?;
+        let name = record.get(0).unwrap_or_default().to_string();
+        let score = |(column, cell): (usize, &str)| {
+            cell.trim().parse().map(|score: f64| if minimize { -score } else { score }).map_err(|_| {
+                let sample = header.get(column + 1).unwrap_or_default();
+                bad(path, format!("candidate `{name}`, sample `{sample}`: {cell:?} is not a number"))
+            })
+        };
+        rows.push(record.iter().skip(1).enumerate().map(score).collect::<Result<_, _>>()?);
+        names.push(name);
+    }
+    Ok((names, rows))
+}
+
+/// A task of the recorded run's objective.
+#[derive(serde::Deserialize)]
+struct RecordedTask {
+    name: String,
+    metric: String,
+    /// With the direction as its sign.
+    weight: f64,
+}
+
+/// The scored candidates at full fidelity, on the samples of all tasks. Scores are scaled so that the mean over all samples
+/// is the objective, whatever the tasks' sizes and weights.
+fn from_ledger(path: &Path) -> Result<Table, CliError> {
+    let ledger = Ledger::open_for_reading(path)?;
+    let objective = ledger.fact("objective")?.ok_or_else(|| {
+        bad(path, "the ledger does not tell the run's objective; it was written before evomerge recorded it")
+    })?;
+    let tasks: Vec<RecordedTask> = serde_json::from_str(&objective)
+        .map_err(|error| bad(path, format!("the run's objective cannot be read: {error}")))?;
+    let told = ledger.all_told()?;
+    let mut candidates: Vec<(String, Vec<TaskSamples>)> = Vec::new();
+    let mut seen = BTreeSet::new();
+    for asked in ledger.all_asked()? {
+        let Some(record) = told.get(&asked.index).filter(|record| record.status == "scored") else { continue };
+        if asked.fidelity >= 1.0 && seen.insert(asked.candidate_id.clone()) {
+            candidates.push((asked.candidate_id.clone(), samples_of(path, record, &tasks)?));
+        }
+    }
+    let Some((_, first)) = candidates.first() else {
+        return Err(bad(path, "no candidate was scored at full fidelity"));
+    };
+    let total: usize = first.iter().map(|samples| samples.len()).sum();
+    let weights: f64 = tasks.iter().map(|task| task.weight.abs()).sum();
+    let order: Vec<Vec<SampleId>> = first.iter().map(|samples| samples.keys().cloned().collect()).collect();
+    let (mut names, mut rows) = (Vec::new(), Vec::new());
+    for (candidate, scores) in &candidates {
+        let mut row = Vec::with_capacity(total);
+        for ((task, ids), scores) in tasks.iter().zip(&order).zip(scores) {
+            let scale = task.weight / weights * total as f64 / ids.len() as f64;
+            for id in ids {
+                let score = scores.get(id).filter(|_| scores.len() == ids.len()).ok_or_else(|| {
+                    bad(
+                        path,
+                        format!("candidate {candidate} was not scored on the same samples of task `{}`", task.name),
+                    )
+                })?;
+                row.push(scale * score);
+            }
+        }
+        names.push(candidate.clone());
+        rows.push(row);
+    }
+    Ok((names, rows))
+}
+
+type TaskSamples = BTreeMap<SampleId, f64>;
+
+fn samples_of(path: &Path, record: &ToldRecord, tasks: &[RecordedTask]) -> Result<Vec<TaskSamples>, CliError> {
+    let scores: BTreeMap<String, TaskScores> = serde_json::from_value(record.tasks.clone())
+        .map_err(|error| bad(path, format!("the scores of evaluation {} cannot be read: {error}", record.index)))?;
+    let of_task = |task: &RecordedTask| {
+        let per_sample = scores.get(&task.name).and_then(|scores| scores.per_sample.as_ref());
+        let found = per_sample.and_then(|samples| Some((&samples.ids, samples.scores.get(&task.metric)?)));
+        let (ids, values) = found.ok_or_else(|| {
+            bad(
+                path,
+                format!(
+                    "evaluation {} has no scores by sample of metric `{}` for task `{}`; only evaluators that answer with \
+                     per-sample scores leave a ledger that can be replayed",
+                    record.index, task.metric, task.name
+                ),
+            )
+        })?;
+        Ok(ids.iter().cloned().zip(values.iter().copied()).collect())
+    };
+    tasks.iter().map(of_task).collect()
+}

@@ -1,0 +1,346 @@
+//! What choosing the best of many candidates costs and overstates, replayed on recorded scores: every candidate on the
+//! same number of samples (uniform), or successive halving (Jamieson and Talwalkar 2016; Karnin et al. 2013).
+//!
+//! The recorded samples stand for the whole population: a repetition draws samples from them with replacement, the same
+//! ones for all candidates, and a candidate's truth is its mean over all of them.
+
+use rand::RngExt;
+use rand::seq::SliceRandom;
+use rayon::prelude::*;
+
+use crate::exit::ExitCode;
+use crate::random::stream;
+
+/// Candidates x samples, higher is better.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScoreMatrix {
+    candidates: Vec<String>,
+    /// One row a candidate, all of the same length, all finite.
+    rows: Vec<Vec<f64>>,
+    /// Mean of each row.
+    means: Vec<f64>,
+}
+
+/// Scores or settings that cannot be replayed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SimulateError {
+    #[error("{0} candidates with scores; a choice needs at least two")]
+    TooFewCandidates(usize),
+    #[error(
+        "candidate `{candidate}` has {found} scores, the first one has {expected}; every candidate needs the same samples"
+    )]
+    Ragged { candidate: String, found: usize, expected: usize },
+    #[error("no samples: the first candidate has no scores")]
+    NoSamples,
+    #[error("candidate `{0}` is there twice")]
+    Twice(String),
+    #[error("candidate `{candidate}`, sample {place}: the score is not a finite number")]
+    NotFinite { candidate: String, place: usize },
+    #[error("a budget of {budget} samples is less than one sample for each of {candidates} candidates")]
+    SmallBudget { budget: u64, candidates: usize },
+    #[error("eta is {0}, expected at least 2: each rung keeps one candidate of eta")]
+    Eta(usize),
+    #[error("a simulation needs at least one repetition")]
+    NoRepetition,
+}
+
+impl SimulateError {
+    /// What the process exits with.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::SmallBudget { .. } | Self::Eta(_) | Self::NoRepetition => ExitCode::Usage,
+            _ => ExitCode::BadData,
+        }
+    }
+}
+
+impl ScoreMatrix {
+    /// `rows[c][s]` is the score of candidate `c` on sample `s`.
+    ///
+    /// # Errors
+    /// Fewer than two candidates, no samples, rows of different lengths, a name twice, a number that is not finite.
+    pub fn new(candidates: Vec<String>, rows: Vec<Vec<f64>>) -> Result<Self, SimulateError> {
+        if rows.len() < 2 || candidates.len() != rows.len() {
+            return Err(SimulateError::TooFewCandidates(rows.len().min(candidates.len())));
+        }
+        let expected = rows[0].len();
+        if expected == 0 {
+            return Err(SimulateError::NoSamples);
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        for (candidate, row) in candidates.iter().zip(&rows) {
+            if !seen.insert(candidate) {
+                return Err(SimulateError::Twice(candidate.clone()));
+            }
+            if row.len() != expected {
+                return Err(SimulateError::Ragged { candidate: candidate.clone(), found: row.len(), expected });
+            }
+            if let Some(place) = row.iter().position(|score| !score.is_finite()) {
+                return Err(SimulateError::NotFinite { candidate: candidate.clone(), place: place + 1 });
+            }
+        }
+        let means = rows.iter().map(|row| row.iter().sum::<f64>() / expected as f64).collect();
+        Ok(Self { candidates, rows, means })
+    }
+
+    /// Number of candidates.
+    pub fn candidates(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Number of samples.
+    pub fn samples(&self) -> usize {
+        self.rows[0].len()
+    }
+
+    /// Name and mean of the best candidate; the first among equals.
+    pub fn best(&self) -> (&str, f64) {
+        let best = self.means.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let place = self.means.iter().position(|mean| *mean == best).unwrap_or(0);
+        (&self.candidates[place], best)
+    }
+
+    /// Budgets worth a look: 10, 20, 50, ... samples a candidate, up to the samples there are.
+    pub fn usual_budgets(&self) -> Vec<u64> {
+        let samples = self.samples() as u64;
+        let steps = (0..).map(|step: u32| [10, 20, 50][step as usize % 3] * 10u64.pow(step / 3));
+        let mut each: Vec<u64> = steps.take_while(|each| *each < samples).collect();
+        each.push(samples);
+        each.into_iter().map(|each| each * self.candidates() as u64).collect()
+    }
+}
+
+/// What is replayed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SimulationPlan {
+    /// Samples in all, for all candidates together.
+    pub budgets: Vec<u64>,
+    /// Each rung of halving keeps one candidate of that many.
+    pub eta: usize,
+    /// Rungs of halving; `None`: as many as leave eta candidates or fewer in the last one.
+    pub rungs: Option<usize>,
+    pub repetitions: u32,
+    pub seed: u64,
+}
+
+/// One way to spend one budget, averaged over the repetitions.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Allocation {
+    /// Samples that the chosen candidate was scored on.
+    pub samples_of_chosen: f64,
+    /// Share of repetitions that chose a candidate as good as the best.
+    pub best_chosen: f64,
+    /// Truth of the best less truth of the chosen one.
+    pub regret: f64,
+    /// Score of the chosen one as seen less its truth: what the winner's curse adds.
+    pub over_statement: f64,
+}
+
+/// A budget and what it comes to.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct BudgetRow {
+    pub budget: u64,
+    pub uniform: Allocation,
+    /// `None`: the first rung's share is less than one sample a candidate.
+    pub halving: Option<Allocation>,
+}
+
+/// Candidates in each rung: all, then one of `eta`, ..., rounded up.
+pub fn rung_sizes(candidates: usize, eta: usize, rungs: Option<usize>) -> Vec<usize> {
+    let mut sizes = vec![candidates];
+    let mut last = candidates;
+    while rungs.map_or(last > eta, |rungs| sizes.len() < rungs) && last > 1 {
+        last = last.div_ceil(eta);
+        sizes.push(last);
+    }
+    sizes
+}
+
+/// Replays `plan` on `matrix`. The result depends on nothing but the arguments.
+///
+/// # Errors
+/// A budget below one sample a candidate, eta below 2, no repetition.
+pub fn simulate(matrix: &ScoreMatrix, plan: &SimulationPlan) -> Result<Vec<BudgetRow>, SimulateError> {
+    if plan.eta < 2 {
+        return Err(SimulateError::Eta(plan.eta));
+    }
+    if plan.repetitions == 0 {
+        return Err(SimulateError::NoRepetition);
+    }
+    let candidates = matrix.candidates();
+    let sizes = rung_sizes(candidates, plan.eta, plan.rungs);
+    let row = |&budget: &u64| {
+        if budget < candidates as u64 {
+            return Err(SimulateError::SmallBudget { budget, candidates });
+        }
+        let equally = [candidates];
+        Ok(BudgetRow {
+            budget,
+            uniform: replay(matrix, plan, &equally, &rung_samples(&equally, budget)),
+            halving: Some(rung_samples(&sizes, budget))
+                .filter(|samples| samples[0] > 0)
+                .map(|samples| replay(matrix, plan, &sizes, &samples)),
+        })
+    };
+    plan.budgets.iter().map(row).collect()
+}
+
+/// New samples a candidate in each rung: the rungs share the budget equally, and what does not divide goes on to the next.
+fn rung_samples(sizes: &[usize], budget: u64) -> Vec<usize> {
+    let mut left = budget;
+    let share = |(rung, &size): (usize, &usize)| {
+        let each = left / (sizes.len() - rung) as u64 / size as u64;
+        left -= each * size as u64;
+        usize::try_from(each).unwrap_or(usize::MAX)
+    };
+    sizes.iter().enumerate().map(share).collect()
+}
+
+/// One repetition's choice: its place and its score as seen.
+struct Choice {
+    place: usize,
+    seen: f64,
+    samples: usize,
+}
+
+fn replay(matrix: &ScoreMatrix, plan: &SimulationPlan, sizes: &[usize], samples: &[usize]) -> Allocation {
+    let best = matrix.best().1;
+    let choices: Vec<Choice> = (0..plan.repetitions)
+        .into_par_iter()
+        .map(|repetition| race(matrix, plan.seed, repetition, sizes, samples))
+        .collect();
+    // Summed in order of the repetitions, whichever thread made them.
+    let mean = |value: &dyn Fn(&Choice) -> f64| choices.iter().map(value).sum::<f64>() / choices.len() as f64;
+    let truth = |choice: &Choice| matrix.means[choice.place];
+    Allocation {
+        samples_of_chosen: mean(&|choice| choice.samples as f64),
+        best_chosen: mean(&|choice| f64::from(u8::from(truth(choice) == best))),
+        regret: mean(&|choice| best - truth(choice)),
+        over_statement: mean(&|choice| choice.seen - truth(choice)),
+    }
+}
+
+/// Scores the candidates of each rung on further samples, common to all, and keeps the best by all samples so far.
+fn race(matrix: &ScoreMatrix, seed: u64, repetition: u32, sizes: &[usize], samples: &[usize]) -> Choice {
+    let mut draws = stream(seed, "simulate samples", u64::from(repetition));
+    // Equal scores are told apart by lot: the order of the file means nothing.
+    let mut field: Vec<usize> = (0..matrix.candidates()).collect();
+    field.shuffle(&mut stream(seed, "simulate order", u64::from(repetition)));
+    let mut sums = vec![0.0; matrix.candidates()];
+    let mut scored = 0;
+    for (&size, &more) in sizes.iter().zip(samples) {
+        field.truncate(size);
+        let drawn: Vec<usize> = (0..more).map(|_| draws.random_range(0..matrix.samples())).collect();
+        for &place in &field {
+            let row = &matrix.rows[place];
+            sums[place] += drawn.iter().map(|&sample| row[sample]).sum::<f64>();
+        }
+        scored += more;
+        // Stable: among equals the lot's order stays.
+        field.sort_by(|&first, &second| sums[second].total_cmp(&sums[first]));
+    }
+    Choice { place: field[0], seen: sums[field[0]] / scored as f64, samples: scored }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::RngExt;
+
+    /// Independent 0/1 scores of candidates with these rates.
+    fn bernoulli(rates: &[f64], samples: usize) -> ScoreMatrix {
+        let row = |(place, rate): (usize, &f64)| {
+            let mut draws = stream(11, "bernoulli", place as u64);
+            (0..samples).map(|_| f64::from(u8::from(draws.random::<f64>() < *rate))).collect()
+        };
+        let names = (0..rates.len()).map(|place| format!("c{place}")).collect();
+        ScoreMatrix::new(names, rates.iter().enumerate().map(row).collect()).unwrap()
+    }
+
+    fn plan(budgets: &[u64]) -> SimulationPlan {
+        SimulationPlan { budgets: budgets.to_vec(), eta: 3, rungs: None, repetitions: 400, seed: 3 }
+    }
+
+    #[test]
+    fn the_best_of_many_equals_is_overstated_by_the_expected_maximum() {
+        // 72 candidates of the same rate: what the best of them shows too much is the expected maximum of 72 standard
+        // normals (2.41) times the standard error of a rate.
+        let matrix = bernoulli(&[0.75; 72], 20_000);
+        let rows = simulate(&matrix, &plan(&[72 * 50, 72 * 200])).unwrap();
+        for (row, each) in rows.iter().zip([50.0, 200.0]) {
+            let expected = 2.41 * (0.75f64 * 0.25 / each).sqrt();
+            let found = row.uniform.over_statement;
+            assert!((found / expected - 1.0).abs() < 0.1, "{found} {expected}");
+            assert_eq!(row.uniform.samples_of_chosen, each);
+        }
+    }
+
+    #[test]
+    fn halving_loses_and_overstates_less_for_the_same_budget() {
+        let rates: Vec<f64> = (0..72).map(|place| 0.70 + 0.06 * f64::from(place) / 71.0).collect();
+        let matrix = bernoulli(&rates, 5_000);
+        let rows = simulate(&matrix, &plan(&[3_600, 14_400, 72_000])).unwrap();
+        for row in &rows {
+            let halving = row.halving.as_ref().unwrap();
+            assert!(halving.regret < row.uniform.regret, "{row:?}");
+            assert!(halving.over_statement < 0.5 * row.uniform.over_statement, "{row:?}");
+            assert!(halving.samples_of_chosen > row.uniform.samples_of_chosen);
+        }
+        assert!(rows[2].uniform.regret < rows[0].uniform.regret);
+        assert!(rows[2].uniform.best_chosen > rows[0].uniform.best_chosen);
+    }
+
+    #[test]
+    fn halving_spends_what_it_has_and_no_more() {
+        assert_eq!(rung_sizes(72, 3, None), [72, 24, 8, 3]);
+        assert_eq!(rung_sizes(72, 3, Some(2)), [72, 24]);
+        assert_eq!(rung_sizes(5, 4, Some(9)), [5, 2, 1]);
+        let sizes = [72, 24, 8, 3];
+        for budget in [288, 3_601, 14_400] {
+            let each = rung_samples(&sizes, budget);
+            let spent: usize = sizes.iter().zip(&each).map(|(size, each)| size * each).sum();
+            assert!(spent as u64 <= budget && budget - (spent as u64) < 3, "{budget}: {each:?}");
+        }
+    }
+
+    #[test]
+    fn threads_do_not_matter_and_seeds_do() {
+        let matrix = bernoulli(&[0.5, 0.52, 0.54, 0.55, 0.5], 300);
+        let on = |threads: usize, seed| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| simulate(&matrix, &SimulationPlan { seed, ..plan(&[50, 500]) }).unwrap())
+        };
+        assert_eq!(on(1, 3), on(3, 3));
+        assert_ne!(on(1, 3), on(1, 4));
+    }
+
+    #[test]
+    fn equal_scores_are_chosen_by_lot() {
+        let names = vec!["bad".into(), "good".into()];
+        let matrix = ScoreMatrix::new(names, vec![vec![0.0, 1.0, 0.0, 1.0], vec![0.0, 1.0, 0.0, 1.0]]).unwrap();
+        let row = &simulate(&matrix, &plan(&[2])).unwrap()[0];
+        assert_eq!((row.uniform.regret, row.uniform.best_chosen), (0.0, 1.0));
+        // Two rungs do not fit into one sample each.
+        assert_eq!(simulate(&matrix, &SimulationPlan { rungs: Some(2), ..plan(&[2]) }).unwrap()[0].halving, None);
+    }
+
+    #[test]
+    fn bad_matrices_and_plans_are_refused() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_string()).collect::<Vec<_>>();
+        let new = |n: &[&str], rows: Vec<Vec<f64>>| ScoreMatrix::new(names(n), rows).unwrap_err();
+        assert_eq!(new(&["a"], vec![vec![1.0]]), SimulateError::TooFewCandidates(1));
+        assert_eq!(new(&["a", "b"], vec![vec![], vec![]]), SimulateError::NoSamples);
+        assert_eq!(new(&["a", "a"], vec![vec![1.0], vec![1.0]]), SimulateError::Twice("a".into()));
+        assert!(matches!(new(&["a", "b"], vec![vec![1.0], vec![1.0, 2.0]]), SimulateError::Ragged { found: 2, .. }));
+        assert!(matches!(new(&["a", "b"], vec![vec![1.0], vec![f64::NAN]]), SimulateError::NotFinite { place: 1, .. }));
+        let matrix = bernoulli(&[0.5, 0.5], 10);
+        assert!(matches!(simulate(&matrix, &plan(&[1])), Err(SimulateError::SmallBudget { .. })));
+        assert!(matches!(simulate(&matrix, &SimulationPlan { eta: 1, ..plan(&[9]) }), Err(SimulateError::Eta(1))));
+    }
+
+    #[test]
+    fn usual_budgets_end_with_all_samples() {
+        let matrix = bernoulli(&[0.5, 0.5], 100);
+        assert_eq!(matrix.usual_budgets(), [20, 40, 100, 200]);
+    }
+}

@@ -1,0 +1,49 @@
+//! Looks for alarms in what a run recorded.
+
+use std::collections::BTreeMap;
+
+use super::SearchError;
+use super::prepare::Prepared;
+use super::run::Row;
+use crate::evaluate::TaskScores;
+use crate::ledger::Ledger;
+use crate::score::alarms::{Alarm, benchmark_test_sets, flat_fitness, truncation_asymmetry};
+
+/// Alarms that are there before anything is evaluated.
+pub(super) fn before(prepared: &Prepared) -> Vec<Alarm> {
+    benchmark_test_sets(prepared.objective.tasks.iter().map(|task| task.name.as_str()))
+}
+
+/// Alarms of a finished search. `objectives` are those of the candidates scored at full fidelity, each candidate once.
+pub(super) fn after(
+    prepared: &Prepared,
+    ledger: &Ledger,
+    objectives: &[f64],
+    best: Option<&Row>,
+    baseline: Option<&Row>,
+) -> Result<Vec<Alarm>, SearchError> {
+    let mut alarms = before(prepared);
+    alarms.extend(flat_fitness(objectives));
+    let (Some(best), Some(baseline)) = (best, baseline) else { return Ok(alarms) };
+    if best.candidate_id == baseline.candidate_id {
+        return Ok(alarms);
+    }
+    let told = ledger.all_told()?;
+    let searched = |row: &Row| told.get(&row.index).and_then(|record| scores(&record.tasks));
+    let recorded = ledger.all_holdout()?;
+    let held_out = |row: &Row| {
+        let record = recorded.values().find(|record| record.candidate_id == row.candidate_id);
+        record.filter(|record| record.status == "scored").and_then(|record| scores(&record.tasks))
+    };
+    if let (Some(winner), Some(other)) = (searched(best), searched(baseline)) {
+        alarms.extend(truncation_asymmetry("search", &winner, &other));
+    }
+    if let (Some(winner), Some(other)) = (held_out(best), held_out(baseline)) {
+        alarms.extend(truncation_asymmetry("hold-out", &winner, &other));
+    }
+    Ok(alarms)
+}
+
+fn scores(tasks: &serde_json::Value) -> Option<BTreeMap<String, TaskScores>> {
+    serde_json::from_value(tasks.clone()).ok()
+}

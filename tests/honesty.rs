@@ -1,0 +1,180 @@
+//! What keeps a search honest, through the program: replays of recorded scores, a hold-out that is one, alarms.
+
+#[path = "support/fault_server.rs"]
+#[allow(dead_code, reason = "shared with the tests of the HTTP evaluator")]
+mod fault_server;
+#[path = "support/runs.rs"]
+#[allow(dead_code, reason = "shared with the tests of whole searches")]
+mod runs;
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use fault_server::{FaultServer, Reply};
+use runs::{SPACE, Scratch, TASKS, stderr};
+
+#[test]
+fn a_matrix_and_a_ledger_are_replayed() {
+    let scratch = Scratch::new();
+    // Candidate `c7` is right on all samples but every ninth, `c0` on all but every second.
+    let mut text = "candidate".to_string();
+    (0..90).for_each(|sample| write!(text, ",{sample}").unwrap());
+    for candidate in 0..8_usize {
+        write!(text, "\nc{candidate}").unwrap();
+        (0..90).for_each(|sample| {
+            write!(text, ",{}", u8::from((sample + candidate) % (candidate + 2) != 0)).unwrap();
+        });
+    }
+    std::fs::write(scratch.path("scores.csv"), text + "\n").unwrap();
+    let arguments = ["simulate", "scores.csv", "--budget", "80,720", "--eta", "2", "--seed", "4", "--json"];
+    let output = scratch.evomerge(&arguments);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["best"]["candidate"], "c7");
+    assert_eq!(json["rungs"], serde_json::json!([8, 4, 2]));
+    assert_eq!(json["budgets"][1]["uniform"]["samples_of_chosen"], 90.0);
+    assert!(json["budgets"][0]["uniform"]["over_statement"].as_f64().unwrap() > 0.0);
+    assert_eq!(scratch.evomerge(&arguments).stdout, output.stdout);
+
+    let run_file = scratch.run_file(
+        "night",
+        12,
+        "name = \"sphere\"\nsamples = 60",
+        &format!("{SPACE}\n[[tasks]]\nname = \"one\"\n"),
+    );
+    let report = scratch.search(&run_file, &[]);
+    let output = scratch.evomerge(&["simulate", "results/night/ledger.sqlite", "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["samples"], 60);
+    assert_eq!(json["best"]["candidate"], report["best"]["candidate_id"]);
+    let score = json["best"]["score"].as_f64().unwrap();
+    assert!((score - report["best"]["objective"].as_f64().unwrap()).abs() < 1e-9);
+}
+
+#[test]
+fn scores_that_cannot_be_replayed_are_named() {
+    let scratch = Scratch::new();
+    let refused = |text: &str, arguments: &[&str], code: i32, wanted: &[&str]| {
+        std::fs::write(scratch.path("scores.csv"), text).unwrap();
+        let output = scratch.evomerge(&[&["simulate", "scores.csv"], arguments].concat());
+        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+        wanted.iter().for_each(|word| assert!(stderr(&output).contains(word), "{}", stderr(&output)));
+    };
+    refused("candidate,1,2\na,1,yes\nb,0,1\n", &[], 65, &["scores.csv", "`a`", "`2`", "yes"]);
+    refused("candidate,1,2\na,1\nb,0,1\n", &[], 65, &["scores.csv"]);
+    refused("candidate,1\na,1\n", &[], 65, &["two"]);
+    refused("candidate,1\na,NaN\nb,0\n", &[], 65, &["`a`", "finite"]);
+    refused("candidate,1\na,1\nb,0\n", &["--budget", "1"], 2, &["one sample"]);
+    refused("candidate,1\na,1\nb,0\n", &["--eta", "1"], 2, &["eta"]);
+    let output = scratch.evomerge(&["simulate", "nowhere.csv"]);
+    assert_eq!(output.status.code(), Some(65), "{}", stderr(&output));
+}
+
+/// One hold-out sample that the search has too, under another line number, is enough.
+#[cfg(feature = "native")]
+#[test]
+fn a_holdout_that_shares_samples_with_the_search_is_refused() {
+    let scratch = Scratch::new();
+    let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("evals/tiny-llama");
+    let lines = |file: &str| -> Vec<String> {
+        let text = std::fs::read_to_string(zoo.join("data").join(file)).unwrap();
+        text.lines().take(20).map(str::to_string).collect()
+    };
+    let (search, mut holdout) = (lines("add.val.jsonl"), lines("add.test.jsonl"));
+    holdout.retain(|line| !search.contains(line));
+    let check = |holdout: &[String]| {
+        std::fs::write(scratch.path("search.jsonl"), search.join("\n")).unwrap();
+        std::fs::write(scratch.path("holdout.jsonl"), holdout.join("\n")).unwrap();
+        let text = format!(
+            "name = \"run\"\n[models]\nbase = {:?}\nsources = [{:?}]\n[space]\nmethod = \"task_arithmetic\"\n[budget]\nevaluations = 9\n\
+             [evaluator]\nkind = \"native\"\n[[tasks]]\nname = \"add\"\ndata = \"search.jsonl\"\nmetric = \"exact_match\"\n\
+             [holdout]\ntasks = {{ add = {{ data = \"holdout.jsonl\" }} }}\n",
+            zoo.join("base"),
+            zoo.join("expert-add"),
+        );
+        std::fs::write(scratch.path("run.toml"), text).unwrap();
+        scratch.evomerge(&["check", "run.toml"])
+    };
+    let output = check(&holdout);
+    assert!(output.status.success(), "{}", stderr(&output));
+    // The same sample, written with another space.
+    holdout.push(search[3].replace("\": ", "\":  "));
+    assert!(!search.contains(&holdout[holdout.len() - 1]));
+    let output = check(&holdout);
+    assert_eq!(output.status.code(), Some(65), "{}", stderr(&output));
+    for word in ["`add`", "1 of ", "never saw"] {
+        assert!(stderr(&output).contains(word), "{word}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn alarms_stand_in_the_report_and_in_the_verdict() {
+    let scratch = Scratch::new();
+    // Without noise, every candidate of a flat landscape scores the same.
+    let tasks = "[[tasks]]\nname = \"gsm8k\"\n[[tasks]]\nname = \"gsm8k_train\"\n[holdout]\nfraction = 0.4\n";
+    let run_file = scratch.run_file("run", 15, "name = \"flat\"\nsamples = 50", &format!("{SPACE}{tasks}"));
+    let report = scratch.search(&run_file, &[]);
+    let kinds: Vec<_> =
+        report["alarms"].as_array().unwrap().iter().map(|alarm| (&alarm["kind"], &alarm["task"])).collect();
+    let null = serde_json::Value::Null;
+    assert_eq!(kinds, [(&"benchmark_test_set".into(), &"gsm8k".into()), (&"flat_fitness".into(), &null)]);
+    let verdict = std::fs::read_to_string(scratch.path("results/run/verdict.json")).unwrap();
+    let verdict: serde_json::Value = serde_json::from_str(&verdict).unwrap();
+    assert_eq!((&verdict["alarms"], &verdict["verdict"]), (&report["alarms"], &"no_evidence".into()));
+    let output = scratch.evomerge(&["search", run_file.to_str().unwrap()]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("warning: all ") && text.contains("warning: task `gsm8k`"), "{text}");
+    let output = scratch.evomerge(&["check", run_file.to_str().unwrap()]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("task `gsm8k` looks like"), "{output:?}");
+
+    let run_file = scratch.run_file("good", 15, "name = \"sphere\"\nsamples = 50", &format!("{SPACE}{TASKS}"));
+    assert_eq!(scratch.search(&run_file, &[])["alarms"], serde_json::json!([]));
+}
+
+#[test]
+fn a_run_whose_baselines_are_all_infeasible_stops() {
+    let scratch = Scratch::new();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+    let server = FaultServer::start(vec![]);
+    *server.inner.otherwise.lock().unwrap() = Reply::Edited(|answer| {
+        *answer = serde_json::json!({
+            "evaluation_id": answer["evaluation_id"], "candidate_id": answer["candidate_id"], "status": "failed",
+            "instance_id": answer["instance_id"], "fingerprint": answer["fingerprint"],
+            "error": {"code": "candidate_invalid", "class": "candidate", "title": "no such folder", "detail": "no such folder"},
+        });
+    });
+    let text = format!(
+        "name = \"run\"\n[models]\nbase = {:?}\nsources = [{:?}, {:?}]\n[space]\nmethod = \"task_arithmetic\"\n[budget]\nevaluations = 30\n\
+         [evaluator]\nkind = \"http\"\nendpoints = [\"{}\"]\nstartup_timeout = \"5s\"\n[[tasks]]\nname = \"add\"\n",
+        golden.join("base"),
+        golden.join("a"),
+        golden.join("b"),
+        server.url()
+    );
+    std::fs::write(scratch.path("run.toml"), text).unwrap();
+    // Once more: what is recorded stands, so it stops again, without asking.
+    for _ in 0..2 {
+        let output = scratch.evomerge(&["search", "run.toml"]);
+        assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+        for word in ["none of the 4 baselines", "no such folder", "candidates.dir", "--fresh"] {
+            assert!(stderr(&output).contains(word), "{word}: {}", stderr(&output));
+        }
+    }
+    assert!(server.posts() < 30, "{}", server.posts());
+}
+
+/// As `scripts/a_a_runs.py` does with 100 seeds.
+#[test]
+fn searches_with_nothing_to_find_find_nothing() {
+    let scratch = Scratch::new();
+    let run_file =
+        scratch.run_file("run", 20, "name = \"flat\"\nsamples = 100\nnoise = 0.5", &format!("{SPACE}{TASKS}"));
+    let found = |seed: u64| {
+        let results = format!("results-{seed}");
+        let report = scratch.search(&run_file, &["--seed", &seed.to_string(), "--results", &results, "--quiet"]);
+        report["verdict"] != "no_evidence"
+    };
+    let wrong: Vec<u64> = (1..=20).filter(|seed| found(*seed)).collect();
+    assert!(wrong.len() <= 2, "seeds {wrong:?} found an improvement that is not there");
+}
