@@ -6,15 +6,18 @@ use super::baselines::{Baselines, GREEDY_SOUP_SOURCES, Plan};
 use super::cma_es::{self, CmaEs};
 use super::contract::Checked;
 use super::genetic::{self, Genetic};
+use super::portfolio::{self, Portfolio};
 use super::random::{Sampling, Source};
 use super::settings::{Settings, closest, refuse};
 use super::soup::Keep;
+use super::tpe::{self, Tpe};
 use super::{Content, Landscape, Strategy, StrategyError};
 use crate::config::StrategyConfig;
 use crate::space::Genome;
 
 /// The kinds that `[strategy] kind` may name.
-pub const KINDS: [&str; 6] = ["genetic", "cma-es", "random", "sobol", "greedy-soup", "uniform-soup"];
+pub const KINDS: [&str; 8] =
+    ["portfolio", "genetic", "cma-es", "tpe", "random", "sobol", "greedy-soup", "uniform-soup"];
 
 /// A point of the search space that stands for a baseline.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,6 +73,14 @@ pub fn build(config: &StrategyConfig, setup: Setup) -> Result<Box<dyn Strategy>,
         "cma-es" => {
             let parameters = cma_es::Parameters::read(&mut settings)?;
             Some(Box::new(CmaEs::new(parameters, landscape()?, &setup)))
+        }
+        "tpe" => {
+            let parameters = tpe::Parameters::read(&mut settings)?;
+            Some(Box::new(Tpe::new(parameters, landscape()?, &setup)))
+        }
+        "portfolio" => {
+            let parameters = portfolio::Parameters::read(&mut settings)?;
+            Some(Box::new(Portfolio::new(parameters, landscape()?, &setup)))
         }
         _ => None,
     };

@@ -10,12 +10,16 @@ mod cma_es;
 pub mod conformance;
 mod contract;
 mod genetic;
+mod history;
 mod linear_algebra;
+mod local;
+mod portfolio;
 mod random;
 mod settings;
 mod soup;
 mod space_filling;
 mod surrogate;
+mod tpe;
 
 use std::collections::BTreeMap;
 
@@ -130,6 +134,9 @@ pub trait Strategy: Send {
     fn learn(&mut self, _content: &Content, _outcome: &Outcome) -> Result<(), StrategyError> {
         Ok(())
     }
+
+    /// Another strategy's proposal, placed; its outcome follows by [`Self::learn`].
+    fn watch(&mut self, _genome: &Genome, _placement: Placement) {}
 
     /// How the greedy soup went so far, where there is one.
     fn soup_trace(&self) -> Option<&SoupTrace> {

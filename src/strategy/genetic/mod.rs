@@ -19,6 +19,7 @@ use std::sync::Arc;
 use rand::{Rng, RngExt};
 
 use model::Model;
+pub(super) use model::standardise;
 pub(super) use parameters::Parameters;
 use ties::Ties;
 
@@ -394,7 +395,17 @@ impl Strategy for Genetic {
                 }
             }
         }
-        self.observe(outcome)?;
+        let places = self.observe(outcome)?;
+        if matches!(content, Content::Genome(_)) {
+            self.count_stagnation(&places);
+        }
         Ok(())
+    }
+
+    fn watch(&mut self, genome: &Genome, placement: Placement) {
+        if !self.archive.contains(&self.archive.effective(genome)) {
+            let point = self.archive.add(genome.clone(), 0);
+            self.archive.place(point, placement);
+        }
     }
 }
