@@ -16,6 +16,7 @@ use evomerge::config::RunConfig;
 use evomerge::evaluate::{MetricValue, PerSample, SampleId, TaskScores};
 use evomerge::merge::{MergeOptions, Merger};
 use evomerge::recipe::Recipe;
+use evomerge::score::ObjectiveTask;
 use evomerge::search::Models;
 use evomerge::space::{SearchSpace, base_recipe, soup_recipe};
 use evomerge::strategy::{self, Ask, Content, Landscape, Outcome, Placement, Setup, Status, Strategy};
@@ -164,6 +165,7 @@ impl Bench {
             look_ahead: usize::try_from(arguments.look_ahead).unwrap_or(usize::MAX),
             seeds: contents.iter().filter_map(|content| landscape.encode(content)).collect(),
             landscape: Some(landscape),
+            objective: self.validation.iter().map(|images| goal(&images.task)).collect(),
         }
     }
 
@@ -260,6 +262,10 @@ fn task(hits: Vec<f64>) -> TaskScores {
         metrics: BTreeMap::from([("accuracy".to_owned(), MetricValue { value, stderr: None })]),
         per_sample: Some(PerSample { ids, scores: BTreeMap::from([("accuracy".to_owned(), hits)]) }),
     }
+}
+
+fn goal(task: &str) -> ObjectiveTask {
+    ObjectiveTask { name: task.to_owned(), metric: "accuracy".to_owned(), weight: 1.0, maximize: true }
 }
 
 #[derive(Default)]

@@ -13,6 +13,8 @@ mod genetic;
 mod history;
 mod linear_algebra;
 mod local;
+mod nsga2;
+mod pareto;
 mod portfolio;
 mod random;
 mod settings;
@@ -24,7 +26,7 @@ mod tpe;
 use std::collections::BTreeMap;
 
 pub use build::{KINDS, SeedGenome, Setup, build};
-pub use soup::{SoupStep, SoupTrace};
+pub use soup::{SoupRemoval, SoupStep, SoupTrace};
 
 use crate::evaluate::TaskScores;
 use crate::exit::ExitCode;
@@ -137,6 +139,12 @@ pub trait Strategy: Send {
 
     /// Another strategy's proposal, placed; its outcome follows by [`Self::learn`].
     fn watch(&mut self, _genome: &Genome, _placement: Placement) {}
+
+    /// Of a search with several objectives: the share of the box between the worst and the best seen of each objective that
+    /// its candidates dominate.
+    fn hypervolume(&self) -> Option<f64> {
+        None
+    }
 
     /// How the greedy soup went so far, where there is one.
     fn soup_trace(&self) -> Option<&SoupTrace> {

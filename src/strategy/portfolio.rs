@@ -25,18 +25,17 @@ const ELITE: usize = 20;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Parameters {
     genetic: genetic::Parameters,
-    /// Proposals of the genetic algorithm before the others join; `None`: by genes.
-    start: Option<usize>,
+    /// Proposals of the genetic algorithm before the others join.
+    start: usize,
     /// Least share of the proposals of every member.
     least: f64,
 }
 
 impl Parameters {
     pub(super) fn read(settings: &mut Settings<'_>) -> Result<Self, StrategyError> {
-        let start = settings.whole("start", 0, 0..=1_000_000)?;
         Ok(Self {
             genetic: genetic::Parameters::read(settings)?,
-            start: (start > 0).then_some(start),
+            start: settings.whole("start", 12, 0..=1_000_000)?,
             least: settings.number("least", 0.1, 0.0..=0.25)?,
         })
     }
@@ -56,7 +55,6 @@ struct Member {
 pub(super) struct Portfolio {
     parameters: Parameters,
     members: Vec<Member>,
-    start: usize,
     asked: usize,
     /// Who made the open proposal, and its genome.
     open: Option<(usize, Genome)>,
@@ -68,7 +66,6 @@ pub(super) struct Portfolio {
 
 impl Portfolio {
     pub(super) fn new(parameters: Parameters, landscape: Arc<dyn Landscape>, setup: &Setup) -> Self {
-        let genes = landscape.genes().len();
         let strategies: [Box<dyn Strategy>; 4] = [
             Box::new(Genetic::new(parameters.genetic.clone(), landscape.clone(), setup)),
             Box::new(Local::new(landscape.clone(), setup)),
@@ -77,7 +74,6 @@ impl Portfolio {
         ];
         let member = |strategy| Member { strategy, worth: 0.5, owed: 0.0, done: false };
         Self {
-            start: parameters.start.unwrap_or((2 * genes).clamp(20, 40)),
             parameters,
             members: strategies.into_iter().map(member).collect(),
             asked: 0,
@@ -98,7 +94,7 @@ impl Portfolio {
 
     /// Whose turn it is: the member that is owed most.
     fn turn(&mut self) -> Option<usize> {
-        if self.asked < self.start && !self.members[0].done {
+        if self.asked < self.parameters.start && !self.members[0].done {
             return Some(0);
         }
         let shares = self.shares();
