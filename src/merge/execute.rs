@@ -21,8 +21,8 @@ use super::sparsify::MersenneStream;
 use super::statistics::StatisticsCache;
 use super::tensor::{BLOCK, TensorGroup, block_count, block_range, with_buffer};
 use crate::checkpoint::{
-    CONFIG_FILE, Checkpoint, CheckpointWriter, ContentIds, Dtype, OutputFile, OutputTensor, SpareCheckpoints, base_layout,
-    shard_layout,
+    CONFIG_FILE, Checkpoint, CheckpointWriter, ContentIds, Dtype, OutputFile, OutputTensor, SpareCheckpoints,
+    base_layout, shard_layout,
 };
 use crate::recipe::{MaskKind, ModelReference, Recipe};
 

@@ -554,6 +554,12 @@ impl Search {
 
     /// Opens the hold-out and says what was found.
     async fn conclude(self, reason: String) -> Result<RunReport, SearchError> {
+        if let Some(share) = self.schedule.strategy().hypervolume() {
+            self.progress.line(&format!(
+                "the candidates dominate {:.1} % of the box between the worst and the best value seen of each objective",
+                100.0 * share
+            ));
+        }
         let soup = self.schedule.strategy().soup_trace().cloned();
         let best = self.best.and_then(|(_, index)| self.rows.get(&index)).cloned();
         let verdict = match &best {
@@ -688,6 +694,7 @@ fn setup(prepared: &Prepared, frozen: &Frozen) -> Setup {
         evaluations: frozen.planned_evaluations,
         look_ahead: usize::try_from(frozen.look_ahead).unwrap_or(usize::MAX),
         seeds: seeds.collect(),
+        objective: prepared.objective.tasks.clone(),
         landscape,
     }
 }

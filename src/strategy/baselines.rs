@@ -18,6 +18,8 @@ pub(super) struct Plan {
     pub(super) sources: usize,
     pub(super) greedy: bool,
     pub(super) keep: Keep,
+    /// Whether the greedy soup ends with a pass of removals.
+    pub(super) backward: bool,
 }
 
 /// Who made a proposal.
@@ -103,7 +105,7 @@ impl Baselines {
             }
             let scores: Vec<Option<f64>> =
                 sources.iter().map(|index| self.told.get(index).copied().flatten()).collect();
-            self.trace = Some(SoupTrace::start(&scores));
+            self.trace = Some(SoupTrace::start(&scores, self.plan.backward));
         }
         let trace = self.trace.as_mut()?;
         if let Some(index) = self.step {
@@ -188,6 +190,10 @@ impl Strategy for Baselines {
             Some(Owner::Baseline(content)) => inner.learn(content, outcome),
             _ => inner.tell(outcome),
         }
+    }
+
+    fn hypervolume(&self) -> Option<f64> {
+        self.inner.as_ref()?.hypervolume()
     }
 
     fn soup_trace(&self) -> Option<&SoupTrace> {

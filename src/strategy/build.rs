@@ -6,16 +6,21 @@ use super::baselines::{Baselines, GREEDY_SOUP_SOURCES, Plan};
 use super::cma_es::{self, CmaEs};
 use super::contract::Checked;
 use super::genetic::{self, Genetic};
+use super::nsga2::{self, Nsga2};
+use super::portfolio::{self, Portfolio};
 use super::racing::{Race, Racing};
 use super::random::{Sampling, Source};
 use super::settings::{Settings, closest, refuse};
 use super::soup::Keep;
+use super::tpe::{self, Tpe};
 use super::{Content, Landscape, Strategy, StrategyError};
 use crate::config::StrategyConfig;
+use crate::score::ObjectiveTask;
 use crate::space::Genome;
 
 /// The kinds that `[strategy] kind` may name.
-pub const KINDS: [&str; 6] = ["genetic", "cma-es", "random", "sobol", "greedy-soup", "uniform-soup"];
+pub const KINDS: [&str; 9] =
+    ["portfolio", "genetic", "cma-es", "tpe", "nsga2", "random", "sobol", "greedy-soup", "uniform-soup"];
 
 /// A point of the search space that stands for a baseline.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +49,8 @@ pub struct Setup {
     /// Proposal k sees the outcomes up to k less this many.
     pub look_ahead: usize,
     pub seeds: Vec<SeedGenome>,
+    /// The tasks of the run's objective, for strategies that look at them one by one; empty: they see the objective only.
+    pub objective: Vec<ObjectiveTask>,
 }
 
 /// Builds the strategy of a run: baselines first, then the kind, with the contract checked.
@@ -66,12 +73,13 @@ pub fn build_raced(
     let kind = kind(&config.kind)?;
     let mut settings = Settings::new(&config.settings);
     let keep = [Keep::Better, Keep::NotWorse][settings.choice("keep", &["better", "not_worse"])?];
+    let backward = settings.truth("backward", false)?;
     let greedy = match kind {
         "greedy-soup" => true,
         "uniform-soup" => false,
         _ => setup.sources <= GREEDY_SOUP_SOURCES,
     };
-    let plan = Plan { has_base: setup.has_base, sources: setup.sources, greedy, keep };
+    let plan = Plan { has_base: setup.has_base, sources: setup.sources, greedy, keep, backward };
     let landscape = || setup.landscape.clone().ok_or_else(|| StrategyError::NoSpace { kind: kind.to_owned() });
     let inner: Option<Box<dyn Strategy>> = match kind {
         "random" => Some(Box::new(Sampling::new(Source::Uniform, setup.seed, landscape()?))),
@@ -83,6 +91,18 @@ pub fn build_raced(
         "cma-es" => {
             let parameters = cma_es::Parameters::read(&mut settings)?;
             Some(Box::new(CmaEs::new(parameters, landscape()?, &setup)))
+        }
+        "tpe" => {
+            let parameters = tpe::Parameters::read(&mut settings)?;
+            Some(Box::new(Tpe::new(parameters, landscape()?, &setup)))
+        }
+        "nsga2" => {
+            let parameters = nsga2::Parameters::read(&mut settings)?;
+            Some(Box::new(Nsga2::new(parameters, landscape()?, &setup)))
+        }
+        "portfolio" => {
+            let parameters = portfolio::Parameters::read(&mut settings)?;
+            Some(Box::new(Portfolio::new(parameters, landscape()?, &setup)))
         }
         _ => None,
     };
@@ -257,6 +277,7 @@ mod tests {
                 evaluations: Some(100),
                 look_ahead: 8,
                 seeds: vec![],
+                objective: vec![],
             };
             let oracle = |_: u64, content: &Content| match content {
                 Content::Genome(genome) => Answer::Score(function(&genome.0)),

@@ -5,6 +5,7 @@
 //! 2016). Restarts double the population (Auger and Hansen 2005).
 
 use std::cmp::Ordering;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use rand::{Rng, RngExt};
@@ -33,6 +34,12 @@ const STEP_BOUNDS: (f64, f64) = (1e-6, 1.0);
 pub(super) struct Parameters {
     population: Option<usize>,
     step: f64,
+}
+
+impl Default for Parameters {
+    fn default() -> Self {
+        Self { population: None, step: 1.0 / 6.0 }
+    }
 }
 
 impl Parameters {
@@ -169,6 +176,10 @@ pub(super) struct CmaEs {
     restarts: u32,
     asked: u64,
     open: Option<usize>,
+    /// Points of its own proposing.
+    own: HashSet<usize>,
+    /// Whether the search is still to start, around the best points that others found.
+    follows: bool,
 }
 
 impl CmaEs {
@@ -192,7 +203,38 @@ impl CmaEs {
             restarts: 0,
             asked: 0,
             open: None,
+            own: HashSet::new(),
+            follows: false,
         }
+    }
+
+    /// The same as one of several searches: it starts around the best points that the others found.
+    pub(super) fn follower(parameters: Parameters, landscape: Arc<dyn Landscape>, setup: &Setup) -> Self {
+        Self { follows: true, ..Self::new(parameters, landscape, setup) }
+    }
+
+    /// A distribution as wide as the best points known lie, around them (Nomura et al. 2021).
+    fn follow(&mut self) {
+        let points = self.archive.points();
+        let mut known: Vec<usize> = (0..points.len()).filter(|place| self.rank(*place).is_some()).collect();
+        known.sort_by(|a, b| self.rank(*b).partial_cmp(&self.rank(*a)).unwrap_or(Ordering::Equal));
+        known.truncate((known.len() / 5).clamp(1, 2 * self.distribution.population));
+        if known.len() < 3 {
+            return;
+        }
+        self.follows = false;
+        let count = known.len() as f64;
+        let genes = self.distribution.mean.len();
+        let mean: Vec<f64> = (0..genes)
+            .map(|gene| known.iter().map(|place| points[*place].effective[gene]).sum::<f64>() / count)
+            .collect();
+        let square = |place: &usize| -> f64 {
+            points[*place].effective.iter().zip(&mean).map(|(x, mean)| (x - mean) * (x - mean)).sum()
+        };
+        let variance = known.iter().map(square).sum::<f64>() / (count * genes as f64);
+        let step = variance.sqrt().clamp(0.02, self.parameters.step);
+        self.distribution = Distribution::new(mean, step, self.distribution.population);
+        self.since = points.len();
     }
 
     /// A sample that was never proposed.
@@ -267,6 +309,9 @@ impl Strategy for CmaEs {
     fn ask(&mut self) -> Result<Ask, StrategyError> {
         let mut rng = random::stream(self.seed, "cma-es", self.asked);
         self.asked += 1;
+        if self.follows {
+            self.follow();
+        }
         let Some((genome, origin)) = self.draw(&mut rng) else {
             return Ok(Ask::Done("search space exhausted".to_owned()));
         };
@@ -285,6 +330,7 @@ impl Strategy for CmaEs {
 
     fn place(&mut self, placement: Placement) {
         let Some(point) = self.open.take() else { return };
+        self.own.insert(point);
         self.archive.place(point, placement);
         // A duplicate of something known is an outcome at once.
         if self.rank(point).is_some() {
@@ -295,7 +341,9 @@ impl Strategy for CmaEs {
 
     fn tell(&mut self, outcome: &Outcome) -> Result<(), StrategyError> {
         let places = self.observe(outcome)?;
-        let ours = places.into_iter().filter(|place| *place >= self.since && self.rank(*place).is_some());
+        let ours = places
+            .into_iter()
+            .filter(|place| *place >= self.since && self.own.contains(place) && self.rank(*place).is_some());
         let ours: Vec<usize> = ours.collect();
         self.fresh.extend(ours);
         self.learn_from_fresh();
@@ -308,6 +356,13 @@ impl Strategy for CmaEs {
         }
         self.observe(outcome)?;
         Ok(())
+    }
+
+    fn watch(&mut self, genome: &Genome, placement: Placement) {
+        if !self.archive.contains(&self.archive.effective(genome)) {
+            let point = self.archive.add(genome.clone(), 0);
+            self.archive.place(point, placement);
+        }
     }
 }
 

@@ -261,6 +261,7 @@ pub fn setup(space: TestSpace, look_ahead: usize) -> Setup {
         evaluations: None,
         look_ahead,
         seeds: vec![seed(Content::Base, 0.0, true), seed(Content::Soup(vec![0, 1, 2]), 0.4, false)],
+        objective: vec![],
     }
 }
 
@@ -447,6 +448,19 @@ mod tests {
     fn every_kind_conforms() {
         for kind in KINDS {
             check(&|setup| build(&config(kind), setup)).unwrap_or_else(|violation| panic!("{kind}: {violation}"));
+        }
+    }
+
+    #[test]
+    fn options_conform_as_well() {
+        for (kind, settings) in [
+            ("genetic", "niching = true"),
+            ("greedy-soup", "backward = true"),
+            ("nsga2", "groups = 3"),
+            ("portfolio", "least = 0.25\nstart = 0"),
+        ] {
+            let config = StrategyConfig { settings: settings.parse().unwrap(), ..config(kind) };
+            check(&|setup| build(&config, setup)).unwrap_or_else(|violation| panic!("{kind}: {violation}"));
         }
     }
 

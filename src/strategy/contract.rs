@@ -70,6 +70,10 @@ impl Strategy for Checked {
         self.inner.learn(content, outcome)
     }
 
+    fn hypervolume(&self) -> Option<f64> {
+        self.inner.hypervolume()
+    }
+
     fn soup_trace(&self) -> Option<&SoupTrace> {
         self.inner.soup_trace()
     }

@@ -10,19 +10,25 @@ mod cma_es;
 pub mod conformance;
 mod contract;
 mod genetic;
+mod history;
 mod linear_algebra;
+mod local;
+mod nsga2;
+mod pareto;
+mod portfolio;
 mod racing;
 mod random;
 mod settings;
 mod soup;
 mod space_filling;
 mod surrogate;
+mod tpe;
 
 use std::collections::BTreeMap;
 
 pub use build::{KINDS, SeedGenome, Setup, build, build_raced};
 pub use racing::{PROMOTION, Race};
-pub use soup::{SoupStep, SoupTrace};
+pub use soup::{SoupRemoval, SoupStep, SoupTrace};
 
 use crate::evaluate::TaskScores;
 use crate::exit::ExitCode;
@@ -131,6 +137,15 @@ pub trait Strategy: Send {
     /// The outcome of a baseline that another strategy proposed: known for free.
     fn learn(&mut self, _content: &Content, _outcome: &Outcome) -> Result<(), StrategyError> {
         Ok(())
+    }
+
+    /// Another strategy's proposal, placed; its outcome follows by [`Self::learn`].
+    fn watch(&mut self, _genome: &Genome, _placement: Placement) {}
+
+    /// Of a search with several objectives: the share of the box between the worst and the best seen of each objective that
+    /// its candidates dominate.
+    fn hypervolume(&self) -> Option<f64> {
+        None
     }
 
     /// How the greedy soup went so far, where there is one.

@@ -16,7 +16,13 @@ pub struct SoupTrace {
     pub members: Vec<usize>,
     /// The soup's objective.
     pub score: Option<f64>,
-    /// Whether every source was tried; `false` while it runs, and when the budget cut it.
+    /// Whether each member is tried without once all sources were tried.
+    #[serde(default)]
+    pub backward: bool,
+    /// The removals tried, in order of joining.
+    #[serde(default)]
+    pub removals: Vec<SoupRemoval>,
+    /// Whether everything was tried; `false` while it runs, and when the budget cut it.
     pub complete: bool,
 }
 
@@ -27,6 +33,16 @@ pub struct SoupStep {
     /// Objective of the soup with it; `None` if that could not be scored.
     pub score: Option<f64>,
     pub kept: bool,
+}
+
+/// One removal tried.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SoupRemoval {
+    pub source: usize,
+    /// Objective of the soup without it; `None` if that could not be scored.
+    pub score: Option<f64>,
+    /// Whether it stayed out.
+    pub removed: bool,
 }
 
 /// When an addition stays in the soup.
@@ -49,7 +65,7 @@ impl Keep {
 
 impl SoupTrace {
     /// Starts from the sources' objectives (`None`: not scored, left out).
-    pub(super) fn start(scores: &[Option<f64>]) -> Self {
+    pub(super) fn start(scores: &[Option<f64>], backward: bool) -> Self {
         let mut scored: Vec<(usize, f64)> =
             scores.iter().enumerate().filter_map(|(source, score)| score.map(|score| (source, score))).collect();
         // Stable: equal scores stay in source order.
@@ -60,27 +76,57 @@ impl SoupTrace {
             complete: scored.len() < 2,
             order: scored.into_iter().map(|(source, _)| source).collect(),
             steps: Vec::new(),
+            backward,
+            removals: Vec::new(),
         }
     }
 
     /// The sources of the next soup to score, ascending; `None` when all were tried.
     pub(super) fn next(&self) -> Option<Vec<usize>> {
         let mut members = self.members.clone();
-        members.push(*self.order.get(self.steps.len() + 1)?);
+        match self.order.get(self.steps.len() + 1) {
+            Some(added) => members.push(*added),
+            None => {
+                let left_out = self.removal()?;
+                members.retain(|member| *member != left_out);
+            }
+        }
         members.sort_unstable();
         Some(members)
     }
 
+    /// The member to try without: each once, in order of joining, as long as another is left.
+    fn removal(&self) -> Option<usize> {
+        let kept = self.steps.iter().filter(|step| step.kept).map(|step| step.added);
+        let joined: Vec<usize> = self.order.iter().take(1).copied().chain(kept).collect();
+        if !self.backward || self.members.len() < 2 || joined.len() < 3 {
+            // Of two, each alone was tried before they joined.
+            return None;
+        }
+        joined.get(self.removals.len()).copied()
+    }
+
     /// Takes the score of the soup that [`Self::next`] returned.
     pub(super) fn scored(&mut self, score: Option<f64>, keep: Keep) {
-        let Some(&added) = self.order.get(self.steps.len() + 1) else { return };
-        let kept = score.zip(self.score).is_some_and(|(score, best)| keep.accepts(score, best));
+        let better = score.zip(self.score).is_some_and(|(score, best)| keep.accepts(score, best));
+        if let Some(&added) = self.order.get(self.steps.len() + 1) {
+            self.added(added, score, better);
+        } else if let Some(source) = self.removal() {
+            if better {
+                self.members.retain(|member| *member != source);
+                self.score = score;
+            }
+            self.removals.push(SoupRemoval { source, score, removed: better });
+        }
+        self.complete = self.next().is_none();
+    }
+
+    fn added(&mut self, added: usize, score: Option<f64>, kept: bool) {
         if kept {
             self.members.push(added);
             self.score = score;
         }
         self.steps.push(SoupStep { added, score, kept });
-        self.complete = self.steps.len() + 1 == self.order.len();
     }
 }
 
@@ -90,7 +136,7 @@ mod tests {
 
     #[test]
     fn adds_in_order_and_keeps_what_helps() {
-        let mut trace = SoupTrace::start(&[Some(0.5), None, Some(0.7), Some(0.5)]);
+        let mut trace = SoupTrace::start(&[Some(0.5), None, Some(0.7), Some(0.5)], false);
         assert_eq!((trace.order.as_slice(), trace.members.as_slice()), (&[2, 0, 3][..], &[2][..]));
         assert_eq!(trace.next(), Some(vec![0, 2]));
         trace.scored(Some(0.7), Keep::Better);
@@ -104,7 +150,7 @@ mod tests {
 
     #[test]
     fn not_worse_keeps_ties_and_failures_never_join() {
-        let mut trace = SoupTrace::start(&[Some(0.5), Some(0.5), Some(0.1)]);
+        let mut trace = SoupTrace::start(&[Some(0.5), Some(0.5), Some(0.1)], false);
         trace.scored(Some(0.5), Keep::NotWorse);
         trace.scored(None, Keep::NotWorse);
         assert_eq!((trace.members, trace.score, trace.complete), (vec![0, 1], Some(0.5), true));
@@ -112,8 +158,27 @@ mod tests {
 
     #[test]
     fn one_source_or_none_is_complete_at_once() {
-        assert!(SoupTrace::start(&[Some(1.0), None]).complete);
-        let none = SoupTrace::start(&[None]);
+        assert!(SoupTrace::start(&[Some(1.0), None], false).complete);
+        let none = SoupTrace::start(&[None], false);
         assert_eq!((none.complete, none.next(), none.score), (true, None, None));
+    }
+
+    #[test]
+    fn a_backward_pass_drops_who_has_become_superfluous() {
+        let mut trace = SoupTrace::start(&[Some(0.7), Some(0.6), Some(0.5)], true);
+        trace.scored(Some(0.8), Keep::Better);
+        trace.scored(Some(0.9), Keep::Better);
+        assert_eq!((trace.next(), trace.complete), (Some(vec![1, 2]), false));
+        trace.scored(Some(0.95), Keep::Better);
+        assert_eq!(trace.next(), Some(vec![2]));
+        trace.scored(Some(0.5), Keep::Better);
+        assert_eq!(trace.next(), Some(vec![1]));
+        trace.scored(None, Keep::Better);
+        assert_eq!((trace.members.as_slice(), trace.score, trace.complete), (&[1, 2][..], Some(0.95), true));
+        assert_eq!(trace.removals[0], SoupRemoval { source: 0, score: Some(0.95), removed: true });
+
+        let mut pair = SoupTrace::start(&[Some(0.7), Some(0.6)], true);
+        pair.scored(Some(0.8), Keep::Better);
+        assert!(pair.complete, "the two alone are known");
     }
 }

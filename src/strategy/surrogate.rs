@@ -40,7 +40,8 @@ impl Scales {
         Self { lengths: vec![length_prior(genes); scales], noise: NOISE_PRIOR.0 }
     }
 
-    fn length(&self, gene: usize) -> f64 {
+    /// The logarithm of a gene's length scale.
+    pub(super) fn length(&self, gene: usize) -> f64 {
         self.lengths[if self.lengths.len() == 1 { 0 } else { gene }]
     }
 }

@@ -6,7 +6,7 @@ use crate::space::{Gene, GeneKind};
 
 /// Simulated binary crossover (Deb and Agrawal 1995) for real and integer genes: children lie around the parents, near them
 /// for a large `eta`. Every gene crosses with probability 1/2; categorical genes come from either parent.
-pub(super) fn simulated_binary(
+pub(in crate::strategy) fn simulated_binary(
     genes: &[Gene],
     first: &[f64],
     second: &[f64],

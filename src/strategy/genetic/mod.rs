@@ -5,20 +5,23 @@
 //! dear and arithmetic is cheap, so a model of the history ([`model`]) ranks a large brood, and some generations bred from it,
 //! for every child that is proposed.
 
-mod crossover;
+pub(super) mod crossover;
 mod model;
-mod mutation;
+pub(super) mod mutation;
+mod niching;
 mod parameters;
 mod population;
 mod selection;
 mod ties;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use rand::{Rng, RngExt};
 
 use model::Model;
+pub(super) use model::standardise;
+use niching::Niches;
 pub(super) use parameters::Parameters;
 use ties::Ties;
 
@@ -29,7 +32,8 @@ use super::{
     space_filling,
 };
 use crate::random;
-use crate::space::Genome;
+use crate::score::ObjectiveTask;
+use crate::space::{Gene, GeneKind, Genome};
 
 /// Draws for one proposal before a space counts as exhausted.
 const TRIES: usize = 1_000;
@@ -43,6 +47,8 @@ const FOUNDERS: usize = 4;
 const LITTER: usize = 12;
 /// Duplicates in a row after which the search looks further afield.
 const FEW_DUPLICATES: usize = 16;
+/// Distance from the initial values that points of the design with ties keep.
+const NEARER: f64 = 0.6;
 /// Most points of the initial design.
 const DESIGN: usize = 10;
 
@@ -86,6 +92,9 @@ pub(super) struct Genetic {
     duplicates: usize,
     model: Model,
     ties: Ties,
+    tasks: Vec<ObjectiveTask>,
+    /// Sample scores of evaluations, with niching.
+    samples: BTreeMap<u64, Vec<f64>>,
 }
 
 impl Genetic {
@@ -110,6 +119,8 @@ impl Genetic {
             since: 0,
             restarts: 0,
             duplicates: 0,
+            tasks: setup.objective.clone(),
+            samples: BTreeMap::new(),
         };
         for seed in &setup.seeds {
             genetic.seed_point(seed);
@@ -148,12 +159,23 @@ impl Genetic {
         for index in 0..points {
             let number = first | index as u64;
             let genome = if self.ties.bind() && index % 3 < 2 {
-                self.ties.spread(&space_filling::sobol(self.seed, number, self.ties.count()))
+                let point = self.ties.spread(&space_filling::sobol(self.seed, number, self.ties.count()));
+                if origin == "sobol" { self.towards_init(point) } else { point }
             } else {
                 space_filling::sobol(self.seed, number, self.dimensions())
             };
             self.design.push_back(Child { genome, origin, parents: vec![] });
         }
+    }
+
+    /// Nearer to where a search without better knowledge starts.
+    fn towards_init(&self, point: Vec<f64>) -> Vec<f64> {
+        let genes = self.archive.landscape().genes();
+        let nearer = |(gene, value): (&Gene, f64)| match gene.kind {
+            GeneKind::Real { .. } => gene.init + NEARER * (value - gene.init),
+            _ => value,
+        };
+        genes.iter().zip(point).map(nearer).collect()
     }
 
     /// The members of the population, best first.
@@ -167,14 +189,22 @@ impl Genetic {
     }
 
     /// One child of the population.
-    fn breed(&self, members: &[usize], rng: &mut impl Rng) -> Child {
+    fn breed(&self, members: &[usize], niches: Option<&Niches>, rng: &mut impl Rng) -> Child {
         let genes = self.archive.landscape().genes();
         let points = self.archive.points();
-        let pick = |rng: &mut _| members[selection::tournament(members.len(), self.parameters.tournament, rng)];
-        let first = pick(rng);
+        let tournament = |rng: &mut _| selection::tournament(members.len(), self.parameters.tournament, rng);
+        let at = match niches {
+            Some(niches) => niches.first(rng),
+            None => tournament(rng),
+        };
+        let first = members[at];
         let rate = (self.parameters.mutation / genes.len() as f64).min(1.0);
         if members.len() > 1 && rng.random::<f64>() < self.parameters.crossover {
-            let mut second = pick(rng);
+            let mate = match niches {
+                Some(niches) => niches.mate(at, rng),
+                None => tournament(rng),
+            };
+            let mut second = members[mate];
             if second == first {
                 second = members[rng.random_range(0..members.len())];
             }
@@ -210,6 +240,13 @@ impl Genetic {
         }
     }
 
+    /// Who breeds with whom, where niching is on and every member's sample scores are known.
+    fn niches(&self, members: &[usize]) -> Option<Niches> {
+        let points = self.archive.points();
+        let scores = members.iter().map(|place| Some(self.samples.get(&points[*place].index?)?.as_slice()));
+        Niches::new(&scores.collect::<Option<Vec<&[f64]>>>()?)
+    }
+
     /// A uniform point.
     fn immigrant(&self, rng: &mut impl Rng) -> Child {
         Child { genome: space_filling::uniform(rng, self.dimensions()), origin: "random", parents: vec![] }
@@ -227,12 +264,16 @@ impl Genetic {
             }
         }
         let members = self.population();
-        if let Some(child) = self.ranked_child(&members, rng) {
+        let niches = self.niches(&members);
+        if let Some(child) = self.ranked_child(&members, niches.as_ref(), rng) {
             return Some(child);
         }
         for attempt in 0..TRIES {
-            let child =
-                if members.is_empty() || attempt > TRIES / 4 { self.immigrant(rng) } else { self.breed(&members, rng) };
+            let child = if members.is_empty() || attempt > TRIES / 4 {
+                self.immigrant(rng)
+            } else {
+                self.breed(&members, niches.as_ref(), rng)
+            };
             if self.is_new(&child) {
                 return Some(child);
             }
@@ -241,7 +282,7 @@ impl Genetic {
     }
 
     /// The child of a brood that the model likes best.
-    fn ranked_child(&mut self, members: &[usize], rng: &mut impl Rng) -> Option<Child> {
+    fn ranked_child(&mut self, members: &[usize], niches: Option<&Niches>, rng: &mut impl Rng) -> Option<Child> {
         if !self.parameters.surrogate || members.is_empty() || self.duplicates > FEW_DUPLICATES {
             return None;
         }
@@ -250,7 +291,7 @@ impl Genetic {
         let surrogate = model::Ranked { surrogate: &surrogate, ties: &self.ties, beta };
         let mut brood: Vec<(f64, Child)> = Vec::with_capacity(self.parameters.brood);
         for _ in 0..self.parameters.brood {
-            let child = self.breed(members, rng);
+            let child = self.breed(members, niches, rng);
             let effective = self.archive.effective(&Genome(child.genome.clone()));
             if !self.archive.contains(&effective) {
                 brood.push((surrogate.mean(&effective), child));
@@ -308,6 +349,11 @@ impl Genetic {
             (Status::Infeasible, _) => Fitness::Infeasible,
             _ => Fitness::Failed,
         };
+        if self.parameters.niching
+            && let Some(scores) = niching::sample_scores(&self.tasks, outcome)
+        {
+            self.samples.insert(outcome.index, scores);
+        }
         Ok(self.archive.tell(outcome.index, fitness))
     }
 
@@ -394,7 +440,17 @@ impl Strategy for Genetic {
                 }
             }
         }
-        self.observe(outcome)?;
+        let places = self.observe(outcome)?;
+        if matches!(content, Content::Genome(_)) {
+            self.count_stagnation(&places);
+        }
         Ok(())
+    }
+
+    fn watch(&mut self, genome: &Genome, placement: Placement) {
+        if !self.archive.contains(&self.archive.effective(genome)) {
+            let point = self.archive.add(genome.clone(), 0);
+            self.archive.place(point, placement);
+        }
     }
 }

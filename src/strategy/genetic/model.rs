@@ -159,7 +159,7 @@ fn spread(n: usize, limit: usize) -> Vec<usize> {
 
 /// Scores, best first, to mean 0 and variance 1. How bad the bad half is tells little about where the best is, so scores far
 /// below the median are drawn up; infeasible points count as the worst score.
-fn standardise(scores: &[f64]) -> Vec<f64> {
+pub(in crate::strategy) fn standardise(scores: &[f64]) -> Vec<f64> {
     let (Some(best), median) = (scores.first().copied(), scores[scores.len() / 2]) else { return Vec::new() };
     let worst = scores.iter().copied().filter(|score| score.is_finite()).fold(best, f64::min);
     let median = median.max(worst);

@@ -8,7 +8,7 @@ use crate::space::{Gene, GeneKind};
 
 /// Polynomial mutation (Deb and Goyal 1996) of each gene with probability `rate`; discrete genes get another value. Steps
 /// are small for a large `eta`.
-pub(super) fn polynomial(genes: &[Gene], genome: &mut [f64], rate: f64, eta: f64, rng: &mut impl Rng) {
+pub(in crate::strategy) fn polynomial(genes: &[Gene], genome: &mut [f64], rate: f64, eta: f64, rng: &mut impl Rng) {
     for (gene, value) in genes.iter().zip(genome) {
         if rng.random::<f64>() >= rate {
             continue;

@@ -28,6 +28,8 @@ pub(in crate::strategy) struct Parameters {
     pub(super) surrogate: bool,
     /// Children bred for one that is proposed, with a model.
     pub(super) brood: usize,
+    /// Whether parents are chosen by what they solve that others do not.
+    pub(super) niching: bool,
     /// Outcomes without a new best before the search restarts elsewhere; `None`: by genes.
     pub(super) patience: Option<usize>,
 }
@@ -46,6 +48,7 @@ impl Default for Parameters {
             initial: None,
             surrogate: true,
             brood: 300,
+            niching: false,
             patience: None,
         }
     }
@@ -67,6 +70,7 @@ impl Parameters {
             initial: optional(settings.whole("initial", 0, 0..=1_000_000)?),
             surrogate: settings.truth("surrogate", default.surrogate)?,
             brood: settings.whole("brood", default.brood, 1..=10_000)?,
+            niching: settings.truth("niching", default.niching)?,
             patience: optional(settings.whole("patience", 0, 0..=1_000_000)?),
         })
     }

@@ -1,0 +1,323 @@
+//! Runs a strategy on the digits merge landscapes, in process: our merge core, a forward pass of the small residual MLP, one
+//! JSON line a run. docs/search.md has the commands; scripts/digits_images.py prepares the images.
+//!
+//! `landscape --zoo evals/digits/tasks --images tasks.safetensors --space dare8 --strategy genetic --seeds 0-9 --budget 1000`
+
+use std::collections::{BTreeMap, HashMap};
+use std::error::Error;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::{D, DType, Device, Tensor};
+use clap::Parser;
+use evomerge::config::RunConfig;
+use evomerge::evaluate::{MetricValue, PerSample, SampleId, TaskScores};
+use evomerge::merge::{MergeOptions, Merger};
+use evomerge::recipe::Recipe;
+use evomerge::score::ObjectiveTask;
+use evomerge::search::Models;
+use evomerge::space::{SearchSpace, base_recipe, soup_recipe};
+use evomerge::strategy::{self, Ask, Content, Landscape, Outcome, Placement, Setup, Status, Strategy};
+
+/// The best so far is reported at these numbers of evaluations.
+const BUDGETS: [u64; 6] = [50, 100, 200, 300, 500, 1000];
+const LAYERS: usize = 6;
+const EPSILON: f64 = 1e-5;
+
+type Failure = Box<dyn Error>;
+
+/// Runs a strategy on a merge landscape of the digits zoo.
+#[derive(Parser)]
+struct Arguments {
+    /// Folder with base and experts.
+    #[arg(long)]
+    zoo: PathBuf,
+    /// Images and labels, made by scripts/digits_images.py.
+    #[arg(long)]
+    images: PathBuf,
+    /// dare8: dare_ties, weight and density a source; ties24: ties, the same in each of three layer groups.
+    #[arg(long, value_parser = ["dare8", "ties24", "dare24", "arithmetic12"])]
+    space: String,
+    /// A `[strategy]` table, or only its kind.
+    #[arg(long, default_value = "genetic")]
+    strategy: String,
+    /// First and last seed.
+    #[arg(long, default_value = "0-9")]
+    seeds: String,
+    #[arg(long, default_value_t = 1000)]
+    budget: u64,
+    #[arg(long, default_value_t = 8)]
+    look_ahead: u64,
+    /// Candidates are written here.
+    #[arg(long, default_value = "/dev/shm")]
+    scratch: PathBuf,
+}
+
+fn main() -> Result<(), Failure> {
+    let arguments = Arguments::parse();
+    let bench = Bench::open(&arguments)?;
+    let (first, last) = arguments.seeds.split_once('-').unwrap_or((&arguments.seeds, &arguments.seeds));
+    for seed in first.parse::<u64>()?..=last.parse()? {
+        let line = bench.run(&arguments, seed)?;
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{line}")?;
+    }
+    Ok(())
+}
+
+/// The run file of a landscape.
+fn run_file(zoo: &Path, space: &str) -> Result<RunConfig, Failure> {
+    let mut experts: Vec<String> = std::fs::read_dir(zoo)?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.starts_with("expert-"))
+        .collect();
+    experts.sort();
+    let (method, groups) = match space {
+        "dare8" => ("dare_ties", 1),
+        "dare24" => ("dare_ties", 3),
+        "arithmetic12" => ("task_arithmetic", 3),
+        _ => ("ties", 3),
+    };
+    let per = if groups > 1 { "[\"model\", \"layer_group\"]" } else { "[\"model\"]" };
+    let density = match method {
+        "task_arithmetic" => String::new(),
+        _ => format!("density = {{ low = 0.0, high = 1.0, per = {per} }}\n"),
+    };
+    let text = format!(
+        "name = \"landscape\"\nseed = 0\n[models]\nbase = \"base\"\nsources = {experts:?}\n[space]\nmethod = \"{method}\"\n\
+         layer_groups = {groups}\n[space.genes]\nweight = {{ low = 0.0, high = 1.0, per = {per} }}\n{density}lambda = 1.0\n\
+         normalize = false\n[budget]\nevaluations = 1000\n[evaluator]\nkind = \"function\"\nname = \"sphere\"\n[[tasks]]\nname = \
+         \"t\"\n[output]\ndtype = \"float32\"\n"
+    );
+    Ok(RunConfig::parse(&text, &std::path::absolute(zoo)?)?)
+}
+
+/// The images of one task in one split.
+struct Images {
+    task: String,
+    pixels: Tensor,
+    labels: Vec<u8>,
+}
+
+struct Bench {
+    models: Models,
+    merger: Arc<Merger>,
+    space: Arc<SearchSpace>,
+    validation: Vec<Images>,
+    test: Vec<Images>,
+    folder: PathBuf,
+}
+
+/// What one candidate scored: the mean over the tasks, and each task's hits.
+struct Scores {
+    mean: f64,
+    hits: Vec<Vec<f64>>,
+}
+
+impl Bench {
+    fn open(arguments: &Arguments) -> Result<Self, Failure> {
+        let config = run_file(&arguments.zoo, &arguments.space)?;
+        let models = Models::open(&config, true)?;
+        let merger = models.merger.clone().ok_or("no checkpoints")?;
+        let space = config.search_space()?.ok_or("no space")?;
+        let folder = arguments.scratch.join(format!("evomerge-landscape-{}", std::process::id()));
+        let bytes = std::fs::read(&arguments.images)?;
+        Ok(Self {
+            space: Arc::new(SearchSpace::new(space, &models.facts)?),
+            merger,
+            models,
+            validation: images(&bytes, "val")?,
+            test: images(&bytes, "test")?,
+            folder,
+        })
+    }
+
+    fn recipe(&self, content: &Content) -> Result<Recipe, Failure> {
+        Ok(match content {
+            Content::Base => base_recipe(&self.models.facts).ok_or("no base")?,
+            Content::Soup(members) => soup_recipe(&self.models.facts, members),
+            Content::Genome(genome) => self.space.decode(genome),
+        })
+    }
+
+    fn score(&self, content: &Content, images: &[Images]) -> Result<Scores, Failure> {
+        let options = MergeOptions { replace: true, ..MergeOptions::default() };
+        self.merger.materialize(&self.recipe(content)?, &self.folder, &options)?;
+        let weights = candle_core::safetensors::load(self.folder.join("model.safetensors"), &Device::Cpu)?;
+        let hits: Vec<Vec<f64>> = images.iter().map(|images| hits(&weights, images)).collect::<Result<_, _>>()?;
+        let accuracy = |hits: &Vec<f64>| hits.iter().sum::<f64>() / hits.len() as f64;
+        Ok(Scores { mean: hits.iter().map(accuracy).sum::<f64>() / hits.len() as f64, hits })
+    }
+
+    fn setup(&self, arguments: &Arguments, seed: u64) -> Setup {
+        let sources = self.models.facts.sources.len();
+        let landscape: Arc<dyn Landscape> = self.space.clone();
+        let mut contents = vec![Content::Base];
+        contents.extend((0..sources).map(|source| Content::Soup(vec![source])));
+        contents.push(Content::Soup((0..sources).collect()));
+        Setup {
+            seed,
+            sources,
+            has_base: true,
+            evaluations: Some(arguments.budget),
+            look_ahead: usize::try_from(arguments.look_ahead).unwrap_or(usize::MAX),
+            seeds: contents.iter().filter_map(|content| landscape.encode(content)).collect(),
+            landscape: Some(landscape),
+            objective: self.validation.iter().map(|images| goal(&images.task)).collect(),
+        }
+    }
+
+    fn run(&self, arguments: &Arguments, seed: u64) -> Result<serde_json::Value, Failure> {
+        let table = if arguments.strategy.contains('=') {
+            arguments.strategy.clone()
+        } else {
+            format!("kind = \"{}\"", arguments.strategy)
+        };
+        let mut settings: toml::Table = table.parse()?;
+        let kind = settings.remove("kind").and_then(|kind| Some(kind.as_str()?.to_owned())).unwrap_or_default();
+        let config = evomerge::config::StrategyConfig { kind, look_ahead: None, settings };
+        let mut strategy = strategy::build(&config, self.setup(arguments, seed))?;
+        let started = Instant::now();
+        let trace = self.drive(&mut *strategy, arguments)?;
+        let wall = started.elapsed().as_secs_f64();
+        let mut at = serde_json::Map::new();
+        let mut tested: HashMap<u64, f64> = HashMap::new();
+        for budget in BUDGETS.into_iter().filter(|budget| *budget <= trace.evaluations) {
+            let Some((found, value, content)) = trace.best.iter().rev().find(|(found, _, _)| *found <= budget) else {
+                continue;
+            };
+            let test = match tested.get(found) {
+                Some(test) => *test,
+                None => self.score(content, &self.test)?.mean,
+            };
+            tested.insert(*found, test);
+            at.insert(budget.to_string(), serde_json::json!({ "val": value, "test": test, "found": found }));
+        }
+        let best: Vec<_> = trace.best.iter().map(|(found, value, _)| serde_json::json!([found, value])).collect();
+        Ok(serde_json::json!({
+            "zoo": arguments.zoo.file_name().map(|name| name.to_string_lossy()), "space": arguments.space,
+            "method": arguments.strategy, "seed": seed, "n": trace.evaluations, "wall_s": wall, "eval_s": trace.seconds, "at": at,
+            "inc": best, "origins": trace.origins,
+        }))
+    }
+
+    /// Proposal k sees the outcomes up to k less the look-ahead, as in a search.
+    fn drive(&self, strategy: &mut dyn Strategy, arguments: &Arguments) -> Result<Trace, Failure> {
+        let mut trace = Trace::default();
+        let mut known: HashMap<String, u64> = HashMap::new();
+        let mut outcomes: Vec<Outcome> = Vec::new();
+        let (mut told, mut duplicates) = (0usize, 0);
+        let mut needed = 0;
+        while trace.evaluations < arguments.budget && duplicates < 1_000 {
+            needed = needed.max((outcomes.len() as u64 + 1).saturating_sub(arguments.look_ahead));
+            while (told as u64) < needed {
+                strategy.tell(&outcomes[told])?;
+                told += 1;
+            }
+            let proposal = match strategy.ask()? {
+                Ask::Done(_) => break,
+                Ask::Wait { until } => {
+                    needed = until + 1;
+                    continue;
+                }
+                Ask::Proposal(proposal) => proposal,
+            };
+            let identity = self.recipe(&proposal.content)?.sha256(&self.models.content_ids)?;
+            if let Some(of) = known.get(&identity) {
+                duplicates += 1;
+                strategy.place(Placement::Duplicate { of: *of });
+                continue;
+            }
+            duplicates = 0;
+            let index = outcomes.len() as u64;
+            known.insert(identity, index);
+            strategy.place(Placement::Asked { index });
+            let started = Instant::now();
+            let scores = self.score(&proposal.content, &self.validation)?;
+            trace.seconds += started.elapsed().as_secs_f64();
+            trace.evaluations += 1;
+            *trace.origins.entry(proposal.origin.clone()).or_default() += 1;
+            if trace.best.last().is_none_or(|(_, best, _)| scores.mean > *best + 1e-12) {
+                trace.best.push((trace.evaluations, scores.mean, proposal.content.clone()));
+            }
+            outcomes.push(self.outcome(index, scores));
+        }
+        Ok(trace)
+    }
+
+    fn outcome(&self, index: u64, scores: Scores) -> Outcome {
+        let tasks = self.validation.iter().zip(scores.hits).map(|(images, hits)| (images.task.clone(), task(hits)));
+        Outcome { index, status: Status::Scored, objective: Some(scores.mean), tasks: tasks.collect(), fidelity: 1.0 }
+    }
+}
+
+fn task(hits: Vec<f64>) -> TaskScores {
+    let value = hits.iter().sum::<f64>() / hits.len() as f64;
+    let ids = (0..hits.len() as i64).map(SampleId::Number).collect();
+    TaskScores {
+        n: hits.len() as u64,
+        n_truncated: None,
+        metrics: BTreeMap::from([("accuracy".to_owned(), MetricValue { value, stderr: None })]),
+        per_sample: Some(PerSample { ids, scores: BTreeMap::from([("accuracy".to_owned(), hits)]) }),
+    }
+}
+
+fn goal(task: &str) -> ObjectiveTask {
+    ObjectiveTask { name: task.to_owned(), metric: "accuracy".to_owned(), weight: 1.0, maximize: true }
+}
+
+#[derive(Default)]
+struct Trace {
+    evaluations: u64,
+    /// Seconds spent merging and scoring.
+    seconds: f64,
+    /// Evaluation (from 1), score and content whenever the best improved.
+    best: Vec<(u64, f64, Content)>,
+    origins: BTreeMap<String, u64>,
+}
+
+/// All tasks of a split, in alphabetical order.
+fn images(bytes: &[u8], split: &str) -> Result<Vec<Images>, Failure> {
+    let archive = safetensors::SafeTensors::deserialize(bytes)?;
+    let mut names: Vec<&str> = archive.names();
+    names.sort_unstable();
+    let tasks = names.iter().filter_map(|name| name.strip_prefix(split)?.strip_prefix('_')?.strip_suffix("_x"));
+    let read = |task: &str| -> Result<Images, Failure> {
+        let pixels = archive.tensor(&format!("{split}_{task}_x"))?;
+        let values: Vec<f32> = pixels.data().iter().map(|value| f32::from(*value) / 255.0).collect();
+        let pixels = Tensor::from_vec(values, pixels.shape(), &Device::Cpu)?;
+        let labels = archive.tensor(&format!("{split}_{task}_y"))?.data().to_vec();
+        Ok(Images { task: task.to_owned(), pixels, labels })
+    };
+    tasks.map(read).collect()
+}
+
+fn normed(x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
+    let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + EPSILON)?.sqrt()?;
+    x.broadcast_div(&scale)?.broadcast_mul(weight)
+}
+
+/// One number an image: 1 where the residual gated MLP reads it right.
+fn hits(weights: &HashMap<String, Tensor>, images: &Images) -> Result<Vec<f64>, Failure> {
+    let weight = |name: &str| weights.get(name).ok_or_else(|| format!("no tensor {name}"));
+    let product = |x: &Tensor, name: &str| -> Result<Tensor, Failure> { Ok(x.matmul(&weight(name)?.t()?)?) };
+    let mut hidden = product(&images.pixels, "model.embed.weight")?.broadcast_add(weight("model.embed.bias")?)?;
+    for layer in 0..LAYERS {
+        let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
+        let x = normed(&hidden, weight(&name("post_attention_layernorm"))?)?;
+        let gate = product(&x, &name("mlp.gate_proj"))?.relu()?;
+        let inner = (gate * product(&x, &name("mlp.up_proj"))?)?;
+        hidden = (hidden + product(&inner, &name("mlp.down_proj"))?)?;
+    }
+    let logits = product(&normed(&hidden, weight("model.norm.weight")?)?, "lm_head.weight")?;
+    let read: Vec<u32> = logits.argmax(D::Minus1)?.to_dtype(DType::U32)?.to_vec1()?;
+    Ok(read.iter().zip(&images.labels).map(|(a, b)| f64::from(u8::from(*a == u32::from(*b)))).collect())
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}

@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""Medians of examples/landscape.rs beside the peers' (evals/digits/peers.csv). Standard library only.
+
+  landscape_table.py RESULTS.jsonl...
+"""
+
+import csv
+import json
+import pathlib
+import statistics
+import sys
+
+BUDGETS = ("100", "300", "1000")
+PEERS = pathlib.Path(__file__).parent.parent / "evals/digits/peers.csv"
+
+
+def best_peers():
+    """Best median validation score of any peer by (zoo, space, budget)."""
+    best = {}
+    for row in csv.DictReader(PEERS.open()):
+        for budget in BUDGETS:
+            if value := row[f"val_{budget}"]:
+                key = row["zoo"], row["space"], budget
+                best[key] = max(best.get(key, (0.0, "")), (float(value), row["method"]))
+    return best
+
+
+def evaluations_to(run, score):
+    """The evaluation that first reached a score; infinite if none did."""
+    return next((index for index, value in run["inc"] if value >= score - 1e-9), float("inf"))
+
+
+def median(values):
+    return statistics.median(values) if values else float("nan")
+
+
+def main():
+    runs = [json.loads(line) for name in sys.argv[1:] for line in open(name)]
+    best = best_peers()
+    print("| landscape | strategy | seeds | evaluations | validation | best peer | difference | test |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    groups = sorted({(run["zoo"], run["space"], " ".join(run["method"].split())) for run in runs})
+    for zoo, space, method in groups:
+        group = [run for run in runs if (run["zoo"], run["space"], " ".join(run["method"].split())) == (zoo, space, method)]
+        for budget in BUDGETS:
+            at = [run["at"][budget] for run in group if budget in run["at"]]
+            if not at:
+                continue
+            ours = median([point["val"] for point in at])
+            peer, name = best.get((zoo, space, budget), (float("nan"), "none"))
+            print(f"| {zoo}/{space} | {method} | {len(at)} | {budget} | {ours:.4f} | {peer:.4f} ({name}) | {ours - peer:+.4f} | "
+                  f"{median([point['test'] for point in at]):.4f} |")
+        goal = best.get((zoo, space, "1000"))
+        if goal and any("1000" in run["at"] for run in group):
+            reached = [evaluations_to(run, goal[0]) for run in group]
+            print(f"| {zoo}/{space} | {method} | {len(group)} | to reach {goal[0]:.4f} | {median(reached):.0f} | "
+                  f"1000 ({goal[1]}) | | |")
+
+
+if __name__ == "__main__":
+    main()

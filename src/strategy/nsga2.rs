@@ -1,0 +1,304 @@
+//! NSGA-II (Deb et al. 2002), asynchronous: a front of merges instead of one, with the tasks, or groups of samples, as
+//! objectives.
+//!
+//! There are no generations: a child is bred from the best points known when it is asked for. Infeasible points lose against
+//! every other.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use rand::{Rng, RngExt};
+
+use super::genetic::{crossover, mutation};
+use super::history::History;
+use super::settings::Settings;
+use super::{
+    Ask, Content, Landscape, Outcome, Placement, Setup, Status, Strategy, StrategyError, pareto, space_filling,
+};
+use crate::random;
+use crate::score::ObjectiveTask;
+use crate::space::Genome;
+
+/// Draws for one proposal before a space counts as exhausted; the last ones are uniform.
+const TRIES: usize = 1_000;
+const BRED_TRIES: usize = 200;
+
+/// `[strategy]` of kind `nsga2`.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Parameters {
+    population: usize,
+    crossover: f64,
+    crossover_eta: f64,
+    mutation: f64,
+    mutation_eta: f64,
+    /// Groups of samples that are the objectives; 0: the tasks are.
+    groups: usize,
+}
+
+impl Parameters {
+    pub(super) fn read(settings: &mut Settings<'_>) -> Result<Self, StrategyError> {
+        Ok(Self {
+            population: settings.whole("population", 24, 4..=10_000)?,
+            crossover: settings.number("crossover", 0.9, 0.0..=1.0)?,
+            crossover_eta: settings.number("crossover_eta", 15.0, 0.0..=1_000.0)?,
+            mutation: settings.number("mutation", 1.0, 0.0..=1_000.0)?,
+            mutation_eta: settings.number("mutation_eta", 20.0, 0.0..=1_000.0)?,
+            groups: settings.whole("groups", 0, 0..=64)?,
+        })
+    }
+}
+
+/// The strategy.
+pub(super) struct Nsga2 {
+    parameters: Parameters,
+    seed: u64,
+    history: History,
+    tasks: Vec<ObjectiveTask>,
+    /// The objectives of scored evaluations, higher is better.
+    objectives: BTreeMap<u64, Vec<f64>>,
+    /// Points that breed, best first: front, then loneliness.
+    population: Vec<usize>,
+    design: VecDeque<Vec<f64>>,
+    asked: u64,
+}
+
+impl Nsga2 {
+    pub(super) fn new(parameters: Parameters, landscape: Arc<dyn Landscape>, setup: &Setup) -> Self {
+        let genes = landscape.genes();
+        let init: Vec<f64> = genes.iter().map(|gene| gene.init.clamp(0.0, 1.0)).collect();
+        let sobol = (0..parameters.population as u64).map(|index| space_filling::sobol(setup.seed, index, genes.len()));
+        let mut design: VecDeque<Vec<f64>> = [init].into_iter().chain(sobol).take(parameters.population).collect();
+        let history = History::new(landscape, setup);
+        for genome in history.likenesses().iter().rev() {
+            design.push_front(genome.0.clone());
+        }
+        Self {
+            parameters,
+            seed: setup.seed,
+            history,
+            tasks: setup.objective.clone(),
+            objectives: BTreeMap::new(),
+            population: Vec::new(),
+            design,
+            asked: 0,
+        }
+    }
+
+    /// The objectives of an outcome; the objective of the run alone where it has no tasks.
+    fn values(&self, outcome: &Outcome) -> Option<Vec<f64>> {
+        let whole = outcome.objective.filter(|_| outcome.status == Status::Scored)?;
+        let values = match self.parameters.groups {
+            0 => task_values(&self.tasks, outcome),
+            groups => group_values(&self.tasks, outcome, groups),
+        };
+        Some(values.filter(|values| !values.is_empty()).unwrap_or_else(|| vec![whole]))
+    }
+
+    fn of(&self, place: usize) -> Option<&[f64]> {
+        let index = self.history.points()[place].index?;
+        self.objectives.get(&index).map(Vec::as_slice)
+    }
+
+    /// Lets new points in and the worst out.
+    fn admit(&mut self, places: &[usize]) {
+        let points = self.history.points();
+        for &place in places {
+            if points[place].fitness.rank().is_some() && !self.population.contains(&place) {
+                self.population.push(place);
+            }
+        }
+        let objectives: Vec<Option<&[f64]>> = self.population.iter().map(|place| self.of(*place)).collect();
+        let fronts = pareto::fronts(&objectives);
+        let mut ranked: Vec<(usize, f64, usize)> = Vec::with_capacity(fronts.len());
+        for number in 0..=fronts.iter().copied().max().unwrap_or(0) {
+            let members: Vec<usize> = (0..fronts.len()).filter(|member| fronts[*member] == number).collect();
+            let known: Vec<&[f64]> = members.iter().filter_map(|member| objectives[*member]).collect();
+            let lonely = if known.len() == members.len() { pareto::crowding(&known) } else { vec![0.0; members.len()] };
+            ranked
+                .extend(members.iter().zip(lonely).map(|(member, lonely)| (number, lonely, self.population[*member])));
+        }
+        ranked.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.total_cmp(&a.1)).then(a.2.cmp(&b.2)));
+        ranked.truncate(self.parameters.population);
+        self.population = ranked.into_iter().map(|(_, _, place)| place).collect();
+    }
+
+    fn breed(&self, rng: &mut impl Rng) -> (Vec<f64>, Vec<usize>) {
+        let genes = self.history.landscape().genes();
+        let points = self.history.points();
+        let count = self.population.len();
+        // A tournament of two; the population is in order of preference.
+        let mut pick = || self.population[rng.random_range(0..count).min(rng.random_range(0..count))];
+        let (first, second) = (pick(), pick());
+        let (a, b) = (&points[first].genome.0, &points[second].genome.0);
+        let crossed = first != second && rng.random::<f64>() < self.parameters.crossover;
+        let mut genome = match crossed {
+            true => crossover::simulated_binary(genes, a, b, self.parameters.crossover_eta, rng),
+            false => a.clone(),
+        };
+        let rate = (self.parameters.mutation / genes.len() as f64).min(1.0);
+        mutation::polynomial(genes, &mut genome, rate, self.parameters.mutation_eta, rng);
+        let parents = if crossed { vec![first, second] } else { vec![first] };
+        (genome, parents)
+    }
+
+    fn draw(&mut self, rng: &mut impl Rng) -> Option<(Vec<f64>, &'static str, Vec<usize>)> {
+        while let Some(genome) = self.design.pop_front() {
+            if self.history.is_new(&genome) {
+                return Some((genome, "initial", vec![]));
+            }
+        }
+        for attempt in 0..TRIES {
+            let (genome, origin, parents) = if attempt < BRED_TRIES && !self.population.is_empty() {
+                let (genome, parents) = self.breed(rng);
+                (genome, "nsga2", parents)
+            } else {
+                (space_filling::uniform(rng, self.history.landscape().genes().len()), "random", vec![])
+            };
+            if self.history.is_new(&genome) {
+                return Some((genome, origin, parents));
+            }
+        }
+        None
+    }
+
+    fn take(&mut self, outcome: &Outcome, places: &[usize]) {
+        if let Some(values) = self.values(outcome) {
+            self.objectives.insert(outcome.index, values);
+        }
+        self.admit(places);
+    }
+}
+
+/// Each task's score with its direction; tasks without weight have no objective.
+fn task_values(tasks: &[ObjectiveTask], outcome: &Outcome) -> Option<Vec<f64>> {
+    let value = |task: &ObjectiveTask| {
+        let value = outcome.tasks.get(&task.name)?.metrics.get(&task.metric)?.value;
+        value.is_finite().then_some(value * task.signed_weight().signum())
+    };
+    tasks.iter().filter(|task| task.weight != 0.0).map(value).collect()
+}
+
+/// The weighted mean over the tasks of the mean score of each group; sample k of a task belongs to group k modulo the groups.
+fn group_values(tasks: &[ObjectiveTask], outcome: &Outcome, groups: usize) -> Option<Vec<f64>> {
+    let mut values = vec![0.0; groups];
+    for task in tasks.iter().filter(|task| task.weight != 0.0) {
+        let scores = outcome.tasks.get(&task.name)?.per_sample.as_ref()?.scores.get(&task.metric)?;
+        for (group, value) in values.iter_mut().enumerate() {
+            let members = scores.iter().skip(group).step_by(groups);
+            let count = members.clone().count();
+            if count == 0 {
+                return None;
+            }
+            *value += task.signed_weight() * members.sum::<f64>() / count as f64;
+        }
+    }
+    values.iter().all(|value| value.is_finite()).then_some(values)
+}
+
+impl Strategy for Nsga2 {
+    fn name(&self) -> &'static str {
+        "nsga2"
+    }
+
+    fn ask(&mut self) -> Result<Ask, StrategyError> {
+        let mut rng = random::stream(self.seed, "nsga2", self.asked);
+        self.asked += 1;
+        let Some((genome, origin, parents)) = self.draw(&mut rng) else {
+            return Ok(Ask::Done("search space exhausted".to_owned()));
+        };
+        let points = self.history.points();
+        let generation = parents.iter().map(|parent| points[*parent].generation + 1).max().unwrap_or(0);
+        Ok(self.history.propose(genome, origin, &parents, generation))
+    }
+
+    fn place(&mut self, placement: Placement) {
+        if let Some(point) = self.history.place(placement) {
+            self.admit(&[point]);
+        }
+    }
+
+    fn tell(&mut self, outcome: &Outcome) -> Result<(), StrategyError> {
+        let places = self.history.tell(outcome)?;
+        self.take(outcome, &places);
+        Ok(())
+    }
+
+    fn learn(&mut self, content: &Content, outcome: &Outcome) -> Result<(), StrategyError> {
+        let places = self.history.learn(content, outcome)?;
+        self.take(outcome, &places);
+        Ok(())
+    }
+
+    fn watch(&mut self, genome: &Genome, placement: Placement) {
+        self.history.watch(genome, placement);
+    }
+
+    fn hypervolume(&self) -> Option<f64> {
+        let points: Vec<&[f64]> = self.objectives.values().map(Vec::as_slice).collect();
+        pareto::hypervolume(&points)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::conformance::{Answer, TestSpace, outcome, setup};
+    use super::*;
+    use crate::evaluate::{MetricValue, PerSample, TaskScores};
+
+    fn tasks() -> Vec<ObjectiveTask> {
+        let task = |name: &str, maximize| ObjectiveTask {
+            name: name.to_owned(),
+            metric: "acc".to_owned(),
+            weight: 1.0,
+            maximize,
+        };
+        vec![task("high", true), task("low", false)]
+    }
+
+    fn scores(values: &[f64]) -> TaskScores {
+        let value = values.iter().sum::<f64>() / values.len() as f64;
+        let scores = BTreeMap::from([("acc".to_owned(), values.to_vec())]);
+        TaskScores {
+            n: values.len() as u64,
+            metrics: BTreeMap::from([("acc".to_owned(), MetricValue { value, stderr: None })]),
+            per_sample: Some(PerSample { ids: vec![], scores }),
+            ..TaskScores::default()
+        }
+    }
+
+    fn answer(index: u64, high: &[f64], low: &[f64]) -> Outcome {
+        let tasks = BTreeMap::from([("high".to_owned(), scores(high)), ("low".to_owned(), scores(low))]);
+        Outcome { tasks, ..outcome(index, Answer::Score(0.0)) }
+    }
+
+    #[test]
+    fn objectives_are_tasks_or_groups_of_samples_with_their_direction() {
+        let outcome = answer(0, &[1.0, 0.0, 1.0], &[0.5, 0.5, 0.0]);
+        assert_eq!(task_values(&tasks(), &outcome).unwrap(), vec![2.0 / 3.0, -1.0 / 3.0]);
+        assert_eq!(group_values(&tasks(), &outcome, 2).unwrap(), vec![1.0 - 0.25, -0.5]);
+        assert_eq!(group_values(&tasks(), &outcome, 4), None, "more groups than samples");
+    }
+
+    #[test]
+    fn finds_a_front_between_two_tasks() {
+        let table = toml::Table::new();
+        let parameters = Parameters::read(&mut Settings::new(&table)).unwrap();
+        let setup = Setup { objective: tasks(), seeds: vec![], ..setup(TestSpace::reals(2), 8) };
+        let landscape = setup.landscape.clone().unwrap();
+        let mut search = Nsga2::new(parameters, landscape, &setup);
+        for index in 0..300 {
+            let Ask::Proposal(proposal) = search.ask().unwrap() else { panic!("no proposal") };
+            let Content::Genome(genome) = proposal.content else { panic!("no genome") };
+            search.place(Placement::Asked { index });
+            // Whatever the first gene wins for one task it costs the other; the second gene is best at 1/2 for both.
+            let loss = (genome.0[1] - 0.5).powi(2);
+            search.tell(&answer(index, &[genome.0[0] - loss], &[genome.0[0] + loss])).unwrap();
+        }
+        let front: Vec<&Genome> =
+            search.population.iter().map(|place| &search.history.points()[*place].genome).collect();
+        assert!(front.iter().all(|genome| (genome.0[1] - 0.5).abs() < 0.15), "{front:?}");
+        let ends = front.iter().map(|genome| genome.0[0]);
+        assert!(ends.clone().fold(1.0, f64::min) < 0.1 && ends.fold(0.0, f64::max) > 0.9, "{front:?}");
+        assert!(search.hypervolume().unwrap() > 0.4);
+    }
+}
