@@ -19,6 +19,7 @@ use crate::evaluate::TaskScores;
 use crate::random;
 use crate::score::Objective;
 use crate::score::samples::{Subset, subset_of};
+use crate::space::Genome;
 
 /// Origin of the proposals that take a candidate to more samples. Its one parent is the evaluation on fewer.
 pub const PROMOTION: &str = "promotion";
@@ -270,6 +271,14 @@ impl Strategy for Racing {
             self.baselines.push(outcome.tasks.clone());
         }
         self.inner.learn(content, outcome)
+    }
+
+    fn watch(&mut self, genome: &Genome, placement: Placement) {
+        self.inner.watch(genome, placement);
+    }
+
+    fn hypervolume(&self) -> Option<f64> {
+        self.inner.hypervolume()
     }
 
     fn soup_trace(&self) -> Option<&SoupTrace> {
