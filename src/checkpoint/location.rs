@@ -114,7 +114,9 @@ mod tests {
     fn ids_lead_to_snapshots() {
         let hub = cache();
         let none = tempfile::tempdir().unwrap();
-        let resolve = |location: &str| resolve_in(location, none.path(), Some(hub.path()));
+        // Deep enough that `../x` is not a matter of what else lies in the folder for temporary files.
+        let deep = none.path().join("deep");
+        let resolve = |location: &str| resolve_in(location, &deep, Some(hub.path()));
         let snapshots = hub.path().join("models--org--name/snapshots");
         assert_eq!(resolve("org/name").unwrap(), snapshots.join("0123abcd"));
         assert_eq!(resolve("org/name@4567").unwrap(), snapshots.join("4567"));
