@@ -328,6 +328,7 @@ impl Run<'_> {
         Ok(TensorGroup {
             name: &tensor.name,
             elements: tensor.elements(),
+            shape: &tensor.shape,
             inputs: tensor.inputs.iter().map(stored).collect::<Result<_, _>>()?,
             base: tensor.base.as_ref().map(stored).transpose()?,
             parameters: &tensor.parameters,

@@ -12,6 +12,7 @@ mod block;
 mod element;
 mod error;
 mod execute;
+mod gram;
 mod mersenne;
 mod methods;
 mod model;
@@ -19,6 +20,7 @@ mod output;
 mod parameters;
 mod philox;
 mod plan;
+mod ranked;
 mod reduce;
 mod simd;
 mod sparsify;
@@ -36,5 +38,5 @@ pub use parameters::{ParameterValue, ResolvedParameters};
 pub use plan::{Action, MergePlan, PlannedInput, PlannedTensor};
 pub use simd::Isa;
 pub use specification::{
-    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification,
+    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
 };

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::MergeError;
 use super::model::Model;
 use super::parameters::{ParameterValue, ResolvedParameters, depth, of_scope, resolve};
-use super::specification::{BaseUse, MethodSpecification, ParameterScope};
+use super::specification::{BaseUse, InputCount, MethodSpecification, ParameterScope, Survivor};
 use crate::checkpoint::{Dtype, TensorInfo, is_head, is_input_embedding};
 use crate::recipe::{Body, ModelReference, Parameters, Recipe};
 
@@ -304,15 +304,37 @@ impl<'a> Planner<'a> {
         let separate = matches!(self.method.base, BaseUse::Required | BaseUse::Optional);
         let merged: Vec<_> =
             found.iter().filter(|(source, _, _)| !separate || stage.base != Some(source.index)).collect();
-        if self.method.base == BaseUse::Required && base.is_none() {
-            let names: Vec<_> = merged.iter().map(|(source, _, _)| format!("`{}`", source.model.name)).collect();
-            return Err(MergeError::Incompatible(format!(
-                "the base model lacks tensor `{name}`, which {} has; there is no task vector without it",
-                names.join(", ")
-            )));
-        }
-        let alone = merged.is_empty() || (self.method.base == BaseUse::Input && merged.len() == 1);
-        if alone {
+        let lacks_base = self.method.base == BaseUse::Required && base.is_none();
+        let too_few = match self.method.inputs {
+            InputCount::Exactly(count) | InputCount::AtLeast(count) => merged.len() < count,
+        };
+        if lacks_base || too_few {
+            let sole = match (base, merged.as_slice()) {
+                (Some(base), []) => Some(base),
+                (Some(base), [input]) if self.method.base == BaseUse::Input => Some(*input).or(Some(base)),
+                (None, [input]) => Some(*input),
+                _ => None,
+            };
+            let survivor = match self.method.survivor {
+                // Without another model the base stays as it is.
+                Survivor::None => base.filter(|_| merged.is_empty()),
+                Survivor::Any => sole,
+                Survivor::Base => base,
+                Survivor::BaseOrNothing if base.is_none() => return Ok(None),
+                Survivor::BaseOrNothing => base,
+            };
+            let Some(survivor) = survivor else {
+                let names: Vec<_> = merged.iter().map(|(source, _, _)| format!("`{}`", source.model.name)).collect();
+                let reason = match lacks_base {
+                    true => "the base model lacks it; there is no task vector without it".to_owned(),
+                    false => format!("too few models have it for {}", self.method.name),
+                };
+                return Err(MergeError::Incompatible(format!(
+                    "tensor `{name}` (of {}) cannot be merged: {reason}",
+                    names.join(", ")
+                )));
+            };
+            tensor.inputs = vec![planned(survivor)];
             tensor.action = Action::PassThrough;
             return Ok(Some(tensor));
         }

@@ -8,6 +8,7 @@ use super::MergeError;
 use super::element::Element;
 use super::mersenne::MersenneTwister;
 use super::philox::{DRAWS, Philox};
+use super::ranked::RankedMask;
 use super::reduce::{Lanes, sum_blocks};
 use super::simd::{Isa, Kernel, dispatch};
 use super::tensor::{BLOCK, TILE, TaskVector, block_count, tiles};
@@ -17,11 +18,15 @@ use super::threshold::Threshold;
 const MAX_SNAPSHOTS: u64 = 1024;
 
 /// A rule that keeps some elements of a task vector; it depends on the element's position and value only.
-pub(crate) enum Sparsifier {
+pub(crate) enum Sparsifier<'a> {
     KeepAll,
     DropAll,
     /// Keeps the largest magnitudes.
     Magnitude(Threshold),
+    /// Drops the largest magnitudes, and the smallest where there is a threshold for them.
+    Middle { outliers: Threshold, kept: Option<Threshold> },
+    /// Keeps elements with a probability that rises with the rank of their magnitude.
+    Ranked(RankedMask<'a>),
     /// Keeps elements whose draw is below the limit.
     Philox(PhiloxMask),
     Mersenne(MersenneMask),
@@ -30,7 +35,7 @@ pub(crate) enum Sparsifier {
 /// A mask drawn by a counter-based generator. One that keeps an element at some density keeps it at every higher one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PhiloxMask {
-    generator: Philox,
+    pub(crate) generator: Philox,
     /// The highest draw that keeps its element; `None`: all are dropped.
     last: Option<u32>,
 }
@@ -80,7 +85,7 @@ pub(crate) struct MersenneMask {
     /// Elements are kept whose draw modulo 2^24 is below this.
     limit: u32,
     /// Draws before this tensor's first.
-    position: u64,
+    pub(crate) position: u64,
 }
 
 impl MersenneMask {
@@ -104,7 +109,7 @@ impl MersenneMask {
         Self { snapshots, spacing, limit, position }
     }
 
-    fn generator_at(&self, element: u64) -> Option<MersenneTwister> {
+    pub(crate) fn generator_at(&self, element: u64) -> Option<MersenneTwister> {
         let mut generator = self.snapshots.get((element / self.spacing) as usize)?.clone();
         generator.skip(element % self.spacing);
         Some(generator)
@@ -128,13 +133,18 @@ impl MersenneStream {
     }
 }
 
-impl Sparsifier {
+impl Sparsifier<'_> {
     /// What tells two sparsifiers of the same task vector apart, for caching.
     pub(crate) fn identity(&self) -> [u64; 3] {
         match self {
             Self::KeepAll => [0, 0, 0],
             Self::DropAll => [1, 0, 0],
             Self::Magnitude(threshold) => [2, threshold.key, threshold.last],
+            Self::Middle { outliers, kept } => {
+                let kept = kept.map_or([u64::MAX; 2], |kept| [kept.key, kept.last]);
+                digest(b"evomerge middle", &[outliers.key, outliers.last, kept[0], kept[1]])
+            }
+            Self::Ranked(mask) => mask.identity(),
             Self::Philox(mask) => {
                 let share = mask.last.map_or(0, |last| u64::from(last) + 1);
                 [3 | share << 8, join(mask.generator.key), join(mask.generator.stream)]
@@ -143,35 +153,40 @@ impl Sparsifier {
         }
     }
 
-    /// The generator that [`Self::apply`] needs for elements from `first` on, in order.
-    pub(crate) fn begin(&self, first: u64) -> Option<MersenneTwister> {
+    /// What [`Self::apply`] needs for the elements of the block that starts at `first`, in order.
+    pub(crate) fn begin<W: Element>(&self, first: u64) -> Course {
         match self {
-            Self::Mersenne(mask) => mask.generator_at(first),
-            _ => None,
+            Self::Mersenne(mask) => mask.generator_at(first).map_or(Course::Fixed, |at| Course::Stream(Box::new(at))),
+            Self::Ranked(mask) => Course::Drawn { first, kept: mask.kept::<W>(first) },
+            _ => Course::Fixed,
         }
     }
 
     /// Sets the elements that are not kept to zero. `first` is a multiple of [`TILE`].
     #[inline(always)]
-    pub(crate) fn apply<W: Element>(&self, generator: Option<&mut MersenneTwister>, first: u64, delta: &mut [W]) {
+    pub(crate) fn apply<W: Element>(&self, course: &mut Course, first: u64, delta: &mut [W]) {
         match self {
             Self::KeepAll => {}
             Self::DropAll => delta.fill(W::ZERO),
-            Self::Magnitude(threshold) => {
-                let key = W::key_from_u64(threshold.key);
-                // Up to and including element `last`, equal magnitudes are kept.
-                let equal = threshold.last.saturating_add(1).saturating_sub(first).min(delta.len() as u64) as usize;
-                let (kept, dropped) = delta.split_at_mut(equal);
-                for value in kept {
-                    *value = if value.key() >= key { *value } else { W::ZERO };
+            Self::Magnitude(threshold) => keep_from(*threshold, first, delta),
+            Self::Middle { outliers, kept } => {
+                if let Some(kept) = kept {
+                    keep_from(*kept, first, delta);
                 }
-                for value in dropped {
-                    *value = if value.key() > key { *value } else { W::ZERO };
+                drop_from(*outliers, first, delta);
+            }
+            Self::Ranked(_) => {
+                if let Course::Drawn { first: start, kept } = course
+                    && let Some(kept) = kept.get((first - *start) as usize..)
+                {
+                    for (value, kept) in delta.iter_mut().zip(kept) {
+                        *value = if *kept { *value } else { W::ZERO };
+                    }
                 }
             }
             Self::Philox(mask) => mask.apply(first, delta),
             Self::Mersenne(mask) => {
-                if let Some(generator) = generator {
+                if let Course::Stream(generator) = course {
                     for value in delta {
                         *value = if generator.draw() & 0xFF_FFFF < mask.limit { *value } else { W::ZERO };
                     }
@@ -181,14 +196,66 @@ impl Sparsifier {
     }
 }
 
+/// Where in its mask a run of consecutive tiles is.
+pub(crate) enum Course {
+    /// The mask depends on position and value alone.
+    Fixed,
+    Stream(Box<MersenneTwister>),
+    /// Which elements of the block from `first` on are kept.
+    Drawn { first: u64, kept: Vec<bool> },
+}
+
+/// How many of the elements from `first` on are kept where they equal the threshold.
+#[inline(always)]
+fn equals_kept(threshold: Threshold, first: u64, length: usize) -> usize {
+    threshold.last.saturating_add(1).saturating_sub(first).min(length as u64) as usize
+}
+
+#[inline(always)]
+pub(crate) fn keep_from<W: Element>(threshold: Threshold, first: u64, delta: &mut [W]) {
+    let key = W::key_from_u64(threshold.key);
+    // Up to and including element `last`, equal magnitudes are kept.
+    let (kept, dropped) = delta.split_at_mut(equals_kept(threshold, first, delta.len()));
+    for value in kept {
+        *value = if value.key() >= key { *value } else { W::ZERO };
+    }
+    for value in dropped {
+        *value = if value.key() > key { *value } else { W::ZERO };
+    }
+}
+
+/// Drops exactly what [`keep_from`] keeps.
+#[inline(always)]
+fn drop_from<W: Element>(threshold: Threshold, first: u64, delta: &mut [W]) {
+    let key = W::key_from_u64(threshold.key);
+    let (dropped, kept) = delta.split_at_mut(equals_kept(threshold, first, delta.len()));
+    for value in dropped {
+        *value = if value.key() < key { *value } else { W::ZERO };
+    }
+    for value in kept {
+        *value = if value.key() <= key { *value } else { W::ZERO };
+    }
+}
+
+/// Numbers as three words that tell them apart from others.
+pub(crate) fn digest(purpose: &[u8], numbers: &[u64]) -> [u64; 3] {
+    let mut hash = Sha256::new();
+    hash.update(purpose);
+    for number in numbers {
+        hash.update(number.to_le_bytes());
+    }
+    let digest = hash.finalize();
+    [0, 1, 2].map(|word| digest[8 * word..8 * word + 8].iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
+}
+
 fn join(words: [u32; 2]) -> u64 {
     u64::from(words[0]) | u64::from(words[1]) << 32
 }
 
 struct SumBlock<'a, W: Element> {
     vector: TaskVector<'a>,
-    sparsifier: &'a Sparsifier,
-    generator: Option<MersenneTwister>,
+    sparsifier: &'a Sparsifier<'a>,
+    course: Course,
     range: Range<u64>,
     delta: &'a mut [W],
     scratch: &'a mut [W],
@@ -204,7 +271,7 @@ impl<W: Element> Kernel for SumBlock<'_, W> {
             let delta = &mut self.delta[..length];
             self.vector.tile(first, delta, self.scratch)?;
             all.add_each(delta, |value| value.abs().to_f64());
-            self.sparsifier.apply(self.generator.as_mut(), first, delta);
+            self.sparsifier.apply(&mut self.course, first, delta);
             kept.add_each(delta, |value| value.abs().to_f64());
         }
         Ok([all.total(), kept.total()])
@@ -215,13 +282,13 @@ impl<W: Element> Kernel for SumBlock<'_, W> {
 pub(crate) fn l1_factor<W: Element>(
     isa: Isa,
     vector: TaskVector<'_>,
-    sparsifier: &Sparsifier,
+    sparsifier: &Sparsifier<'_>,
     elements: u64,
 ) -> Result<f64, MergeError> {
     let [all, kept] = sum_blocks(elements, |range| {
         let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
-        let generator = sparsifier.begin(range.start);
-        dispatch(isa, SumBlock { vector, sparsifier, generator, range, delta: &mut delta, scratch: &mut scratch })
+        let course = sparsifier.begin::<W>(range.start);
+        dispatch(isa, SumBlock { vector, sparsifier, course, range, delta: &mut delta, scratch: &mut scratch })
     })?;
     Ok(if all < 1e-7 || kept < 1e-7 { 1.0 } else { all / kept })
 }

@@ -1,4 +1,5 @@
-//! The exact k-th largest magnitude of a task vector, without sorting and without a copy of it.
+//! The exact k-th largest magnitude of a task vector, or of other values that are computed where they are needed,
+//! without sorting and without a copy of them.
 //!
 //! A magnitude's bits order as the magnitude does, so the threshold is found digit by digit: count how often each value of
 //! the highest 16 bits occurs, walk from the top to the bin that holds the k-th element, and count the next bits inside
@@ -12,7 +13,7 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use super::MergeError;
 use super::element::Element;
 use super::simd::{Isa, Kernel, dispatch};
-use super::tensor::{BLOCK, TILE, TaskVector, block_count, block_range, tiles};
+use super::tensor::{BLOCK, TILE, Values, block_count, block_range, tiles};
 
 const DIGIT_BITS: u32 = 16;
 /// Tensors of at most so many elements are copied: clearing and walking the counters would take longer.
@@ -68,8 +69,8 @@ struct Digit {
     prefix: u64,
 }
 
-struct CountDigit<'a, W: Element> {
-    vector: TaskVector<'a>,
+struct CountDigit<'a, W: Element, V> {
+    vector: V,
     range: Range<u64>,
     digit: Digit,
     counts: &'a mut [u32],
@@ -77,7 +78,7 @@ struct CountDigit<'a, W: Element> {
     scratch: &'a mut [W],
 }
 
-impl<W: Element> Kernel for CountDigit<'_, W> {
+impl<W: Element, V: Values<W>> Kernel for CountDigit<'_, W, V> {
     type Output = Result<(), MergeError>;
 
     #[inline(always)]
@@ -97,9 +98,9 @@ impl<W: Element> Kernel for CountDigit<'_, W> {
     }
 }
 
-fn histogram<W: Element>(
+fn histogram<W: Element, V: Values<W>>(
     isa: Isa,
-    vector: TaskVector<'_>,
+    vector: V,
     elements: u64,
     digit: Digit,
 ) -> Result<Histogram, MergeError> {
@@ -110,7 +111,7 @@ fn histogram<W: Element>(
         .into_par_iter()
         .map(|part| {
             let mut counts = vec![0_u32; 1 << digit.width];
-            let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
+            let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; vector.scratch()]);
             let range = blocks * part / parts * BLOCK..elements.min(blocks * (part + 1) / parts * BLOCK);
             dispatch(
                 isa,
@@ -129,34 +130,34 @@ fn histogram<W: Element>(
 }
 
 /// The histogram of the highest digit: it does not depend on a density, so it serves every candidate of a run.
-pub(crate) fn coarse_histogram<W: Element>(
+pub(crate) fn coarse_histogram<W: Element, V: Values<W>>(
     isa: Isa,
-    vector: TaskVector<'_>,
+    vector: V,
     elements: u64,
 ) -> Result<Arc<Histogram>, MergeError> {
     let digit = Digit { shift: W::KEY_BITS - DIGIT_BITS, width: DIGIT_BITS, prefix: 0 };
-    histogram::<W>(isa, vector, elements, digit).map(Arc::new)
+    histogram::<W, V>(isa, vector, elements, digit).map(Arc::new)
 }
 
-/// The threshold that keeps exactly `kept` of the elements (`1 <= kept < elements`); zeros at the threshold count as kept.
+/// The threshold that keeps exactly `kept` of the elements (`1 <= kept <= elements`); zeros at the threshold count as kept.
 ///
 /// `coarse` finds or computes the [`coarse_histogram`], where it is needed.
-pub(crate) fn select<W: Element>(
+pub(crate) fn select<W: Element, V: Values<W>>(
     isa: Isa,
-    vector: TaskVector<'_>,
+    vector: V,
     elements: u64,
     kept: u64,
     coarse: impl FnOnce() -> Result<Arc<Histogram>, MergeError>,
 ) -> Result<Threshold, MergeError> {
     if elements <= SMALL {
-        select_copied::<W>(vector, elements, kept)
+        select_copied::<W, V>(vector, elements, kept)
     } else {
-        select_counted::<W>(isa, vector, elements, kept, &*coarse()?)
+        select_counted::<W, V>(isa, vector, elements, kept, &*coarse()?)
     }
 }
 
-fn select_copied<W: Element>(vector: TaskVector<'_>, elements: u64, kept: u64) -> Result<Threshold, MergeError> {
-    let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
+fn select_copied<W: Element, V: Values<W>>(vector: V, elements: u64, kept: u64) -> Result<Threshold, MergeError> {
+    let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; vector.scratch()]);
     let mut keys = Vec::with_capacity(elements as usize);
     for (first, length) in tiles(0..elements) {
         vector.tile(first, &mut delta[..length], &mut scratch)?;
@@ -171,9 +172,9 @@ fn select_copied<W: Element>(vector: TaskVector<'_>, elements: u64, kept: u64) -
     Ok(Threshold { key: W::key_to_u64(key), last })
 }
 
-fn select_counted<W: Element>(
+fn select_counted<W: Element, V: Values<W>>(
     isa: Isa,
-    vector: TaskVector<'_>,
+    vector: V,
     elements: u64,
     kept: u64,
     coarse: &Histogram,
@@ -184,26 +185,26 @@ fn select_counted<W: Element>(
         let width = remaining.min(DIGIT_BITS);
         remaining -= width;
         let digit = Digit { shift: remaining, width, prefix: key };
-        let (bin, more, count) = histogram::<W>(isa, vector, elements, digit)?.find(kept - above)?;
+        let (bin, more, count) = histogram::<W, V>(isa, vector, elements, digit)?.find(kept - above)?;
         key = key << width | bin;
         above += more;
         equal = count;
     }
     let wanted = kept - above;
     // A threshold of zero keeps only what changes nothing; all of the equal ones need no limit.
-    let last = if key == 0 || wanted == equal { u64::MAX } else { last_kept::<W>(isa, vector, elements, key, wanted)? };
+    let last = if key == 0 || wanted == equal { u64::MAX } else { last_kept::<W, V>(isa, vector, elements, key, wanted)? };
     Ok(Threshold { key, last })
 }
 
-struct CountEqual<'a, W: Element> {
-    vector: TaskVector<'a>,
+struct CountEqual<'a, W: Element, V> {
+    vector: V,
     range: Range<u64>,
     key: W::Key,
     delta: &'a mut [W],
     scratch: &'a mut [W],
 }
 
-impl<W: Element> Kernel for CountEqual<'_, W> {
+impl<W: Element, V: Values<W>> Kernel for CountEqual<'_, W, V> {
     type Output = Result<u64, MergeError>;
 
     #[inline(always)]
@@ -219,9 +220,9 @@ impl<W: Element> Kernel for CountEqual<'_, W> {
 }
 
 /// The element index of the `wanted`-th element (from 1) with that key.
-fn last_kept<W: Element>(
+fn last_kept<W: Element, V: Values<W>>(
     isa: Isa,
-    vector: TaskVector<'_>,
+    vector: V,
     elements: u64,
     key: u64,
     wanted: u64,
@@ -230,7 +231,7 @@ fn last_kept<W: Element>(
     let counts: Vec<Result<u64, MergeError>> = (0..block_count(elements))
         .into_par_iter()
         .map(|block| {
-            let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
+            let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; vector.scratch()]);
             let range = block_range(elements, block);
             dispatch(isa, CountEqual { vector, range, key, delta: &mut delta, scratch: &mut scratch })
         })
@@ -239,20 +240,20 @@ fn last_kept<W: Element>(
     for (block, count) in (0..).zip(counts) {
         let count = count?;
         if before + count >= wanted {
-            return nth_equal::<W>(vector, block_range(elements, block), key, wanted - before);
+            return nth_equal::<W, V>(vector, block_range(elements, block), key, wanted - before);
         }
         before += count;
     }
     Err(MergeError::Internal(format!("{wanted} elements at the threshold, but {before} found")))
 }
 
-fn nth_equal<W: Element>(
-    vector: TaskVector<'_>,
+fn nth_equal<W: Element, V: Values<W>>(
+    vector: V,
     range: Range<u64>,
     key: W::Key,
     mut wanted: u64,
 ) -> Result<u64, MergeError> {
-    let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
+    let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; vector.scratch()]);
     for (first, length) in tiles(range) {
         let delta = &mut delta[..length];
         vector.tile(first, delta, &mut scratch)?;
@@ -273,7 +274,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::Dtype;
     use crate::merge::statistics::TensorKey;
-    use crate::merge::tensor::Stored;
+    use crate::merge::tensor::{Stored, TaskVector};
 
     /// Sorted by magnitude, equal ones by position: the first `kept` survive.
     fn survivors(delta: &[f64], kept: u64) -> Vec<usize> {
@@ -292,9 +293,9 @@ mod tests {
         let vector = TaskVector { source: stored(&bytes), base: stored(&zeros) };
         let elements = values.len() as u64;
         for kept in [1, 2, elements / 3, elements / 2, elements - 2, elements - 1] {
-            let coarse = coarse_histogram::<W>(Isa::detect(), vector, elements).unwrap();
-            let counted = select_counted::<W>(Isa::detect(), vector, elements, kept, &coarse).unwrap();
-            let copied = select_copied::<W>(vector, elements, kept).unwrap();
+            let coarse = coarse_histogram::<W, _>(Isa::detect(), vector, elements).unwrap();
+            let counted = select_counted::<W, _>(Isa::detect(), vector, elements, kept, &coarse).unwrap();
+            let copied = select_copied::<W, _>(vector, elements, kept).unwrap();
             let expected = survivors(values, kept);
             for threshold in [counted, copied] {
                 let survives = |(element, value): &(usize, &f64)| {
