@@ -58,8 +58,10 @@ impl<'a> Vectors<'a> {
 
     /// Dot products of all pairs over whole tensors.
     pub(crate) fn gram(&self, isa: Isa, elements: u64) -> Result<Gram, MergeError> {
-        let blocks: Vec<Result<Gram, MergeError>> =
-            (0..block_count(elements)).into_par_iter().map(|block| self.part(isa, block_range(elements, block))).collect();
+        let blocks: Vec<Result<Gram, MergeError>> = (0..block_count(elements))
+            .into_par_iter()
+            .map(|block| self.part(isa, block_range(elements, block)))
+            .collect();
         let mut sum = Gram::new(self.count());
         for block in blocks {
             sum.add(&block?);
@@ -304,7 +306,11 @@ pub(crate) struct Combination {
 }
 
 /// The weighted sum of a group's vectors.
-pub(crate) fn combine<'a>(group: &TensorGroup<'a>, vectors: Vectors<'a>, factors: Factors) -> Tiled<'a, f64, Combination> {
+pub(crate) fn combine<'a>(
+    group: &TensorGroup<'a>,
+    vectors: Vectors<'a>,
+    factors: Factors,
+) -> Tiled<'a, f64, Combination> {
     let arithmetic = Combination { count: vectors.count(), has_base: vectors.base.is_some(), factors };
     let inputs = vectors.inputs.into_iter().chain(vectors.base).collect();
     Tiled { tensor: group.name, inputs, arithmetic, precision: PhantomData }

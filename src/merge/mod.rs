@@ -14,6 +14,8 @@ mod error;
 mod execute;
 mod gram;
 mod mersenne;
+#[cfg(test)]
+mod method_tests;
 mod methods;
 mod model;
 mod output;

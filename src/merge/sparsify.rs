@@ -24,7 +24,10 @@ pub(crate) enum Sparsifier<'a> {
     /// Keeps the largest magnitudes.
     Magnitude(Threshold),
     /// Drops the largest magnitudes, and the smallest where there is a threshold for them.
-    Middle { outliers: Threshold, kept: Option<Threshold> },
+    Middle {
+        outliers: Threshold,
+        kept: Option<Threshold>,
+    },
     /// Keeps elements with a probability that rises with the rank of their magnitude.
     Ranked(RankedMask<'a>),
     /// Keeps elements whose draw is below the limit.
@@ -202,7 +205,10 @@ pub(crate) enum Course {
     Fixed,
     Stream(Box<MersenneTwister>),
     /// Which elements of the block from `first` on are kept.
-    Drawn { first: u64, kept: Vec<bool> },
+    Drawn {
+        first: u64,
+        kept: Vec<bool>,
+    },
 }
 
 /// How many of the elements from `first` on are kept where they equal the threshold.

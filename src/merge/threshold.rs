@@ -192,7 +192,8 @@ fn select_counted<W: Element, V: Values<W>>(
     }
     let wanted = kept - above;
     // A threshold of zero keeps only what changes nothing; all of the equal ones need no limit.
-    let last = if key == 0 || wanted == equal { u64::MAX } else { last_kept::<W, V>(isa, vector, elements, key, wanted)? };
+    let last =
+        if key == 0 || wanted == equal { u64::MAX } else { last_kept::<W, V>(isa, vector, elements, key, wanted)? };
     Ok(Threshold { key, last })
 }
 

@@ -124,12 +124,7 @@ fn variances<W: Element>(deltas: &[W], output: &mut [W]) {
 }
 
 #[inline(always)]
-fn decode<W: Element>(
-    inputs: &[Stored<'_>],
-    first: u64,
-    length: usize,
-    buffer: &mut [W],
-) -> Result<(), MergeError> {
+fn decode<W: Element>(inputs: &[Stored<'_>], first: u64, length: usize, buffer: &mut [W]) -> Result<(), MergeError> {
     for (stored, tile) in inputs.iter().zip(buffer.chunks_exact_mut(TILE)) {
         stored.decode(first, &mut tile[..length])?;
     }
@@ -156,12 +151,7 @@ impl<W: Element> Values<W> for Variances<'_> {
     }
 }
 
-fn selection<W: Element>(
-    isa: Isa,
-    inputs: &[Stored<'_>],
-    elements: u64,
-    share: f64,
-) -> Result<Selection, MergeError> {
+fn selection<W: Element>(isa: Isa, inputs: &[Stored<'_>], elements: u64, share: f64) -> Result<Selection, MergeError> {
     if share >= 1.0 {
         return Ok(Selection::All);
     }
