@@ -129,6 +129,9 @@ pub(super) struct Merge {
     /// Largest shard (`5GB`, `500MB`, `2GiB`, bytes) [default: the shards of the base]
     #[arg(long, value_name = "SIZE", value_parser = super::duration::parse_size)]
     pub shard_size: Option<u64>,
+    /// Where vocabularies differ, merge the embedding rows that all models have
+    #[arg(long)]
+    pub truncate_embeddings: bool,
     /// Replace an existing output folder
     #[arg(long)]
     pub force: bool,
@@ -143,8 +146,10 @@ pub(super) enum MaskChoice {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  evomerge evaluate search-spaces/quickstart.toml --model evals/tiny-llama/base\n  \
-    evomerge evaluate night.toml --model merged --json")]
+#[command(
+    after_help = "Examples:\n  evomerge evaluate search-spaces/quickstart.toml --model evals/tiny-llama/base\n  \
+    evomerge evaluate night.toml --model merged --json"
+)]
 pub(super) struct Evaluate {
     /// The run file whose evaluator and tasks are used
     #[arg(value_name = "RUN.toml")]

@@ -15,16 +15,16 @@ pub(super) fn run(arguments: &Export, output: Output) -> Result<ExitCode, CliErr
     let (asked, told) = export_record(&ledger, arguments.candidate.as_deref())?;
     let recipe = Recipe::from_toml(&asked.recipe)?;
     // Recipes of a run name their models absolutely; the folder only matters for Hugging Face ids.
-    let merger = open_models(&recipe, &arguments.results, None)?;
+    let merger = open_models(&recipe, &arguments.results, None, false)?;
     let verdict = std::fs::read_to_string(arguments.results.join("verdict.json")).ok();
-    let card = model_card(&ledger.fact("run_name")?.unwrap_or_default(), &asked, told.as_ref(), &recipe, verdict.as_deref());
+    let card =
+        model_card(&ledger.fact("run_name")?.unwrap_or_default(), &asked, told.as_ref(), &recipe, verdict.as_deref());
     let extra = vec![
         ("recipe.toml".to_string(), asked.recipe.clone().into_bytes()),
         ("mergekit_config.yml".to_string(), recipe.to_mergekit_yaml().into_bytes()),
         ("README.md".to_string(), card.into_bytes()),
     ];
-    let options =
-        MergeOptions { durable: true, replace: arguments.force, files: &extra, ..MergeOptions::default() };
+    let options = MergeOptions { durable: true, replace: arguments.force, files: &extra, ..MergeOptions::default() };
     materialize(&merger, &recipe, &arguments.out, options, output)?;
     let json = serde_json::json!({
         "out": arguments.out, "candidate_id": asked.candidate_id, "index": asked.index, "origin": asked.origin,

@@ -25,7 +25,7 @@ use crate::checkpoint::{
 };
 use crate::recipe::{MaskKind, ModelReference, Recipe};
 
-/// How a [`Merger`] uses the machine. None of it changes what is computed.
+/// How a [`Merger`] uses the machine, and which models it accepts.
 #[derive(Clone, Copy, Debug)]
 pub struct MergerOptions {
     /// `None`: one a core.
@@ -34,11 +34,14 @@ pub struct MergerOptions {
     pub histogram_bytes: usize,
     /// `None`: the widest that the machine has.
     pub isa: Option<Isa>,
+    /// Where vocabularies differ, merges the rows that all models have instead of refusing. Such a merger is for one recipe:
+    /// its statistics are those of the rows that are left.
+    pub truncate_embeddings: bool,
 }
 
 impl Default for MergerOptions {
     fn default() -> Self {
-        Self { threads: None, histogram_bytes: 32 << 20, isa: None }
+        Self { threads: None, histogram_bytes: 32 << 20, isa: None, truncate_embeddings: false }
     }
 }
 
@@ -88,6 +91,7 @@ pub struct Merger {
     pool: rayon::ThreadPool,
     isa: Isa,
     cache: StatisticsCache,
+    truncate_embeddings: bool,
 }
 
 impl Merger {
@@ -115,6 +119,7 @@ impl Merger {
             pool,
             isa,
             cache: StatisticsCache::new(options.histogram_bytes),
+            truncate_embeddings: options.truncate_embeddings,
         })
     }
 
@@ -123,7 +128,7 @@ impl Merger {
     /// # Errors
     /// See [`MergeError`]: an invalid recipe, or models that do not fit together.
     pub fn plan(&self, recipe: &Recipe) -> Result<MergePlan, MergeError> {
-        let plan = plan(recipe, &self.models)?;
+        let plan = plan(recipe, &self.models, self.truncate_embeddings)?;
         tokenizer_donor(&plan, recipe)?;
         Ok(plan)
     }
