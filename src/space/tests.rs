@@ -477,7 +477,8 @@ fn grouping_by_granularity_and_count_agree() {
 
 #[test]
 fn densities_of_della_are_moved_inside_their_epsilon() {
-    let text = "method = 'della'\ngenes = { density = { low = 0.0, high = 1.0 }, epsilon = { low = 0.01, high = 0.6 } }\n";
+    let text =
+        "method = 'della'\ngenes = { density = { low = 0.0, high = 1.0 }, epsilon = { low = 0.01, high = 0.6 } }\n";
     let space = space(&["a", "b"], Some("base"), text);
     for step in 0..=20 {
         for other in 0..=20 {
@@ -487,7 +488,8 @@ fn densities_of_della_are_moved_inside_their_epsilon() {
             }
             let recipe = space.decode(&genome);
             let model = ModelReference("/models/a".to_owned());
-            let [density, epsilon] = ["density", "epsilon"].map(|name| resolve(&recipe, "x", name, Some(&model)).unwrap());
+            let [density, epsilon] =
+                ["density", "epsilon"].map(|name| resolve(&recipe, "x", name, Some(&model)).unwrap());
             assert!(density == 1.0 || density - epsilon > 0.0 && density + epsilon < 1.0, "{density} {epsilon}");
         }
     }

@@ -67,7 +67,8 @@ impl<W: Element> TileMerge<W> for Swap<W> {
         let (base, model) = inputs.split_at(TILE);
         for ((value, base), model) in output.iter_mut().zip(base).zip(model) {
             let distance = (*base - *model).abs();
-            let share = self.t / if distance > nearest { distance } else { nearest };
+            // The reciprocal first: mergekit's rounding.
+            let share = W::ONE / if distance > nearest { distance } else { nearest } * self.t;
             let share = if share < W::ZERO { W::ZERO } else { share };
             let share = if share > W::ONE { W::ONE } else { share };
             *value = share * *model + (W::ONE - share) * *base;

@@ -156,42 +156,37 @@ struct Changes<W> {
     factors: Option<Vec<W>>,
 }
 
-/// Room for one tile's counts and sums.
-struct Tally<W> {
-    count: Vec<W>,
-    /// The change of the last model that has one, with its factor.
-    single: Vec<W>,
-}
-
 impl<W: Element> TileMerge<W> for Changes<W> {
-    type State = Tally<W>;
+    /// How many models change each element of a tile.
+    type State = Vec<W>;
 
-    fn begin(&self, _first: u64) -> Tally<W> {
-        Tally { count: vec![W::ZERO; TILE], single: vec![W::ZERO; TILE] }
+    fn begin(&self, _first: u64) -> Vec<W> {
+        vec![W::ZERO; TILE]
     }
 
     #[inline(always)]
-    fn merge_tile(&self, state: &mut Tally<W>, _first: u64, inputs: &mut [W], output: &mut [W]) {
+    fn merge_tile(&self, state: &mut Vec<W>, _first: u64, inputs: &mut [W], output: &mut [W]) {
         let length = output.len();
-        let (base, models) = inputs.split_at(TILE);
-        let (count, single) = (&mut state.count[..length], &mut state.single[..length]);
-        output.fill(W::ZERO);
+        let (base, models) = inputs.split_at_mut(TILE);
+        let count = &mut state[..length];
         count.fill(W::ZERO);
-        single.fill(W::ZERO);
-        for (index, model) in models.chunks_exact(TILE).enumerate().take(self.models) {
-            let factor = self.factors.as_ref().map_or(W::ONE, |factors| factors[index]);
-            let sums = output.iter_mut().zip(count.iter_mut()).zip(single.iter_mut());
-            for (((sum, count), single), (value, base)) in sums.zip(model.iter().zip(base)) {
-                let change = *value - *base;
-                let active = change.abs() > self.epsilon;
-                *sum = *sum + if active { change } else { W::ZERO };
-                *count = *count + if active { W::ONE } else { W::ZERO };
-                *single = if active { change * factor } else { *single };
+        for model in models.chunks_exact_mut(TILE).take(self.models) {
+            for ((value, base), count) in model.iter_mut().zip(&*base).zip(count.iter_mut()) {
+                *value = *value - *base;
+                *count = *count + if value.abs() > self.epsilon { W::ONE } else { W::ZERO };
             }
         }
-        for (((sum, count), single), base) in output.iter_mut().zip(count).zip(single).zip(base) {
-            let mean = *sum / if *count > W::ONE { *count } else { W::ONE };
-            *sum = *base + if *count == W::ONE { *single } else { mean };
+        output.fill(W::ZERO);
+        for (index, model) in models.chunks_exact(TILE).enumerate().take(self.models) {
+            let factor = self.factors.as_ref().map_or(W::ONE, |factors| factors[index]);
+            for ((sum, change), count) in output.iter_mut().zip(model).zip(&*count) {
+                // Shares are rounded before they are added, as mergekit rounds them.
+                let part = if *count == W::ONE { *change * factor } else { *change / *count };
+                *sum = *sum + if change.abs() > self.epsilon { part } else { W::ZERO };
+            }
+        }
+        for (sum, base) in output.iter_mut().zip(&*base) {
+            *sum = *base + *sum;
         }
     }
 }
