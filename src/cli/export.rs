@@ -15,7 +15,7 @@ pub(super) fn run(arguments: &Export, output: Output) -> Result<ExitCode, CliErr
     let (asked, told) = export_record(&ledger, arguments.candidate.as_deref())?;
     let recipe = Recipe::from_toml(&asked.recipe)?;
     // Recipes of a run name their models absolutely; the folder only matters for Hugging Face ids.
-    let merger = open_models(&recipe, &arguments.results, None)?;
+    let merger = open_models(&recipe, &arguments.results, None, false)?;
     let verdict = std::fs::read_to_string(arguments.results.join("verdict.json")).ok();
     let card =
         model_card(&ledger.fact("run_name")?.unwrap_or_default(), &asked, told.as_ref(), &recipe, verdict.as_deref());

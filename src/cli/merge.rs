@@ -28,7 +28,7 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
     recipe.out_dtype = arguments.out_dtype.or(recipe.out_dtype);
     let own_folder = arguments.recipe.parent().unwrap_or_else(|| Path::new("."));
     let folder = arguments.models_dir.as_deref().unwrap_or(own_folder);
-    let merger = open_models(&recipe, folder, arguments.threads)?;
+    let merger = open_models(&recipe, folder, arguments.threads, arguments.truncate_embeddings)?;
     let options = MergeOptions {
         durable: true,
         replace: arguments.force,
@@ -41,13 +41,18 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
 }
 
 /// Opens the models of a recipe; relative names start at `folder`.
-pub(super) fn open_models(recipe: &Recipe, folder: &Path, threads: Option<NonZeroUsize>) -> Result<Merger, CliError> {
+pub(super) fn open_models(
+    recipe: &Recipe,
+    folder: &Path,
+    threads: Option<NonZeroUsize>,
+    truncate_embeddings: bool,
+) -> Result<Merger, CliError> {
     let mut opened = BTreeMap::new();
     for model in recipe.models() {
         let checkpoint = Checkpoint::open(&resolve_location(&model.0, folder)?)?;
         opened.insert(model.clone(), Arc::new(checkpoint));
     }
-    let options = MergerOptions { threads, ..MergerOptions::default() };
+    let options = MergerOptions { threads, truncate_embeddings, ..MergerOptions::default() };
     Ok(Merger::new(opened, ContentIds::in_user_cache(), options)?)
 }
 

@@ -127,8 +127,9 @@ fn check_models(method: &MethodSpecification, field: &Field<'_>, models: &Models
         _ => {}
     }
     match method.inputs {
-        // Of more than two sources, the gene `pair` picks two.
+        // Of more than two sources, the gene `pair` picks two; of more than one, the gene `source` picks one.
         InputCount::Exactly(2) if sources >= 2 => Ok(()),
+        InputCount::Exactly(1) if sources >= 1 => Ok(()),
         InputCount::Exactly(count) if sources != count => {
             Err(field.error(format!("{name} takes {count} models, but `models.sources` has {sources}")))
         }

@@ -34,6 +34,8 @@ pub(crate) trait Element:
     /// `self * factor + addend` with a single rounding, by hardware where the instruction set has it.
     fn mul_add(self, factor: Self, addend: Self) -> Self;
     fn key(self) -> Self::Key;
+    /// The magnitude that has this key.
+    fn from_key(key: Self::Key) -> Self;
     fn key_from_u64(bits: u64) -> Self::Key;
     fn key_to_u64(key: Self::Key) -> u64;
     /// Converts stored elements; `bytes` holds `output.len()` elements of `dtype`. Returns the largest key of the output:
@@ -167,6 +169,10 @@ impl Element for f32 {
         self.to_bits() & 0x7FFF_FFFF
     }
     #[inline(always)]
+    fn from_key(key: u32) -> Self {
+        f32::from_bits(key)
+    }
+    #[inline(always)]
     fn key_from_u64(bits: u64) -> u32 {
         bits as u32
     }
@@ -229,6 +235,10 @@ impl Element for f64 {
     #[inline(always)]
     fn key(self) -> u64 {
         self.to_bits() & (u64::MAX >> 1)
+    }
+    #[inline(always)]
+    fn from_key(key: u64) -> Self {
+        f64::from_bits(key)
     }
     #[inline(always)]
     fn key_from_u64(bits: u64) -> u64 {

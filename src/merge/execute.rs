@@ -26,7 +26,7 @@ use crate::checkpoint::{
 };
 use crate::recipe::{MaskKind, ModelReference, Recipe};
 
-/// How a [`Merger`] uses the machine. None of it changes what is computed.
+/// How a [`Merger`] uses the machine, and which models it accepts.
 #[derive(Clone, Copy, Debug)]
 pub struct MergerOptions {
     /// `None`: one a core.
@@ -35,11 +35,14 @@ pub struct MergerOptions {
     pub histogram_bytes: usize,
     /// `None`: the widest that the machine has.
     pub isa: Option<Isa>,
+    /// Where vocabularies differ, merges the rows that all models have instead of refusing. Such a merger is for one recipe:
+    /// its statistics are those of the rows that are left.
+    pub truncate_embeddings: bool,
 }
 
 impl Default for MergerOptions {
     fn default() -> Self {
-        Self { threads: None, histogram_bytes: 32 << 20, isa: None }
+        Self { threads: None, histogram_bytes: 32 << 20, isa: None, truncate_embeddings: false }
     }
 }
 
@@ -91,6 +94,7 @@ pub struct Merger {
     pool: rayon::ThreadPool,
     isa: Isa,
     cache: StatisticsCache,
+    truncate_embeddings: bool,
 }
 
 impl Merger {
@@ -118,6 +122,7 @@ impl Merger {
             pool,
             isa,
             cache: StatisticsCache::new(options.histogram_bytes),
+            truncate_embeddings: options.truncate_embeddings,
         })
     }
 
@@ -126,7 +131,7 @@ impl Merger {
     /// # Errors
     /// See [`MergeError`]: an invalid recipe, or models that do not fit together.
     pub fn plan(&self, recipe: &Recipe) -> Result<MergePlan, MergeError> {
-        let plan = plan(recipe, &self.models)?;
+        let plan = plan(recipe, &self.models, self.truncate_embeddings)?;
         tokenizer_donor(&plan, recipe)?;
         Ok(plan)
     }
@@ -332,6 +337,7 @@ impl Run<'_> {
         Ok(TensorGroup {
             name: &tensor.name,
             elements: tensor.elements(),
+            shape: &tensor.shape,
             inputs: tensor.inputs.iter().map(stored).collect::<Result<_, _>>()?,
             base: tensor.base.as_ref().map(stored).transpose()?,
             parameters: &tensor.parameters,

@@ -12,13 +12,17 @@ mod block;
 mod element;
 mod error;
 mod execute;
+mod gram;
 mod mersenne;
+#[cfg(test)]
+mod method_tests;
 mod methods;
 mod model;
 mod output;
 mod parameters;
 mod philox;
 mod plan;
+mod ranked;
 mod reduce;
 mod simd;
 mod sparsify;
@@ -37,5 +41,5 @@ pub use parameters::{ParameterValue, ResolvedParameters};
 pub use plan::{Action, MergePlan, PlannedInput, PlannedTensor};
 pub use simd::Isa;
 pub use specification::{
-    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification,
+    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
 };

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::MergeError;
 use super::model::Model;
 use super::plan::MergePlan;
-use crate::checkpoint::{CheckpointError, CheckpointWriter, Dtype, is_head};
+use crate::checkpoint::{CheckpointError, CheckpointWriter, Dtype, is_head, is_input_embedding};
 use crate::recipe::{ModelReference, Recipe};
 
 const GENERATION_CONFIG: &str = "generation_config.json";
@@ -30,7 +30,25 @@ pub(crate) fn merged_config(plan: &MergePlan, models: &[Model], recipe: &Recipe)
         set_layers(&mut config, plan, models);
     }
     untie(&mut config, plan, models);
+    set_vocabulary(&mut config, plan, models);
     config
+}
+
+/// Truncated embeddings have fewer rows than the donor's.
+fn set_vocabulary(config: &mut Map<String, Value>, plan: &MergePlan, models: &[Model]) {
+    let own = models[plan.donor].checkpoint.tensors();
+    for tensor in plan.tensors.iter().filter(|tensor| is_input_embedding(&tensor.name)) {
+        let rows = own.get(&tensor.name).and_then(|info| info.shape.first());
+        if let (Some(before), Some(after)) = (rows, tensor.shape.first())
+            && before != after
+        {
+            with_text_config(config, |config| {
+                if let Some(value) = config.get_mut("vocab_size") {
+                    *value = (*after).into();
+                }
+            });
+        }
+    }
 }
 
 /// Composite models keep the text model's settings one level down.

@@ -28,6 +28,13 @@ impl ResolvedParameters {
         number(&self.tensor, name)
     }
 
+    pub(crate) fn integer(&self, name: &str) -> Result<i64, MergeError> {
+        match self.tensor.get(name) {
+            Some(ParameterValue::Integer(number)) => Ok(*number),
+            _ => Err(undeclared(name)),
+        }
+    }
+
     pub(crate) fn truth(&self, name: &str) -> Result<bool, MergeError> {
         match self.tensor.get(name) {
             Some(ParameterValue::Bool(truth)) => Ok(*truth),

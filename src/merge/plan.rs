@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::MergeError;
 use super::model::Model;
 use super::parameters::{ParameterValue, ResolvedParameters, depth, of_scope, resolve};
-use super::specification::{BaseUse, MethodSpecification, ParameterScope};
+use super::specification::{BaseUse, InputCount, MethodSpecification, ParameterScope, Survivor};
 use crate::checkpoint::{Dtype, TensorInfo, is_head, is_input_embedding};
 use crate::recipe::{Body, ModelReference, Parameters, Recipe};
 
@@ -104,11 +104,11 @@ struct Stage<'a> {
 /// # Errors
 /// The recipe is not valid, names a model or layer that is not there, leaves a parameter without a value, or its models
 /// do not fit together.
-pub(crate) fn plan(recipe: &Recipe, models: &[Model]) -> Result<MergePlan, MergeError> {
+pub(crate) fn plan(recipe: &Recipe, models: &[Model], truncate_embeddings: bool) -> Result<MergePlan, MergeError> {
     recipe.validate()?;
     let method = super::find_method(&recipe.merge_method)
         .ok_or_else(|| MergeError::Plan(format!("unknown merge method `{}`", recipe.merge_method)))?;
-    let planner = Planner { recipe, method, models };
+    let planner = Planner { recipe, method, models, truncate_embeddings };
     let stages = planner.stages()?;
     let prefix = planner.common_prefix(&stages)?;
     let tensors = planner.tensors(&stages, prefix)?;
@@ -130,6 +130,8 @@ struct Planner<'a> {
     recipe: &'a Recipe,
     method: &'static MethodSpecification,
     models: &'a [Model],
+    /// Vocabularies that differ are cut to the rows that all have.
+    truncate_embeddings: bool,
 }
 
 impl<'a> Planner<'a> {
@@ -277,9 +279,9 @@ impl<'a> Planner<'a> {
     ) -> Result<Option<PlannedTensor>, MergeError> {
         let found = self.find_inputs(stage, name, input_name)?;
         let Some((_, _, first)) = found.first() else { return Ok(None) };
-        check_shapes(name, &found)?;
+        let shape = common_shape(name, &found, self.truncate_embeddings)?;
         let whole = found.iter().all(|(_, _, info)| info.float().is_some());
-        let (stored, shape) = (first.dtype, first.shape.clone());
+        let stored = first.dtype;
         let has_base = matches!(self.method.base, BaseUse::Required | BaseUse::Optional | BaseUse::Input);
         let base = found.iter().find(|(source, _, _)| has_base && stage.base == Some(source.index));
         let stored = base.map_or(stored, |(_, _, info)| info.dtype);
@@ -304,15 +306,37 @@ impl<'a> Planner<'a> {
         let separate = matches!(self.method.base, BaseUse::Required | BaseUse::Optional);
         let merged: Vec<_> =
             found.iter().filter(|(source, _, _)| !separate || stage.base != Some(source.index)).collect();
-        if self.method.base == BaseUse::Required && base.is_none() {
-            let names: Vec<_> = merged.iter().map(|(source, _, _)| format!("`{}`", source.model.name)).collect();
-            return Err(MergeError::Incompatible(format!(
-                "the base model lacks tensor `{name}`, which {} has; there is no task vector without it",
-                names.join(", ")
-            )));
-        }
-        let alone = merged.is_empty() || (self.method.base == BaseUse::Input && merged.len() == 1);
-        if alone {
+        let lacks_base = self.method.base == BaseUse::Required && base.is_none();
+        let too_few = match self.method.inputs {
+            InputCount::Exactly(count) | InputCount::AtLeast(count) => merged.len() < count,
+        };
+        if lacks_base || too_few {
+            let sole = match (base, merged.as_slice()) {
+                (Some(base), []) => Some(base),
+                (Some(base), [input]) if self.method.base == BaseUse::Input => Some(*input).or(Some(base)),
+                (None, [input]) => Some(*input),
+                _ => None,
+            };
+            let survivor = match self.method.survivor {
+                // Without another model the base stays as it is.
+                Survivor::None => base.filter(|_| merged.is_empty()),
+                Survivor::Any => sole,
+                Survivor::Base => base,
+                Survivor::BaseOrNothing if base.is_none() => return Ok(None),
+                Survivor::BaseOrNothing => base,
+            };
+            let Some(survivor) = survivor else {
+                let names: Vec<_> = merged.iter().map(|(source, _, _)| format!("`{}`", source.model.name)).collect();
+                let reason = match lacks_base {
+                    true => "the base model lacks it; there is no task vector without it".to_owned(),
+                    false => format!("too few models have it for {}", self.method.name),
+                };
+                return Err(MergeError::Incompatible(format!(
+                    "tensor `{name}` (of {}) cannot be merged: {reason}",
+                    names.join(", ")
+                )));
+            };
+            tensor.inputs = vec![planned(survivor)];
             tensor.action = Action::PassThrough;
             return Ok(Some(tensor));
         }
@@ -393,26 +417,45 @@ fn tied_embedding<'a>(model: &'a Model, name: &str) -> Option<(&'a String, &'a T
     model.checkpoint.tensors().iter().find(|(name, _)| is_input_embedding(name))
 }
 
-fn check_shapes(name: &str, found: &[(&Source<'_>, String, &TensorInfo)]) -> Result<(), MergeError> {
-    let Some((reference, _, expected)) = found.first() else { return Ok(()) };
+/// The shape of a tensor that these models have in common.
+fn common_shape(
+    name: &str,
+    found: &[(&Source<'_>, String, &TensorInfo)],
+    truncate_embeddings: bool,
+) -> Result<Vec<usize>, MergeError> {
+    let Some((reference, _, expected)) = found.first() else { return Ok(Vec::new()) };
+    let vocabulary = is_head(name) || is_input_embedding(name);
+    let mut shape = expected.shape.clone();
     for (source, _, info) in found {
-        if info.shape != expected.shape {
-            let hint = if is_head(name) || is_input_embedding(name) {
-                "; the vocabularies differ: bring the models to one tokenizer first (resize_token_embeddings)"
-            } else {
-                ": the models have different architectures"
-            };
-            return Err(MergeError::Incompatible(format!(
-                "tensor `{name}` has shape {:?} in `{}`, {:?} in `{}`{hint}",
-                expected.shape, reference.model.name, info.shape, source.model.name
-            )));
-        }
         if info.dtype != expected.dtype && (info.float().is_none() || expected.float().is_none()) {
             return Err(MergeError::Incompatible(format!(
                 "tensor `{name}` is of type {} in `{}`, {} in `{}`; only floats can be merged",
                 expected.dtype, reference.model.name, info.dtype, source.model.name
             )));
         }
+        if info.shape == expected.shape {
+            continue;
+        }
+        match (shape.as_mut_slice(), info.shape.as_slice()) {
+            // Rows are stored one after another, so the common ones are a prefix of each.
+            ([rows, rest @ ..], [own, own_rest @ ..])
+                if vocabulary && truncate_embeddings && rest == own_rest && info.float().is_some() =>
+            {
+                *rows = (*rows).min(*own);
+            }
+            _ => {
+                let hint = if vocabulary {
+                    "; the vocabularies differ: bring the models to one tokenizer first (resize_token_embeddings), or \
+                     merge the rows that all have with --truncate-embeddings"
+                } else {
+                    ": the models have different architectures"
+                };
+                return Err(MergeError::Incompatible(format!(
+                    "tensor `{name}` has shape {:?} in `{}`, {:?} in `{}`{hint}",
+                    expected.shape, reference.model.name, info.shape, source.model.name
+                )));
+            }
+        }
     }
-    Ok(())
+    Ok(shape)
 }

@@ -85,6 +85,28 @@ impl Lanes {
     }
 }
 
+/// As [`sum_blocks`], for `count` sums that `block` adds to.
+pub(crate) fn sum_block_rows(
+    elements: u64,
+    count: usize,
+    block: impl Fn(Range<u64>, &mut [f64]) -> Result<(), MergeError> + Sync,
+) -> Result<Vec<f64>, MergeError> {
+    let sums: Vec<Result<Vec<f64>, MergeError>> = (0..block_count(elements))
+        .into_par_iter()
+        .map(|index| {
+            let mut sums = vec![0.0; count];
+            block(block_range(elements, index), &mut sums).map(|()| sums)
+        })
+        .collect();
+    let mut total = vec![0.0; count];
+    for sums in sums {
+        for (total, part) in total.iter_mut().zip(sums?) {
+            *total += part;
+        }
+    }
+    Ok(total)
+}
+
 /// Sums of `block(range)` over the blocks of a tensor, computed in parallel, added in index order.
 pub(crate) fn sum_blocks<const N: usize>(
     elements: u64,

@@ -8,6 +8,7 @@ use super::MergeError;
 use super::element::Element;
 use super::mersenne::MersenneTwister;
 use super::philox::{DRAW_RANGE, DRAWS, Philox};
+use super::ranked::RankedMask;
 use super::reduce::{Lanes, sum_blocks};
 use super::simd::{Isa, Kernel, dispatch};
 use super::tensor::{BLOCK, TILE, TaskVector, block_count, tiles};
@@ -17,11 +18,18 @@ use super::threshold::Threshold;
 const MAX_SNAPSHOTS: u64 = 1024;
 
 /// A rule that keeps some elements of a task vector; it depends on the element's position and value only.
-pub(crate) enum Sparsifier {
+pub(crate) enum Sparsifier<'a> {
     KeepAll,
     DropAll,
     /// Keeps the largest magnitudes.
     Magnitude(Threshold),
+    /// Drops the largest magnitudes, and the smallest where there is a threshold for them.
+    Middle {
+        outliers: Threshold,
+        kept: Option<Threshold>,
+    },
+    /// Keeps elements with a probability that rises with the rank of their magnitude.
+    Ranked(RankedMask<'a>),
     /// Keeps elements whose draw is below the limit.
     Philox(PhiloxMask),
     Mersenne(MersenneMask),
@@ -30,7 +38,7 @@ pub(crate) enum Sparsifier {
 /// A mask drawn by a counter-based generator. One that keeps an element at some density keeps it at every higher one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PhiloxMask {
-    generator: Philox,
+    pub(crate) generator: Philox,
     /// Draws below this keep their element; at most [`DRAW_RANGE`].
     limit: u32,
 }
@@ -79,7 +87,7 @@ pub(crate) struct MersenneMask {
     /// Elements are kept whose draw modulo 2^24 is below this.
     limit: u32,
     /// Draws before this tensor's first.
-    position: u64,
+    pub(crate) position: u64,
 }
 
 impl MersenneMask {
@@ -103,7 +111,7 @@ impl MersenneMask {
         Self { snapshots, spacing, limit, position }
     }
 
-    fn generator_at(&self, element: u64) -> Option<MersenneTwister> {
+    pub(crate) fn generator_at(&self, element: u64) -> Option<MersenneTwister> {
         let mut generator = self.snapshots.get((element / self.spacing) as usize)?.clone();
         generator.skip(element % self.spacing);
         Some(generator)
@@ -127,13 +135,18 @@ impl MersenneStream {
     }
 }
 
-impl Sparsifier {
+impl Sparsifier<'_> {
     /// What tells two sparsifiers of the same task vector apart, for caching.
     pub(crate) fn identity(&self) -> [u64; 3] {
         match self {
             Self::KeepAll => [0, 0, 0],
             Self::DropAll => [1, 0, 0],
             Self::Magnitude(threshold) => [2, threshold.key, threshold.last],
+            Self::Middle { outliers, kept } => {
+                let kept = kept.map_or([u64::MAX; 2], |kept| [kept.key, kept.last]);
+                digest(b"evomerge middle", &[outliers.key, outliers.last, kept[0], kept[1]])
+            }
+            Self::Ranked(mask) => mask.identity(),
             Self::Philox(mask) => {
                 [3 | u64::from(mask.limit) << 8, join(mask.generator.key), join(mask.generator.stream)]
             }
@@ -141,20 +154,21 @@ impl Sparsifier {
         }
     }
 
-    /// The generator that [`Self::apply`] needs for elements from `first` on, in order.
-    pub(crate) fn begin(&self, first: u64) -> Option<MersenneTwister> {
+    /// What [`Self::apply`] needs for the elements of the block that starts at `first`, in order.
+    pub(crate) fn begin<W: Element>(&self, first: u64) -> Course {
         match self {
-            Self::Mersenne(mask) => mask.generator_at(first),
-            _ => None,
+            Self::Mersenne(mask) => mask.generator_at(first).map_or(Course::Fixed, |at| Course::Stream(Box::new(at))),
+            Self::Ranked(mask) => Course::Drawn { first, kept: mask.kept::<W>(first) },
+            _ => Course::Fixed,
         }
     }
 
     /// Sets the elements that are not kept to zero. `first` is a multiple of [`TILE`].
     #[cfg(test)]
     #[inline(always)]
-    pub(crate) fn apply<W: Element>(&self, mut generator: Option<&mut MersenneTwister>, first: u64, delta: &mut [W]) {
+    pub(crate) fn apply<W: Element>(&self, course: &mut Course, first: u64, delta: &mut [W]) {
         for (first, tile) in (first..).step_by(TILE).zip(delta.chunks_mut(TILE)) {
-            self.subtract(generator.as_deref_mut(), first, tile, &[W::ZERO; TILE], |delta| delta);
+            self.subtract(course, first, tile, &[W::ZERO; TILE], |delta| delta);
         }
     }
 
@@ -163,7 +177,7 @@ impl Sparsifier {
     #[inline(always)]
     pub(crate) fn subtract<W: Element>(
         &self,
-        generator: Option<&mut MersenneTwister>,
+        course: &mut Course,
         first: u64,
         values: &mut [W],
         others: &[W],
@@ -192,9 +206,26 @@ impl Sparsifier {
                     *value = if delta.key() > key { term(delta) } else { W::ZERO };
                 }
             }
+            Self::Middle { outliers, kept } => {
+                difference(values, others);
+                if let Some(kept) = kept {
+                    keep_from(*kept, first, values);
+                }
+                drop_from(*outliers, first, values);
+                values.iter_mut().filter(|value| **value != W::ZERO).for_each(|value| *value = term(*value));
+            }
+            Self::Ranked(_) => {
+                if let Course::Drawn { first: start, kept } = course
+                    && let Some(kept) = kept.get((first - *start) as usize..)
+                {
+                    for ((value, other), kept) in values.iter_mut().zip(others).zip(kept) {
+                        *value = if *kept { term(*value - *other) } else { W::ZERO };
+                    }
+                }
+            }
             Self::Philox(mask) => mask.subtract(first, values, others, term),
             Self::Mersenne(mask) => {
-                if let Some(generator) = generator {
+                if let Course::Stream(generator) = course {
                     for (value, other) in values.iter_mut().zip(others) {
                         let kept = generator.draw() & 0xFF_FFFF < mask.limit;
                         *value = if kept { term(*value - *other) } else { W::ZERO };
@@ -205,14 +236,76 @@ impl Sparsifier {
     }
 }
 
+#[inline(always)]
+fn difference<W: Element>(values: &mut [W], others: &[W]) {
+    for (value, other) in values.iter_mut().zip(others) {
+        *value = *value - *other;
+    }
+}
+
+/// Where in its mask a run of consecutive tiles is.
+pub(crate) enum Course {
+    /// The mask depends on position and value alone.
+    Fixed,
+    Stream(Box<MersenneTwister>),
+    /// Which elements of the block from `first` on are kept.
+    Drawn {
+        first: u64,
+        kept: Vec<bool>,
+    },
+}
+
+/// How many of the elements from `first` on are kept where they equal the threshold.
+#[inline(always)]
+fn equals_kept(threshold: Threshold, first: u64, length: usize) -> usize {
+    threshold.last.saturating_add(1).saturating_sub(first).min(length as u64) as usize
+}
+
+#[inline(always)]
+pub(crate) fn keep_from<W: Element>(threshold: Threshold, first: u64, delta: &mut [W]) {
+    let key = W::key_from_u64(threshold.key);
+    // Up to and including element `last`, equal magnitudes are kept.
+    let (kept, dropped) = delta.split_at_mut(equals_kept(threshold, first, delta.len()));
+    for value in kept {
+        *value = if value.key() >= key { *value } else { W::ZERO };
+    }
+    for value in dropped {
+        *value = if value.key() > key { *value } else { W::ZERO };
+    }
+}
+
+/// Drops exactly what [`keep_from`] keeps.
+#[inline(always)]
+fn drop_from<W: Element>(threshold: Threshold, first: u64, delta: &mut [W]) {
+    let key = W::key_from_u64(threshold.key);
+    let (dropped, kept) = delta.split_at_mut(equals_kept(threshold, first, delta.len()));
+    for value in dropped {
+        *value = if value.key() < key { *value } else { W::ZERO };
+    }
+    for value in kept {
+        *value = if value.key() <= key { *value } else { W::ZERO };
+    }
+}
+
+/// Numbers as three words that tell them apart from others.
+pub(crate) fn digest(purpose: &[u8], numbers: &[u64]) -> [u64; 3] {
+    let mut hash = Sha256::new();
+    hash.update(purpose);
+    for number in numbers {
+        hash.update(number.to_le_bytes());
+    }
+    let digest = hash.finalize();
+    [0, 1, 2].map(|word| digest[8 * word..8 * word + 8].iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
+}
+
 fn join(words: [u32; 2]) -> u64 {
     u64::from(words[0]) | u64::from(words[1]) << 32
 }
 
 struct SumBlock<'a, W: Element> {
     vector: TaskVector<'a>,
-    sparsifier: &'a Sparsifier,
-    generator: Option<MersenneTwister>,
+    sparsifier: &'a Sparsifier<'a>,
+    course: Course,
     range: Range<u64>,
     delta: &'a mut [W],
     scratch: &'a mut [W],
@@ -230,7 +323,7 @@ impl<W: Element> Kernel for SumBlock<'_, W> {
             self.vector.source.decode(first, delta)?;
             self.vector.base.decode(first, base)?;
             all.add_distances(delta, base);
-            self.sparsifier.subtract(self.generator.as_mut(), first, delta, base, |delta| delta);
+            self.sparsifier.subtract(&mut self.course, first, delta, base, |delta| delta);
             kept.add_magnitudes(delta);
         }
         Ok([all.total(), kept.total()])
@@ -241,13 +334,13 @@ impl<W: Element> Kernel for SumBlock<'_, W> {
 pub(crate) fn l1_factor<W: Element>(
     isa: Isa,
     vector: TaskVector<'_>,
-    sparsifier: &Sparsifier,
+    sparsifier: &Sparsifier<'_>,
     elements: u64,
 ) -> Result<f64, MergeError> {
     let [all, kept] = sum_blocks(elements, |range| {
         let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
-        let generator = sparsifier.begin(range.start);
-        dispatch(isa, SumBlock { vector, sparsifier, generator, range, delta: &mut delta, scratch: &mut scratch })
+        let course = sparsifier.begin::<W>(range.start);
+        dispatch(isa, SumBlock { vector, sparsifier, course, range, delta: &mut delta, scratch: &mut scratch })
     })?;
     Ok(if all < 1e-7 || kept < 1e-7 { 1.0 } else { all / kept })
 }

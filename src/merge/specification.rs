@@ -64,6 +64,19 @@ pub enum InputCount {
     AtLeast(usize),
 }
 
+/// What becomes of an optional tensor (an output head, a buffer) that too few of the models have for the method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Survivor {
+    /// It is refused.
+    None,
+    /// The only one is written as it is.
+    Any,
+    /// As that, if it is the base's; refused otherwise.
+    Base,
+    /// The base's is written; without one, the tensor is left out.
+    BaseOrNothing,
+}
+
 /// A merge method's declaration.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MethodSpecification {
@@ -71,6 +84,7 @@ pub struct MethodSpecification {
     pub parameters: &'static [ParameterSpecification],
     pub base: BaseUse,
     pub inputs: InputCount,
+    pub survivor: Survivor,
     /// Whether masks are drawn at random (then seed and kind belong to the recipe's hash).
     pub samples_masks: bool,
     /// One line for `evomerge methods`, with the paper.

@@ -77,6 +77,27 @@ pub(crate) struct TaskVector<'a> {
     pub(crate) base: Stored<'a>,
 }
 
+/// Values of one for each element of a tensor, computed where they are needed.
+pub(crate) trait Values<W: Element>: Copy + Send + Sync {
+    /// How many elements of scratch [`Self::tile`] needs.
+    fn scratch(&self) -> usize;
+
+    /// Computes `values.len()` of them (at most [`TILE`]) from element `first` on.
+    fn tile(&self, first: u64, values: &mut [W], scratch: &mut [W]) -> Result<(), MergeError>;
+}
+
+impl<W: Element> Values<W> for TaskVector<'_> {
+    fn scratch(&self) -> usize {
+        TILE
+    }
+
+    /// The task vector itself.
+    #[inline(always)]
+    fn tile(&self, first: u64, values: &mut [W], scratch: &mut [W]) -> Result<(), MergeError> {
+        TaskVector::tile(self, first, values, scratch)
+    }
+}
+
 impl TaskVector<'_> {
     /// Computes `delta.len()` elements from `first` on; `scratch` is at least as long.
     #[inline(always)]
@@ -98,6 +119,8 @@ pub(crate) struct TensorGroup<'a> {
     pub(crate) elements: u64,
     /// In recipe order; the base is among them only where the method takes it as an input.
     pub(crate) inputs: Vec<Stored<'a>>,
+    /// Of all inputs and of the output.
+    pub(crate) shape: &'a [usize],
     /// The base model's tensor.
     pub(crate) base: Option<Stored<'a>>,
     /// One set of source parameters for each of `inputs`.

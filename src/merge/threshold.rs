@@ -1,4 +1,5 @@
-//! The exact k-th largest magnitude of a task vector, without sorting and without a copy of it.
+//! The exact k-th largest magnitude of a task vector, or of other values that are computed where they are needed,
+//! without sorting and without a copy of them.
 //!
 //! A magnitude's bits order as the magnitude does, so the threshold is found digit by digit: count how often each value of
 //! the highest 16 bits occurs, walk from the top to the bin that holds the k-th element, and count the next bits inside
@@ -15,7 +16,7 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use super::MergeError;
 use super::element::Element;
 use super::simd::{Isa, Kernel, dispatch};
-use super::tensor::{BLOCK, TILE, TaskVector, block_count, block_range, tiles, with_buffer};
+use super::tensor::{BLOCK, TILE, Values, block_count, block_range, tiles, with_buffer};
 
 const DIGIT_BITS: u32 = 16;
 /// Blocks that are worth counters of their own.
@@ -89,8 +90,8 @@ struct Digit {
     prefix: u64,
 }
 
-struct CountDigit<'a, W: Element> {
-    vector: TaskVector<'a>,
+struct CountDigit<'a, W: Element, V> {
+    vector: V,
     range: Range<u64>,
     digit: Digit,
     counts: &'a mut [u32],
@@ -98,7 +99,7 @@ struct CountDigit<'a, W: Element> {
     scratch: &'a mut [W],
 }
 
-impl<W: Element> Kernel for CountDigit<'_, W> {
+impl<W: Element, V: Values<W>> Kernel for CountDigit<'_, W, V> {
     type Output = Result<(), MergeError>;
 
     #[inline(always)]
@@ -140,15 +141,15 @@ fn histogram(elements: u64, count: impl Fn(Range<u64>) -> Counted + Sync) -> Res
 }
 
 /// The histogram of one digit.
-fn digit_histogram<W: Element>(
+fn digit_histogram<W: Element, V: Values<W>>(
     isa: Isa,
-    vector: TaskVector<'_>,
+    vector: V,
     elements: u64,
     digit: Digit,
 ) -> Result<Histogram, MergeError> {
     histogram(elements, |range| {
         let mut counts = vec![0_u32; 1 << digit.width];
-        let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
+        let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; vector.scratch()]);
         dispatch(
             isa,
             CountDigit { vector, range, digit, counts: &mut counts, delta: &mut delta, scratch: &mut scratch },
@@ -165,8 +166,8 @@ const ZERO_BINS: usize = 16;
 /// Counters a bin, for the same reason.
 const COPIES: usize = 4;
 
-struct CountCoarse<'a, W: Element> {
-    vector: TaskVector<'a>,
+struct CountCoarse<'a, W: Element, V> {
+    vector: V,
     range: Range<u64>,
     /// All zero; the counters of zeros are behind those of the bins.
     counts: &'a mut [[u32; COPIES]],
@@ -174,7 +175,7 @@ struct CountCoarse<'a, W: Element> {
     scratch: &'a mut [W],
 }
 
-impl<W: Element> Kernel for CountCoarse<'_, W> {
+impl<W: Element, V: Values<W>> Kernel for CountCoarse<'_, W, V> {
     /// The lowest bin that is not empty, zeros aside, and the highest one; the lower one may be above where all are zeros.
     type Output = Result<(u32, u32), MergeError>;
 
@@ -215,9 +216,9 @@ impl<W: Element> Kernel for CountCoarse<'_, W> {
 }
 
 /// The histogram of the highest digit: it does not depend on a density, so it serves every candidate of a run.
-pub(crate) fn coarse_histogram<W: Element>(
+pub(crate) fn coarse_histogram<W: Element, V: Values<W>>(
     isa: Isa,
-    vector: TaskVector<'_>,
+    vector: V,
     elements: u64,
 ) -> Result<Arc<Histogram>, MergeError> {
     thread_local! {
@@ -225,7 +226,7 @@ pub(crate) fn coarse_histogram<W: Element>(
     }
     let count = |range: Range<u64>| {
         with_buffer(&COUNTS, COARSE_BINS + ZERO_BINS, [0; COPIES], |counts| {
-            let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
+            let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; vector.scratch()]);
             let kernel = CountCoarse { vector, range, counts, delta: &mut delta, scratch: &mut scratch };
             let found = dispatch(isa, kernel);
             // The counters are left as they were found, whatever happened.
@@ -247,25 +248,25 @@ pub(crate) fn coarse_histogram<W: Element>(
     histogram(elements, count).map(Arc::new)
 }
 
-/// The threshold that keeps exactly `kept` of the elements (`1 <= kept < elements`); zeros at the threshold count as kept.
+/// The threshold that keeps exactly `kept` of the elements (`1 <= kept <= elements`); zeros at the threshold count as kept.
 ///
 /// `coarse` finds or computes the [`coarse_histogram`], where it is needed.
-pub(crate) fn select<W: Element>(
+pub(crate) fn select<W: Element, V: Values<W>>(
     isa: Isa,
-    vector: TaskVector<'_>,
+    vector: V,
     elements: u64,
     kept: u64,
     coarse: impl FnOnce() -> Result<Arc<Histogram>, MergeError>,
 ) -> Result<Threshold, MergeError> {
     if elements <= SMALL {
-        select_copied::<W>(vector, elements, kept)
+        select_copied::<W, V>(vector, elements, kept)
     } else {
-        select_counted::<W>(isa, vector, elements, kept, &*coarse()?)
+        select_counted::<W, V>(isa, vector, elements, kept, &*coarse()?)
     }
 }
 
-fn select_copied<W: Element>(vector: TaskVector<'_>, elements: u64, kept: u64) -> Result<Threshold, MergeError> {
-    let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
+fn select_copied<W: Element, V: Values<W>>(vector: V, elements: u64, kept: u64) -> Result<Threshold, MergeError> {
+    let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; vector.scratch()]);
     let mut keys = Vec::with_capacity(elements as usize);
     for (first, length) in tiles(0..elements) {
         vector.tile(first, &mut delta[..length], &mut scratch)?;
@@ -280,9 +281,9 @@ fn select_copied<W: Element>(vector: TaskVector<'_>, elements: u64, kept: u64) -
     Ok(Threshold { key: W::key_to_u64(key), last })
 }
 
-fn select_counted<W: Element>(
+fn select_counted<W: Element, V: Values<W>>(
     isa: Isa,
-    vector: TaskVector<'_>,
+    vector: V,
     elements: u64,
     kept: u64,
     coarse: &Histogram,
@@ -298,7 +299,7 @@ fn select_counted<W: Element>(
         let width = remaining.min(DIGIT_BITS);
         remaining -= width;
         let digit = Digit { shift: remaining, width, prefix: key };
-        let found = digit_histogram::<W>(isa, vector, elements, digit)?.find(kept - above)?;
+        let found = digit_histogram::<W, V>(isa, vector, elements, digit)?.find(kept - above)?;
         key = key << width | found.bin;
         above += found.above;
         equal = found.count;
@@ -308,7 +309,7 @@ fn select_counted<W: Element>(
     let last = if key == 0 || wanted == equal {
         u64::MAX
     } else {
-        last_kept::<W>(isa, vector, elements, key, Wanted { nth: wanted, equal })?
+        last_kept::<W, V>(isa, vector, elements, key, Wanted { nth: wanted, equal })?
     };
     Ok(Threshold { key, last })
 }
@@ -319,15 +320,15 @@ struct Wanted {
     equal: u64,
 }
 
-struct CountEqual<'a, W: Element> {
-    vector: TaskVector<'a>,
+struct CountEqual<'a, W: Element, V> {
+    vector: V,
     range: Range<u64>,
     key: W::Key,
     delta: &'a mut [W],
     scratch: &'a mut [W],
 }
 
-impl<W: Element> Kernel for CountEqual<'_, W> {
+impl<W: Element, V: Values<W>> Kernel for CountEqual<'_, W, V> {
     type Output = Result<u64, MergeError>;
 
     #[inline(always)]
@@ -343,9 +344,9 @@ impl<W: Element> Kernel for CountEqual<'_, W> {
 }
 
 /// The element index of the wanted element with that key, looked for from the nearer end.
-fn last_kept<W: Element>(
+fn last_kept<W: Element, V: Values<W>>(
     isa: Isa,
-    vector: TaskVector<'_>,
+    vector: V,
     elements: u64,
     key: u64,
     wanted: Wanted,
@@ -362,7 +363,7 @@ fn last_kept<W: Element>(
             .clone()
             .into_par_iter()
             .map(|index| {
-                let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
+                let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; vector.scratch()]);
                 let range = block_range(elements, block(index));
                 dispatch(isa, CountEqual { vector, range, key, delta: &mut delta, scratch: &mut scratch })
             })
@@ -371,7 +372,7 @@ fn last_kept<W: Element>(
             let count = count?;
             if count >= left {
                 let nth = if backwards { count + 1 - left } else { left };
-                return nth_equal::<W>(vector, block_range(elements, block(index)), key, nth);
+                return nth_equal::<W, V>(vector, block_range(elements, block(index)), key, nth);
             }
             left -= count;
         }
@@ -379,13 +380,13 @@ fn last_kept<W: Element>(
     Err(MergeError::Internal(format!("{} elements at the threshold, {left} too few were found", wanted.equal)))
 }
 
-fn nth_equal<W: Element>(
-    vector: TaskVector<'_>,
+fn nth_equal<W: Element, V: Values<W>>(
+    vector: V,
     range: Range<u64>,
     key: W::Key,
     mut wanted: u64,
 ) -> Result<u64, MergeError> {
-    let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
+    let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; vector.scratch()]);
     for (first, length) in tiles(range) {
         let delta = &mut delta[..length];
         vector.tile(first, delta, &mut scratch)?;
@@ -406,7 +407,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::Dtype;
     use crate::merge::statistics::TensorKey;
-    use crate::merge::tensor::Stored;
+    use crate::merge::tensor::{Stored, TaskVector};
 
     /// Sorted by magnitude, equal ones by position: the first `kept` survive.
     fn survivors(delta: &[f64], kept: u64) -> Vec<usize> {
@@ -425,9 +426,9 @@ mod tests {
         let vector = TaskVector { source: stored(&bytes), base: stored(&zeros) };
         let elements = values.len() as u64;
         for kept in [1, 2, elements / 3, elements / 2, elements - 2, elements - 1] {
-            let coarse = coarse_histogram::<W>(Isa::detect(), vector, elements).unwrap();
-            let counted = select_counted::<W>(Isa::detect(), vector, elements, kept, &coarse).unwrap();
-            let copied = select_copied::<W>(vector, elements, kept).unwrap();
+            let coarse = coarse_histogram::<W, _>(Isa::detect(), vector, elements).unwrap();
+            let counted = select_counted::<W, _>(Isa::detect(), vector, elements, kept, &coarse).unwrap();
+            let copied = select_copied::<W, _>(vector, elements, kept).unwrap();
             let expected = survivors(values, kept);
             for threshold in [counted, copied] {
                 let survives = |(element, value): &(usize, &f64)| {

@@ -1,12 +1,26 @@
 //! The total map from genomes to recipes.
 
-use super::plan::{Cell, Plan, is_input, takes_pair};
+use super::plan::{Cell, Plan, is_input, takes_one, takes_pair};
 use super::{Gene, GeneValue, Genome, SearchSpace};
 use crate::merge::{BaseUse, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification};
 use crate::recipe::{Body, FilteredValue, Gradient, Input, ModelReference, Parameters, Recipe, Setting, Slice, Value};
 
 /// Sums of weights nearer to 0 than this cannot be divided by.
 const SMALLEST_SUM: f64 = 1e-8;
+
+const DENSITY: &str = "density";
+const EPSILON: &str = "epsilon";
+/// How far inside its bounds a repaired density lies.
+const MARGIN: f64 = 1e-3;
+
+/// The density nearest to `density` at which no chance to keep an element leaves `(0, 1)`. A density of 1 drops nothing and
+/// is left alone, unless values between it and another are read off a gradient.
+fn within(density: f64, epsilon: f64, interpolated: bool) -> f64 {
+    if (density >= 1.0 && !interpolated) || epsilon >= 0.5 - MARGIN {
+        return 1.0;
+    }
+    density.clamp(epsilon + MARGIN, 1.0 - epsilon - MARGIN)
+}
 
 /// One input of the merge: a model, and the source whose genes it follows.
 struct DecodedInput {
@@ -29,7 +43,8 @@ pub(super) struct Decoded<'a> {
 impl SearchSpace {
     /// The recipe of a genome. Total: missing numbers and NaN count as the gene's `init`, numbers outside `[0, 1]` are
     /// clamped, numbers too many are ignored. Where a normalized linear merge would divide by (nearly) zero, because all
-    /// weights of a layer group and module are zero or cancel out, these weights are all set to 1.
+    /// weights of a layer group and module are zero or cancel out, these weights are all set to 1. Where a density is too near
+    /// to 0 or 1 for its `epsilon` (DELLA), the nearest one that is not takes its place.
     pub fn decode(&self, genome: &Genome) -> Recipe {
         self.decoded(genome).recipe()
     }
@@ -59,11 +74,16 @@ impl SearchSpace {
             _ => 0,
         };
         let method = self.specifications[choice(self.method_gene)];
-        let sources: Vec<usize> = if takes_pair(method, self.facts.sources.len()) {
-            self.pairs.get(choice(self.pair_gene)).map(|(first, second)| vec![*first, *second]).unwrap_or_default()
+        let count = self.facts.sources.len();
+        let chosen = if takes_pair(method, count) {
+            self.pairs.get(choice(self.pair_gene)).map(|(first, second)| vec![*first, *second])
+        } else if takes_one(method, count) {
+            Some(vec![choice(self.source_gene)])
         } else {
-            (0..self.facts.sources.len()).filter(|source| is_input(method, &self.facts, *source)).collect()
+            None
         };
+        let possible: Vec<usize> = (0..count).filter(|source| is_input(method, &self.facts, *source)).collect();
+        let sources = chosen.map_or_else(|| possible.clone(), |chosen| only_possible(chosen, &possible));
         let mut inputs: Vec<DecodedInput> = sources
             .iter()
             .map(|source| DecodedInput { model: self.facts.sources[*source].1.clone(), source: *source })
@@ -80,6 +100,15 @@ impl SearchSpace {
         };
         Decoded { space: self, units, method, inputs, base, base_apart }
     }
+}
+
+/// Puts the first sources that can be inputs in the places of those that cannot (the base has no task vector).
+fn only_possible(chosen: Vec<usize>, possible: &[usize]) -> Vec<usize> {
+    let mut sources: Vec<usize> = chosen.iter().copied().filter(|source| possible.contains(source)).collect();
+    let others = possible.iter().copied().filter(|source| !chosen.contains(source));
+    sources.extend(others.take(chosen.len() - sources.len()));
+    sources.sort_unstable();
+    sources
 }
 
 impl Decoded<'_> {
@@ -114,7 +143,22 @@ impl Decoded<'_> {
     pub(super) fn number(&self, parameter: &str, source: usize, group: usize, module: usize) -> Option<f64> {
         let plan = self.space.plan(parameter)?;
         let repaired = parameter == "weight" && self.has_no_sum(plan, group, module);
-        Some(if repaired { 1.0 } else { self.written(plan, source, group, module) })
+        let written = if repaired { 1.0 } else { self.written(plan, source, group, module) };
+        match self.epsilon(source, group, module).filter(|_| parameter == DENSITY) {
+            Some(epsilon) => Some(within(written, epsilon, self.space.interpolate && self.dimensions(plan).0)),
+            None => Some(written),
+        }
+    }
+
+    /// How far the chances to keep an element lie from the density, for methods that have such a parameter.
+    fn epsilon(&self, source: usize, group: usize, module: usize) -> Option<f64> {
+        self.method.parameter(DENSITY)?;
+        let specification = self.method.parameter(EPSILON)?;
+        let default = match specification.kind {
+            ParameterKind::Number { default, .. } => default?,
+            _ => return None,
+        };
+        Some(self.space.plan(EPSILON).map_or(default, |plan| self.written(plan, source, group, module)).abs())
     }
 
     /// Whether a normalized linear merge could not divide by the sum of its weights.
@@ -130,6 +174,13 @@ impl Decoded<'_> {
     /// Whether a repair of weights may depend on layer group or module although the weights do not.
     fn dimensions(&self, plan: &Plan) -> (bool, bool) {
         let mut dimensions = (plan.per_group(), plan.per_module());
+        if plan.parameter == DENSITY
+            && self.method.parameter(EPSILON).is_some()
+            && let Some(epsilon) = self.space.plan(EPSILON)
+        {
+            dimensions.0 |= epsilon.per_group();
+            dimensions.1 |= epsilon.per_module();
+        }
         if plan.parameter == "weight"
             && self.method.name == "linear"
             && let Some(normalize) = self.space.plan("normalize")

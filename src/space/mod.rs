@@ -45,7 +45,7 @@ pub enum GeneKind {
 pub struct Gene {
     /// `weight.expert-add.g0.mlp`: parameter, then model, layer group and module as far as the gene has them.
     pub name: String,
-    /// The parameter that the gene sets (`weight`, `density`, ...; `method` and `pair` for the two categorical genes).
+    /// The parameter that the gene sets (`weight`, `density`, ...; `method`, `pair` and `source` for the categorical genes).
     pub parameter: String,
     pub kind: GeneKind,
     /// Where a search without better knowledge starts, in `[0, 1]`.
@@ -111,6 +111,7 @@ pub struct SearchSpace {
     plans: Vec<Plan>,
     method_gene: Option<usize>,
     pair_gene: Option<usize>,
+    source_gene: Option<usize>,
     /// Pairs of sources, in the order of the choices of `pair`.
     pairs: Vec<(usize, usize)>,
     modules: Vec<String>,
@@ -141,6 +142,7 @@ impl SearchSpace {
             plans: layout.plans,
             method_gene: layout.method_gene,
             pair_gene: layout.pair_gene,
+            source_gene: layout.source_gene,
             pairs: layout.pairs,
             modules: config.modules.clone(),
             groups,

@@ -46,18 +46,24 @@ impl Plan {
     }
 }
 
-/// Genes and plans of a space; the genes `method` and `pair` come first.
+/// Genes and plans of a space; the genes `method`, `pair` and `source` come first.
 pub(super) struct Layout {
     pub genes: Vec<Gene>,
     pub plans: Vec<Plan>,
     pub method_gene: Option<usize>,
     pub pair_gene: Option<usize>,
+    pub source_gene: Option<usize>,
     pub pairs: Vec<(usize, usize)>,
 }
 
 /// Whether `pair` chooses the method's two inputs.
 pub(super) fn takes_pair(method: &MethodSpecification, sources: usize) -> bool {
     method.inputs == InputCount::Exactly(2) && sources > 2
+}
+
+/// Whether `source` chooses the method's only input.
+pub(super) fn takes_one(method: &MethodSpecification, sources: usize) -> bool {
+    method.inputs == InputCount::Exactly(1) && sources > 1
 }
 
 /// Whether a source is an input of the method: one that is the base itself has no task vector.
@@ -72,8 +78,14 @@ pub(super) fn build(
     facts: &ModelFacts,
     groups: usize,
 ) -> Layout {
-    let mut layout =
-        Layout { genes: Vec::new(), plans: Vec::new(), method_gene: None, pair_gene: None, pairs: Vec::new() };
+    let mut layout = Layout {
+        genes: Vec::new(),
+        plans: Vec::new(),
+        method_gene: None,
+        pair_gene: None,
+        source_gene: None,
+        pairs: Vec::new(),
+    };
     if methods.len() > 1 {
         layout.method_gene = Some(layout.genes.len());
         let choices = methods.iter().map(|method| method.name.to_owned()).collect();
@@ -93,6 +105,14 @@ pub(super) fn build(
             choices,
             if paired.len() == methods.len() { Vec::new() } else { paired },
         ));
+    }
+    let single: Vec<usize> =
+        (0..methods.len()).filter(|index| takes_one(methods[*index], facts.sources.len())).collect();
+    if !single.is_empty() {
+        let choices = facts.sources.iter().map(|(name, _)| name.clone()).collect();
+        layout.source_gene = Some(layout.genes.len());
+        let methods = if single.len() == methods.len() { Vec::new() } else { single };
+        layout.genes.push(categorical("source", choices, methods));
     }
     for (name, gene) in &config.genes {
         if !matches!(gene, GeneConfig::SameAs(_)) {

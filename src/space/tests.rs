@@ -474,3 +474,38 @@ fn grouping_by_granularity_and_count_agree() {
     assert_eq!(by(&format!("layer_groups = {LAYERS}")), LAYERS);
     assert_eq!(NonZeroUsize::new(by("granularity = 100")), NonZeroUsize::new(1));
 }
+
+#[test]
+fn densities_of_della_are_moved_inside_their_epsilon() {
+    let text =
+        "method = 'della'\ngenes = { density = { low = 0.0, high = 1.0 }, epsilon = { low = 0.01, high = 0.6 } }\n";
+    let space = space(&["a", "b"], Some("base"), text);
+    for step in 0..=20 {
+        for other in 0..=20 {
+            let mut genome = space.init();
+            for (gene, unit) in space.genes.iter().zip(&mut genome.0) {
+                *unit = f64::from(if gene.parameter == "epsilon" { other } else { step }) / 20.0;
+            }
+            let recipe = space.decode(&genome);
+            let model = ModelReference("/models/a".to_owned());
+            let [density, epsilon] =
+                ["density", "epsilon"].map(|name| resolve(&recipe, "x", name, Some(&model)).unwrap());
+            assert!(density == 1.0 || density - epsilon > 0.0 && density + epsilon < 1.0, "{density} {epsilon}");
+        }
+    }
+}
+
+#[test]
+fn methods_of_one_input_have_a_gene_for_it() {
+    let space = space(&["a", "b", "c"], Some("b"), "method = ['nearswap', 'nuslerp', 'linear']\n");
+    assert!(names(&space).contains(&"source"));
+    for step in 0..=60 {
+        let unit = f64::from(step) / 60.0;
+        let recipe = space.decode(&Genome(vec![unit; space.genes().len()]));
+        assert!(recipe.validate().is_ok(), "{:?}", recipe.validate());
+        let mut genome = Genome(vec![unit; space.genes().len()]);
+        genome.0[0] = 0.0;
+        let recipe = space.decode(&genome);
+        assert!(recipe.validate().is_ok(), "{:?}", recipe.validate());
+    }
+}

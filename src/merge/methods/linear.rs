@@ -7,7 +7,7 @@ use crate::merge::MergeError;
 use crate::merge::block::{BlockMerge, Buffered, TileMerge, Tiled};
 use crate::merge::element::Element;
 use crate::merge::specification::{
-    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification,
+    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
 };
 use crate::merge::tensor::{TILE, TensorGroup};
 
@@ -29,6 +29,7 @@ static LINEAR: MethodSpecification = MethodSpecification {
     ],
     base: BaseUse::None,
     inputs: InputCount::AtLeast(1),
+    survivor: Survivor::Any,
     samples_masks: false,
     help: "weighted average of the models (Model Soups, arXiv 2203.05482)",
 };

@@ -1,6 +1,15 @@
 //! Merge methods, one file a family; each declares its own parameters and holds its own arithmetic.
 
+mod arcee_fusion;
+mod karcher;
 mod linear;
+mod model_stock;
+mod multislerp;
+mod nearswap;
+mod nuslerp;
+mod passthrough;
+mod ram;
+mod sce;
 mod slerp;
 mod task_arithmetic;
 
@@ -8,6 +17,7 @@ use std::sync::{LazyLock, OnceLock};
 
 use super::MergeError;
 use super::block::BlockMerge;
+use super::ranked::Draws;
 use super::simd::Isa;
 use super::sparsify::{MersenneMask, MersenneStream, PhiloxMask, Sparsifier};
 use super::specification::MethodSpecification;
@@ -43,17 +53,14 @@ pub(crate) enum MaskSource<'a> {
 
 impl MaskSource<'_> {
     /// The mask of a source's tensor; a density of 1 or more keeps all and draws nothing.
-    fn draw(&mut self, source: Stored<'_>, elements: u64, density: f64) -> Result<Sparsifier, MergeError> {
+    fn draw(&mut self, source: Stored<'_>, elements: u64, density: f64) -> Result<Sparsifier<'static>, MergeError> {
         if density >= 1.0 {
             return Ok(Sparsifier::KeepAll);
         }
         match self {
             Self::Native { .. } if density <= 0.0 => Ok(Sparsifier::DropAll),
             Self::Native { seed, contents } => {
-                let known = contents.get(source.key.model as usize).and_then(OnceLock::get);
-                let content = known.ok_or_else(|| {
-                    MergeError::Internal(format!("no content id of model `{}` for its mask", source.model))
-                })?;
+                let content = content_of(source, contents)?;
                 Ok(Sparsifier::Philox(PhiloxMask::new(*seed, content, source.tensor, density)))
             }
             Self::Mergekit { stream, coarse } => {
@@ -64,15 +71,48 @@ impl MaskSource<'_> {
             }
         }
     }
+
+    /// The draws of a source's tensor, for a mask with a probability for each element; whether these are rounded to bfloat16.
+    fn draws(&mut self, source: Stored<'_>, elements: u64) -> Result<(Draws, bool), MergeError> {
+        match self {
+            Self::Native { seed, contents } => {
+                let mask = PhiloxMask::new(*seed, content_of(source, contents)?, source.tensor, 1.0);
+                Ok((Draws::Philox(mask.generator), false))
+            }
+            Self::Mergekit { stream, coarse } => {
+                Ok((Draws::Mersenne(MersenneMask::take(stream, elements, 1.0)), *coarse))
+            }
+        }
+    }
 }
 
-static METHODS: [&dyn MergeMethod; 6] = [
+fn content_of<'a>(source: Stored<'_>, contents: &'a [OnceLock<String>]) -> Result<&'a str, MergeError> {
+    let known = contents.get(source.key.model as usize).and_then(OnceLock::get);
+    let lacks = || MergeError::Internal(format!("no content id of model `{}` for its mask", source.model));
+    known.map(String::as_str).ok_or_else(lacks)
+}
+
+static METHODS: [&dyn MergeMethod; 20] = [
     &linear::Linear,
     &slerp::Slerp,
+    &nuslerp::Nuslerp,
     &task_arithmetic::Generalized::TASK_ARITHMETIC,
     &task_arithmetic::Generalized::TIES,
     &task_arithmetic::Generalized::DARE_LINEAR,
     &task_arithmetic::Generalized::DARE_TIES,
+    &task_arithmetic::Generalized::DELLA,
+    &task_arithmetic::Generalized::DELLA_LINEAR,
+    &task_arithmetic::Generalized::BREADCRUMBS,
+    &task_arithmetic::Generalized::BREADCRUMBS_TIES,
+    &model_stock::ModelStock,
+    &sce::Sce,
+    &multislerp::Multislerp,
+    &karcher::Karcher,
+    &nearswap::Nearswap,
+    &arcee_fusion::ArceeFusion,
+    &ram::Ram::RAM,
+    &ram::Ram::RAMPLUS_TL,
+    &passthrough::Passthrough,
 ];
 
 static SPECIFICATIONS: LazyLock<Vec<&'static MethodSpecification>> =

@@ -10,7 +10,7 @@ use crate::merge::element::Element;
 use crate::merge::reduce::{Lanes, sum_blocks};
 use crate::merge::simd::{Isa, Kernel, dispatch};
 use crate::merge::specification::{
-    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification,
+    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
 };
 use crate::merge::statistics::{Norms, PairKey};
 use crate::merge::tensor::{Stored, TILE, TensorGroup, tiles};
@@ -25,6 +25,7 @@ static SLERP: MethodSpecification = MethodSpecification {
     }],
     base: BaseUse::Input,
     inputs: InputCount::Exactly(2),
+    survivor: Survivor::Any,
     samples_masks: false,
     help: "spherical interpolation between two models (Shoemake 1985)",
 };

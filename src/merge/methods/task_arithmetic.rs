@@ -1,4 +1,5 @@
-//! Task vectors added to the base: task arithmetic (arXiv 2212.04089), TIES (2306.01708), DARE (2311.03099).
+//! Task vectors added to the base: task arithmetic (arXiv 2212.04089), TIES (2306.01708), DARE (2311.03099), DELLA
+//! (2406.11617), Model Breadcrumbs (2312.06795).
 
 use std::marker::PhantomData;
 
@@ -6,14 +7,14 @@ use super::{Context, MergeMethod};
 use crate::merge::MergeError;
 use crate::merge::block::{BlockMerge, Buffered, TileMerge, Tiled};
 use crate::merge::element::Element;
-use crate::merge::mersenne::MersenneTwister;
-use crate::merge::sparsify::{Sparsifier, l1_factor};
+use crate::merge::ranked::RankedMask;
+use crate::merge::sparsify::{Course, Sparsifier, l1_factor};
 use crate::merge::specification::{
-    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification,
+    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
 };
 use crate::merge::statistics::PairKey;
 use crate::merge::tensor::{TILE, TaskVector, TensorGroup};
-use crate::merge::threshold::{coarse_histogram, kept_count, select};
+use crate::merge::threshold::{Threshold, coarse_histogram, kept_count, select};
 
 const WEIGHT: ParameterSpecification = ParameterSpecification {
     name: "weight",
@@ -26,6 +27,24 @@ const DENSITY: ParameterSpecification = ParameterSpecification {
     scope: ParameterScope::Source,
     kind: ParameterKind::Number { default: Some(1.0), low: 0.05, high: 1.0 },
     help: "share of the task vector that is kept (drop_rate = 1 - density)",
+};
+/// A density must be further from 0 and 1 than `epsilon`, or be 0 or 1 itself.
+const RANKED_DENSITY: ParameterSpecification = ParameterSpecification {
+    kind: ParameterKind::Number { default: Some(1.0), low: 0.2, high: 0.8 },
+    help: "mean share of the task vector that is kept; epsilon < density < 1 - epsilon, or 1",
+    ..DENSITY
+};
+const EPSILON: ParameterSpecification = ParameterSpecification {
+    name: "epsilon",
+    scope: ParameterScope::Source,
+    kind: ParameterKind::Number { default: Some(0.15), low: 0.01, high: 0.19 },
+    help: "how far the largest and smallest magnitudes' chances lie from the density",
+};
+const GAMMA: ParameterSpecification = ParameterSpecification {
+    name: "gamma",
+    scope: ParameterScope::Source,
+    kind: ParameterKind::Number { default: Some(0.01), low: 0.0, high: 0.1 },
+    help: "share of the largest magnitudes that is dropped as outliers; at most 1 - density takes effect",
 };
 const LAMBDA: ParameterSpecification = ParameterSpecification {
     name: "lambda",
@@ -44,6 +63,7 @@ static TASK_ARITHMETIC: MethodSpecification = MethodSpecification {
     parameters: &[WEIGHT, LAMBDA, truth("normalize", false, NORMALIZE_HELP)],
     base: BaseUse::Required,
     inputs: InputCount::AtLeast(1),
+    survivor: Survivor::None,
     samples_masks: false,
     help: "weighted sum of task vectors (arXiv 2212.04089)",
 };
@@ -58,6 +78,7 @@ static TIES: MethodSpecification = MethodSpecification {
     ],
     base: BaseUse::Required,
     inputs: InputCount::AtLeast(1),
+    survivor: Survivor::None,
     samples_masks: false,
     help: "trim by magnitude, elect signs, merge what agrees (arXiv 2306.01708)",
 };
@@ -72,6 +93,7 @@ static DARE_LINEAR: MethodSpecification = MethodSpecification {
     ],
     base: BaseUse::Required,
     inputs: InputCount::AtLeast(1),
+    survivor: Survivor::None,
     samples_masks: true,
     help: "random drop and rescale, then weighted sum (arXiv 2311.03099)",
 };
@@ -86,8 +108,73 @@ static DARE_TIES: MethodSpecification = MethodSpecification {
     ],
     base: BaseUse::Required,
     inputs: InputCount::AtLeast(1),
+    survivor: Survivor::None,
     samples_masks: true,
     help: "random drop and rescale, then sign election (arXiv 2311.03099)",
+};
+static DELLA: MethodSpecification = MethodSpecification {
+    name: "della",
+    parameters: &[
+        WEIGHT,
+        RANKED_DENSITY,
+        EPSILON,
+        LAMBDA,
+        truth("normalize", true, NORMALIZE_HELP),
+        truth("rescale", true, RESCALE_HELP),
+    ],
+    base: BaseUse::Required,
+    inputs: InputCount::AtLeast(1),
+    survivor: Survivor::None,
+    samples_masks: true,
+    help: "drop by rank of magnitude and rescale, then sign election (arXiv 2406.11617)",
+};
+static DELLA_LINEAR: MethodSpecification = MethodSpecification {
+    name: "della_linear",
+    parameters: &[
+        WEIGHT,
+        RANKED_DENSITY,
+        EPSILON,
+        LAMBDA,
+        truth("normalize", false, NORMALIZE_HELP),
+        truth("rescale", true, RESCALE_HELP),
+    ],
+    base: BaseUse::Required,
+    inputs: InputCount::AtLeast(1),
+    survivor: Survivor::None,
+    samples_masks: true,
+    help: "drop by rank of magnitude and rescale, then weighted sum (arXiv 2406.11617)",
+};
+static BREADCRUMBS: MethodSpecification = MethodSpecification {
+    name: "breadcrumbs",
+    parameters: &[
+        WEIGHT,
+        DENSITY,
+        GAMMA,
+        LAMBDA,
+        truth("normalize", false, NORMALIZE_HELP),
+        truth("rescale", false, RESCALE_HELP),
+    ],
+    base: BaseUse::Required,
+    inputs: InputCount::AtLeast(1),
+    survivor: Survivor::None,
+    samples_masks: false,
+    help: "drop outliers and small values, then weighted sum (arXiv 2312.06795)",
+};
+static BREADCRUMBS_TIES: MethodSpecification = MethodSpecification {
+    name: "breadcrumbs_ties",
+    parameters: &[
+        WEIGHT,
+        DENSITY,
+        GAMMA,
+        LAMBDA,
+        truth("normalize", false, NORMALIZE_HELP),
+        truth("rescale", false, RESCALE_HELP),
+    ],
+    base: BaseUse::Required,
+    inputs: InputCount::AtLeast(1),
+    survivor: Survivor::None,
+    samples_masks: false,
+    help: "drop outliers and small values, then sign election (arXiv 2312.06795)",
 };
 
 /// How a member of the family thins task vectors out.
@@ -98,6 +185,10 @@ enum Sparsification {
     Magnitude,
     /// Keeps a random sample.
     Random,
+    /// Keeps a random sample, larger magnitudes more often.
+    Ranked,
+    /// Keeps what is neither among the largest magnitudes nor among the smallest.
+    Middle,
 }
 
 /// A member of the family: `base + lambda merge(weight sparsify(source - base))`, where `merge` is a sum, or a sum of
@@ -118,6 +209,15 @@ impl Generalized {
     pub(super) const DARE_TIES: Self =
         Self { specification: &DARE_TIES, sparsification: Sparsification::Random, elects_sign: true };
 
+    pub(super) const DELLA: Self =
+        Self { specification: &DELLA, sparsification: Sparsification::Ranked, elects_sign: true };
+    pub(super) const DELLA_LINEAR: Self =
+        Self { specification: &DELLA_LINEAR, sparsification: Sparsification::Ranked, elects_sign: false };
+    pub(super) const BREADCRUMBS: Self =
+        Self { specification: &BREADCRUMBS, sparsification: Sparsification::Middle, elects_sign: false };
+    pub(super) const BREADCRUMBS_TIES: Self =
+        Self { specification: &BREADCRUMBS_TIES, sparsification: Sparsification::Middle, elects_sign: true };
+
     fn ready<'a, W: Buffered>(
         &self,
         group: &TensorGroup<'a>,
@@ -136,11 +236,11 @@ impl Generalized {
         Ok(Box::new(Tiled { tensor: group.name, inputs, arithmetic, precision: PhantomData }))
     }
 
-    fn sources<W: Element>(
+    fn sources<'a, W: Element>(
         &self,
-        group: &TensorGroup<'_>,
+        group: &TensorGroup<'a>,
         context: &mut Context<'_>,
-    ) -> Result<Vec<SourceTerm<W>>, MergeError> {
+    ) -> Result<Vec<SourceTerm<'a, W>>, MergeError> {
         let weights = group.parameters.source_numbers("weight")?;
         if self.sparsification == Sparsification::None {
             let term =
@@ -158,13 +258,13 @@ impl Generalized {
         Ok(terms)
     }
 
-    fn sparsifier<W: Element>(
+    fn sparsifier<'a, W: Element>(
         &self,
-        group: &TensorGroup<'_>,
+        group: &TensorGroup<'a>,
         index: usize,
         density: f64,
         context: &mut Context<'_>,
-    ) -> Result<Sparsifier, MergeError> {
+    ) -> Result<Sparsifier<'a>, MergeError> {
         match self.sparsification {
             Sparsification::None => Ok(Sparsifier::KeepAll),
             Sparsification::Magnitude => magnitude::<W>(group, index, density, context),
@@ -173,6 +273,8 @@ impl Generalized {
                 group.inputs[index].model
             ))),
             Sparsification::Random => context.masks.draw(group.inputs[index], group.elements, density),
+            Sparsification::Ranked => ranked::<W>(group, index, density, context),
+            Sparsification::Middle => middle::<W>(group, index, density, context),
         }
     }
 }
@@ -199,12 +301,12 @@ fn task_vector<'a, W: Element>(group: &TensorGroup<'a>, index: usize) -> Result<
     Ok((TaskVector { source, base }, key))
 }
 
-fn magnitude<W: Element>(
+fn magnitude<'a, W: Element>(
     group: &TensorGroup<'_>,
     index: usize,
     density: f64,
     context: &Context<'_>,
-) -> Result<Sparsifier, MergeError> {
+) -> Result<Sparsifier<'a>, MergeError> {
     if density <= 0.0 {
         return Ok(Sparsifier::DropAll);
     }
@@ -216,19 +318,90 @@ fn magnitude<W: Element>(
     if kept >= elements {
         return Ok(Sparsifier::KeepAll);
     }
+    largest::<W>(group, index, kept, context).map(Sparsifier::Magnitude)
+}
+
+/// The threshold that keeps the `kept` largest magnitudes of a source's task vector.
+fn largest<W: Element>(
+    group: &TensorGroup<'_>,
+    index: usize,
+    kept: u64,
+    context: &Context<'_>,
+) -> Result<Threshold, MergeError> {
+    let elements = group.elements;
     let (vector, key) = task_vector::<W>(group, index)?;
     let (isa, cache) = (context.isa, context.cache);
-    let threshold = cache.threshold(key, kept, || {
-        let coarse = || cache.histogram(key, || coarse_histogram::<W>(isa, vector, elements));
-        select::<W>(isa, vector, elements, kept, coarse)
-    })?;
-    Ok(Sparsifier::Magnitude(threshold))
+    cache.threshold(key, kept, || {
+        let coarse = || cache.histogram(key, || coarse_histogram::<W, _>(isa, vector, elements));
+        select::<W, _>(isa, vector, elements, kept, coarse)
+    })
+}
+
+/// Keeps `floor(density n)` elements below the `floor(gamma n)` largest magnitudes; fewer of these are dropped where
+/// there would not be enough left.
+fn middle<'a, W: Element>(
+    group: &TensorGroup<'_>,
+    index: usize,
+    density: f64,
+    context: &Context<'_>,
+) -> Result<Sparsifier<'a>, MergeError> {
+    let gamma = group.parameters.source_numbers("gamma")?[index];
+    if gamma < 0.0 {
+        return Err(group.infeasible(format!(
+            "the gamma of model `{}` is {gamma}; a share that is dropped cannot be negative",
+            group.inputs[index].model
+        )));
+    }
+    let elements = group.elements;
+    if density >= 1.0 || elements == 0 {
+        return Ok(Sparsifier::KeepAll);
+    }
+    let share = |part: f64| ((part * elements as f64) as u64).min(elements);
+    let kept = share(density);
+    if density <= 0.0 || kept == 0 {
+        return Ok(Sparsifier::DropAll);
+    }
+    let outliers = share(gamma).min(elements - kept);
+    if outliers == 0 {
+        return match kept < elements {
+            true => largest::<W>(group, index, kept, context).map(Sparsifier::Magnitude),
+            false => Ok(Sparsifier::KeepAll),
+        };
+    }
+    let upper = outliers + kept;
+    let kept = if upper < elements { Some(largest::<W>(group, index, upper, context)?) } else { None };
+    Ok(Sparsifier::Middle { outliers: largest::<W>(group, index, outliers, context)?, kept })
+}
+
+fn ranked<'a, W: Element>(
+    group: &TensorGroup<'a>,
+    index: usize,
+    density: f64,
+    context: &mut Context<'_>,
+) -> Result<Sparsifier<'a>, MergeError> {
+    let epsilon = group.parameters.source_numbers("epsilon")?[index];
+    if density >= 1.0 || group.elements == 0 {
+        return Ok(Sparsifier::KeepAll);
+    }
+    if density <= 0.0 {
+        return Ok(Sparsifier::DropAll);
+    }
+    if density - epsilon <= 0.0 || density + epsilon >= 1.0 {
+        return Err(group.infeasible(format!(
+            "model `{}` has density {density} with epsilon {epsilon}; the chances from density - epsilon to density + \
+             epsilon must lie between 0 and 1",
+            group.inputs[index].model
+        )));
+    }
+    let (vector, _) = task_vector::<W>(group, index)?;
+    let (draws, coarse) = context.masks.draws(group.inputs[index], group.elements)?;
+    Ok(Sparsifier::Ranked(RankedMask::new::<W>(vector, group.shape, [density, epsilon], coarse, draws)))
 }
 
 fn rescale_factor<W: Element>(
     group: &TensorGroup<'_>,
     index: usize,
-    sparsifier: &Sparsifier,
+    sparsifier: &Sparsifier<'_>,
     context: &Context<'_>,
 ) -> Result<Option<W>, MergeError> {
     if matches!(sparsifier, Sparsifier::KeepAll | Sparsifier::DropAll) {
@@ -242,16 +415,16 @@ fn rescale_factor<W: Element>(
 }
 
 /// What becomes of one source's task vector.
-struct SourceTerm<W> {
+struct SourceTerm<'a, W> {
     weight: W,
-    sparsifier: Sparsifier,
+    sparsifier: Sparsifier<'a>,
     /// Restores the L1 norm.
     factor: Option<W>,
 }
 
 /// The family's arithmetic. Input 0 is the base. Every step is rounded, sums go over the sources in order.
-struct TaskVectorSum<W> {
-    sources: Vec<SourceTerm<W>>,
+struct TaskVectorSum<'a, W> {
+    sources: Vec<SourceTerm<'a, W>>,
     elects_sign: bool,
     normalize: bool,
     lambda: Option<W>,
@@ -259,14 +432,14 @@ struct TaskVectorSum<W> {
 
 /// Where in the streams of masks a run of tiles is.
 struct Running {
-    generators: Vec<Option<MersenneTwister>>,
+    courses: Vec<Course>,
 }
 
-impl<W: Element> TileMerge<W> for TaskVectorSum<W> {
+impl<W: Element> TileMerge<W> for TaskVectorSum<'_, W> {
     type State = Running;
 
     fn begin(&self, first: u64) -> Running {
-        Running { generators: self.sources.iter().map(|source| source.sparsifier.begin(first)).collect() }
+        Running { courses: self.sources.iter().map(|source| source.sparsifier.begin::<W>(first)).collect() }
     }
 
     #[inline(always)]
@@ -274,9 +447,9 @@ impl<W: Element> TileMerge<W> for TaskVectorSum<W> {
         let length = output.len();
         let (base, deltas) = inputs.split_at_mut(TILE);
         let base = &base[..length];
-        let terms = self.sources.iter().zip(&mut state.generators).zip(deltas.chunks_exact_mut(TILE));
-        for ((source, generator), delta) in terms {
-            source.weigh(generator.as_mut(), first, &mut delta[..length], base);
+        let terms = self.sources.iter().zip(&mut state.courses).zip(deltas.chunks_exact_mut(TILE));
+        for ((source, course), delta) in terms {
+            source.weigh(course, first, &mut delta[..length], base);
         }
         if self.elects_sign {
             self.sum_elected(deltas, output);
@@ -294,14 +467,14 @@ impl<W: Element> TileMerge<W> for TaskVectorSum<W> {
     }
 }
 
-impl<W: Element> SourceTerm<W> {
+impl<W: Element> SourceTerm<'_, W> {
     /// Turns a source's values into its sparsified, rescaled and weighted task vector.
     #[inline(always)]
-    fn weigh(&self, generator: Option<&mut MersenneTwister>, first: u64, values: &mut [W], base: &[W]) {
+    fn weigh(&self, course: &mut Course, first: u64, values: &mut [W], base: &[W]) {
         let weight = self.weight;
         match self.factor {
-            Some(factor) => self.sparsifier.subtract(generator, first, values, base, |delta| delta * factor * weight),
-            None => self.sparsifier.subtract(generator, first, values, base, |delta| delta * weight),
+            Some(factor) => self.sparsifier.subtract(course, first, values, base, |delta| delta * factor * weight),
+            None => self.sparsifier.subtract(course, first, values, base, |delta| delta * weight),
         }
     }
 }
@@ -316,7 +489,7 @@ fn combine<W: Element, const N: usize>(deltas: &[W], output: &mut [W], result: i
     }
 }
 
-impl<W: Element> TaskVectorSum<W> {
+impl<W: Element> TaskVectorSum<'_, W> {
     #[inline(always)]
     fn sum_all(&self, deltas: &[W], output: &mut [W]) {
         // A few sources at a time: their sum stays in a register.

@@ -1,0 +1,368 @@
+//! Dot products among the vectors that a method merges, and the weighted sums of vectors that follow from them.
+//!
+//! Methods that reason about lengths and angles need nothing but these products: every mean, projection and arc that they
+//! take is a weighted sum of the vectors, whose weights follow from the products. So a tensor is read once for its
+//! products and once for the sum, and nothing as large as a tensor is kept. All of it is computed in float64.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
+
+use super::MergeError;
+use super::block::{TileMerge, Tiled};
+use super::reduce::Lanes;
+use super::simd::{Isa, Kernel, dispatch};
+use super::tensor::{BLOCK, Stored, TILE, TensorGroup, block_count, block_range, tiles};
+
+/// The vectors of a tensor group: its inputs, or their differences from the base.
+#[derive(Clone)]
+pub(crate) struct Vectors<'a> {
+    pub(crate) inputs: Vec<Stored<'a>>,
+    pub(crate) base: Option<Stored<'a>>,
+}
+
+impl<'a> Vectors<'a> {
+    /// Task vectors where there is a base.
+    pub(crate) fn of(group: &TensorGroup<'a>) -> Self {
+        Self { inputs: group.inputs.clone(), base: group.base }
+    }
+
+    fn count(&self) -> usize {
+        self.inputs.len()
+    }
+
+    /// Room for [`Self::decode`], by [`TILE`]s.
+    fn buffer(&self) -> Vec<f64> {
+        vec![0.0; (self.count() + 1) * TILE]
+    }
+
+    /// Elements from `first` on; vector `i` at `buffer[i * TILE..][..length]`.
+    #[inline(always)]
+    fn decode(&self, first: u64, length: usize, buffer: &mut [f64]) -> Result<(), MergeError> {
+        let (vectors, base) = buffer.split_at_mut(self.count() * TILE);
+        let base = &mut base[..length];
+        for (stored, vector) in self.inputs.iter().zip(vectors.chunks_exact_mut(TILE)) {
+            stored.decode(first, &mut vector[..length])?;
+        }
+        if let Some(stored) = &self.base {
+            stored.decode(first, base)?;
+            for vector in vectors.chunks_exact_mut(TILE) {
+                for (value, base) in vector.iter_mut().zip(base.iter()) {
+                    *value -= *base;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Dot products of all pairs over whole tensors.
+    pub(crate) fn gram(&self, isa: Isa, elements: u64) -> Result<Gram, MergeError> {
+        let blocks: Vec<Result<Gram, MergeError>> = (0..block_count(elements))
+            .into_par_iter()
+            .map(|block| self.part(isa, block_range(elements, block)))
+            .collect();
+        let mut sum = Gram::new(self.count());
+        for block in blocks {
+            sum.add(&block?);
+        }
+        Ok(sum)
+    }
+
+    fn part(&self, isa: Isa, range: Range<u64>) -> Result<Gram, MergeError> {
+        let mut buffer = self.buffer();
+        self.part_in(isa, range, &mut buffer)
+    }
+
+    fn part_in(&self, isa: Isa, range: Range<u64>, buffer: &mut [f64]) -> Result<Gram, MergeError> {
+        let mut lanes = vec![Lanes::ZERO; Gram::pairs(self.count())];
+        dispatch(isa, Products { vectors: self, range, buffer, lanes: &mut lanes })?;
+        Ok(Gram { count: self.count(), products: lanes.iter().map(Lanes::total).collect() })
+    }
+
+    /// What `reduce` makes of the dot products along each line, in order of the lines.
+    pub(crate) fn line_grams<T: Send>(
+        &self,
+        isa: Isa,
+        elements: u64,
+        lines: Lines,
+        reduce: impl Fn(&Gram) -> T + Sync,
+    ) -> Result<Vec<T>, MergeError> {
+        let (count, step) = match lines {
+            Lines::Rows(width) => (elements / width.max(1), (BLOCK / width.max(1)).max(1)),
+            Lines::Columns(stride) => (stride, TILE as u64),
+        };
+        if elements == 0 {
+            return Ok(Vec::new());
+        }
+        let parts: Vec<Result<Vec<T>, MergeError>> = (0..count.div_ceil(step))
+            .into_par_iter()
+            .map(|part| {
+                let range = part * step..count.min((part + 1) * step);
+                match lines {
+                    Lines::Rows(width) => {
+                        let mut buffer = self.buffer();
+                        range
+                            .map(|row| {
+                                let gram = self.part_in(isa, row * width..(row + 1) * width, &mut buffer)?;
+                                Ok(reduce(&gram))
+                            })
+                            .collect()
+                    }
+                    Lines::Columns(stride) => {
+                        Ok(self.columns(isa, elements, stride, range)?.iter().map(&reduce).collect())
+                    }
+                }
+            })
+            .collect();
+        let mut all = Vec::with_capacity(count as usize);
+        for part in parts {
+            all.extend(part?);
+        }
+        Ok(all)
+    }
+
+    /// Dot products along these columns, at most [`TILE`] of them.
+    fn columns(&self, isa: Isa, elements: u64, stride: u64, columns: Range<u64>) -> Result<Vec<Gram>, MergeError> {
+        let length = (columns.end - columns.start) as usize;
+        let mut sums = vec![0.0; Gram::pairs(self.count()) * length];
+        let mut buffer = self.buffer();
+        dispatch(
+            isa,
+            ColumnProducts {
+                vectors: self,
+                first: columns.start,
+                elements,
+                stride,
+                buffer: &mut buffer,
+                sums: &mut sums,
+                length,
+            },
+        )?;
+        let gram = |column: usize| Gram {
+            count: self.count(),
+            products: sums.iter().skip(column).step_by(length).copied().collect(),
+        };
+        Ok((0..length).map(gram).collect())
+    }
+}
+
+/// Dot products of all pairs of vectors.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Gram {
+    pub(crate) count: usize,
+    /// Pairs `(i, j)` with `i <= j`, by `j`, then `i`.
+    products: Vec<f64>,
+}
+
+impl Gram {
+    fn new(count: usize) -> Self {
+        Self { count, products: vec![0.0; Self::pairs(count)] }
+    }
+
+    const fn pairs(count: usize) -> usize {
+        count * (count + 1) / 2
+    }
+
+    fn add(&mut self, other: &Self) {
+        for (sum, product) in self.products.iter_mut().zip(&other.products) {
+            *sum += product;
+        }
+    }
+
+    pub(crate) fn dot(&self, first: usize, second: usize) -> f64 {
+        let (low, high) = (first.min(second), first.max(second));
+        self.products[high * (high + 1) / 2 + low]
+    }
+
+    pub(crate) fn norm(&self, index: usize) -> f64 {
+        self.dot(index, index).sqrt()
+    }
+
+    /// The norm of a weighted sum of the vectors.
+    pub(crate) fn norm_of(&self, weights: &[f64]) -> f64 {
+        self.dot_with(weights, weights).max(0.0).sqrt()
+    }
+
+    /// The dot product of two weighted sums of the vectors.
+    pub(crate) fn dot_with(&self, left: &[f64], right: &[f64]) -> f64 {
+        let mut sum = 0.0;
+        for (first, left) in left.iter().enumerate() {
+            for (second, right) in right.iter().enumerate() {
+                sum += left * right * self.dot(first, second);
+            }
+        }
+        sum
+    }
+}
+
+struct Products<'a, 'b> {
+    vectors: &'a Vectors<'b>,
+    range: Range<u64>,
+    buffer: &'a mut [f64],
+    lanes: &'a mut [Lanes],
+}
+
+impl Kernel for Products<'_, '_> {
+    type Output = Result<(), MergeError>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        for (first, length) in tiles(self.range) {
+            self.vectors.decode(first, length, self.buffer)?;
+            let tile = |index: usize| &self.buffer[index * TILE..][..length];
+            let mut lanes = self.lanes.iter_mut();
+            for second in 0..self.vectors.count() {
+                for first in 0..=second {
+                    if let Some(lanes) = lanes.next() {
+                        lanes.add_pairs(tile(first), tile(second), |left, right| left * right);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+struct ColumnProducts<'a, 'b> {
+    vectors: &'a Vectors<'b>,
+    first: u64,
+    elements: u64,
+    stride: u64,
+    buffer: &'a mut [f64],
+    /// For each pair, `length` sums.
+    sums: &'a mut [f64],
+    length: usize,
+}
+
+impl Kernel for ColumnProducts<'_, '_> {
+    type Output = Result<(), MergeError>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let length = self.length;
+        for start in (self.first..self.elements).step_by(self.stride as usize) {
+            self.vectors.decode(start, length, self.buffer)?;
+            let tile = |index: usize| &self.buffer[index * TILE..][..length];
+            let mut sums = self.sums.chunks_exact_mut(length);
+            for second in 0..self.vectors.count() {
+                for first in 0..=second {
+                    let Some(sums) = sums.next() else { continue };
+                    for ((sum, left), right) in sums.iter_mut().zip(tile(first)).zip(tile(second)) {
+                        *sum += left * right;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How a tensor is cut into vectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lines {
+    /// Along the last dimension, which has that length.
+    Rows(u64),
+    /// Along the first dimension, whose elements are that far apart.
+    Columns(u64),
+}
+
+impl Lines {
+    /// Lines along the last dimension.
+    pub(crate) fn last_dimension(shape: &[usize]) -> Self {
+        Self::Rows(shape.last().map_or(1, |length| *length as u64))
+    }
+
+    /// Lines along the first dimension.
+    pub(crate) fn first_dimension(shape: &[usize]) -> Self {
+        Self::Columns(shape.iter().skip(1).map(|length| *length as u64).product())
+    }
+
+    /// The line of an element.
+    #[inline(always)]
+    pub(crate) fn of(self, element: u64) -> usize {
+        match self {
+            Self::Rows(width) => (element / width) as usize,
+            Self::Columns(stride) => (element % stride) as usize,
+        }
+    }
+}
+
+/// Factors of the vectors in a weighted sum.
+pub(crate) enum Factors {
+    /// One for each vector.
+    Whole(Vec<f64>),
+    /// One for each vector in each line, line by line.
+    Lines(Lines, Vec<f64>),
+    /// One for the sum of all vectors in each line.
+    SharedLines(Lines, Vec<f64>),
+}
+
+/// `base + sum of factor * vector`, in float64 and rounded once.
+pub(crate) struct Combination {
+    count: usize,
+    has_base: bool,
+    factors: Factors,
+}
+
+/// The weighted sum of a group's vectors.
+pub(crate) fn combine<'a>(
+    group: &TensorGroup<'a>,
+    vectors: Vectors<'a>,
+    factors: Factors,
+) -> Tiled<'a, f64, Combination> {
+    let arithmetic = Combination { count: vectors.count(), has_base: vectors.base.is_some(), factors };
+    let inputs = vectors.inputs.into_iter().chain(vectors.base).collect();
+    Tiled { tensor: group.name, inputs, arithmetic, precision: PhantomData }
+}
+
+impl TileMerge<f64> for Combination {
+    type State = ();
+
+    fn begin(&self, _first: u64) {}
+
+    #[inline(always)]
+    fn merge_tile(&self, _state: &mut (), first: u64, inputs: &mut [f64], output: &mut [f64]) {
+        let length = output.len();
+        let (vectors, base) = inputs.split_at_mut(self.count * TILE);
+        if self.has_base {
+            for vector in vectors.chunks_exact_mut(TILE) {
+                for (value, base) in vector[..length].iter_mut().zip(base.iter()) {
+                    *value -= *base;
+                }
+            }
+        }
+        output.fill(0.0);
+        match &self.factors {
+            Factors::Whole(factors) => {
+                for (factor, vector) in factors.iter().zip(vectors.chunks_exact(TILE)) {
+                    for (sum, value) in output.iter_mut().zip(vector) {
+                        *sum += factor * value;
+                    }
+                }
+            }
+            Factors::Lines(lines, factors) => {
+                for (index, vector) in vectors.chunks_exact(TILE).enumerate() {
+                    for ((element, sum), value) in (first..).zip(output.iter_mut()).zip(vector) {
+                        *sum += factors[lines.of(element) * self.count + index] * value;
+                    }
+                }
+            }
+            Factors::SharedLines(lines, factors) => {
+                for vector in vectors.chunks_exact(TILE) {
+                    for (sum, value) in output.iter_mut().zip(vector) {
+                        *sum += value;
+                    }
+                }
+                for (element, sum) in (first..).zip(output.iter_mut()) {
+                    *sum *= factors[lines.of(element)];
+                }
+            }
+        }
+        if self.has_base {
+            for (sum, base) in output.iter_mut().zip(base.iter()) {
+                *sum += *base;
+            }
+        }
+    }
+}

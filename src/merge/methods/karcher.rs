@@ -1,0 +1,104 @@
+//! The Riemannian centre of mass of the models on a sphere (Karcher mean).
+
+use super::{Context, MergeMethod};
+use crate::merge::MergeError;
+use crate::merge::block::BlockMerge;
+use crate::merge::gram::{Factors, Gram, Vectors, combine};
+use crate::merge::specification::{
+    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
+};
+use crate::merge::tensor::TensorGroup;
+
+static KARCHER: MethodSpecification = MethodSpecification {
+    name: "karcher",
+    parameters: &[
+        ParameterSpecification {
+            name: "max_iter",
+            scope: ParameterScope::Tensor,
+            kind: ParameterKind::Integer { default: Some(10), low: 1, high: 20 },
+            help: "most steps towards the centre",
+        },
+        ParameterSpecification {
+            name: "tol",
+            scope: ParameterScope::Tensor,
+            kind: ParameterKind::Number { default: Some(1e-5), low: 1e-8, high: 1e-3 },
+            help: "a step shorter than this is the last one",
+        },
+    ],
+    base: BaseUse::None,
+    inputs: InputCount::AtLeast(1),
+    survivor: Survivor::Any,
+    samples_masks: false,
+    help: "centre of mass of the models on the sphere, all with equal weight (Karcher mean)",
+};
+
+/// The centre's direction, as long as the models are on average.
+pub(super) struct Karcher;
+
+impl MergeMethod for Karcher {
+    fn specification(&self) -> &'static MethodSpecification {
+        &KARCHER
+    }
+
+    fn prepare<'a>(
+        &self,
+        group: &TensorGroup<'a>,
+        context: &mut Context<'_>,
+    ) -> Result<Box<dyn BlockMerge + 'a>, MergeError> {
+        let vectors = Vectors { inputs: group.inputs.clone(), base: None };
+        let gram = vectors.gram(context.isa, group.elements)?;
+        let steps = group.parameters.integer("max_iter")?;
+        let factors = centre(&gram, steps, group.parameters.number("tol")?);
+        Ok(Box::new(combine(group, vectors, Factors::Whole(factors))))
+    }
+}
+
+/// The centre of mass as factors of the vectors. Every point on the way is a weighted sum of the unit vectors, so that its
+/// angles to them follow from their dot products.
+fn centre(gram: &Gram, steps: i64, tolerance: f64) -> Vec<f64> {
+    let norms: Vec<f64> = (0..gram.count).map(|index| gram.norm(index)).collect();
+    let used: Vec<usize> = (0..gram.count).filter(|index| norms[*index] > tolerance).collect();
+    let Some(start) = used.first().copied() else { return vec![0.0; gram.count] };
+    let share = 1.0 / used.len() as f64;
+    let mut mean = vec![0.0; gram.count];
+    for index in &used {
+        mean[*index] = share / norms[*index];
+    }
+    let length = gram.norm_of(&mean);
+    if length < tolerance {
+        mean.fill(0.0);
+        mean[start] = 1.0 / norms[start];
+    } else {
+        mean.iter_mut().for_each(|factor| *factor /= length);
+    }
+    for _ in 0..steps {
+        // The mean of the logarithms at the current point: the direction and length of the next step.
+        let mut step = vec![0.0; gram.count];
+        for index in &used {
+            let mut unit = vec![0.0; gram.count];
+            unit[*index] = 1.0 / norms[*index];
+            let cosine = gram.dot_with(&mean, &unit).clamp(-1.0, 1.0);
+            let angle = cosine.acos();
+            // A vector opposite to the mean has no single shortest way to it.
+            if angle < tolerance || angle.sin() == 0.0 {
+                continue;
+            }
+            for ((step, unit), mean) in step.iter_mut().zip(&unit).zip(&mean) {
+                *step += share * (angle / angle.sin()) * (unit - cosine * mean);
+            }
+        }
+        let length = gram.norm_of(&step);
+        if length < tolerance {
+            break;
+        }
+        for (mean, step) in mean.iter_mut().zip(&step) {
+            *mean = length.cos() * *mean + length.sin() / length * step;
+        }
+        let norm = gram.norm_of(&mean);
+        if norm > tolerance {
+            mean.iter_mut().for_each(|factor| *factor /= norm);
+        }
+    }
+    let average = norms.iter().sum::<f64>() / gram.count as f64;
+    mean.into_iter().map(|factor| factor * average).collect()
+}

@@ -1,0 +1,171 @@
+//! Masks whose probabilities follow the ranks of magnitudes inside rows (DELLA, arXiv 2406.11617).
+//!
+//! The mask of a block is drawn where the block is computed: rows that it touches are decoded and ranked, and forgotten.
+//! Only where rows (with what lies between their elements) are longer than [`LONG`] is the whole mask kept, a byte an element.
+
+use super::element::{Element, bf16_to_f32, f32_to_bf16};
+use super::mersenne::MersenneTwister;
+use super::philox::{DRAW_RANGE, DRAWS, Philox};
+use super::sparsify::{MersenneMask, digest};
+use super::tensor::{BLOCK, TaskVector};
+
+/// Longest slab that is ranked again for every block that touches it.
+const LONG: u64 = 4 * BLOCK;
+
+/// Where a mask's draws come from.
+pub(crate) enum Draws {
+    Philox(Philox),
+    Mersenne(MersenneMask),
+}
+
+/// The mask of one task vector.
+pub(crate) struct RankedMask<'a> {
+    vector: TaskVector<'a>,
+    elements: u64,
+    rows: Rows,
+    density: f64,
+    epsilon: f64,
+    /// Probabilities are rounded to bfloat16 at every step, as mergekit does it for bfloat16 tensors.
+    coarse: bool,
+    draws: Draws,
+    /// The whole mask, where its rows are long.
+    whole: Option<Vec<bool>>,
+}
+
+/// Rows of `width` elements along dimension 1, `spread` elements apart; `spread` of them make a contiguous slab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rows {
+    width: usize,
+    spread: usize,
+}
+
+impl Rows {
+    /// A tensor with less than two dimensions is one row.
+    fn of(shape: &[usize]) -> Self {
+        match shape {
+            [] => Self { width: 1, spread: 1 },
+            [width] => Self { width: *width, spread: 1 },
+            [_, width, rest @ ..] => Self { width: *width, spread: rest.iter().product() },
+        }
+    }
+
+    const fn slab(self) -> u64 {
+        (self.width * self.spread) as u64
+    }
+}
+
+impl<'a> RankedMask<'a> {
+    /// The mask of a task vector of that shape. Needs `0 < density - epsilon` and `density + epsilon < 1`.
+    pub(crate) fn new<W: Element>(
+        vector: TaskVector<'a>,
+        shape: &[usize],
+        [density, epsilon]: [f64; 2],
+        coarse: bool,
+        draws: Draws,
+    ) -> Self {
+        let elements = shape.iter().map(|length| *length as u64).product();
+        let rows = Rows::of(shape);
+        let mut mask = Self { vector, elements, rows, density, epsilon, coarse, draws, whole: None };
+        if rows.slab() > LONG {
+            mask.whole = Some(mask.draw::<W>(0, elements));
+        }
+        mask
+    }
+
+    /// What tells the mask apart from others of the same task vector.
+    pub(crate) fn identity(&self) -> [u64; 3] {
+        let draws = match &self.draws {
+            Draws::Philox(generator) => {
+                let join = |words: [u32; 2]| u64::from(words[0]) | u64::from(words[1]) << 32;
+                [0, join(generator.key), join(generator.stream)]
+            }
+            Draws::Mersenne(mask) => [1, mask.position, u64::from(self.coarse)],
+        };
+        let numbers = [self.density.to_bits(), self.epsilon.to_bits(), draws[0], draws[1], draws[2]];
+        digest(b"evomerge ranked mask", &numbers)
+    }
+
+    /// Which elements of the block that starts at `first` are kept.
+    pub(crate) fn kept<W: Element>(&self, first: u64) -> Vec<bool> {
+        let end = self.elements.min(first + BLOCK);
+        match &self.whole {
+            Some(whole) => whole[first as usize..end as usize].to_vec(),
+            None => self.draw::<W>(first, end),
+        }
+    }
+
+    /// `first` is the start of a block.
+    fn draw<W: Element>(&self, first: u64, end: u64) -> Vec<bool> {
+        let slab = self.rows.slab();
+        let mut limits = Vec::with_capacity((end - first) as usize);
+        for slab_start in (first / slab.max(1) * slab..end).step_by(slab.max(1) as usize) {
+            let of_slab = self.limits::<W>(slab_start);
+            let from = first.saturating_sub(slab_start) as usize;
+            let to = (end - slab_start).min(slab) as usize;
+            limits.extend_from_slice(&of_slab[from..to]);
+        }
+        match &self.draws {
+            Draws::Philox(generator) => {
+                let mut kept = Vec::with_capacity(limits.len());
+                for (group, limits) in (0..).zip(limits.chunks(DRAWS)) {
+                    let draws = generator.group(first / DRAWS as u64 + group);
+                    kept.extend(limits.iter().zip(&draws).map(|(limit, draw)| u32::from(*draw) < *limit));
+                }
+                kept
+            }
+            Draws::Mersenne(mask) => {
+                let mut generator = mask.generator_at(first).unwrap_or_else(|| MersenneTwister::new(0));
+                limits.into_iter().map(|limit| generator.draw() & 0xFF_FFFF < limit).collect()
+            }
+        }
+    }
+
+    /// The draws of a slab's elements must be below these numbers for them to be kept.
+    fn limits<W: Element>(&self, slab_start: u64) -> Vec<u32> {
+        let Rows { width, spread } = self.rows;
+        let keys = self.keys::<W>(slab_start);
+        let mut limits = vec![0; keys.len()];
+        let mut order: Vec<(W::Key, u32)> = Vec::with_capacity(width);
+        for row in 0..spread {
+            order.clear();
+            order.extend((0..width).map(|index| (keys[index * spread + row], index as u32)));
+            // Of equal magnitudes, the one with the lowest index ranks highest.
+            order.sort_unstable_by(|left, right| left.0.cmp(&right.0).then(right.1.cmp(&left.1)));
+            for (rank, (_, index)) in order.iter().enumerate() {
+                limits[*index as usize * spread + row] = self.limit(rank);
+            }
+        }
+        limits
+    }
+
+    /// Magnitudes, as ordered bits. Numbers that are not finite are told of where the block itself is decoded.
+    fn keys<W: Element>(&self, slab_start: u64) -> Vec<W::Key> {
+        let length = self.rows.slab() as usize;
+        let decode = |stored: super::tensor::Stored<'_>| {
+            let size = stored.dtype.size();
+            let start = slab_start as usize * size;
+            let mut values = vec![W::ZERO; length];
+            W::decode(stored.dtype, &stored.bytes[start..start + length * size], &mut values);
+            values
+        };
+        let (source, base) = (decode(self.vector.source), decode(self.vector.base));
+        source.into_iter().zip(base).map(|(source, base)| (source - base).key()).collect()
+    }
+
+    /// From `density - epsilon` for the smallest magnitude of a row to `density + epsilon` for the largest, in float32 step by
+    /// step; `density` in a row of one element.
+    fn limit(&self, rank: usize) -> u32 {
+        let round = |value: f32| if self.coarse { bf16_to_f32(f32_to_bf16(value)) } else { value };
+        let probability = if self.rows.width < 2 {
+            round(self.density as f32)
+        } else {
+            let [rank, lowest, highest] = [rank + 1, 1, self.rows.width].map(|rank| round(rank as f32));
+            let share = round(round(rank - lowest) / round(highest - lowest)).clamp(0.0, 1.0);
+            round(round(round(share * 2.0) * self.epsilon as f32) + (self.density - self.epsilon) as f32)
+        };
+        match self.draws {
+            Draws::Philox(_) => (f64::from(probability) * f64::from(DRAW_RANGE)).round() as u32,
+            Draws::Mersenne(_) => (f64::from(probability) * 16_777_216.0).ceil() as u32,
+        }
+    }
+}
