@@ -21,13 +21,9 @@ impl Philox {
     /// elements have neighbouring counters, so that a vector of words becomes a vector of draws without a permutation.
     #[inline(always)]
     pub(crate) fn group(&self, group: u64) -> [u16; DRAWS] {
-        let mut words =
-            [[0; BATCH], [0; BATCH], [u64::from(self.stream[0]); BATCH], [u64::from(self.stream[1]); BATCH]];
-        for index in 0..BATCH {
-            let counter = group * BATCH as u64 + index as u64;
-            words[0][index] = counter;
-            words[1][index] = counter >> 32;
-        }
+        let counters: [u64; BATCH] = std::array::from_fn(|index| group * BATCH as u64 + index as u64);
+        let stream = self.stream.map(|word| [u64::from(word); BATCH]);
+        let words = [counters, counters.map(|counter| counter >> 32), stream[0], stream[1]];
         let words = rounds(words, self.key);
         let mut draws = [0; DRAWS];
         for (word, values) in words.iter().enumerate() {

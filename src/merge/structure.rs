@@ -134,7 +134,7 @@ fn tensor_sums(base: &Checkpoint, sources: &[&Checkpoint], name: &str) -> Sums {
 /// Type, bytes and number of elements of a float tensor.
 fn floats<'a>(model: &'a Checkpoint, name: &str) -> Option<(Dtype, &'a [u8], usize)> {
     let info = model.tensors().get(name)?;
-    Some((info.float()?, model.bytes(name)?, usize::try_from(info.elements()).ok()?))
+    Some((info.float()?, model.bytes(name)?, info.elements()))
 }
 
 fn decode(dtype: Dtype, bytes: &[u8], elements: usize, start: usize, values: &mut [f64]) {
