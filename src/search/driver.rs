@@ -1,24 +1,28 @@
 //! The search's own loop: asks, starts, waits, records.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod assembly;
+mod conclusion;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use assembly::{content_json, materialize_stage, outcome_of, parts, setup, status_name, work};
 
 use super::candidate::{Candidate, EvaluationContext};
 use super::fidelity::Parts;
 use super::frozen::Frozen;
-use super::pipeline::{Finished, Line, MaterializeStage, Pipeline, Work};
-use super::prepare::{Prepared, candidate_parent, count_samples};
+use super::pipeline::{Finished, Line, MaterializeStage, Pipeline};
+use super::prepare::{Prepared, count_samples};
 use super::progress::{Progress, Snapshot};
-use super::run::{Row, RunOptions, RunReport};
+use super::run::{Row, RunOptions};
 use super::run_folder::RunFolder;
 use super::schedule::{Schedule, Step};
-use super::slots::Slots;
-use super::{Budget, SearchError, Stop, alarms, export, holdout};
-use crate::evaluate::{TaskRequest, TaskScores};
+use super::{Budget, SearchError, Stop, alarms, export};
+use crate::evaluate::TaskRequest;
 use crate::ledger::{AskedRecord, Ledger, ToldRecord, now};
-use crate::score::{Verdict, samples};
-use crate::strategy::{self, Content, Landscape, Outcome, PROMOTION, Proposal, Race, Setup, Status};
+use crate::score::samples;
+use crate::strategy::{self, Content, Outcome, PROMOTION, Proposal, Race, Status};
 
 /// How often the screen and the active time are brought up to date.
 const TICK: Duration = Duration::from_millis(500);
@@ -518,114 +522,6 @@ impl Search {
         }
         best
     }
-
-    /// Ends a run in good order, whatever ended it: nothing stays running, the tables are written.
-    pub(super) async fn leave(mut self, outcome: Result<String, SearchError>) -> Result<RunReport, SearchError> {
-        self.pipeline.stop_merging();
-        self.stop_evaluations().await;
-        let payload = match &outcome {
-            Ok(reason) => serde_json::json!({ "reason": reason }),
-            Err(error) => serde_json::json!({ "error": error.to_string() }),
-        };
-        let recorded = self
-            .ledger
-            .set_fact("active_seconds", &format!("{:.3}", self.active().as_secs_f64()))
-            .and_then(|()| self.ledger.event("stopped", None, &payload));
-        let written = export::write_table(self.folder.path(), &self.ledger, &self.prepared.config);
-        let reason = outcome?;
-        recorded?;
-        written?;
-        self.schedule.settle()?;
-        self.conclude(reason).await
-    }
-
-    /// After an error: cancels what is still with the evaluator and keeps what it answers meanwhile.
-    async fn stop_evaluations(&mut self) {
-        if self.pipeline.idle() {
-            return;
-        }
-        self.pipeline.cancel();
-        while !self.pipeline.idle() {
-            if let Ok(Some(finished)) = self.pipeline.next().await {
-                let _ = self.finish(finished);
-            }
-        }
-    }
-
-    /// Opens the hold-out and says what was found.
-    async fn conclude(self, reason: String) -> Result<RunReport, SearchError> {
-        if let Some(share) = self.schedule.strategy().hypervolume() {
-            self.progress.line(&format!(
-                "the candidates dominate {:.1} % of the box between the worst and the best value seen of each objective",
-                100.0 * share
-            ));
-        }
-        let soup = self.schedule.strategy().soup_trace().cloned();
-        let best = self.best.and_then(|(_, index)| self.rows.get(&index)).cloned();
-        let verdict = match &best {
-            Some(_) => Some(self.verdict().await?),
-            None => None,
-        };
-        let alarms =
-            alarms::after(&self.prepared, &self.ledger, &self.objectives(), best.as_ref(), self.best_baseline())?;
-        if let Some(verdict) = &verdict {
-            let document = serde_json::json!({ "alarms": alarms });
-            let text = verdict_document(verdict, document).map_err(|error| SearchError::Worker(error.to_string()))?;
-            export::write(&self.folder.path().join("verdict.json"), (text + "\n").as_bytes())?;
-        }
-        Ok(RunReport {
-            name: self.prepared.config.name.clone(),
-            folder: self.folder.path().to_path_buf(),
-            evaluations: self.rows.len() as u64,
-            scored: self.count(Status::Scored),
-            infeasible: self.count(Status::Infeasible),
-            failed: self.count(Status::Failed),
-            reason,
-            active_s: self.active().as_secs_f64(),
-            best,
-            baselines: self.baselines().cloned().collect(),
-            soup,
-            alarms,
-            verdict,
-        })
-    }
-
-    async fn verdict(&self) -> Result<Verdict, SearchError> {
-        let finalists = self.finalists();
-        let asked = self.ledger.all_asked()?;
-        let ceremony = holdout::Ceremony {
-            prepared: &self.prepared,
-            ledger: &self.ledger,
-            stage: self.stage.clone(),
-            run_id: &self.frozen.run_id,
-            asked: &asked,
-            evaluations: self.rows.len() as u64,
-            progress: self.progress.as_ref(),
-            stop: &self.stop,
-        };
-        ceremony.hold(&finalists, self.best_baseline()).await
-    }
-
-    /// Objectives at full fidelity, one a candidate.
-    fn objectives(&self) -> Vec<f64> {
-        let full = |row: &&Row| self.asked.get(&row.index).is_some_and(|asked| asked.fidelity >= 1.0);
-        let mut seen = BTreeSet::new();
-        let rows = self.rows.values().filter(full);
-        rows.filter_map(|row| row.objective.filter(|_| seen.insert(row.candidate_id.as_str()))).collect()
-    }
-
-    /// The best candidates at full fidelity, best first, earliest first among equals.
-    fn finalists(&self) -> Vec<Row> {
-        let wanted = self.prepared.holdout.as_ref().map_or(1, |holdout| holdout.finalists);
-        let full = |row: &&Row| self.asked.get(&row.index).is_some_and(|asked| asked.fidelity >= 1.0);
-        let mut rows: Vec<&Row> = self.rows.values().filter(|row| row.objective.is_some()).filter(full).collect();
-        rows.sort_by(|first, second| {
-            let by_score = second.objective.unwrap_or(f64::MIN).total_cmp(&first.objective.unwrap_or(f64::MIN));
-            by_score.then(first.index.cmp(&second.index))
-        });
-        let mut seen = BTreeSet::new();
-        rows.into_iter().filter(|row| seen.insert(row.candidate_id.clone())).take(wanted).cloned().collect()
-    }
 }
 
 /// What tables show of an evaluation asked for.
@@ -654,96 +550,4 @@ impl Asked {
 /// The evaluation that a promotion completes.
 fn completed(parts: &Parts, origin: &str, parents: &[u64]) -> Option<u64> {
     parents.first().copied().filter(|_| parts.incremental && origin == PROMOTION)
-}
-
-fn parts(prepared: &Prepared, frozen: &Frozen, progress: &dyn Progress) -> Option<Parts> {
-    match Parts::plan(frozen.racing.as_ref()?, &prepared.tasks, prepared.evaluator.as_ref()) {
-        Ok(parts) => Some(parts),
-        Err(reason) => {
-            progress.line(&format!("no racing: {reason}; every candidate is scored in full"));
-            None
-        }
-    }
-}
-
-/// The verdict's own fields, then `more`.
-fn verdict_document(verdict: &Verdict, more: serde_json::Value) -> serde_json::Result<String> {
-    let mut document = serde_json::to_value(verdict)?;
-    if let (serde_json::Value::Object(fields), serde_json::Value::Object(more)) = (&mut document, more) {
-        fields.extend(more);
-    }
-    serde_json::to_string_pretty(&document)
-}
-
-fn setup(prepared: &Prepared, frozen: &Frozen) -> Setup {
-    let sources = prepared.models.facts.sources.len();
-    let mut contents = Vec::new();
-    if prepared.models.facts.base.is_some() {
-        contents.push(Content::Base);
-    }
-    contents.extend((0..sources).map(|source| Content::Soup(vec![source])));
-    if sources > 1 {
-        contents.push(Content::Soup((0..sources).collect()));
-    }
-    let landscape = prepared.space.clone().map(|space| space as Arc<dyn Landscape>);
-    let seeds = landscape.iter().flat_map(|landscape| contents.iter().filter_map(|content| landscape.encode(content)));
-    Setup {
-        seed: prepared.config.seed,
-        sources,
-        has_base: prepared.models.facts.base.is_some(),
-        evaluations: frozen.planned_evaluations,
-        look_ahead: usize::try_from(frozen.look_ahead).unwrap_or(usize::MAX),
-        seeds: seeds.collect(),
-        objective: prepared.objective.tasks.clone(),
-        landscape,
-    }
-}
-
-fn materialize_stage(
-    prepared: &Prepared,
-    folder: &RunFolder,
-    frozen: &Frozen,
-) -> Result<Option<MaterializeStage>, SearchError> {
-    let Some(merger) = prepared.models.merger.clone() else { return Ok(None) };
-    // One slot more than the evaluator takes, so that the next candidate is ready when it is.
-    let capacity =
-        prepared.config.candidates.slots.map_or(prepared.evaluator.concurrency().get() + 1, |slots| slots.get());
-    let parent = candidate_parent(prepared, folder.path(), capacity as u64);
-    let slots = Arc::new(Slots::claim(&parent, &frozen.run_id)?);
-    Ok(Some(MaterializeStage { merger, slots, capacity }))
-}
-
-fn work(index: u64, proposal: &Proposal, candidate: Candidate) -> Work {
-    Work { index, candidate: Arc::new(candidate), fidelity: proposal.fidelity, replicate: proposal.replicate }
-}
-
-fn content_json(content: &Content) -> serde_json::Value {
-    match content {
-        Content::Base => serde_json::json!("base"),
-        Content::Soup(members) => serde_json::json!({ "soup": members }),
-        Content::Genome(genome) => serde_json::json!({ "genome": genome }),
-    }
-}
-
-fn status_name(status: Status) -> &'static str {
-    match status {
-        Status::Scored => "scored",
-        Status::Infeasible => "infeasible",
-        Status::Failed => "failed",
-    }
-}
-
-fn outcome_of(record: &ToldRecord) -> Result<Outcome, SearchError> {
-    let unreadable = |what: &str| {
-        SearchError::BadData(format!("ledger: the outcome of evaluation {} has an unreadable {what}", record.index))
-    };
-    let status = match record.status.as_str() {
-        "scored" => Status::Scored,
-        "infeasible" => Status::Infeasible,
-        "failed" => Status::Failed,
-        _ => return Err(unreadable("status")),
-    };
-    let tasks: BTreeMap<String, TaskScores> =
-        serde_json::from_value(record.tasks.clone()).map_err(|_| unreadable("table of scores"))?;
-    Ok(Outcome { index: record.index, status, objective: record.objective, tasks, fidelity: 1.0 })
 }

@@ -1,0 +1,100 @@
+//! What a search is made of, and its records as plain data.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::evaluate::TaskScores;
+use crate::ledger::ToldRecord;
+use crate::search::SearchError;
+use crate::search::candidate::Candidate;
+use crate::search::fidelity::Parts;
+use crate::search::frozen::Frozen;
+use crate::search::pipeline::{MaterializeStage, Work};
+use crate::search::prepare::{Prepared, candidate_parent};
+use crate::search::progress::Progress;
+use crate::search::run_folder::RunFolder;
+use crate::search::slots::Slots;
+use crate::strategy::{Content, Landscape, Outcome, Proposal, Setup, Status};
+
+pub(super) fn parts(prepared: &Prepared, frozen: &Frozen, progress: &dyn Progress) -> Option<Parts> {
+    match Parts::plan(frozen.racing.as_ref()?, &prepared.tasks, prepared.evaluator.as_ref()) {
+        Ok(parts) => Some(parts),
+        Err(reason) => {
+            progress.line(&format!("no racing: {reason}; every candidate is scored in full"));
+            None
+        }
+    }
+}
+
+pub(super) fn setup(prepared: &Prepared, frozen: &Frozen) -> Setup {
+    let sources = prepared.models.facts.sources.len();
+    let mut contents = Vec::new();
+    if prepared.models.facts.base.is_some() {
+        contents.push(Content::Base);
+    }
+    contents.extend((0..sources).map(|source| Content::Soup(vec![source])));
+    if sources > 1 {
+        contents.push(Content::Soup((0..sources).collect()));
+    }
+    let landscape = prepared.space.clone().map(|space| space as Arc<dyn Landscape>);
+    let seeds = landscape.iter().flat_map(|landscape| contents.iter().filter_map(|content| landscape.encode(content)));
+    Setup {
+        seed: prepared.config.seed,
+        sources,
+        has_base: prepared.models.facts.base.is_some(),
+        evaluations: frozen.planned_evaluations,
+        look_ahead: usize::try_from(frozen.look_ahead).unwrap_or(usize::MAX),
+        seeds: seeds.collect(),
+        objective: prepared.objective.tasks.clone(),
+        landscape,
+    }
+}
+
+pub(super) fn materialize_stage(
+    prepared: &Prepared,
+    folder: &RunFolder,
+    frozen: &Frozen,
+) -> Result<Option<MaterializeStage>, SearchError> {
+    let Some(merger) = prepared.models.merger.clone() else { return Ok(None) };
+    // One slot more than the evaluator takes, so that the next candidate is ready when it is.
+    let capacity =
+        prepared.config.candidates.slots.map_or(prepared.evaluator.concurrency().get() + 1, |slots| slots.get());
+    let parent = candidate_parent(prepared, folder.path(), capacity as u64);
+    let slots = Arc::new(Slots::claim(&parent, &frozen.run_id)?);
+    Ok(Some(MaterializeStage { merger, slots, capacity }))
+}
+
+pub(super) fn work(index: u64, proposal: &Proposal, candidate: Candidate) -> Work {
+    Work { index, candidate: Arc::new(candidate), fidelity: proposal.fidelity, replicate: proposal.replicate }
+}
+
+pub(super) fn content_json(content: &Content) -> serde_json::Value {
+    match content {
+        Content::Base => serde_json::json!("base"),
+        Content::Soup(members) => serde_json::json!({ "soup": members }),
+        Content::Genome(genome) => serde_json::json!({ "genome": genome }),
+    }
+}
+
+pub(super) fn status_name(status: Status) -> &'static str {
+    match status {
+        Status::Scored => "scored",
+        Status::Infeasible => "infeasible",
+        Status::Failed => "failed",
+    }
+}
+
+pub(super) fn outcome_of(record: &ToldRecord) -> Result<Outcome, SearchError> {
+    let unreadable = |what: &str| {
+        SearchError::BadData(format!("ledger: the outcome of evaluation {} has an unreadable {what}", record.index))
+    };
+    let status = match record.status.as_str() {
+        "scored" => Status::Scored,
+        "infeasible" => Status::Infeasible,
+        "failed" => Status::Failed,
+        _ => return Err(unreadable("status")),
+    };
+    let tasks: BTreeMap<String, TaskScores> =
+        serde_json::from_value(record.tasks.clone()).map_err(|_| unreadable("table of scores"))?;
+    Ok(Outcome { index: record.index, status, objective: record.objective, tasks, fidelity: 1.0 })
+}

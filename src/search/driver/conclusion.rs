@@ -1,0 +1,131 @@
+//! The end of a run: everything at rest, the tables written, the hold-out opened, the verdict decided.
+
+use std::collections::BTreeSet;
+
+use super::Search;
+use crate::score::Verdict;
+use crate::search::run::{Row, RunReport};
+use crate::search::{SearchError, alarms, export, holdout};
+use crate::strategy::Status;
+
+impl Search {
+    /// Ends a run in good order, whatever ended it: nothing stays running, the tables are written.
+    pub(in crate::search) async fn leave(
+        mut self,
+        outcome: Result<String, SearchError>,
+    ) -> Result<RunReport, SearchError> {
+        self.pipeline.stop_merging();
+        self.stop_evaluations().await;
+        let payload = match &outcome {
+            Ok(reason) => serde_json::json!({ "reason": reason }),
+            Err(error) => serde_json::json!({ "error": error.to_string() }),
+        };
+        let recorded = self
+            .ledger
+            .set_fact("active_seconds", &format!("{:.3}", self.active().as_secs_f64()))
+            .and_then(|()| self.ledger.event("stopped", None, &payload));
+        let written = export::write_table(self.folder.path(), &self.ledger, &self.prepared.config);
+        let reason = outcome?;
+        recorded?;
+        written?;
+        self.schedule.settle()?;
+        self.conclude(reason).await
+    }
+
+    /// After an error: cancels what is still with the evaluator and keeps what it answers meanwhile.
+    async fn stop_evaluations(&mut self) {
+        if self.pipeline.idle() {
+            return;
+        }
+        self.pipeline.cancel();
+        while !self.pipeline.idle() {
+            if let Ok(Some(finished)) = self.pipeline.next().await {
+                let _ = self.finish(finished);
+            }
+        }
+    }
+
+    /// Opens the hold-out and says what was found.
+    async fn conclude(self, reason: String) -> Result<RunReport, SearchError> {
+        if let Some(share) = self.schedule.strategy().hypervolume() {
+            self.progress.line(&format!(
+                "the candidates dominate {:.1} % of the box between the worst and the best value seen of each objective",
+                100.0 * share
+            ));
+        }
+        let soup = self.schedule.strategy().soup_trace().cloned();
+        let best = self.best.and_then(|(_, index)| self.rows.get(&index)).cloned();
+        let verdict = match &best {
+            Some(_) => Some(self.verdict().await?),
+            None => None,
+        };
+        let alarms =
+            alarms::after(&self.prepared, &self.ledger, &self.objectives(), best.as_ref(), self.best_baseline())?;
+        if let Some(verdict) = &verdict {
+            let document = serde_json::json!({ "alarms": alarms });
+            let text = verdict_document(verdict, document).map_err(|error| SearchError::Worker(error.to_string()))?;
+            export::write(&self.folder.path().join("verdict.json"), (text + "\n").as_bytes())?;
+        }
+        Ok(RunReport {
+            name: self.prepared.config.name.clone(),
+            folder: self.folder.path().to_path_buf(),
+            evaluations: self.rows.len() as u64,
+            scored: self.count(Status::Scored),
+            infeasible: self.count(Status::Infeasible),
+            failed: self.count(Status::Failed),
+            reason,
+            active_s: self.active().as_secs_f64(),
+            best,
+            baselines: self.baselines().cloned().collect(),
+            soup,
+            alarms,
+            verdict,
+        })
+    }
+
+    async fn verdict(&self) -> Result<Verdict, SearchError> {
+        let finalists = self.finalists();
+        let asked = self.ledger.all_asked()?;
+        let ceremony = holdout::Ceremony {
+            prepared: &self.prepared,
+            ledger: &self.ledger,
+            stage: self.stage.clone(),
+            run_id: &self.frozen.run_id,
+            asked: &asked,
+            evaluations: self.rows.len() as u64,
+            progress: self.progress.as_ref(),
+            stop: &self.stop,
+        };
+        ceremony.hold(&finalists, self.best_baseline()).await
+    }
+
+    /// Objectives at full fidelity, one a candidate.
+    fn objectives(&self) -> Vec<f64> {
+        let full = |row: &&Row| self.asked.get(&row.index).is_some_and(|asked| asked.fidelity >= 1.0);
+        let mut seen = BTreeSet::new();
+        let rows = self.rows.values().filter(full);
+        rows.filter_map(|row| row.objective.filter(|_| seen.insert(row.candidate_id.as_str()))).collect()
+    }
+
+    /// The best candidates at full fidelity, best first, earliest first among equals.
+    fn finalists(&self) -> Vec<Row> {
+        let wanted = self.prepared.holdout.as_ref().map_or(1, |holdout| holdout.finalists);
+        let full = |row: &&Row| self.asked.get(&row.index).is_some_and(|asked| asked.fidelity >= 1.0);
+        let mut rows: Vec<&Row> = self.rows.values().filter(|row| row.objective.is_some()).filter(full).collect();
+        rows.sort_by(|first, second| {
+            let by_score = second.objective.unwrap_or(f64::MIN).total_cmp(&first.objective.unwrap_or(f64::MIN));
+            by_score.then(first.index.cmp(&second.index))
+        });
+        let mut seen = BTreeSet::new();
+        rows.into_iter().filter(|row| seen.insert(row.candidate_id.clone())).take(wanted).cloned().collect()
+    }
+}
+
+/// The verdict's own fields, then `more`.
+fn verdict_document(verdict: &Verdict, more: serde_json::Value) -> serde_json::Result<String> {
+    let mut document = serde_json::to_value(verdict)?;
+    if let (serde_json::Value::Object(fields), serde_json::Value::Object(more)) = (&mut document, more) {
+        fields.extend(more);
+    }
+    serde_json::to_string_pretty(&document)
+}
