@@ -4,16 +4,14 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use super::{EvaluatorKind, ModelSource, ModelsConfig};
+use super::{ModelSource, ModelsConfig};
 use crate::document::{Content, Field, FieldError};
 
-pub(super) fn read(field: &Field<'_>, directory: &Path, evaluator: &EvaluatorKind) -> Result<ModelsConfig, FieldError> {
-    // Closed-form landscapes open no checkpoint, so their models may be names only.
-    let must_exist = !matches!(evaluator, EvaluatorKind::Function(_));
+pub(super) fn read(field: &Field<'_>, directory: &Path) -> Result<ModelsConfig, FieldError> {
     let mut fields = field.fields()?;
-    let base = fields.take("base").map(|field| locate(&field, directory, must_exist)).transpose()?;
+    let base = fields.take("base").map(|field| locate(&field, directory)).transpose()?;
     let sources_field = fields.require("sources", "the models to merge: a list, or { glob = \"sweep/run-*\" }")?;
-    let mut sources = read_sources(&sources_field, directory, must_exist, base.as_ref())?;
+    let mut sources = read_sources(&sources_field, directory, base.as_ref())?;
     fields.finish()?;
     let mut base = base;
     name_models(base.iter_mut().chain(&mut sources));
@@ -23,7 +21,6 @@ pub(super) fn read(field: &Field<'_>, directory: &Path, evaluator: &EvaluatorKin
 fn read_sources(
     field: &Field<'_>,
     directory: &Path,
-    must_exist: bool,
     base: Option<&ModelSource>,
 ) -> Result<Vec<ModelSource>, FieldError> {
     if matches!(field.node.content, Content::Table(_)) {
@@ -35,7 +32,7 @@ fn read_sources(
     }
     let mut sources: Vec<ModelSource> = Vec::with_capacity(items.len());
     for item in items {
-        let source = locate(&item, directory, must_exist)?;
+        let source = locate(&item, directory)?;
         if let Some(other) = sources.iter().find(|other| other.location == source.location) {
             return Err(item.error(format!("{:?} is the same model as {:?}", source.written, other.written)));
         }
@@ -44,17 +41,13 @@ fn read_sources(
     Ok(sources)
 }
 
-fn locate(field: &Field<'_>, directory: &Path, must_exist: bool) -> Result<ModelSource, FieldError> {
+fn locate(field: &Field<'_>, directory: &Path) -> Result<ModelSource, FieldError> {
     let written = field.word()?;
     let path = directory.join(written);
     let location = match resolve(&path) {
         Some(found) => found,
         None if looks_like_repository(written) => PathBuf::from(written),
-        None if must_exist => {
-            return Err(
-                field.error(format!("no such folder: {} (and {written:?} is no Hugging Face id)", path.display()))
-            );
-        }
+        // Whoever opens it says that it is missing, and where it was looked for: bad data, not a bad run file.
         None => without_dots(&path),
     };
     model(&location, written).ok_or_else(|| field.error("the path is not valid UTF-8"))

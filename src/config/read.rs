@@ -78,7 +78,7 @@ fn read(node: &Node, text: &str, directory: PathBuf) -> Result<RunConfig, FieldE
     let seed = fields.take("seed").map_or(Ok(0), |field| field.unsigned())?;
     let evaluator = evaluator::read(&fields.require("evaluator", "what scores the candidates")?, &directory)?;
     let models_field = fields.require("models", "the models to merge (`sources`)")?;
-    let models = models::read(&models_field, &directory, &evaluator.kind)?;
+    let models = models::read(&models_field, &directory)?;
     let strategy_field = fields.take("strategy");
     let strategy = read_strategy(strategy_field.as_ref())?;
     let space = fields.take("space").map(|field| space::read(&field, &models)).transpose()?;
