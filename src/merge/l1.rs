@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::MergeError;
 use super::element::Element;
 use super::fused::{ALARM, CHUNK, PAIRS, alarm, chunks_of, widen, words};
-use super::philox::{DRAWS, FEW, Limit, MANY, each, pairs};
+use super::philox::{DRAWS, FEW, MANY, each, pairs};
 use super::reduce::{LANES, Lanes, sum_block_rows};
 use super::simd::{Isa, Kernel, dispatch};
 use super::sparsify::{Course, PhiloxMask, Sparsifier};
@@ -108,15 +108,13 @@ impl FusedNorms<'_> {
         let Self { base, source, mask, range } = self;
         let (bases, base_rest) = chunks_of(base, &range);
         let (sources, source_rest) = chunks_of(source, &range);
-        let limit = Limit::below(mask.limit);
-        let highest = u32::from(limit.highest()) << 24 | 0x00FF_FFFF;
+        let highest = (mask.limit - 1) << 16 | 0xFFFF;
         let (mut all, mut kept) = (Lanes::ZERO, Lanes::ZERO);
         let mut alarms = [0; LANES];
-        let (mut draws, mut drawn) = ([[0; 4]; DRAWS / 4], [[0; 4]; PAIRS]);
+        let mut draws = [[0; 8]; DRAWS / 4];
         for (group, (base, source)) in (range.start / CHUNK as u64..).zip(bases.iter().zip(sources)) {
             mask.generator.group::<COUNTERS>(group, &mut draws);
-            limit.decide(&mask.generator, group, &mut draws);
-            pairs(&draws, &mut drawn);
+            let draws = pairs(&draws);
             let (base, source) = (words(base), words(source));
             let (mut sum, mut sum_kept) = ([0.0_f32; LANES], [0.0_f32; LANES]);
             for row in 0..PAIRS / LANES {
@@ -124,13 +122,13 @@ impl FusedNorms<'_> {
                     let pair = LANES * row + lane;
                     let (base, source) = (u32::from_le_bytes(base[pair]), u32::from_le_bytes(source[pair]));
                     alarms[lane] |= alarm(base) | alarm(source);
-                    let draws = u32::from_le_bytes(drawn[pair]);
+                    let draws = u32::from_le_bytes(draws[pair]);
                     let ([low, high], [base_low, base_high]) = (widen(source), widen(base));
                     let (low, high) = ((low - base_low).abs(), (high - base_high).abs());
                     sum[lane] += low;
                     sum[lane] += high;
-                    sum_kept[lane] += if draws << 24 <= highest { low } else { 0.0 };
-                    sum_kept[lane] += if draws << 16 <= highest { high } else { 0.0 };
+                    sum_kept[lane] += if draws << 16 <= highest { low } else { 0.0 };
+                    sum_kept[lane] += if draws <= highest { high } else { 0.0 };
                 }
             }
             all.add_lanes(&sum);
@@ -140,14 +138,13 @@ impl FusedNorms<'_> {
         if !base_rest.is_empty() {
             let group = range.start / CHUNK as u64 + bases.len() as u64;
             mask.generator.group::<COUNTERS>(group, &mut draws);
-            limit.decide(&mask.generator, group, &mut draws);
             let rest = base_rest.as_chunks::<2>().0.iter().zip(source_rest.as_chunks::<2>().0);
-            for ((base, source), byte) in rest.zip(each(&draws)) {
+            for ((base, source), draw) in rest.zip(each(&draws)) {
                 let (base, source) = (u32::from(u16::from_le_bytes(*base)), u32::from(u16::from_le_bytes(*source)));
                 alarms |= alarm(base) | alarm(source);
                 let delta = (widen(source)[0] - widen(base)[0]).abs();
                 all.add_each(&[delta], f64::from);
-                kept.add_each(&[if byte <= limit.highest() { delta } else { 0.0 }], f64::from);
+                kept.add_each(&[if u32::from(draw) < mask.limit { delta } else { 0.0 }], f64::from);
             }
         }
         (alarms & ALARM == 0).then(|| [all.total(), kept.total()])

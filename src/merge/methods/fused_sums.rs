@@ -2,8 +2,8 @@
 
 use super::task_vector_sum::{SourceTerm, TaskVectorSum};
 use crate::merge::block::BlockMerge;
-use crate::merge::fused::{CHUNK, PAIRS, PairMerge, fuse};
-use crate::merge::philox::{DRAWS, Limit, Philox, pairs};
+use crate::merge::fused::{CHUNK, PairMerge, fuse};
+use crate::merge::philox::{DRAWS, GroupDraws, Philox, pairs};
 use crate::merge::sparsify::Sparsifier;
 use crate::merge::tensor::Stored;
 use crate::merge::threshold::Threshold;
@@ -171,12 +171,12 @@ impl<const S: usize> Rule<S> for Largest<S> {
 
 /// The masks of a chunk, aligned as vectors like them.
 #[repr(align(64))]
-struct Drawn<const S: usize>([[[u8; 4]; PAIRS]; S]);
+struct Drawn<const S: usize>([GroupDraws; S]);
 
 struct Sampled<const S: usize> {
     /// `None`: all elements are kept.
-    masks: [Option<(Philox, Limit)>; S],
-    /// The highest byte that is kept, moved up, with ones below.
+    generators: [Option<Philox>; S],
+    /// The highest draw that is kept, moved up, with ones below.
     highest: [u32; S],
     factors: [f32; S],
 }
@@ -187,18 +187,14 @@ impl<const S: usize> Rule<S> for Sampled<S> {
     const KEEPS_ALL: bool = false;
 
     fn begin(&self) -> Drawn<S> {
-        Drawn([[[0; 4]; PAIRS]; S])
+        Drawn([[[0; 8]; DRAWS / 4]; S])
     }
 
     #[inline(always)]
     fn prepare<const COUNTERS: usize>(&self, first: u64, drawn: &mut Drawn<S>) -> bool {
-        let group = first / DRAWS as u64;
-        for (mask, drawn) in self.masks.iter().zip(&mut drawn.0) {
-            if let Some((generator, limit)) = mask {
-                let mut draws = [[0; 4]; DRAWS / 4];
-                generator.group::<COUNTERS>(group, &mut draws);
-                limit.decide(generator, group, &mut draws);
-                pairs(&draws, drawn);
+        for (generator, draws) in self.generators.iter().zip(&mut drawn.0) {
+            if let Some(generator) = generator {
+                generator.group::<COUNTERS>(first / DRAWS as u64, draws);
             }
         }
         true
@@ -206,8 +202,8 @@ impl<const S: usize> Rule<S> for Sampled<S> {
 
     #[inline(always)]
     fn keeps<const HIGH: bool>(&self, drawn: &Drawn<S>, pair: usize, source: usize, _delta: f32) -> bool {
-        let draws = u32::from_le_bytes(drawn.0[source][pair]);
-        draws << (if HIGH { 16 } else { 24 }) <= self.highest[source]
+        let draws = u32::from_le_bytes(pairs(&drawn.0[source])[pair]);
+        (if HIGH { draws } else { draws << 16 }) <= self.highest[source]
     }
 
     #[inline(always)]
@@ -307,13 +303,12 @@ fn sized<'a, const S: usize>(
         return ruled::<_, S>(base, inputs, sum, Largest { thresholds, factors }, tiled);
     }
     if let Some(masks) = of_each::<_, S>(sum, |sparsifier| match sparsifier {
-        Sparsifier::KeepAll => Some(None),
-        Sparsifier::Philox(mask) if mask.limit > 0 => Some(Some((mask.generator, Limit::below(mask.limit)))),
+        Sparsifier::KeepAll => Some((None, u32::MAX)),
+        Sparsifier::Philox(mask) if mask.limit > 0 => Some((Some(mask.generator), (mask.limit - 1) << 16 | 0xFFFF)),
         _ => None,
     }) {
-        let highest = |limit: Limit| u32::from(limit.highest()) << 24 | 0x00FF_FFFF;
-        let highest = masks.map(|mask| mask.map_or(u32::MAX, |(_, limit)| highest(limit)));
-        return ruled::<_, S>(base, inputs, sum, Sampled { masks, highest, factors }, tiled);
+        let rule = Sampled { generators: masks.map(|mask| mask.0), highest: masks.map(|mask| mask.1), factors };
+        return ruled::<_, S>(base, inputs, sum, rule, tiled);
     }
     tiled
 }
