@@ -86,13 +86,28 @@ fn identify_space(space: &SpaceConfig) -> Value {
     };
     let genes: Map<String, Value> =
         space.genes.iter().map(|(name, gene)| (name.clone(), identify_gene(gene))).collect();
-    json!({
+    let mut identity = json!({
         "method": space.methods,
         key: count,
         "modules": space.modules,
         "interpolate": space.interpolate,
         "genes": genes,
-    })
+    });
+    if let Some(stack) = &space.stack {
+        identity["stack"] = json!({
+            "passes": stack.passes,
+            "max_layers": stack.max_layers,
+            "sources": stack.sources,
+            "merged": stack.merged,
+            "scale": stack.scale.as_ref().map(|scale| json!({
+                "low": scale.low,
+                "high": scale.high,
+                "init": scale.init,
+                "modules": scale.modules,
+            })),
+        });
+    }
+    identity
 }
 
 fn identify_gene(gene: &GeneConfig) -> Value {

@@ -8,6 +8,7 @@ mod identity;
 mod models;
 mod read;
 mod space;
+mod stack;
 mod tasks;
 
 #[cfg(test)]
@@ -100,6 +101,33 @@ pub struct SpaceConfig {
     pub interpolate: bool,
     /// In file order.
     pub genes: Vec<(String, GeneConfig)>,
+    /// Layer stacking; `None`: every recipe has the sources' layers in their order.
+    pub stack: Option<StackConfig>,
+}
+
+/// `[space.stack]`: which blocks of layers a model is stacked from, and in which order (data-flow space, Akiba et al. 2024).
+#[derive(Clone, Debug, PartialEq)]
+pub struct StackConfig {
+    /// How often all blocks are laid out behind each other.
+    pub passes: NonZeroUsize,
+    /// Most layers that a recipe may have; `None`: as many as the passes have.
+    pub max_layers: Option<NonZeroUsize>,
+    /// Blocks come from the sources as they are. Beside the merged model, or (with `passthrough`) without one.
+    pub sources: bool,
+    /// Blocks come from the merge of the sources by the space's method.
+    pub merged: bool,
+    /// A factor for each block; `None`: blocks stay as they are.
+    pub scale: Option<StackScale>,
+}
+
+/// The factor of a block's contribution to the residual stream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StackScale {
+    pub low: f64,
+    pub high: f64,
+    pub init: f64,
+    /// Substrings of the names of tensors that write to the residual stream: these are scaled.
+    pub modules: Vec<String>,
 }
 
 /// `[strategy]`: the kind and its settings, checked by the strategy itself.

@@ -63,17 +63,23 @@ pub(super) fn read(field: &Field<'_>, models: &ModelsConfig) -> Result<SpaceConf
     }
     let modules = read_modules(&mut fields)?;
     let interpolate = fields.take("interpolate").map_or(Ok(false), |field| field.truth())?;
+    let stack_field = fields.take("stack");
     let genes_field = fields.take("genes");
     fields.finish()?;
+    let stack =
+        stack_field.as_ref().map(|field| super::stack::read(field, &methods, &layers, interpolate)).transpose()?;
     let context = Context {
         methods,
         models,
         modules: !modules.is_empty(),
         layer_groups: !matches!(layers, LayerGrouping::Groups(NonZeroUsize::MIN)),
     };
+    if let (Some(field), Some(_)) = (genes_field.as_ref(), stack.as_ref().filter(|stack| !stack.merged)) {
+        return Err(field.error("passthrough has no genes beside `space.stack`; its factors are `space.stack.scale`"));
+    }
     let genes = read_genes(genes_field, &context)?;
     let methods = context.methods.iter().map(|method| method.name.to_owned()).collect();
-    Ok(SpaceConfig { methods, layers, modules, interpolate, genes })
+    Ok(SpaceConfig { methods, layers, modules, interpolate, genes, stack })
 }
 
 fn read_methods(field: &Field<'_>) -> Result<Vec<&'static MethodSpecification>, FieldError> {

@@ -9,7 +9,7 @@ use crate::config::{LayerGrouping, ModelSource, RunConfig};
 use crate::merge::structure::{LayerProfile, layer_profiles};
 use crate::merge::{Merger, MergerOptions};
 use crate::recipe::{MaskKind, Masks, ModelReference};
-use crate::space::{ModelFacts, soup_recipe};
+use crate::space::{ModelFacts, soup_recipe, stack_recipe};
 
 /// Base and sources of a run.
 pub struct Models {
@@ -20,7 +20,7 @@ pub struct Models {
     pub content_ids: BTreeMap<ModelReference, String>,
     /// Base (where there is one) and sources.
     checkpoints: Vec<Arc<Checkpoint>>,
-    /// Bytes of a candidate; 0 without checkpoints.
+    /// Bytes of the largest candidate; 0 without checkpoints.
     pub candidate_bytes: u64,
 }
 
@@ -66,6 +66,18 @@ impl Models {
         let candidate_bytes = merger.required_bytes(&soup_recipe(&facts, &[0]))?;
         let checkpoints = named.into_iter().map(|(_, checkpoint)| checkpoint).collect();
         Ok(Self { facts, merger: Some(merger), content_ids, checkpoints, candidate_bytes })
+    }
+
+    /// Makes room for candidates of that many layers, all of them like the largest one.
+    pub fn expect_layers(&mut self, layers: usize) -> Result<(), SearchError> {
+        let Some(merger) = &self.merger else { return Ok(()) };
+        let mut heaviest = (0, 0);
+        for layer in 0..self.facts.layers.count {
+            heaviest = heaviest.max((merger.required_bytes(&stack_recipe(&self.facts, &[layer]))?, layer));
+        }
+        let bytes = merger.required_bytes(&stack_recipe(&self.facts, &vec![heaviest.1; layers]))?;
+        self.candidate_bytes = self.candidate_bytes.max(bytes);
+        Ok(())
     }
 
     /// How the sources moved from the base, layer by layer; `None` without a base, or where no checkpoint was opened.

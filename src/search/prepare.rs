@@ -74,11 +74,14 @@ pub async fn prepare(
         let config = config.clone();
         tokio::task::spawn_blocking(move || Models::open(&config, needs_checkpoint)).await
     };
-    let models = opened.map_err(|error| SearchError::Worker(error.to_string()))??;
+    let mut models = opened.map_err(|error| SearchError::Worker(error.to_string()))??;
     let space = match config.search_space()? {
         Some(space) => Some(Arc::new(SearchSpace::new(&with_blocks(space, &models, progress), &models.facts)?)),
         None => None,
     };
+    if let Some((_, most)) = space.as_ref().and_then(|space| space.layer_counts()) {
+        models.expect_layers(most)?;
+    }
     for notice in space.iter().flat_map(|space| space.notices()) {
         progress.line(notice);
     }

@@ -108,7 +108,9 @@ pub(super) fn build(
     }
     let single: Vec<usize> =
         (0..methods.len()).filter(|index| takes_one(methods[*index], facts.sources.len())).collect();
-    if !single.is_empty() {
+    // A stack of the sources' own layers says by itself where each comes from.
+    let stacks_sources = config.stack.as_ref().is_some_and(|stack| !stack.merged);
+    if !single.is_empty() && !stacks_sources {
         let choices = facts.sources.iter().map(|(name, _)| name.clone()).collect();
         layout.source_gene = Some(layout.genes.len());
         let methods = if single.len() == methods.len() { Vec::new() } else { single };
