@@ -115,15 +115,21 @@ fn identify_gene(gene: &GeneConfig) -> Value {
         GeneConfig::Number(number) => json!(number),
         GeneConfig::Bool(truth) => json!(truth),
         GeneConfig::SameAs(other) => json!({ "same_as": other }),
-        GeneConfig::Search(search) => json!({
-            "low": search.low,
-            "high": search.high,
-            "per": search.per.iter().map(|per| per.name()).collect::<Vec<_>>(),
-            "scale": if search.log { "log" } else { "linear" },
-            "integer": search.integer,
-            "init": search.init,
-            "models": search.models,
-        }),
+        GeneConfig::Search(search) => {
+            let mut identity = json!({
+                "low": search.low,
+                "high": search.high,
+                "per": search.per.iter().map(|per| per.name()).collect::<Vec<_>>(),
+                "scale": if search.log { "log" } else { "linear" },
+                "integer": search.integer,
+                "init": search.init,
+                "models": search.models,
+            });
+            if search.conflict_prior != 0.0 {
+                identity["conflict_prior"] = json!(search.conflict_prior);
+            }
+            identity
+        }
     }
 }
 

@@ -67,6 +67,8 @@ pub struct GeneSearch {
     pub init: Option<f64>,
     /// Single models frozen to a number, by name.
     pub models: BTreeMap<String, f64>,
+    /// How strongly conflicts between sources widen and narrow the range; 0: not at all.
+    pub conflict_prior: f64,
 }
 
 /// What a parameter gets a gene of its own for.
@@ -103,6 +105,14 @@ pub struct SpaceConfig {
     pub genes: Vec<(String, GeneConfig)>,
     /// Layer stacking; `None`: every recipe has the sources' layers in their order.
     pub stack: Option<StackConfig>,
+}
+
+impl SpaceConfig {
+    /// Whether the range of a gene depends on conflicts between the sources.
+    pub fn has_conflict_prior(&self) -> bool {
+        let has = |gene: &GeneConfig| matches!(gene, GeneConfig::Search(search) if search.conflict_prior != 0.0);
+        self.genes.iter().any(|(_, gene)| has(gene))
+    }
 }
 
 /// `[space.stack]`: which blocks of layers a model is stacked from, and in which order (data-flow space, Akiba et al. 2024).

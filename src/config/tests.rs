@@ -168,6 +168,20 @@ fn mistakes_are_named_with_their_key() {
         ("lambda    = 1.0", "lambda = { same_as = \"wieght\" }", vec!["`space.genes.lambda.same_as`", "`weight`"]),
         ("lambda    = 1.0", "lambda = { same_as = \"weight\" }", vec!["`space.genes.lambda.same_as`", "for all"]),
         ("lambda    = 1.0", "lambda = { init = 9 }", vec!["`space.genes.lambda.init`", "9"]),
+        (
+            "lambda    = 1.0",
+            "lambda = { conflict_prior = 1 }",
+            vec!["`space.genes.lambda.conflict_prior`", "for `weight`"],
+        ),
+        ("high = 1.5, per", "conflict_prior = 5, per", vec!["`space.genes.weight.conflict_prior`", "from 0 to 4"]),
+        ("high = 1.5, per", "conflict_prior = nan, per", vec!["`space.genes.weight.conflict_prior`"]),
+        ("high = 1.5, per", "conflict_prior = 'on', per", vec!["`space.genes.weight.conflict_prior`", "number"]),
+        ("high = 1.5, per", "high = 2, integer = true, conflict_prior = 1, per", vec!["conflict_prior`", "`integer`"]),
+        (
+            "high = 1.5, per = [\"model\", \"layer_group\", \"module\"], models = { \"expert-add\" = 0.5 }",
+            "conflict_prior = 1, per = [\"module\"]",
+            vec!["`space.genes.weight.conflict_prior`", "\"layer_group\""],
+        ),
         ("lambda    = 1.0", "lambda = { step = 1 }", vec!["`space.genes.lambda.step`", "unknown"]),
         ("normalize = true", "normalize = 0.5", vec!["`space.genes.normalize`", "true or false"]),
         ("\"expert-add\" = 0.5", "\"expert-ad\" = 0.5", vec!["`space.genes.weight.models.expert-ad`", "`expert-add`"]),
@@ -232,6 +246,18 @@ fn slerp_needs_two_models_and_landscapes_need_none_on_disk() {
     assert!(parse(&text("['../a', '../b', 'c']", function)).is_ok());
     let message = refused(&text("['a']", function));
     assert!(message.contains("`space.method`") && message.contains("slerp takes 2 models"), "{message}");
+}
+
+#[test]
+fn a_prior_needs_a_base_and_is_part_of_the_identity() {
+    let text = changed("high = 1.5,", "high = 1.5, conflict_prior = 0.5,");
+    let (before, after) = (parse(RUN).unwrap(), parse(&text).unwrap());
+    assert!(!before.space.as_ref().unwrap().has_conflict_prior() && after.space.as_ref().unwrap().has_conflict_prior());
+    let lines = differences(&before.identity()["space"], &after.identity()["space"]);
+    assert_eq!(lines, ["genes.weight.conflict_prior: (absent) -> 0.5"]);
+    let message =
+        refused(&text.replace("base = \"base\"\n", "").replace("dare_ties", "linear").replace("drop_rate", "# "));
+    assert!(message.contains("conflict_prior`") && message.contains("`models.base`"), "{message}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The models of a run: opened once, compared, identified.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::SearchError;
 use crate::checkpoint::{self, Checkpoint, ContentIds, LayerLayout};
@@ -22,6 +22,8 @@ pub struct Models {
     checkpoints: Vec<Arc<Checkpoint>>,
     /// Bytes of the largest candidate; 0 without checkpoints.
     pub candidate_bytes: u64,
+    /// What [`Self::profiles`] found: it reads all weights, once.
+    profiles: OnceLock<Vec<LayerProfile>>,
 }
 
 impl Models {
@@ -65,7 +67,8 @@ impl Models {
         let merger = Arc::new(Merger::new(opened, cache, MergerOptions::default())?);
         let candidate_bytes = merger.required_bytes(&soup_recipe(&facts, &[0]))?;
         let checkpoints = named.into_iter().map(|(_, checkpoint)| checkpoint).collect();
-        Ok(Self { facts, merger: Some(merger), content_ids, checkpoints, candidate_bytes })
+        let profiles = OnceLock::new();
+        Ok(Self { facts, merger: Some(merger), content_ids, checkpoints, candidate_bytes, profiles })
     }
 
     /// Makes room for candidates of that many layers, all of them like the largest one.
@@ -81,12 +84,12 @@ impl Models {
     }
 
     /// How the sources moved from the base, layer by layer; `None` without a base, or where no checkpoint was opened.
-    /// Reads all weights.
-    pub fn profiles(&self) -> Option<Vec<LayerProfile>> {
+    /// Reads all weights, the first time.
+    pub fn profiles(&self) -> Option<&[LayerProfile]> {
         self.facts.base.as_ref()?;
         let (base, sources) = self.checkpoints.split_first()?;
         let sources: Vec<&Checkpoint> = sources.iter().map(Arc::as_ref).collect();
-        Some(layer_profiles(base, &sources))
+        Some(self.profiles.get_or_init(|| layer_profiles(base, &sources)))
     }
 
     fn names_only(config: &RunConfig) -> Self {
@@ -103,6 +106,7 @@ impl Models {
             content_ids,
             checkpoints: Vec::new(),
             candidate_bytes: 0,
+            profiles: OnceLock::new(),
         }
     }
 }
@@ -115,6 +119,7 @@ fn bare_facts(config: &RunConfig, layers: LayerLayout) -> ModelFacts {
         tensors: Vec::new(),
         dtype: config.output.dtype,
         masks: Masks { kind: MaskKind::Native, seed: config.seed },
+        profiles: Vec::new(),
     }
 }
 

@@ -10,6 +10,7 @@ mod decode;
 mod gene;
 mod layers;
 mod plan;
+mod prior;
 mod stack;
 #[cfg(test)]
 mod stack_tests;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{Dtype, LayerLayout};
 use crate::config::{LayerGrouping, SpaceConfig};
 use crate::exit::ExitCode;
+use crate::merge::structure::LayerProfile;
 use crate::merge::{MethodSpecification, find_method};
 use crate::recipe::{Masks, ModelReference, RecipeError};
 use layers::LayerGroups;
@@ -86,6 +88,8 @@ pub struct ModelFacts {
     pub dtype: Option<Dtype>,
     /// Kind and seed of the masks of every recipe.
     pub masks: Masks,
+    /// How the sources moved from the base, layer by layer; needed only where a gene has a prior from conflicts.
+    pub profiles: Vec<LayerProfile>,
 }
 
 /// A space that these models cannot be searched in.
@@ -157,14 +161,14 @@ impl SearchSpace {
         let specifications = config.methods.iter().map(find).collect::<Result<Vec<_>, _>>()?;
         let known = !facts.tensors.is_empty() || facts.layers.count > 0;
         let groups = LayerGroups::new(&config.layers, &facts.layers, known)?;
-        let mut layout = plan::build(config, &specifications, facts, groups.len());
+        let mut layout = plan::build(config, &specifications, facts, &groups);
         let stack = config.stack.as_ref().map(|stack| Stack::new(stack, &specifications, facts, &groups));
         let mut stack = stack.transpose()?;
         if let Some(stack) = &mut stack {
             stack.add_genes(&mut layout.genes, facts);
         }
         let space = Self {
-            notices: notices(config, facts, known, &layout.plans),
+            notices: notices(config, facts, known, &layout.plans).into_iter().chain(layout.prior).collect(),
             genes: layout.genes,
             methods: config.methods.clone(),
             specifications,

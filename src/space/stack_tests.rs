@@ -16,7 +16,8 @@ fn layers(recipe: &Recipe) -> String {
     let Body::Slices(slices) = &recipe.body else { panic!("{recipe:?}") };
     let of_slice = |slice: &Slice| {
         let (first, end) = slice.sources[0].layer_range.unwrap();
-        let models: Vec<&str> = slice.sources.iter().map(|input| input.model.0.rsplit('/').next().unwrap()).collect();
+        let name = |model: &ModelReference| model.to_string().rsplit('/').next().unwrap_or_default().to_owned();
+        let models: Vec<String> = slice.sources.iter().map(|input| name(&input.model)).collect();
         (first..end).map(|layer| format!("{}{layer}", models.join("+"))).collect::<Vec<_>>()
     };
     slices.iter().flat_map(of_slice).collect::<Vec<_>>().join(" ")

@@ -35,6 +35,7 @@ pub(super) fn facts(sources: &[&str], base: Option<&str>) -> ModelFacts {
         tensors: tensors(),
         dtype: Some(Dtype::Float32),
         masks: Masks { kind: MaskKind::Native, seed: 7 },
+        profiles: Vec::new(),
     }
 }
 
