@@ -14,6 +14,7 @@ mod error;
 mod execute;
 mod fused;
 mod gram;
+mod l1;
 mod mersenne;
 #[cfg(test)]
 mod method_tests;
@@ -34,6 +35,7 @@ mod tensor;
 #[cfg(test)]
 mod tests;
 mod threshold;
+mod window;
 
 pub use error::MergeError;
 pub use execute::{MergeOptions, MergeReport, Merger, MergerOptions, Progress};
