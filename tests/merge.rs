@@ -203,7 +203,7 @@ fn the_tokenizer_may_come_from_another_model_and_the_template_from_the_recipe() 
 #[test]
 fn slices_stack_layers_and_patch_the_configuration() {
     let (mut a, b) = (Model::new(3, 1), Model::new(3, 2));
-    a.config(json!({"layer_types": ["x", "y", "z"]}));
+    a.config(json!({"layer_types": ["x", "y", "z"], "num_kv_heads": [1, 2, 4]}));
     let family = Family::new([("a", a), ("b", b)]);
     let merged = family.merge(
         "merge_method: linear\nparameters: {weight: 1.0}\nslices:\n\
@@ -225,6 +225,7 @@ fn slices_stack_layers_and_patch_the_configuration() {
     }
     assert_eq!(merged.config()["num_hidden_layers"], 4);
     assert_eq!(merged.config()["layer_types"], json!(["x", "y", "y", "z"]));
+    assert_eq!(merged.config()["num_kv_heads"], json!([1, 2, 2, 4]));
 }
 
 #[test]

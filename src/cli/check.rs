@@ -40,13 +40,17 @@ fn describe(findings: &Findings) -> String {
         line(
             "candidates",
             format!(
-                "{} each, up to {} at a time in {} ({} free)",
+                "{}{} each, up to {} at a time in {} ({} free)",
+                if findings.layers.is_some() { "at most " } else { "" },
                 human_bytes(findings.candidate_bytes),
                 findings.slots,
                 findings.candidate_folder.display(),
                 human_bytes(findings.free_bytes)
             ),
         );
+    }
+    if let Some((fewest, most)) = findings.layers {
+        line("layers", format!("{fewest} to {most} of a candidate"));
     }
     line("genes", format!("{}{}", findings.genes.len(), preview(&findings.genes)));
     line("evaluator", format!("{}, {} at once", findings.evaluator, findings.concurrency));

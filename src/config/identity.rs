@@ -86,13 +86,28 @@ fn identify_space(space: &SpaceConfig) -> Value {
     };
     let genes: Map<String, Value> =
         space.genes.iter().map(|(name, gene)| (name.clone(), identify_gene(gene))).collect();
-    json!({
+    let mut identity = json!({
         "method": space.methods,
         key: count,
         "modules": space.modules,
         "interpolate": space.interpolate,
         "genes": genes,
-    })
+    });
+    if let Some(stack) = &space.stack {
+        identity["stack"] = json!({
+            "passes": stack.passes,
+            "max_layers": stack.max_layers,
+            "sources": stack.sources,
+            "merged": stack.merged,
+            "scale": stack.scale.as_ref().map(|scale| json!({
+                "low": scale.low,
+                "high": scale.high,
+                "init": scale.init,
+                "modules": scale.modules,
+            })),
+        });
+    }
+    identity
 }
 
 fn identify_gene(gene: &GeneConfig) -> Value {
@@ -100,15 +115,21 @@ fn identify_gene(gene: &GeneConfig) -> Value {
         GeneConfig::Number(number) => json!(number),
         GeneConfig::Bool(truth) => json!(truth),
         GeneConfig::SameAs(other) => json!({ "same_as": other }),
-        GeneConfig::Search(search) => json!({
-            "low": search.low,
-            "high": search.high,
-            "per": search.per.iter().map(|per| per.name()).collect::<Vec<_>>(),
-            "scale": if search.log { "log" } else { "linear" },
-            "integer": search.integer,
-            "init": search.init,
-            "models": search.models,
-        }),
+        GeneConfig::Search(search) => {
+            let mut identity = json!({
+                "low": search.low,
+                "high": search.high,
+                "per": search.per.iter().map(|per| per.name()).collect::<Vec<_>>(),
+                "scale": if search.log { "log" } else { "linear" },
+                "integer": search.integer,
+                "init": search.init,
+                "models": search.models,
+            });
+            if search.conflict_prior != 0.0 {
+                identity["conflict_prior"] = json!(search.conflict_prior);
+            }
+            identity
+        }
     }
 }
 

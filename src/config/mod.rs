@@ -8,6 +8,7 @@ mod identity;
 mod models;
 mod read;
 mod space;
+mod stack;
 mod tasks;
 
 #[cfg(test)]
@@ -66,6 +67,8 @@ pub struct GeneSearch {
     pub init: Option<f64>,
     /// Single models frozen to a number, by name.
     pub models: BTreeMap<String, f64>,
+    /// How strongly conflicts between sources widen and narrow the range; 0: not at all.
+    pub conflict_prior: f64,
 }
 
 /// What a parameter gets a gene of its own for.
@@ -100,6 +103,41 @@ pub struct SpaceConfig {
     pub interpolate: bool,
     /// In file order.
     pub genes: Vec<(String, GeneConfig)>,
+    /// Layer stacking; `None`: every recipe has the sources' layers in their order.
+    pub stack: Option<StackConfig>,
+}
+
+impl SpaceConfig {
+    /// Whether the range of a gene depends on conflicts between the sources.
+    pub fn has_conflict_prior(&self) -> bool {
+        let has = |gene: &GeneConfig| matches!(gene, GeneConfig::Search(search) if search.conflict_prior != 0.0);
+        self.genes.iter().any(|(_, gene)| has(gene))
+    }
+}
+
+/// `[space.stack]`: which blocks of layers a model is stacked from, and in which order (data-flow space, Akiba et al. 2024).
+#[derive(Clone, Debug, PartialEq)]
+pub struct StackConfig {
+    /// How often all blocks are laid out behind each other.
+    pub passes: NonZeroUsize,
+    /// Most layers that a recipe may have; `None`: as many as the passes have.
+    pub max_layers: Option<NonZeroUsize>,
+    /// Blocks come from the sources as they are. Beside the merged model, or (with `passthrough`) without one.
+    pub sources: bool,
+    /// Blocks come from the merge of the sources by the space's method.
+    pub merged: bool,
+    /// A factor for each block; `None`: blocks stay as they are.
+    pub scale: Option<StackScale>,
+}
+
+/// The factor of a block's contribution to the residual stream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StackScale {
+    pub low: f64,
+    pub high: f64,
+    pub init: f64,
+    /// Substrings of the names of tensors that write to the residual stream: these are scaled.
+    pub modules: Vec<String>,
 }
 
 /// `[strategy]`: the kind and its settings, checked by the strategy itself.

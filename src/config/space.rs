@@ -14,6 +14,8 @@ use crate::merge::{
 /// The gene that stands for `density = 1 - drop_rate`.
 const DROP_RATE: &str = "drop_rate";
 const DENSITY: &str = "density";
+/// Highest strength of `conflict_prior`.
+const MOST_PRIOR: f64 = 4.0;
 
 /// What genes are checked against.
 struct Context<'a> {
@@ -63,17 +65,23 @@ pub(super) fn read(field: &Field<'_>, models: &ModelsConfig) -> Result<SpaceConf
     }
     let modules = read_modules(&mut fields)?;
     let interpolate = fields.take("interpolate").map_or(Ok(false), |field| field.truth())?;
+    let stack_field = fields.take("stack");
     let genes_field = fields.take("genes");
     fields.finish()?;
+    let stack =
+        stack_field.as_ref().map(|field| super::stack::read(field, &methods, &layers, interpolate)).transpose()?;
     let context = Context {
         methods,
         models,
         modules: !modules.is_empty(),
         layer_groups: !matches!(layers, LayerGrouping::Groups(NonZeroUsize::MIN)),
     };
+    if let (Some(field), Some(_)) = (genes_field.as_ref(), stack.as_ref().filter(|stack| !stack.merged)) {
+        return Err(field.error("passthrough has no genes beside `space.stack`; its factors are `space.stack.scale`"));
+    }
     let genes = read_genes(genes_field, &context)?;
     let methods = context.methods.iter().map(|method| method.name.to_owned()).collect();
-    Ok(SpaceConfig { methods, layers, modules, interpolate, genes })
+    Ok(SpaceConfig { methods, layers, modules, interpolate, genes, stack })
 }
 
 fn read_methods(field: &Field<'_>) -> Result<Vec<&'static MethodSpecification>, FieldError> {
@@ -223,7 +231,8 @@ fn is_bool(parameter: &ParameterSpecification) -> bool {
 /// The gene of a parameter that is searched without further word.
 fn default_search(name: &str, parameter: &ParameterSpecification, context: &Context<'_>) -> GeneSearch {
     let (low, high, integer) = default_range(name, parameter);
-    GeneSearch { low, high, per: context.widest(parameter), log: false, integer, init: None, models: BTreeMap::new() }
+    let per = context.widest(parameter);
+    GeneSearch { low, high, per, log: false, integer, init: None, models: BTreeMap::new(), conflict_prior: 0.0 }
 }
 
 fn default_range(name: &str, parameter: &ParameterSpecification) -> (f64, f64, bool) {
@@ -340,8 +349,40 @@ fn read_search(
         }
         gene.models = read_frozen_models(name, &field, parameter, context)?;
     }
+    if let Some(field) = fields.take("conflict_prior") {
+        gene.conflict_prior = read_conflict_prior(name, &field, &gene, context)?;
+    }
     fields.finish()?;
     Ok(gene)
+}
+
+fn read_conflict_prior(
+    name: &str,
+    field: &Field<'_>,
+    gene: &GeneSearch,
+    context: &Context<'_>,
+) -> Result<f64, FieldError> {
+    let strength = field.number()?;
+    if !(0.0..=MOST_PRIOR).contains(&strength) {
+        return Err(field.error(format!("must be from 0 to {MOST_PRIOR}, not {strength}")));
+    }
+    if name != "weight" {
+        return Err(field.error(format!("is for `weight`, not for `{name}`")));
+    }
+    if context.models.base.is_none() {
+        return Err(field.error("compares how the sources moved from their base, so it needs `models.base`"));
+    }
+    if context.models.sources.len() < 2 {
+        return Err(field.error("compares sources, so it needs at least two of them"));
+    }
+    if gene.integer {
+        return Err(field.error("does not go together with `integer`"));
+    }
+    let places = [GenePer::Model, GenePer::LayerGroup];
+    if !gene.per.iter().any(|per| places.contains(per)) {
+        return Err(field.error("tells models and layer groups apart, so `per` must list \"model\" or \"layer_group\""));
+    }
+    Ok(strength)
 }
 
 fn read_per(

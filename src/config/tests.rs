@@ -168,6 +168,20 @@ fn mistakes_are_named_with_their_key() {
         ("lambda    = 1.0", "lambda = { same_as = \"wieght\" }", vec!["`space.genes.lambda.same_as`", "`weight`"]),
         ("lambda    = 1.0", "lambda = { same_as = \"weight\" }", vec!["`space.genes.lambda.same_as`", "for all"]),
         ("lambda    = 1.0", "lambda = { init = 9 }", vec!["`space.genes.lambda.init`", "9"]),
+        (
+            "lambda    = 1.0",
+            "lambda = { conflict_prior = 1 }",
+            vec!["`space.genes.lambda.conflict_prior`", "for `weight`"],
+        ),
+        ("high = 1.5, per", "conflict_prior = 5, per", vec!["`space.genes.weight.conflict_prior`", "from 0 to 4"]),
+        ("high = 1.5, per", "conflict_prior = nan, per", vec!["`space.genes.weight.conflict_prior`"]),
+        ("high = 1.5, per", "conflict_prior = 'on', per", vec!["`space.genes.weight.conflict_prior`", "number"]),
+        ("high = 1.5, per", "high = 2, integer = true, conflict_prior = 1, per", vec!["conflict_prior`", "`integer`"]),
+        (
+            "high = 1.5, per = [\"model\", \"layer_group\", \"module\"], models = { \"expert-add\" = 0.5 }",
+            "conflict_prior = 1, per = [\"module\"]",
+            vec!["`space.genes.weight.conflict_prior`", "\"layer_group\""],
+        ),
         ("lambda    = 1.0", "lambda = { step = 1 }", vec!["`space.genes.lambda.step`", "unknown"]),
         ("normalize = true", "normalize = 0.5", vec!["`space.genes.normalize`", "true or false"]),
         ("\"expert-add\" = 0.5", "\"expert-ad\" = 0.5", vec!["`space.genes.weight.models.expert-ad`", "`expert-add`"]),
@@ -232,6 +246,74 @@ fn slerp_needs_two_models_and_landscapes_need_none_on_disk() {
     assert!(parse(&text("['../a', '../b', 'c']", function)).is_ok());
     let message = refused(&text("['a']", function));
     assert!(message.contains("`space.method`") && message.contains("slerp takes 2 models"), "{message}");
+}
+
+#[test]
+fn a_prior_needs_a_base_and_is_part_of_the_identity() {
+    let text = changed("high = 1.5,", "high = 1.5, conflict_prior = 0.5,");
+    let (before, after) = (parse(RUN).unwrap(), parse(&text).unwrap());
+    assert!(!before.space.as_ref().unwrap().has_conflict_prior() && after.space.as_ref().unwrap().has_conflict_prior());
+    let lines = differences(&before.identity()["space"], &after.identity()["space"]);
+    assert_eq!(lines, ["genes.weight.conflict_prior: (absent) -> 0.5"]);
+    let message =
+        refused(&text.replace("base = \"base\"\n", "").replace("dare_ties", "linear").replace("drop_rate", "# "));
+    assert!(message.contains("conflict_prior`") && message.contains("`models.base`"), "{message}");
+}
+
+#[test]
+fn stacks_are_read() {
+    let run = |space: &str| {
+        format!(
+            "name = 'x'\nmodels = {{ base = 'base', sources = ['expert-add', 'expert-rev'] }}\nbudget = {{ evaluations = 9 }}\n\
+             tasks = [{{ name = 'y' }}]\nevaluator = {{ kind = 'function', name = 'sphere' }}\n[space]\n{space}\n"
+        )
+    };
+    let stack = |space: &str| parse(&run(space)).unwrap().space.unwrap().stack.unwrap();
+    let plain = stack("method = 'passthrough'\ngranularity = 2\nstack = {}");
+    assert_eq!((plain.passes.get(), plain.max_layers, plain.sources, plain.merged), (2, None, true, false));
+    assert_eq!(plain.scale, None);
+    let scaled = stack(
+        "method = 'passthrough'\nlayer_groups = 'auto'\nstack = { passes = 3, max_layers = 9, scale = { high = 0.9 } }",
+    );
+    let scale = scaled.scale.unwrap();
+    assert_eq!((scaled.passes.get(), scaled.max_layers.unwrap().get()), (3, 9));
+    assert_eq!((scale.low, scale.high, scale.init), (0.5, 0.9, 0.9));
+    assert_eq!(scale.modules, ["o_proj", "down_proj"]);
+    let merged = stack("method = ['linear', 'ties']\ngranularity = 2\nstack = { with_sources = true }");
+    assert_eq!((merged.sources, merged.merged), (true, true));
+    assert!(!stack("method = 'slerp'\ngranularity = 2\nstack = {}").sources);
+
+    for (space, words) in [
+        ("method = 'passthrough'\ngranularity = 2\nstack = { pases = 3 }", ["`space.stack.pases`", "`passes`"]),
+        ("method = 'passthrough'\ngranularity = 2\nstack = { passes = 0 }", ["`space.stack.passes`", "at least 1"]),
+        ("method = 'passthrough'\ngranularity = 2\nstack = { passes = 17 }", ["`space.stack.passes`", "at most 16"]),
+        ("method = 'passthrough'\nstack = {}", ["`space.stack`", "`space.granularity`"]),
+        ("method = 'passthrough'\ngranularity = 2\ninterpolate = true\nstack = {}", ["`space.stack`", "interpolate"]),
+        ("method = ['passthrough', 'ties']\ngranularity = 2\nstack = {}", ["`space.stack`", "stands alone"]),
+        ("method = 'passthrough'\ngranularity = 2\nstack = { with_sources = false }", ["with_sources`", "nothing but"]),
+        ("method = 'slerp'\ngranularity = 2\nstack = { with_sources = true }", ["with_sources`", "slerp"]),
+        ("method = 'ties'\ngranularity = 2\nstack = { scale = {} }", ["`space.stack.scale`", "only passthrough"]),
+        ("method = 'passthrough'\ngranularity = 2\nstack = { scale_modules = ['x'] }", ["scale_modules`", "`scale`"]),
+        ("method = 'passthrough'\ngranularity = 2\nstack = { scale = { low = 2 } }", ["`space.stack.scale`", "below"]),
+        (
+            "method = 'passthrough'\ngranularity = 2\nstack = { scale = { init = 2 } }",
+            ["scale.init`", "from 0.5 to 1.5"],
+        ),
+        ("method = 'passthrough'\ngranularity = 2\nstack = { scale = 1.0 }", ["`space.stack.scale`", "table"]),
+        (
+            "method = 'passthrough'\ngranularity = 2\nstack = {}\ngenes = { scale = 0.5 }",
+            ["`space.genes`", "`space.stack.scale`"],
+        ),
+    ] {
+        let message = refused(&run(space));
+        for word in words {
+            assert!(message.contains(word), "{space}: {message} lacks {word}");
+        }
+    }
+    let identity = |space: &str| parse(&run(space)).unwrap().identity();
+    let (two, three) = ("granularity = 2\nstack = {}", "granularity = 2\nstack = { passes = 3 }");
+    let [before, after] = [two, three].map(|space| identity(&format!("method = 'passthrough'\n{space}")));
+    assert_eq!(differences(&before["space"], &after["space"]), ["stack.passes: 2 -> 3"]);
 }
 
 /// Every key of a file that uses them all, misspelt, is named in the message.

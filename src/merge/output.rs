@@ -16,8 +16,21 @@ const OLD_CHAT_TEMPLATE: &str = "chat_template.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// Names that configurations use for the number of layers.
 const LAYER_COUNTS: [&str; 5] = ["num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"];
-/// Keys of lists with one entry for each layer.
-const LAYER_LISTS: [&str; 1] = ["layer_types"];
+/// Keys that hold a list with one entry for each layer in the configurations of some architectures.
+const LAYER_LISTS: [&str; 12] = [
+    "layer_types",
+    "mlp_layer_types",
+    "layers_block_type",
+    "block_configs",
+    "attention_layers",
+    "no_rope_layers",
+    "num_query_heads",
+    "num_kv_heads",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "ffn_multipliers",
+    "intermediate_size",
+];
 
 /// The donor's configuration, changed where the merged model differs from the donor.
 pub(crate) fn merged_config(plan: &MergePlan, models: &[Model], recipe: &Recipe) -> Map<String, Value> {
@@ -26,7 +39,8 @@ pub(crate) fn merged_config(plan: &MergePlan, models: &[Model], recipe: &Recipe)
     if let Some(dtype) = recipe.out_dtype.or(recipe.dtype) {
         set_dtype(&mut config, dtype);
     }
-    if plan.layers.len() != donor.layout.count || plan.layers.iter().enumerate().any(|(layer, from)| layer != from.1) {
+    let own_layers = (0..donor.layout.count).map(|layer| (plan.donor, layer));
+    if !plan.layers.iter().copied().eq(own_layers) {
         set_layers(&mut config, plan, models);
     }
     untie(&mut config, plan, models);

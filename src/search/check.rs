@@ -37,6 +37,9 @@ pub struct Findings {
     pub smallest_gain: Option<f64>,
     /// What makes the tasks doubtful.
     pub alarms: Vec<Alarm>,
+    /// Fewest and most layers of a candidate, where the space stacks layers.
+    pub layers: Option<(usize, usize)>,
+    /// Bytes of the largest candidate.
     pub candidate_bytes: u64,
     pub candidate_folder: PathBuf,
     pub slots: usize,
@@ -87,6 +90,7 @@ pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchErro
         holdout: describe_holdout(prepared, smallest_gain),
         smallest_gain,
         alarms: alarms::before(prepared),
+        layers: prepared.space.as_ref().and_then(|space| space.layer_counts()),
         candidate_bytes: prepared.models.candidate_bytes,
         candidate_folder: folder,
         slots: capacity,

@@ -1,7 +1,7 @@
 //! The models of a run: opened once, compared, identified.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::SearchError;
 use crate::checkpoint::{self, Checkpoint, ContentIds, LayerLayout};
@@ -9,7 +9,7 @@ use crate::config::{LayerGrouping, ModelSource, RunConfig};
 use crate::merge::structure::{LayerProfile, layer_profiles};
 use crate::merge::{Merger, MergerOptions};
 use crate::recipe::{MaskKind, Masks, ModelReference};
-use crate::space::{ModelFacts, soup_recipe};
+use crate::space::{ModelFacts, soup_recipe, stack_recipe};
 
 /// Base and sources of a run.
 pub struct Models {
@@ -20,8 +20,10 @@ pub struct Models {
     pub content_ids: BTreeMap<ModelReference, String>,
     /// Base (where there is one) and sources.
     checkpoints: Vec<Arc<Checkpoint>>,
-    /// Bytes of a candidate; 0 without checkpoints.
+    /// Bytes of the largest candidate; 0 without checkpoints.
     pub candidate_bytes: u64,
+    /// What [`Self::profiles`] found: it reads all weights, once.
+    profiles: OnceLock<Vec<LayerProfile>>,
 }
 
 impl Models {
@@ -65,16 +67,29 @@ impl Models {
         let merger = Arc::new(Merger::new(opened, cache, MergerOptions::default())?);
         let candidate_bytes = merger.required_bytes(&soup_recipe(&facts, &[0]))?;
         let checkpoints = named.into_iter().map(|(_, checkpoint)| checkpoint).collect();
-        Ok(Self { facts, merger: Some(merger), content_ids, checkpoints, candidate_bytes })
+        let profiles = OnceLock::new();
+        Ok(Self { facts, merger: Some(merger), content_ids, checkpoints, candidate_bytes, profiles })
+    }
+
+    /// Makes room for candidates of that many layers, all of them like the largest one.
+    pub fn expect_layers(&mut self, layers: usize) -> Result<(), SearchError> {
+        let Some(merger) = &self.merger else { return Ok(()) };
+        let mut heaviest = (0, 0);
+        for layer in 0..self.facts.layers.count {
+            heaviest = heaviest.max((merger.required_bytes(&stack_recipe(&self.facts, &[layer]))?, layer));
+        }
+        let bytes = merger.required_bytes(&stack_recipe(&self.facts, &vec![heaviest.1; layers]))?;
+        self.candidate_bytes = self.candidate_bytes.max(bytes);
+        Ok(())
     }
 
     /// How the sources moved from the base, layer by layer; `None` without a base, or where no checkpoint was opened.
-    /// Reads all weights.
-    pub fn profiles(&self) -> Option<Vec<LayerProfile>> {
+    /// Reads all weights, the first time.
+    pub fn profiles(&self) -> Option<&[LayerProfile]> {
         self.facts.base.as_ref()?;
         let (base, sources) = self.checkpoints.split_first()?;
         let sources: Vec<&Checkpoint> = sources.iter().map(Arc::as_ref).collect();
-        Some(layer_profiles(base, &sources))
+        Some(self.profiles.get_or_init(|| layer_profiles(base, &sources)))
     }
 
     fn names_only(config: &RunConfig) -> Self {
@@ -91,6 +106,7 @@ impl Models {
             content_ids,
             checkpoints: Vec::new(),
             candidate_bytes: 0,
+            profiles: OnceLock::new(),
         }
     }
 }
@@ -103,6 +119,7 @@ fn bare_facts(config: &RunConfig, layers: LayerLayout) -> ModelFacts {
         tensors: Vec::new(),
         dtype: config.output.dtype,
         masks: Masks { kind: MaskKind::Native, seed: config.seed },
+        profiles: Vec::new(),
     }
 }
 

@@ -74,11 +74,17 @@ pub async fn prepare(
         let config = config.clone();
         tokio::task::spawn_blocking(move || Models::open(&config, needs_checkpoint)).await
     };
-    let models = opened.map_err(|error| SearchError::Worker(error.to_string()))??;
+    let mut models = opened.map_err(|error| SearchError::Worker(error.to_string()))??;
+    if config.search_space()?.is_some_and(SpaceConfig::has_conflict_prior) {
+        models.facts.profiles = models.profiles().map(<[_]>::to_vec).unwrap_or_default();
+    }
     let space = match config.search_space()? {
         Some(space) => Some(Arc::new(SearchSpace::new(&with_blocks(space, &models, progress), &models.facts)?)),
         None => None,
     };
+    if let Some((_, most)) = space.as_ref().and_then(|space| space.layer_counts()) {
+        models.expect_layers(most)?;
+    }
     for notice in space.iter().flat_map(|space| space.notices()) {
         progress.line(notice);
     }
@@ -97,7 +103,7 @@ fn with_blocks(space: &SpaceConfig, models: &Models, progress: &Arc<dyn Progress
     }
     match models.profiles() {
         Some(profiles) if !profiles.is_empty() => {
-            let starts = group_layers(&profiles);
+            let starts = group_layers(profiles);
             let shown: Vec<String> = starts.iter().map(usize::to_string).collect();
             progress.line(&format!("layer groups from the weights: they start at layer {}", shown.join(", ")));
             space.layers = LayerGrouping::Blocks(starts);

@@ -2,9 +2,10 @@
 
 use super::decode::Decoded;
 use super::plan::{Cell, Plan};
+use super::stack::{Origin, Stack};
 use super::{GeneKind, GeneValue, Genome, ModelFacts, SearchSpace};
 use crate::merge::MethodSpecification;
-use crate::recipe::{Body, FilteredValue, Gradient, Input, ModelReference, Parameters, Recipe, Setting, Value};
+use crate::recipe::{Body, FilteredValue, Gradient, Input, ModelReference, Parameters, Recipe, Setting, Slice, Value};
 
 /// How near a decoded parameter must be to the one that was aimed at.
 const TOLERANCE: f64 = 1e-9;
@@ -27,6 +28,16 @@ pub fn soup_recipe(facts: &ModelFacts, members: &[usize]) -> Recipe {
 /// The base model as a recipe; nothing where the run has none.
 pub fn base_recipe(facts: &ModelFacts) -> Option<Recipe> {
     facts.base.clone().map(|base| average(facts, std::iter::once(base)))
+}
+
+/// These layers of the first source, behind each other.
+pub fn stack_recipe(facts: &ModelFacts, layers: &[usize]) -> Recipe {
+    let whole = soup_recipe(facts, &[0]);
+    let slice = |layer: &usize| {
+        let one = |input: &Input| Input { layer_range: Some((*layer, layer + 1)), ..input.clone() };
+        Slice { sources: whole.body.inputs().map(one).collect(), base_model: None, parameters: Parameters::new() }
+    };
+    Recipe { body: Body::Slices(layers.iter().map(slice).collect()), ..whole.clone() }
 }
 
 fn average(facts: &ModelFacts, models: impl Iterator<Item = ModelReference>) -> Recipe {
@@ -88,7 +99,20 @@ impl SearchSpace {
         if members.is_empty() || members.iter().any(|member| *member >= self.facts.sources.len()) {
             return None;
         }
-        self.best_of(|space, method| space.encode_soup_with(method, &members))
+        let merged = self.best_of(|space, method| space.encode_soup_with(method, &members));
+        merged.or_else(|| match (&self.stack, members.as_slice()) {
+            (Some(stack), [source]) if stack.holds(Origin::Source(*source)) => self.encode_stacked(stack, *source),
+            _ => None,
+        })
+    }
+
+    /// A source as it is, in a stack of the sources' own layers.
+    fn encode_stacked(&self, stack: &Stack, source: usize) -> Option<Encoded> {
+        let mut genome = self.init();
+        stack.set_whole(&self.genes, &mut genome.0, Origin::Source(source));
+        let decoded = self.decoded(&genome);
+        let exact = matches!(decoded.method().name, "passthrough" | "linear");
+        stack.is_whole(decoded.pieces(), Origin::Source(source)).then_some(Encoded { genome, exact })
     }
 
     /// The genome whose recipe equals the base model: no task vector is added. Nothing where the space holds none.
@@ -183,6 +207,9 @@ impl SearchSpace {
         let normalizes = method
             .parameter("normalize")
             .is_some_and(|parameter| matches!(parameter.kind, crate::merge::ParameterKind::Bool { default: true }));
+        if self.stack.as_ref().is_some_and(|stack| !stack.is_whole(decoded.pieces(), Origin::Merged)) {
+            return false;
+        }
         let all_members = members.iter().all(|member| decoded.sources().any(|source| source == *member));
         all_members
             && (0..self.groups.len()).all(|group| {
@@ -234,9 +261,11 @@ impl SearchSpace {
             let end = sources.iter().rposition(|source| source == member)?;
             self.set(&mut genome, "t", 0, end as f64);
             let decoded = self.decoded(&genome);
-            let reached = (0..self.groups.len()).all(|group| {
-                (0..=self.modules.len()).all(|module| decoded.number("t", 0, group, module) == Some(end as f64))
-            });
+            let whole = self.stack.as_ref().is_none_or(|stack| stack.is_whole(decoded.pieces(), Origin::Merged));
+            let reached = whole
+                && (0..self.groups.len()).all(|group| {
+                    (0..=self.modules.len()).all(|module| decoded.number("t", 0, group, module) == Some(end as f64))
+                });
             reached.then_some(Encoded { genome, exact: false })
         })
     }

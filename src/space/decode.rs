@@ -1,6 +1,7 @@
 //! The total map from genomes to recipes.
 
 use super::plan::{Cell, Plan, is_input, takes_one, takes_pair};
+use super::stack::{Origin, Piece, Stack, joined};
 use super::{Gene, GeneValue, Genome, SearchSpace};
 use crate::merge::{BaseUse, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification};
 use crate::recipe::{Body, FilteredValue, Gradient, Input, ModelReference, Parameters, Recipe, Setting, Slice, Value};
@@ -38,13 +39,16 @@ pub(super) struct Decoded<'a> {
     base: Option<ModelReference>,
     /// Whether the base is an extra entry of every slice.
     base_apart: bool,
+    /// What the recipe is stacked from, in order; empty where the space does not stack layers.
+    pieces: Vec<Piece>,
 }
 
 impl SearchSpace {
     /// The recipe of a genome. Total: missing numbers and NaN count as the gene's `init`, numbers outside `[0, 1]` are
     /// clamped, numbers too many are ignored. Where a normalized linear merge would divide by (nearly) zero, because all
     /// weights of a layer group and module are zero or cancel out, these weights are all set to 1. Where a density is too near
-    /// to 0 or 1 for its `epsilon` (DELLA), the nearest one that is not takes its place.
+    /// to 0 or 1 for its `epsilon` (DELLA), the nearest one that is not takes its place. A stack without a block is the one
+    /// that the search starts with, and one with too many layers lacks blocks in its middle.
     pub fn decode(&self, genome: &Genome) -> Recipe {
         self.decoded(genome).recipe()
     }
@@ -57,7 +61,11 @@ impl SearchSpace {
             let used = gene.methods.is_empty() || gene.methods.contains(&method);
             used && gene.model.is_none_or(|model| decoded.inputs.iter().any(|input| input.source == model))
         };
-        self.genes.iter().map(is_active).collect()
+        let is_active = |(index, gene): (usize, &Gene)| match &self.stack {
+            Some(stack) => stack.is_active(index, gene, &decoded.pieces) && is_active(gene),
+            None => is_active(gene),
+        };
+        self.genes.iter().enumerate().map(is_active).collect()
     }
 
     /// The decoded value of every gene, with or without effect.
@@ -77,7 +85,7 @@ impl SearchSpace {
         let count = self.facts.sources.len();
         let chosen = if takes_pair(method, count) {
             self.pairs.get(choice(self.pair_gene)).map(|(first, second)| vec![*first, *second])
-        } else if takes_one(method, count) {
+        } else if takes_one(method, count) && self.source_gene.is_some() {
             Some(vec![choice(self.source_gene)])
         } else {
             None
@@ -98,7 +106,8 @@ impl SearchSpace {
                 (inputs.first().map(|input| input.model.clone()), false)
             }
         };
-        Decoded { space: self, units, method, inputs, base, base_apart }
+        let pieces = self.stack.as_ref().map(|stack| stack.pieces(&self.genes, &units)).unwrap_or_default();
+        Decoded { space: self, units, method, inputs, base, base_apart, pieces }
     }
 }
 
@@ -114,6 +123,11 @@ fn only_possible(chosen: Vec<usize>, possible: &[usize]) -> Vec<usize> {
 impl Decoded<'_> {
     pub(super) const fn method(&self) -> &'static MethodSpecification {
         self.method
+    }
+
+    /// What the recipe is stacked from.
+    pub(super) fn pieces(&self) -> &[Piece] {
+        &self.pieces
     }
 
     /// The sources that are inputs, in order.
@@ -195,7 +209,9 @@ impl Decoded<'_> {
         let plans: Vec<&Plan> =
             self.method.parameters.iter().filter_map(|parameter| self.space.plan(parameter.name)).collect();
         let per_group = plans.iter().any(|plan| self.dimensions(plan).0);
-        let (body, parameters) = if per_group && !self.space.interpolate {
+        let (body, parameters) = if let Some(stack) = &self.space.stack {
+            (self.stacked(stack), self.parameters(ParameterScope::Tensor, 0, Part::Whole, 0))
+        } else if per_group && !self.space.interpolate {
             (self.slices(), self.parameters(ParameterScope::Tensor, 0, Part::Whole, 0))
         } else {
             let part = if per_group { Part::Gradient } else { Part::Whole };
@@ -221,21 +237,62 @@ impl Decoded<'_> {
     }
 
     fn slices(&self) -> Body {
-        let slice = |(group, range): (usize, &(usize, usize))| {
-            let base = self.base.iter().filter(|_| self.base_apart).map(|base| Input {
-                model: base.clone(),
-                layer_range: Some(*range),
-                parameters: Parameters::new(),
-            });
-            let inputs = self.inputs.iter().map(|input| Input {
-                model: input.model.clone(),
-                layer_range: Some(*range),
-                parameters: self.parameters(ParameterScope::Source, input.source, Part::Group, group),
-            });
-            let parameters = self.parameters(ParameterScope::Tensor, 0, Part::Group, group);
-            Slice { sources: base.chain(inputs).collect(), base_model: None, parameters }
+        Body::Slices((0..self.space.groups.len()).map(|group| self.slice(group)).collect())
+    }
+
+    /// The layers of one group, merged.
+    fn slice(&self, group: usize) -> Slice {
+        let layer_range = self.space.groups.0.get(group).copied();
+        let inputs = self.inputs.iter().map(|input| Input {
+            model: input.model.clone(),
+            layer_range,
+            parameters: self.parameters(ParameterScope::Source, input.source, Part::Group, group),
+        });
+        let parameters = self.parameters(ParameterScope::Tensor, 0, Part::Group, group);
+        Slice { sources: self.base_input(layer_range).chain(inputs).collect(), base_model: None, parameters }
+    }
+
+    /// The base as an entry of a slice, for methods that list it.
+    fn base_input(&self, layer_range: Option<(usize, usize)>) -> impl Iterator<Item = Input> {
+        self.base.iter().filter(|_| self.base_apart).map(move |base| Input {
+            model: base.clone(),
+            layer_range,
+            parameters: Parameters::new(),
+        })
+    }
+
+    /// Blocks of layers behind each other; runs of blocks that continue each other are one slice.
+    fn stacked(&self, stack: &Stack) -> Body {
+        let slice = |piece: &Piece| match piece.origin {
+            Origin::Merged => self.slice(piece.group),
+            Origin::Source(source) => self.alone(stack, source, piece),
         };
-        Body::Slices(self.space.groups.0.iter().enumerate().map(slice).collect())
+        Body::Slices(joined(self.pieces.iter().map(slice)))
+    }
+
+    /// The layers of one source: as they are, or scaled where the method can.
+    fn alone(&self, stack: &Stack, source: usize, piece: &Piece) -> Slice {
+        let layer_range = self.space.groups.0.get(piece.group).copied();
+        let one = || {
+            let value = Gradient::Scalar(Value::Number(1.0));
+            Setting(vec![FilteredValue { filter: None, value }])
+        };
+        let of_scope = |scope: ParameterScope, names: &[&str]| -> Parameters {
+            let parameters = self.method.parameters.iter().filter(|parameter| parameter.scope == scope);
+            let set = parameters.filter(|parameter| names.contains(&parameter.name));
+            set.map(|parameter| (parameter.name.to_owned(), one())).collect()
+        };
+        let mut parameters = of_scope(ParameterScope::Source, &["weight", DENSITY]);
+        if let Some(setting) = stack.scale_setting(piece) {
+            parameters.insert("scale".to_owned(), setting);
+        }
+        let model = self.space.facts.sources[source].1.clone();
+        let input = Input { model, layer_range, parameters };
+        Slice {
+            sources: self.base_input(layer_range).chain([input]).collect(),
+            base_model: None,
+            parameters: of_scope(ParameterScope::Tensor, &["lambda"]),
+        }
     }
 
     /// The parameters of one scope. In the `slices` form, what all groups share stands at the recipe (sources have it in

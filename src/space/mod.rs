@@ -2,13 +2,18 @@
 //!
 //! What varies over layer groups makes the recipe take the `slices` form, one slice a group: mergekit takes embeddings from
 //! the first slice and final norm and head from the last one, which is the grouping that we want. With `interpolate` the
-//! recipe keeps the `models` form and has gradients. What varies over modules is written with filters.
+//! recipe keeps the `models` form and has gradients. What varies over modules is written with filters. With `[space.stack]`
+//! genes decide which blocks of layers a recipe is stacked from.
 
 mod baseline;
 mod decode;
 mod gene;
 mod layers;
 mod plan;
+mod prior;
+mod stack;
+#[cfg(test)]
+mod stack_tests;
 #[cfg(test)]
 mod tests;
 
@@ -17,12 +22,14 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{Dtype, LayerLayout};
 use crate::config::{LayerGrouping, SpaceConfig};
 use crate::exit::ExitCode;
+use crate::merge::structure::LayerProfile;
 use crate::merge::{MethodSpecification, find_method};
 use crate::recipe::{Masks, ModelReference, RecipeError};
 use layers::LayerGroups;
 use plan::Plan;
+use stack::Stack;
 
-pub use baseline::{Encoded, base_recipe, soup_recipe};
+pub use baseline::{Encoded, base_recipe, soup_recipe, stack_recipe};
 
 /// A point of the search space: one number in `[0, 1]` a gene, in gene order. [`Gene::value`] gives its meaning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,7 +52,8 @@ pub enum GeneKind {
 pub struct Gene {
     /// `weight.expert-add.g0.mlp`: parameter, then model, layer group and module as far as the gene has them.
     pub name: String,
-    /// The parameter that the gene sets (`weight`, `density`, ...; `method`, `pair` and `source` for the categorical genes).
+    /// The parameter that the gene sets (`weight`, `density`, ...; `method`, `pair` and `source` for the categorical genes;
+    /// `stack.1` and `scale.1` for the first pass of a stack).
     pub parameter: String,
     pub kind: GeneKind,
     /// Where a search without better knowledge starts, in `[0, 1]`.
@@ -80,6 +88,8 @@ pub struct ModelFacts {
     pub dtype: Option<Dtype>,
     /// Kind and seed of the masks of every recipe.
     pub masks: Masks,
+    /// How the sources moved from the base, layer by layer; needed only where a gene has a prior from conflicts.
+    pub profiles: Vec<LayerProfile>,
 }
 
 /// A space that these models cannot be searched in.
@@ -87,6 +97,18 @@ pub struct ModelFacts {
 pub enum SpaceError {
     #[error("`space`: {groups} layer groups for {layers} layers; ask for at most {layers}")]
     TooManyGroups { groups: usize, layers: usize },
+    #[error("`space.stack`: the models have no numbered layers that could be stacked")]
+    NothingToStack,
+    #[error(
+        "`space.stack.max_layers` is {most}, but the longest block has {longest} layers; ask for at least {longest}"
+    )]
+    LongBlock { most: usize, longest: usize },
+    #[error(
+        "`space.stack.scale_modules`: no layer has a tensor with {} in its name; name what writes to the residual stream of \
+         these models",
+        modules.iter().map(|module| format!("{module:?}")).collect::<Vec<_>>().join(" or ")
+    )]
+    NothingToScale { modules: Vec<String> },
     #[error("`space.method`: unknown merge method `{name}`")]
     UnknownMethod { name: String },
     #[error("`space`: the method {method} cannot be used with these models: {source}")]
@@ -97,7 +119,12 @@ impl SpaceError {
     /// What the process tells its caller: always a bad configuration.
     pub const fn exit_code(&self) -> ExitCode {
         match self {
-            Self::TooManyGroups { .. } | Self::UnknownMethod { .. } | Self::Recipe { .. } => ExitCode::BadConfiguration,
+            Self::TooManyGroups { .. }
+            | Self::NothingToStack
+            | Self::LongBlock { .. }
+            | Self::NothingToScale { .. }
+            | Self::UnknownMethod { .. }
+            | Self::Recipe { .. } => ExitCode::BadConfiguration,
         }
     }
 }
@@ -117,6 +144,7 @@ pub struct SearchSpace {
     modules: Vec<String>,
     groups: LayerGroups,
     interpolate: bool,
+    stack: Option<Stack>,
     /// Tensors that a gradient needs entries for by name, longest first, and whether they belong to the last group.
     named_tensors: Vec<(String, bool)>,
     facts: ModelFacts,
@@ -133,9 +161,14 @@ impl SearchSpace {
         let specifications = config.methods.iter().map(find).collect::<Result<Vec<_>, _>>()?;
         let known = !facts.tensors.is_empty() || facts.layers.count > 0;
         let groups = LayerGroups::new(&config.layers, &facts.layers, known)?;
-        let layout = plan::build(config, &specifications, facts, groups.len());
+        let mut layout = plan::build(config, &specifications, facts, &groups);
+        let stack = config.stack.as_ref().map(|stack| Stack::new(stack, &specifications, facts, &groups));
+        let mut stack = stack.transpose()?;
+        if let Some(stack) = &mut stack {
+            stack.add_genes(&mut layout.genes, facts);
+        }
         let space = Self {
-            notices: notices(config, facts, known, &layout.plans),
+            notices: notices(config, facts, known, &layout.plans).into_iter().chain(layout.prior).collect(),
             genes: layout.genes,
             methods: config.methods.clone(),
             specifications,
@@ -147,6 +180,7 @@ impl SearchSpace {
             modules: config.modules.clone(),
             groups,
             interpolate: config.interpolate,
+            stack,
             named_tensors: named_tensors(facts),
             facts: facts.clone(),
         };
@@ -181,6 +215,11 @@ impl SearchSpace {
         self.groups.len()
     }
 
+    /// Fewest and most layers of a recipe, where the space stacks layers.
+    pub fn layer_counts(&self) -> Option<(usize, usize)> {
+        self.stack.as_ref().map(Stack::layer_counts)
+    }
+
     /// What the user should know of the space, one line each.
     pub fn notices(&self) -> &[String] {
         &self.notices
@@ -201,7 +240,7 @@ fn notices(config: &SpaceConfig, facts: &ModelFacts, known: bool, plans: &[Plan]
     let mut notices = Vec::new();
     if facts.layers.count == 0 && known {
         notices.push("the models have no numbered layers, so all tensors are one layer group".to_owned());
-    } else if config.layers != one && !plans.iter().any(Plan::per_group) {
+    } else if config.stack.is_none() && config.layers != one && !plans.iter().any(Plan::per_group) {
         notices.push("no gene varies per \"layer_group\", so the layer groups have no effect".to_owned());
     }
     if !config.modules.is_empty() && !plans.iter().any(Plan::per_module) {

@@ -1,5 +1,7 @@
 //! From gene declarations to genes, and to where each value of each parameter comes from.
 
+use super::layers::LayerGroups;
+use super::prior::Prior;
 use super::{Gene, GeneKind, GeneValue, ModelFacts};
 use crate::config::{GeneConfig, GenePer, GeneSearch, SpaceConfig};
 use crate::merge::{BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterSpecification};
@@ -54,6 +56,8 @@ pub(super) struct Layout {
     pub pair_gene: Option<usize>,
     pub source_gene: Option<usize>,
     pub pairs: Vec<(usize, usize)>,
+    /// What conflicts between sources did to ranges, in words.
+    pub prior: Option<String>,
 }
 
 /// Whether `pair` chooses the method's two inputs.
@@ -76,7 +80,7 @@ pub(super) fn build(
     config: &SpaceConfig,
     methods: &[&'static MethodSpecification],
     facts: &ModelFacts,
-    groups: usize,
+    groups: &LayerGroups,
 ) -> Layout {
     let mut layout = Layout {
         genes: Vec::new(),
@@ -85,6 +89,7 @@ pub(super) fn build(
         pair_gene: None,
         source_gene: None,
         pairs: Vec::new(),
+        prior: None,
     };
     if methods.len() > 1 {
         layout.method_gene = Some(layout.genes.len());
@@ -108,7 +113,9 @@ pub(super) fn build(
     }
     let single: Vec<usize> =
         (0..methods.len()).filter(|index| takes_one(methods[*index], facts.sources.len())).collect();
-    if !single.is_empty() {
+    // A stack of the sources' own layers says by itself where each comes from.
+    let stacks_sources = config.stack.as_ref().is_some_and(|stack| !stack.merged);
+    if !single.is_empty() && !stacks_sources {
         let choices = facts.sources.iter().map(|(name, _)| name.clone()).collect();
         layout.source_gene = Some(layout.genes.len());
         let methods = if single.len() == methods.len() { Vec::new() } else { single };
@@ -171,7 +178,7 @@ fn add_parameter(
     config: &SpaceConfig,
     methods: &[&'static MethodSpecification],
     facts: &ModelFacts,
-    groups: usize,
+    groups: &LayerGroups,
     name: &str,
     gene: &GeneConfig,
 ) {
@@ -189,9 +196,13 @@ fn add_parameter(
     let using = methods_of(config, methods, name);
     let size = |per: GenePer, size: usize| if search.per.contains(&per) { size } else { 1 };
     let modules = config.modules.len() + 1;
-    plan.sizes =
-        [size(GenePer::Model, facts.sources.len()), size(GenePer::LayerGroup, groups), size(GenePer::Module, modules)];
-    let kind = gene_kind(search);
+    plan.sizes = [
+        size(GenePer::Model, facts.sources.len()),
+        size(GenePer::LayerGroup, groups.len()),
+        size(GenePer::Module, modules),
+    ];
+    let prior = Prior::new(search, facts, groups);
+    let start = initial(name, search, specification, facts.sources.len());
     for model in 0..plan.sizes[0] {
         let own = search.per.contains(&GenePer::Model).then_some(model);
         let model_name = own.and_then(|model| facts.sources.get(model)).map(|(name, _)| name.as_str());
@@ -214,20 +225,21 @@ fn add_parameter(
                 let mut gene = Gene {
                     name: gene_name(config, name, model_name, layer_group, module),
                     parameter: name.to_owned(),
-                    kind: kind.clone(),
+                    kind: gene_kind(&prior.range(search, start, own, layer_group)),
                     init: 0.5,
                     model: own,
                     layer_group,
                     module,
                     methods: if effective.len() == methods.len() { Vec::new() } else { effective.clone() },
                 };
-                gene.init = gene.unit(&GeneValue::Real(initial(name, search, specification, facts.sources.len())));
+                gene.init = gene.unit(&GeneValue::Real(start));
                 plan.cells.push(Cell::Gene(layout.genes.len()));
                 layout.genes.push(gene);
             }
         }
     }
     layout.plans.push(plan);
+    layout.prior = prior.notice(name).or(layout.prior.take());
 }
 
 fn gene_kind(search: &GeneSearch) -> GeneKind {

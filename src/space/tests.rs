@@ -13,7 +13,7 @@ use crate::recipe::{Body, Gradient, Input, MaskKind, Parameters, Recipe, Value};
 const LAYERS: usize = 5;
 
 /// A model whose final norm's name is part of every layer's norm's name.
-fn tensors() -> Vec<String> {
+pub(super) fn tensors() -> Vec<String> {
     let layer = |layer: usize| {
         ["self_attn.q.weight", "mlp.up.weight", "model.norm.weight"].map(|name| format!("model.layers.{layer}.{name}"))
     };
@@ -21,7 +21,7 @@ fn tensors() -> Vec<String> {
     (0..LAYERS).flat_map(layer).chain(outside).collect()
 }
 
-fn facts(sources: &[&str], base: Option<&str>) -> ModelFacts {
+pub(super) fn facts(sources: &[&str], base: Option<&str>) -> ModelFacts {
     let reference = |name: &str| ModelReference(format!("/models/{name}"));
     ModelFacts {
         base: base.map(reference),
@@ -35,11 +35,12 @@ fn facts(sources: &[&str], base: Option<&str>) -> ModelFacts {
         tensors: tensors(),
         dtype: Some(Dtype::Float32),
         masks: Masks { kind: MaskKind::Native, seed: 7 },
+        profiles: Vec::new(),
     }
 }
 
 /// `[space]` as the run file would give it.
-fn config(sources: &[&str], base: Option<&str>, space: &str) -> SpaceConfig {
+pub(super) fn config(sources: &[&str], base: Option<&str>, space: &str) -> SpaceConfig {
     let base = base.map(|base| format!("base = '{base}', ")).unwrap_or_default();
     let text = format!(
         "name = 'x'\nmodels = {{ {base}sources = {sources:?} }}\nbudget = {{ evaluations = 9 }}\ntasks = [{{ name = 'y' }}]\n\
@@ -48,19 +49,19 @@ fn config(sources: &[&str], base: Option<&str>, space: &str) -> SpaceConfig {
     RunConfig::parse(&text, Path::new("/nowhere")).unwrap_or_else(|error| panic!("{error}\n{text}")).space.unwrap()
 }
 
-fn space(sources: &[&str], base: Option<&str>, text: &str) -> SearchSpace {
+pub(super) fn space(sources: &[&str], base: Option<&str>, text: &str) -> SearchSpace {
     SearchSpace::new(&config(sources, base, text), &facts(sources, base)).unwrap()
 }
 
-fn names(space: &SearchSpace) -> Vec<&str> {
+pub(super) fn names(space: &SearchSpace) -> Vec<&str> {
     space.genes().iter().map(|gene| gene.name.as_str()).collect()
 }
 
-fn ids(recipe: &Recipe) -> BTreeMap<ModelReference, String> {
+pub(super) fn ids(recipe: &Recipe) -> BTreeMap<ModelReference, String> {
     recipe.models().into_iter().map(|model| (model.clone(), model.0.clone())).collect()
 }
 
-fn hash(recipe: &Recipe) -> String {
+pub(super) fn hash(recipe: &Recipe) -> String {
     recipe.sha256(&ids(recipe)).unwrap()
 }
 
