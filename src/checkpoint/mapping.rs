@@ -88,6 +88,19 @@ impl MappedFile {
         &self.map
     }
 
+    /// Lets go of the pages that lie wholly in a part of the file; they are mapped again when they are read again.
+    #[cfg(unix)]
+    pub(super) fn release(&self, start: usize, length: usize) {
+        // SAFETY: the call takes and gives plain numbers.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(1 << 16).max(1);
+        let (first, end) = (start.next_multiple_of(page), (start + length).min(self.map.len()) / page * page);
+        if first < end {
+            // SAFETY: the mapping is read-only and private, so its pages hold nothing but the file's content, and reading them
+            // again gives the same bytes. Advice that is refused changes nothing.
+            let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, first, end - first) };
+        }
+    }
+
     /// Whether the path still leads to the file that was mapped, unwritten since.
     pub(super) fn verify_unchanged(&self) -> Result<(), CheckpointError> {
         let changed = || CheckpointError::Changed { path: self.path.clone() };

@@ -130,6 +130,16 @@ impl Checkpoint {
         self.files.get(info.shard)?.bytes().get(info.start..info.start + info.length)
     }
 
+    /// Lets go of the memory pages of a tensor, which are found again when it is read again. Taking them all down at the end of a
+    /// process is work for one thread.
+    pub fn release(&self, name: &str) {
+        if let Some(info) = self.tensors.get(name)
+            && let Some(file) = self.files.get(info.shard)
+        {
+            file.release(info.start, info.length);
+        }
+    }
+
     /// The floating-point type that holds most elements (on a tie the wider one); `None` without any float.
     pub fn dtype(&self) -> Option<Dtype> {
         let mut elements: BTreeMap<Dtype, u128> = BTreeMap::new();

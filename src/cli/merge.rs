@@ -33,6 +33,7 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
         durable: true,
         replace: arguments.force,
         shard_size: arguments.shard_size,
+        release_inputs: true,
         ..MergeOptions::default()
     };
     let report = materialize(&merger, &recipe, &arguments.out, options, output)?;

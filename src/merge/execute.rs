@@ -64,6 +64,8 @@ pub struct MergeOptions<'a> {
     pub spares: Option<&'a SpareCheckpoints>,
     /// Most bytes of weights in a file; `None`: the shard layout of the base, else of the first source.
     pub shard_size: Option<u64>,
+    /// Lets go of the pages of inputs once they have been merged: for a merger that is not used again.
+    pub release_inputs: bool,
     /// Small files to be added to the output, by name.
     pub files: &'a [(String, Vec<u8>)],
     /// Ends the merge soon after it becomes true.
@@ -328,6 +330,11 @@ impl Run<'_> {
         };
         if let Err(error) = done {
             self.failure.report(ordinal, error);
+        }
+        if self.options.release_inputs {
+            for input in tensor.inputs.iter().chain(&tensor.base) {
+                self.merger.models[input.model].checkpoint.release(&input.tensor);
+            }
         }
     }
 
