@@ -13,6 +13,7 @@ mod element;
 mod error;
 mod execute;
 mod gram;
+mod lora;
 mod mersenne;
 #[cfg(test)]
 mod method_tests;

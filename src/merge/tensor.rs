@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use super::MergeError;
 use super::element::Element;
+use super::lora::Delta;
 use super::parameters::ResolvedParameters;
 use super::statistics::TensorKey;
 use crate::checkpoint::Dtype;
@@ -45,6 +46,8 @@ pub(crate) struct Stored<'a> {
     pub(crate) model: &'a str,
     pub(crate) tensor: &'a str,
     pub(crate) key: TensorKey,
+    /// What a LoRA adapter adds to it.
+    pub(crate) delta: Option<&'a Delta>,
 }
 
 impl Stored<'_> {
@@ -53,7 +56,10 @@ impl Stored<'_> {
     pub(crate) fn decode<W: Element>(&self, first: u64, output: &mut [W]) -> Result<(), MergeError> {
         let size = self.dtype.size();
         let start = first as usize * size;
-        let largest = W::decode(self.dtype, &self.bytes[start..start + output.len() * size], output);
+        let mut largest = W::decode(self.dtype, &self.bytes[start..start + output.len() * size], output);
+        if let Some(delta) = self.delta {
+            largest = delta.add(self.dtype, first, output);
+        }
         if largest < W::INFINITY.key() { Ok(()) } else { Err(self.not_finite(first, output)) }
     }
 
