@@ -9,10 +9,10 @@ use super::element::Element;
 use super::simd::{Isa, Kernel, dispatch};
 use crate::checkpoint::{Dtype, Factor, LowRank};
 
-/// Elements of a row whose sums are kept in registers.
+/// Elements of a row whose sums are kept in registers; what they need of the right factor lies together.
 const CHUNK: usize = 64;
 
-/// A change of low rank, its factors in float32 and row-major.
+/// A change of low rank, its factors in float32.
 pub(crate) struct Delta {
     isa: Isa,
     columns: usize,
@@ -20,7 +20,7 @@ pub(crate) struct Delta {
     scale: f32,
     /// One row of `rank` numbers for each row of the tensor.
     left: Vec<f32>,
-    /// `rank` rows of `columns` numbers.
+    /// For each [`CHUNK`] columns, the last ones filled up with zeros, `rank` rows of as many numbers.
     right: Vec<f32>,
 }
 
@@ -32,7 +32,7 @@ impl Delta {
             rank: change.rank,
             scale: change.scale,
             left: matrix(&change.left, change.rows, change.rank),
-            right: matrix(&change.right, change.rank, change.columns),
+            right: chunked(&matrix(&change.right, change.rank, change.columns), change.columns, change.rank),
         }
     }
 
@@ -58,6 +58,18 @@ fn matrix(factor: &Factor<'_>, rows: usize, columns: usize) -> Vec<f32> {
     turned
 }
 
+/// A matrix of `rank` rows, cut into chunks of columns.
+fn chunked(matrix: &[f32], columns: usize, rank: usize) -> Vec<f32> {
+    let mut chunks = vec![0.0; columns.div_ceil(CHUNK) * rank * CHUNK];
+    for (k, row) in matrix.chunks(columns.max(1)).enumerate() {
+        for (chunk, values) in row.chunks(CHUNK).enumerate() {
+            let start = (chunk * rank + k) * CHUNK;
+            chunks[start..start + values.len()].copy_from_slice(values);
+        }
+    }
+    chunks
+}
+
 struct Add<'a, W> {
     delta: &'a Delta,
     /// Sums are rounded to float64, not to float32.
@@ -78,30 +90,25 @@ impl<W: Element> Kernel for Add<'_, W> {
         let mut rest = self.values;
         while !rest.is_empty() {
             let (row, column) = (element / columns, element % columns);
-            let length = rest.len().min(columns - column).min(CHUNK);
+            let (chunk, offset) = (column / CHUNK, column % CHUNK);
+            let length = rest.len().min(columns - column).min(CHUNK - offset);
             let (values, behind) = rest.split_at_mut(length);
             let factors = &left[row * rank..][..rank];
+            let (others, _) = right[chunk * rank * CHUNK..][..rank * CHUNK].as_chunks::<CHUNK>();
             let mut sums = [0.0_f32; CHUNK];
-            if length == CHUNK {
-                for (factor, row) in factors.iter().zip(right.chunks_exact(columns)) {
-                    for (sum, value) in sums.iter_mut().zip(&row[column..column + CHUNK]) {
-                        *sum += factor * value;
-                    }
-                }
-            } else {
-                for (factor, row) in factors.iter().zip(right.chunks_exact(columns)) {
-                    for (sum, value) in sums.iter_mut().zip(&row[column..column + length]) {
-                        *sum += factor * value;
-                    }
+            for (factor, others) in factors.iter().zip(others) {
+                for (sum, other) in sums.iter_mut().zip(others) {
+                    *sum += factor * other;
                 }
             }
+            let sums = &sums[offset..];
             if self.wide {
-                for (value, sum) in values.iter_mut().zip(&sums) {
+                for (value, sum) in values.iter_mut().zip(sums) {
                     *value = *value + W::from_f64(f64::from(scale * sum));
                     largest = largest.max(value.key());
                 }
             } else {
-                for (value, sum) in values.iter_mut().zip(&sums) {
+                for (value, sum) in values.iter_mut().zip(sums) {
                     *value = W::from_f64(f64::from(value.to_f64() as f32 + scale * sum));
                     largest = largest.max(value.key());
                 }
