@@ -115,14 +115,34 @@ fn merger(models: &Path, threads: Option<NonZeroUsize>, isa: Isa) -> Result<Merg
     Ok(Merger::new(opened, ContentIds::in_user_cache(), options)?)
 }
 
-/// Seconds of each candidate after two that fill the caches, and the bytes that one moves.
-fn candidates(merger: &Merger, method: &str, folder: &Path, repeats: usize) -> Result<(Vec<f64>, u64), Box<dyn Error>> {
+/// Seconds that all threads of this process have computed; 0 where the system does not say.
+fn processor_seconds() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // Behind the name in parentheses: user and system time are the fields 14 and 15 of the line, in hundredths.
+    let fields = status.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    fields.filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / 100.0
+}
+
+/// What candidates took.
+struct Taken {
+    /// Of each candidate, after two that fill the caches.
+    seconds: Vec<f64>,
+    /// Of all cores, a candidate.
+    processor: f64,
+    /// Moved by one candidate.
+    bytes: u64,
+}
+
+fn candidates(merger: &Merger, method: &str, folder: &Path, repeats: usize) -> Result<Taken, Box<dyn Error>> {
     let recipe = folder.join("recipe.yml");
     std::fs::write(&recipe, self::recipe(method))?;
     let recipe = Recipe::read(&recipe)?;
     let spares = SpareCheckpoints::in_folder(folder);
-    let (mut seconds, mut bytes) = (Vec::new(), 0);
+    let (mut seconds, mut bytes, mut before) = (Vec::new(), 0, 0.0);
     for index in 0..repeats + 2 {
+        if index == 2 {
+            before = processor_seconds();
+        }
         let candidate = folder.join(format!("candidate-{index}"));
         let start = Instant::now();
         let options = MergeOptions { spares: Some(&spares), ..MergeOptions::default() };
@@ -131,7 +151,8 @@ fn candidates(merger: &Merger, method: &str, folder: &Path, repeats: usize) -> R
         bytes = report.bytes_read + report.bytes_written;
         spares.put(&candidate);
     }
-    Ok((seconds.split_off(2), bytes))
+    let processor = (processor_seconds() - before) / repeats as f64;
+    Ok(Taken { seconds: seconds.split_off(2), processor, bytes })
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -153,9 +174,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     for isa in isas {
         for method in &options.methods {
             let merger = merger(models, options.threads, isa)?;
-            let (mut seconds, bytes) = candidates(&merger, method, folder.path(), options.repeats)?;
+            let Taken { mut seconds, processor, bytes } = candidates(&merger, method, folder.path(), options.repeats)?;
             if options.models.is_some() {
-                println!("{}", serde_json::json!({ "method": method, "isa": isa.name(), "seconds": seconds }));
+                let line = serde_json::json!({
+                    "method": method, "isa": isa.name(), "seconds": seconds, "processor_seconds": processor,
+                });
+                println!("{line}");
                 continue;
             }
             seconds.sort_by(f64::total_cmp);

@@ -96,6 +96,79 @@ impl MappedFile {
     }
 }
 
+/// A file in memory that is written through its pages, which stay mapped from one content to the next.
+#[derive(Debug)]
+pub(super) struct WritableFile {
+    map: memmap2::MmapRaw,
+}
+
+impl WritableFile {
+    /// Maps a whole file that is open for reading and writing; its pages are there. `None` where that has no advantage: on
+    /// disks, and on machines without stores that pass the cache by.
+    pub(super) fn new(file: &File, size: u64) -> Option<Self> {
+        if !cfg!(target_arch = "x86_64") || !is_in_memory(file) {
+            return None;
+        }
+        let map = memmap2::MmapOptions::new().len(usize::try_from(size).ok()?).populate().map_raw(file).ok()?;
+        Some(Self { map })
+    }
+
+    /// Writes bytes from `offset` on; false, and nothing is written, where they do not lie in the file.
+    pub(super) fn write_at(&self, offset: u64, bytes: &[u8]) -> bool {
+        let Some(start) = usize::try_from(offset).ok().filter(|start| {
+            start.checked_add(bytes.len()).is_some_and(|end| end <= self.map.len())
+        }) else {
+            return false;
+        };
+        // SAFETY: source and target are valid for the length, which was checked against the mapping's. They do not overlap:
+        // no reference to the mapping is ever made, so `bytes` lies elsewhere. The file keeps its size: only its owner,
+        // which is this process, can open it for writing.
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            stream(self.map.as_mut_ptr().add(start), bytes);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = start;
+        cfg!(target_arch = "x86_64")
+    }
+}
+
+/// Copies past the cache: the target is not read first, and does not push out what is needed again.
+///
+/// # Safety
+/// `target` is valid for writes of `bytes.len()` bytes and does not overlap `bytes`. Another thread may write to the same
+/// bytes; what they hold then is not defined, but every access is a store of its own.
+#[cfg(target_arch = "x86_64")]
+unsafe fn stream(target: *mut u8, bytes: &[u8]) {
+    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
+    use std::sync::atomic::{AtomicU8, Ordering};
+
+    let single = |start: usize, bytes: &[u8]| {
+        for (index, byte) in bytes.iter().enumerate() {
+            // SAFETY: as this function's; a byte is always aligned.
+            unsafe { AtomicU8::from_ptr(target.add(start + index)) }.store(*byte, Ordering::Relaxed);
+        }
+    };
+    // Whole lines of the cache leave the core in one piece.
+    let head = target.align_offset(64).min(bytes.len());
+    let (first, rest) = bytes.split_at(head);
+    let (lines, last) = rest.as_chunks::<64>();
+    single(0, first);
+    for (index, line) in lines.iter().enumerate() {
+        for part in 0..4 {
+            // SAFETY: 16 bytes of the line, whose target is aligned to 64 bytes and within the range. Every x86-64 has SSE2.
+            unsafe {
+                let value = _mm_loadu_si128(line.as_ptr().add(16 * part).cast::<__m128i>());
+                _mm_stream_si128(target.add(head + 64 * index + 16 * part).cast::<__m128i>(), value);
+            }
+        }
+    }
+    single(head + 64 * lines.len(), last);
+    // What was streamed is visible before anything that follows.
+    // SAFETY: every x86-64 has SSE.
+    unsafe { _mm_sfence() };
+}
+
 /// File systems that are on this machine, so that the kernel knows of every reader: tmpfs, ext4, XFS, Btrfs.
 #[cfg(target_os = "linux")]
 const LOCAL: [i64; 4] = [TMPFS, 0xEF53, 0x5846_5342, 0x9123_683E];

@@ -1,59 +1,102 @@
 //! Checkpoints that are not needed any more, kept so that the next one of the same layout is written over their pages.
 //!
-//! Fresh pages cost more than the merge that fills them. A file is written over only when nobody else has it open or mapped,
-//! which the kernel is asked (see [`is_ours_alone`]); otherwise it is unlinked, and its readers keep what they read.
+//! Fresh pages cost more than the merge that fills them, and so does mapping them anew: a file on the RAM disk that has been
+//! written over once stays open and mapped here. A file is written over only when nobody else has it open or mapped, which the
+//! kernel is asked (see [`is_ours_alone`]); otherwise it is unlinked, and its readers keep what they read.
 
-use std::fs::{File, OpenOptions};
+use std::collections::HashMap;
+use std::fs::{File, Metadata, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::OFlags;
 
 use super::error::CheckpointError;
-use super::mapping::is_ours_alone;
+use super::mapping::{WritableFile, is_ours_alone};
 use super::output::Plan;
 
-/// Directories with weight files to be used again. They lie, under hidden names, in one folder, which must be on the file
-/// system of the checkpoints.
+/// A weight file that is being written.
 #[derive(Debug)]
+pub(super) struct OpenFile {
+    pub(super) path: PathBuf,
+    pub(super) file: File,
+    /// Its pages, where they are there already.
+    pub(super) pages: Option<WritableFile>,
+}
+
+/// A checkpoint that nobody needs any more.
+#[derive(Debug)]
+struct Spare {
+    directory: PathBuf,
+    /// Its files, where this process has written them and still has them open.
+    files: Vec<OpenFile>,
+}
+
+#[derive(Debug, Default)]
+struct Stock {
+    spares: Vec<Spare>,
+    /// Open files of checkpoints that are in use, by the checkpoint's path.
+    in_use: HashMap<PathBuf, Vec<OpenFile>>,
+}
+
+/// Directories with weight files to be used again. They lie, under hidden names, in one folder, which must be on the file
+/// system of the checkpoints. Clones share what they keep.
+#[derive(Clone, Debug)]
 pub struct SpareCheckpoints {
     folder: PathBuf,
-    directories: Mutex<Vec<PathBuf>>,
-    count: AtomicU64,
+    stock: Arc<Mutex<Stock>>,
+    count: Arc<AtomicU64>,
 }
 
 impl SpareCheckpoints {
     /// Keeps spare checkpoints in `folder`.
     pub fn in_folder(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), directories: Mutex::default(), count: AtomicU64::new(0) }
+        Self { folder: folder.to_owned(), stock: Arc::default(), count: Arc::default() }
     }
 
     /// Takes a checkpoint away from its path, for good. One that cannot be kept is removed.
     pub fn put(&self, checkpoint: &Path) {
-        let spare = self.folder.join(format!(".spare-{}", self.count.fetch_add(1, Ordering::Relaxed)));
-        match std::fs::rename(checkpoint, &spare) {
-            Ok(()) => self.directories().push(spare),
+        let files = self.stock().in_use.remove(checkpoint).unwrap_or_default();
+        let directory = self.folder.join(format!(".spare-{}", self.count.fetch_add(1, Ordering::Relaxed)));
+        match std::fs::rename(checkpoint, &directory) {
+            Ok(()) => self.stock().spares.push(Spare { directory, files }),
             Err(_) => {
                 let _ = std::fs::remove_dir_all(checkpoint);
             }
         }
     }
 
-    fn directories(&self) -> std::sync::MutexGuard<'_, Vec<PathBuf>> {
-        self.directories.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Keeps the files of a checkpoint open until it is put here, so that their pages stay mapped.
+    pub(super) fn keep_open(&self, checkpoint: &Path, files: Vec<OpenFile>) {
+        // The pages of a file that has just been written for the first time are mapped when it is written over.
+        if files.iter().all(|file| file.pages.is_some()) {
+            self.stock().in_use.insert(checkpoint.to_owned(), files);
+        }
+    }
+
+    fn stock(&self) -> std::sync::MutexGuard<'_, Stock> {
+        self.stock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Moves the weight files of a spare checkpoint that has the files of the plan into the directory `to`; `None`: there is
     /// none. Spare checkpoints that do not fit, or that somebody still reads, are removed.
-    pub(super) fn take(&self, plan: &Plan, to: &Path) -> Result<Option<Vec<(PathBuf, File)>>, CheckpointError> {
+    pub(super) fn take(&self, plan: &Plan, to: &Path) -> Result<Option<Vec<OpenFile>>, CheckpointError> {
         loop {
-            let Some(spare) = self.directories().pop() else { return Ok(None) };
-            let files: Option<Vec<File>> =
-                plan.files.iter().map(|file| reusable(&spare.join(&file.name), file.size)).collect();
-            let moved = files.map(|files| move_all(&spare, to, plan, files)).transpose();
-            let _ = std::fs::remove_dir_all(&spare);
+            let Some(spare) = self.stock().spares.pop() else { return Ok(None) };
+            let Spare { directory, files } = spare;
+            let mut files: HashMap<PathBuf, OpenFile> =
+                files.into_iter().filter_map(|file| Some((file.path.file_name()?.into(), file))).collect();
+            let reused = plan.files.iter().map(|planned| {
+                let path = directory.join(&planned.name);
+                match files.remove(Path::new(&planned.name)) {
+                    Some(open) => is_reusable(&open.file, planned.size).then_some(OpenFile { path, ..open }),
+                    None => reopen(path, planned.size),
+                }
+            });
+            let moved = reused.collect::<Option<Vec<_>>>().map(|files| move_all(to, files)).transpose();
+            let _ = std::fs::remove_dir_all(&directory);
             if let Some(moved) = moved? {
                 return Ok(Some(moved));
             }
@@ -61,23 +104,31 @@ impl SpareCheckpoints {
     }
 }
 
-fn move_all(from: &Path, to: &Path, plan: &Plan, files: Vec<File>) -> Result<Vec<(PathBuf, File)>, CheckpointError> {
-    let moved = plan.files.iter().zip(files).map(|(planned, file)| {
-        let path = to.join(&planned.name);
-        std::fs::rename(from.join(&planned.name), &path)
+fn move_all(to: &Path, files: Vec<OpenFile>) -> Result<Vec<OpenFile>, CheckpointError> {
+    let moved = files.into_iter().map(|open| {
+        let path = to.join(open.path.file_name().unwrap_or_default());
+        std::fs::rename(&open.path, &path)
             .map_err(|source| CheckpointError::Write { path: path.clone(), source })?;
-        Ok((path, file))
+        Ok(OpenFile { path, ..open })
     });
     moved.collect()
 }
 
-/// Opens a file of that size that has no other name, reader or writer.
-fn reusable(path: &Path, size: u64) -> Option<File> {
+/// Opens a file that can be used again.
+fn reopen(path: PathBuf, size: u64) -> Option<OpenFile> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).ok()?;
-    let metadata = file.metadata().ok()?;
-    let fits = metadata.is_file() && metadata.len() == size && metadata.nlink() == 1;
-    (fits && is_ours_alone(&file)).then_some(file)
+    let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path).ok()?;
+    if !is_reusable(&file, size) {
+        return None;
+    }
+    let pages = WritableFile::new(&file, size);
+    Some(OpenFile { path, file, pages })
+}
+
+/// Whether the file has that size, and no other name, reader or writer.
+fn is_reusable(file: &File, size: u64) -> bool {
+    let fits = |metadata: Metadata| metadata.is_file() && metadata.len() == size && metadata.nlink() == 1;
+    file.metadata().is_ok_and(fits) && is_ours_alone(file)
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use super::error::{CheckpointError, quote};
 use super::mapping::{open_regular, start_writing};
 use super::output::{OutputFile, Place, Plan, PlannedFile, index_json, plan};
 use super::partial::{PartialDirectory, check_destination, split};
-use super::spare::SpareCheckpoints;
+use super::spare::{OpenFile, SpareCheckpoints};
 
 /// Room left free for the small files of a checkpoint, in bytes.
 const RESERVE: u64 = 64 << 10;
@@ -32,7 +32,9 @@ pub struct CheckpointWriter {
     entries: Vec<PathBuf>,
     partial: PartialDirectory,
     plan: Plan,
-    files: Vec<(PathBuf, File)>,
+    files: Vec<OpenFile>,
+    /// Where the files go when the checkpoint is not needed any more.
+    spares: Option<SpareCheckpoints>,
     written: BTreeMap<String, AtomicU64>,
     durable: bool,
     replace: bool,
@@ -89,12 +91,22 @@ impl CheckpointWriter {
             Some(files) => files,
             None => create_files(destination, &partial, &plan)?,
         };
-        for ((path, handle), file) in open.iter().zip(&plan.files) {
-            let failed = |source| write_error(path, partial.path(), file.size, source);
-            handle.write_all_at(&file.header, 0).map_err(failed)?;
+        for (open, file) in open.iter().zip(&plan.files) {
+            let failed = |source| write_error(&open.path, partial.path(), file.size, source);
+            open.file.write_all_at(&file.header, 0).map_err(failed)?;
         }
         let written = plan.places.keys().map(|name| (name.clone(), AtomicU64::new(0))).collect();
-        Ok(Self { destination: destination.to_owned(), entries, partial, plan, files: open, written, durable, replace })
+        Ok(Self {
+            destination: destination.to_owned(),
+            entries,
+            partial,
+            plan,
+            files: open,
+            spares: spares.cloned(),
+            written,
+            durable,
+            replace,
+        })
     }
 
     /// Where the checkpoint will be.
@@ -119,9 +131,11 @@ impl CheckpointWriter {
                 quote(tensor)
             )));
         }
-        let (path, file) = &self.files[file];
-        file.write_all_at(bytes, start + offset)
-            .map_err(|source| write_error(path, self.partial.path(), length, source))?;
+        let OpenFile { path, file, pages } = &self.files[file];
+        if !pages.as_ref().is_some_and(|pages| pages.write_at(start + offset, bytes)) {
+            file.write_all_at(bytes, start + offset)
+                .map_err(|source| write_error(path, self.partial.path(), length, source))?;
+        }
         if self.durable {
             // So that little is left to wait for at the end.
             start_writing(file, start + offset, length);
@@ -173,7 +187,7 @@ impl CheckpointWriter {
     /// A tensor has not been written completely, the destination exists by now, or the disk refuses; nothing is left
     /// behind then, and a checkpoint that was to be replaced is as it was. Only where the very last step fails, making
     /// the move itself durable, the checkpoint is in place.
-    pub fn finish(self) -> Result<PathBuf, CheckpointError> {
+    pub fn finish(mut self) -> Result<PathBuf, CheckpointError> {
         for ((name, place), written) in self.plan.places.iter().zip(self.written.values()) {
             let (written, whole) = (written.load(Ordering::Relaxed), place.length);
             if written != whole {
@@ -190,10 +204,13 @@ impl CheckpointWriter {
             self.settle(&path, &file)?;
         }
         if self.durable {
-            self.files.par_iter().try_for_each(|(path, file)| sync(path, file))?;
+            self.files.par_iter().try_for_each(|open| sync(&open.path, &open.file))?;
             sync_directory(self.partial.path())?;
         }
         self.partial.publish(&self.destination, self.replace)?;
+        if let Some(spares) = &self.spares {
+            spares.keep_open(&self.destination, std::mem::take(&mut self.files));
+        }
         if self.durable {
             self.entries.iter().try_for_each(|directory| sync_directory(directory))?;
         }
@@ -210,7 +227,7 @@ fn create_files(
     destination: &Path,
     partial: &PartialDirectory,
     plan: &Plan,
-) -> Result<Vec<(PathBuf, File)>, CheckpointError> {
+) -> Result<Vec<OpenFile>, CheckpointError> {
     let needed = plan.files.iter().fold(RESERVE, |sum, file| sum.saturating_add(file.size));
     check_space(destination, partial.path(), needed)?;
     let create = |file: &PlannedFile| {
@@ -220,7 +237,7 @@ fn create_files(
             Errno::NOSPC | Errno::DQUOT => no_space(destination, partial.path(), needed),
             error => CheckpointError::Write { path: path.clone(), source: error.into() },
         })?;
-        Ok((path, handle))
+        Ok(OpenFile { path, file: handle, pages: None })
     };
     plan.files.iter().map(create).collect()
 }

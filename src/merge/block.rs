@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::MergeError;
 use super::element::{Element, all_below};
@@ -11,7 +12,7 @@ use crate::checkpoint::Dtype;
 
 /// A merge of one tensor, ready to be applied to its blocks in any order on any thread.
 pub(crate) trait BlockMerge: Send + Sync {
-    /// Merges the elements of `range`, which starts at a multiple of [`TILE`], rounds them to `dtype` and writes them to
+    /// Merges the elements of `range`, which starts at a multiple of [`super::philox::DRAWS`], rounds them to `dtype` and writes them to
     /// `output`, which is as long as they are.
     fn merge_block(&self, isa: Isa, range: Range<u64>, dtype: Dtype, output: &mut [u8]) -> Result<(), MergeError>;
 }
@@ -25,6 +26,19 @@ pub(crate) trait TileMerge<W: Element>: Send + Sync {
 
     /// Input `i` is at `inputs[i * TILE..][..output.len()]` and may be overwritten.
     fn merge_tile(&self, state: &mut Self::State, first: u64, inputs: &mut [W], output: &mut [W]);
+}
+
+impl<W: Element, T: TileMerge<W>> TileMerge<W> for Arc<T> {
+    type State = T::State;
+
+    fn begin(&self, first: u64) -> T::State {
+        (**self).begin(first)
+    }
+
+    #[inline(always)]
+    fn merge_tile(&self, state: &mut T::State, first: u64, inputs: &mut [W], output: &mut [W]) {
+        (**self).merge_tile(state, first, inputs, output);
+    }
 }
 
 /// A method's arithmetic with its inputs.

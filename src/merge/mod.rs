@@ -12,6 +12,7 @@ mod block;
 mod element;
 mod error;
 mod execute;
+mod fused;
 mod gram;
 mod lora;
 mod mersenne;

@@ -5,7 +5,7 @@
 
 use super::element::{Element, bf16_to_f32, f32_to_bf16};
 use super::mersenne::MersenneTwister;
-use super::philox::{DRAW_RANGE, DRAWS, Philox};
+use super::philox::{DRAW_RANGE, DRAWS, FEW, Philox, each};
 use super::sparsify::{MersenneMask, digest};
 use super::tensor::{BLOCK, TaskVector};
 
@@ -107,9 +107,10 @@ impl<'a> RankedMask<'a> {
         match &self.draws {
             Draws::Philox(generator) => {
                 let mut kept = Vec::with_capacity(limits.len());
-                for (group, limits) in (0..).zip(limits.chunks(DRAWS)) {
-                    let draws = generator.group(first / DRAWS as u64 + group);
-                    kept.extend(limits.iter().zip(&draws).map(|(limit, draw)| u32::from(*draw) < *limit));
+                let mut draws = [[0; 8]; DRAWS / 4];
+                for (group, limits) in (first / DRAWS as u64..).zip(limits.chunks(DRAWS)) {
+                    generator.group::<FEW>(group, &mut draws);
+                    kept.extend(limits.iter().zip(each(&draws)).map(|(limit, draw)| u32::from(draw) < *limit));
                 }
                 kept
             }

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use super::MergeError;
 use super::element::Element;
 use super::mersenne::MersenneTwister;
-use super::philox::{DRAW_RANGE, DRAWS, Philox};
+use super::philox::{DRAW_RANGE, DRAWS, FEW, Philox, each};
 use super::ranked::RankedMask;
 use super::reduce::{Lanes, sum_blocks};
 use super::simd::{Isa, Kernel, dispatch};
@@ -40,7 +40,7 @@ pub(crate) enum Sparsifier<'a> {
 pub(crate) struct PhiloxMask {
     pub(crate) generator: Philox,
     /// Draws below this keep their element; at most [`DRAW_RANGE`].
-    limit: u32,
+    pub(crate) limit: u32,
 }
 
 impl PhiloxMask {
@@ -66,15 +66,14 @@ impl PhiloxMask {
     /// See [`Sparsifier::subtract`].
     #[inline(always)]
     fn subtract<W: Element>(&self, first: u64, values: &mut [W], others: &[W], term: impl Fn(W) -> W) {
-        // All draws before the first use: a vector cannot be loaded from parts that have just been stored.
-        let mut draws = [0_u16; TILE];
-        let groups = draws.as_chunks_mut::<DRAWS>().0.iter_mut().take(values.len().div_ceil(DRAWS));
-        for (group, draws) in (first / DRAWS as u64..).zip(groups) {
-            *draws = self.generator.group(group);
-        }
-        for ((value, other), draw) in values.iter_mut().zip(others).zip(&draws) {
-            let delta = term(*value - *other);
-            *value = if u32::from(*draw) < self.limit { delta } else { W::ZERO };
+        let mut draws = [[0; 8]; DRAWS / 4];
+        let groups = values.chunks_mut(DRAWS).zip(others.chunks(DRAWS));
+        for (group, (values, others)) in (first / DRAWS as u64..).zip(groups) {
+            self.generator.group::<FEW>(group, &mut draws);
+            for ((value, other), draw) in values.iter_mut().zip(others).zip(each(&draws)) {
+                let delta = term(*value - *other);
+                *value = if u32::from(draw) < self.limit { delta } else { W::ZERO };
+            }
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::marker::PhantomData;
 
-use super::{Context, MergeMethod};
+use super::{Context, MergeMethod, fused_sums};
 use crate::merge::MergeError;
-use crate::merge::block::{BlockMerge, Buffered, TileMerge, Tiled};
+use crate::merge::block::{BlockMerge, TileMerge, Tiled};
 use crate::merge::element::Element;
 use crate::merge::specification::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
@@ -47,11 +47,19 @@ impl MergeMethod for Linear {
         group: &TensorGroup<'a>,
         _context: &mut Context<'_>,
     ) -> Result<Box<dyn BlockMerge + 'a>, MergeError> {
-        if group.is_wide() { prepare::<f64>(group) } else { prepare::<f32>(group) }
+        let inputs = group.inputs.clone();
+        if group.is_wide() {
+            let arithmetic = weighted_sum::<f64>(group)?;
+            return Ok(Box::new(Tiled { tensor: group.name, inputs, arithmetic, precision: PhantomData }));
+        }
+        let arithmetic = weighted_sum::<f32>(group)?;
+        let (weights, divisor) = (arithmetic.weights.clone(), arithmetic.effective_divisor());
+        let tiled = Box::new(Tiled { tensor: group.name, inputs, arithmetic, precision: PhantomData });
+        Ok(fused_sums::weighted_sum(&group.inputs, &weights, divisor, tiled))
     }
 }
 
-fn prepare<'a, W: Buffered>(group: &TensorGroup<'a>) -> Result<Box<dyn BlockMerge + 'a>, MergeError> {
+fn weighted_sum<W: Element>(group: &TensorGroup<'_>) -> Result<WeightedSum<W>, MergeError> {
     let weights: Vec<W> = group.parameters.source_numbers("weight")?.into_iter().map(W::from_f64).collect();
     let sum = weights.iter().fold(W::ZERO, |sum, weight| sum + *weight);
     let normalize = group.parameters.truth("normalize")?;
@@ -60,13 +68,19 @@ fn prepare<'a, W: Buffered>(group: &TensorGroup<'a>) -> Result<Box<dyn BlockMerg
             "its weights sum to zero, so that there is no average; change them or set `normalize = false`",
         ));
     }
-    let arithmetic = WeightedSum { weights, divisor: normalize.then_some(sum) };
-    Ok(Box::new(Tiled { tensor: group.name, inputs: group.inputs.clone(), arithmetic, precision: PhantomData }))
+    Ok(WeightedSum { weights, divisor: normalize.then_some(sum) })
 }
 
 struct WeightedSum<W> {
     weights: Vec<W>,
     divisor: Option<W>,
+}
+
+impl<W: Element> WeightedSum<W> {
+    /// A quotient by one is the dividend.
+    fn effective_divisor(&self) -> Option<W> {
+        self.divisor.filter(|divisor| *divisor != W::ONE)
+    }
 }
 
 impl<W: Element> TileMerge<W> for WeightedSum<W> {
@@ -95,8 +109,7 @@ impl<W: Element> TileMerge<W> for WeightedSum<W> {
                 }
             }
         }
-        // A quotient by one is the dividend.
-        if let Some(divisor) = self.divisor.filter(|divisor| *divisor != W::ONE) {
+        if let Some(divisor) = self.effective_divisor() {
             for sum in output {
                 *sum = *sum / divisor;
             }

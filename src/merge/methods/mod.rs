@@ -1,6 +1,7 @@
 //! Merge methods, one file a family; each declares its own parameters and holds its own arithmetic.
 
 mod arcee_fusion;
+mod fused_sums;
 mod karcher;
 mod linear;
 mod model_stock;
@@ -12,6 +13,7 @@ mod ram;
 mod sce;
 mod slerp;
 mod task_arithmetic;
+mod task_vector_sum;
 
 use std::sync::{LazyLock, OnceLock};
 

@@ -3,9 +3,9 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::{Context, MergeMethod};
+use super::{Context, MergeMethod, fused_sums};
 use crate::merge::MergeError;
-use crate::merge::block::{BlockMerge, Buffered, TileMerge, Tiled};
+use crate::merge::block::{BlockMerge, TileMerge, Tiled};
 use crate::merge::element::Element;
 use crate::merge::reduce::{Lanes, sum_blocks};
 use crate::merge::simd::{Isa, Kernel, dispatch};
@@ -48,22 +48,28 @@ impl MergeMethod for Slerp {
         group: &TensorGroup<'a>,
         context: &mut Context<'_>,
     ) -> Result<Box<dyn BlockMerge + 'a>, MergeError> {
-        if group.is_wide() { prepare::<f64>(group, context) } else { prepare::<f32>(group, context) }
+        if group.is_wide() {
+            let (inputs, arithmetic) = combination::<f64>(group, context)?;
+            return Ok(Box::new(Tiled { tensor: group.name, inputs, arithmetic, precision: PhantomData }));
+        }
+        let (inputs, arithmetic) = combination::<f32>(group, context)?;
+        let factors = [arithmetic.first, arithmetic.second];
+        let tiled = Box::new(Tiled { tensor: group.name, inputs: inputs.clone(), arithmetic, precision: PhantomData });
+        Ok(fused_sums::combination(&inputs, factors, tiled))
     }
 }
 
-fn prepare<'a, W: Buffered>(
+fn combination<'a, W: Element>(
     group: &TensorGroup<'a>,
     context: &Context<'_>,
-) -> Result<Box<dyn BlockMerge + 'a>, MergeError> {
+) -> Result<(Vec<Stored<'a>>, Combination<W>), MergeError> {
     let base = group.base.ok_or_else(|| MergeError::Internal("slerp without a base".into()))?;
     let other = group.inputs.iter().find(|input| input.key != base.key);
     let other = *other.ok_or_else(|| MergeError::Internal("slerp with one input".into()))?;
     let key = PairKey { first: base.key, second: other.key, key_bits: W::KEY_BITS };
     let norms = context.cache.norms(key, || norms::<W>(context.isa, base, other, group.elements))?;
     let (first, second) = factors::<W>(norms, group.parameters.number("t")?);
-    let arithmetic = Combination { first: W::from_f64(first), second: W::from_f64(second) };
-    Ok(Box::new(Tiled { tensor: group.name, inputs: vec![base, other], arithmetic, precision: PhantomData }))
+    Ok((vec![base, other], Combination { first: W::from_f64(first), second: W::from_f64(second) }))
 }
 
 /// The factors of the two vectors. The cosine is rounded to the working precision before it decides between arc and line.

@@ -2,18 +2,20 @@
 //! (2406.11617), Model Breadcrumbs (2312.06795).
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
-use super::{Context, MergeMethod};
+use super::task_vector_sum::{SourceTerm, TaskVectorSum};
+use super::{Context, MergeMethod, fused_sums};
 use crate::merge::MergeError;
-use crate::merge::block::{BlockMerge, Buffered, TileMerge, Tiled};
+use crate::merge::block::{BlockMerge, Tiled};
 use crate::merge::element::Element;
 use crate::merge::ranked::RankedMask;
-use crate::merge::sparsify::{Course, Sparsifier, l1_factor};
+use crate::merge::sparsify::{Sparsifier, l1_factor};
 use crate::merge::specification::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
 };
 use crate::merge::statistics::PairKey;
-use crate::merge::tensor::{TILE, TaskVector, TensorGroup};
+use crate::merge::tensor::{TaskVector, TensorGroup};
 use crate::merge::threshold::{Threshold, coarse_histogram, kept_count, select};
 
 const WEIGHT: ParameterSpecification = ParameterSpecification {
@@ -218,22 +220,19 @@ impl Generalized {
     pub(super) const BREADCRUMBS_TIES: Self =
         Self { specification: &BREADCRUMBS_TIES, sparsification: Sparsification::Middle, elects_sign: true };
 
-    fn ready<'a, W: Buffered>(
+    fn sum<'a, W: Element>(
         &self,
         group: &TensorGroup<'a>,
         context: &mut Context<'_>,
-    ) -> Result<Box<dyn BlockMerge + 'a>, MergeError> {
-        let base = group.base.ok_or_else(|| MergeError::Internal("task vectors without a base".into()))?;
+    ) -> Result<TaskVectorSum<'a, W>, MergeError> {
         let sources = self.sources::<W>(group, context)?;
         let lambda = group.parameters.number("lambda")?;
-        let arithmetic = TaskVectorSum {
+        Ok(TaskVectorSum {
             elects_sign: self.elects_sign,
             normalize: group.parameters.truth("normalize")?,
             lambda: (lambda != 1.0).then(|| W::from_f64(lambda)),
             sources,
-        };
-        let inputs = std::iter::once(base).chain(group.inputs.iter().copied()).collect();
-        Ok(Box::new(Tiled { tensor: group.name, inputs, arithmetic, precision: PhantomData }))
+        })
     }
 
     fn sources<'a, W: Element>(
@@ -289,7 +288,16 @@ impl MergeMethod for Generalized {
         group: &TensorGroup<'a>,
         context: &mut Context<'_>,
     ) -> Result<Box<dyn BlockMerge + 'a>, MergeError> {
-        if group.is_wide() { self.ready::<f64>(group, context) } else { self.ready::<f32>(group, context) }
+        let base = group.base.ok_or_else(|| MergeError::Internal("task vectors without a base".into()))?;
+        let inputs = std::iter::once(base).chain(group.inputs.iter().copied()).collect();
+        if group.is_wide() {
+            let arithmetic = self.sum::<f64>(group, context)?;
+            return Ok(Box::new(Tiled { tensor: group.name, inputs, arithmetic, precision: PhantomData }));
+        }
+        let arithmetic = Arc::new(self.sum::<f32>(group, context)?);
+        let sum = Arc::clone(&arithmetic);
+        let tiled = Box::new(Tiled { tensor: group.name, inputs, arithmetic, precision: PhantomData });
+        Ok(fused_sums::task_vector_sum(base, &group.inputs, &sum, tiled))
     }
 }
 
@@ -413,174 +421,4 @@ fn rescale_factor<W: Element>(
         .cache
         .factor(key, sparsifier.identity(), || l1_factor::<W>(context.isa, vector, sparsifier, group.elements))?;
     Ok(Some(W::from_f64(factor)))
-}
-
-/// What becomes of one source's task vector.
-struct SourceTerm<'a, W> {
-    weight: W,
-    sparsifier: Sparsifier<'a>,
-    /// Restores the L1 norm.
-    factor: Option<W>,
-}
-
-/// The family's arithmetic. Input 0 is the base. Every step is rounded, sums go over the sources in order.
-struct TaskVectorSum<'a, W> {
-    sources: Vec<SourceTerm<'a, W>>,
-    elects_sign: bool,
-    normalize: bool,
-    lambda: Option<W>,
-}
-
-/// Where in the streams of masks a run of tiles is.
-struct Running {
-    courses: Vec<Course>,
-}
-
-impl<W: Element> TileMerge<W> for TaskVectorSum<'_, W> {
-    type State = Running;
-
-    fn begin(&self, first: u64) -> Running {
-        Running { courses: self.sources.iter().map(|source| source.sparsifier.begin::<W>(first)).collect() }
-    }
-
-    #[inline(always)]
-    fn merge_tile(&self, state: &mut Running, first: u64, inputs: &mut [W], output: &mut [W]) {
-        let length = output.len();
-        let (base, deltas) = inputs.split_at_mut(TILE);
-        let base = &base[..length];
-        let terms = self.sources.iter().zip(&mut state.courses).zip(deltas.chunks_exact_mut(TILE));
-        for ((source, course), delta) in terms {
-            source.weigh(course, first, &mut delta[..length], base);
-        }
-        if self.elects_sign {
-            self.sum_elected(deltas, output);
-        } else {
-            self.sum_all(deltas, output);
-        }
-        if let Some(lambda) = self.lambda {
-            for value in output.iter_mut() {
-                *value = *value * lambda;
-            }
-        }
-        for (value, base) in output.iter_mut().zip(base) {
-            *value = *base + *value;
-        }
-    }
-}
-
-impl<W: Element> SourceTerm<'_, W> {
-    /// Turns a source's values into its sparsified, rescaled and weighted task vector.
-    #[inline(always)]
-    fn weigh(&self, course: &mut Course, first: u64, values: &mut [W], base: &[W]) {
-        let weight = self.weight;
-        match self.factor {
-            Some(factor) => self.sparsifier.subtract(course, first, values, base, |delta| delta * factor * weight),
-            None => self.sparsifier.subtract(course, first, values, base, |delta| delta * weight),
-        }
-    }
-}
-
-/// The values of one element of all sources, in order, and what is made of them.
-#[inline(always)]
-fn combine<W: Element, const N: usize>(deltas: &[W], output: &mut [W], result: impl Fn([W; N]) -> W) {
-    let length = output.len();
-    let tiles: [&[W]; N] = std::array::from_fn(|source| &deltas[source * TILE..][..length]);
-    for (index, value) in output.iter_mut().enumerate() {
-        *value = result(std::array::from_fn(|source| tiles[source][index]));
-    }
-}
-
-impl<W: Element> TaskVectorSum<'_, W> {
-    #[inline(always)]
-    fn sum_all(&self, deltas: &[W], output: &mut [W]) {
-        // A few sources at a time: their sum stays in a register.
-        output.fill(W::ZERO);
-        for tiles in deltas.chunks(4 * TILE) {
-            if let (4, Some((one, rest))) = (tiles.len() / TILE, tiles.split_at_checked(TILE)) {
-                let ((two, rest), length) = (rest.split_at(TILE), output.len());
-                let (three, four) = rest.split_at(TILE);
-                let others = two[..length].iter().zip(&three[..length]).zip(&four[..length]);
-                for ((sum, one), ((two, three), four)) in output.iter_mut().zip(one).zip(others) {
-                    *sum = *sum + *one + *two + *three + *four;
-                }
-                continue;
-            }
-            for delta in tiles.chunks_exact(TILE) {
-                for (sum, value) in output.iter_mut().zip(delta) {
-                    *sum = *sum + *value;
-                }
-            }
-        }
-        if self.normalize {
-            let sum = self.sources.iter().fold(W::ZERO, |sum, source| sum + source.weight);
-            let divisor = if sum.abs() < W::from_f64(1e-8) { W::ONE } else { sum };
-            for value in output {
-                *value = *value / divisor;
-            }
-        }
-    }
-
-    /// Sums the values whose sign is that of the sum of all (a sum of zero counts as positive).
-    #[inline(always)]
-    fn sum_elected(&self, deltas: &[W], output: &mut [W]) {
-        match self.sources.len() {
-            1 => self.elect::<1>(deltas, output),
-            2 => self.elect::<2>(deltas, output),
-            3 => self.elect::<3>(deltas, output),
-            4 => self.elect::<4>(deltas, output),
-            5 => self.elect::<5>(deltas, output),
-            6 => self.elect::<6>(deltas, output),
-            _ => self.elect_many(deltas, output),
-        }
-    }
-
-    /// One loop over the elements of a fixed number of sources, so that nothing but the result is stored.
-    #[inline(always)]
-    fn elect<const N: usize>(&self, deltas: &[W], output: &mut [W]) {
-        let weights: [W; N] = std::array::from_fn(|source| self.sources[source].weight);
-        let agreeing = |values: [W; N]| {
-            let elected = values.iter().fold(W::ZERO, |sum, value| sum + *value);
-            let agrees = |value: W| if elected >= W::ZERO { value > W::ZERO } else { value < W::ZERO };
-            values.map(agrees)
-        };
-        let sum = |terms: [W; N], agree: [bool; N]| {
-            let terms = terms.iter().zip(agree);
-            terms.fold(W::ZERO, |sum, (term, agrees)| sum + if agrees { *term } else { W::ZERO })
-        };
-        if self.normalize {
-            combine::<W, N>(deltas, output, |values| {
-                let agree = agreeing(values);
-                let divisor = sum(weights, agree);
-                sum(values, agree) / if divisor == W::ZERO { W::ONE } else { divisor }
-            });
-        } else {
-            combine::<W, N>(deltas, output, |values| sum(values, agreeing(values)));
-        }
-    }
-
-    /// As [`Self::elect`], for any number of sources.
-    #[inline(always)]
-    fn elect_many(&self, deltas: &[W], output: &mut [W]) {
-        let (mut elected, mut divisor) = ([W::ZERO; TILE], [W::ZERO; TILE]);
-        let (elected, divisor) = (&mut elected[..output.len()], &mut divisor[..output.len()]);
-        output.fill(W::ZERO);
-        for delta in deltas.chunks_exact(TILE) {
-            for (sum, value) in elected.iter_mut().zip(delta) {
-                *sum = *sum + *value;
-            }
-        }
-        for (source, delta) in self.sources.iter().zip(deltas.chunks_exact(TILE)) {
-            let results = output.iter_mut().zip(divisor.iter_mut());
-            for (((sum, weights), value), elected) in results.zip(delta).zip(elected.iter()) {
-                let agrees = if *elected >= W::ZERO { *value > W::ZERO } else { *value < W::ZERO };
-                *sum = *sum + if agrees { *value } else { W::ZERO };
-                *weights = *weights + if agrees { source.weight } else { W::ZERO };
-            }
-        }
-        if self.normalize {
-            for (value, divisor) in output.iter_mut().zip(divisor) {
-                *value = *value / if *divisor == W::ZERO { W::ONE } else { *divisor };
-            }
-        }
-    }
 }
