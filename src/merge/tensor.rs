@@ -41,6 +41,7 @@ pub(crate) fn tiles(range: Range<u64>) -> impl Iterator<Item = (u64, usize)> {
 #[derive(Clone, Copy)]
 pub(crate) struct Stored<'a> {
     pub(crate) dtype: Dtype,
+    /// As they are stored: without [`Self::delta`].
     pub(crate) bytes: &'a [u8],
     /// For messages.
     pub(crate) model: &'a str,

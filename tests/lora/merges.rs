@@ -27,10 +27,14 @@ fn every_method_merges_an_adapter_as_the_checkpoint_that_it_makes() {
         );
         let whole = family.merger(Some("baked"), MergerOptions::default());
         for method in methods() {
-            let recipe = recipe(method);
-            let expected = family.merge(&whole, &recipe);
-            for merger in &mergers {
-                assert!(family.merge(merger, &recipe) == expected, "{} of {base}", method.name);
+            let mut recipe = recipe(method);
+            for written in [evomerge::checkpoint::Dtype::Float32, evomerge::checkpoint::Dtype::Bfloat16] {
+                recipe.dtype = Some(written);
+                let expected = family.merge(&whole, &recipe);
+                for merger in &mergers {
+                    let found = family.merge(merger, &recipe);
+                    assert!(found == expected, "{} of {base} into {written}", method.name);
+                }
             }
         }
     }
