@@ -115,9 +115,10 @@ impl WritableFile {
 
     /// Writes bytes from `offset` on; false, and nothing is written, where they do not lie in the file.
     pub(super) fn write_at(&self, offset: u64, bytes: &[u8]) -> bool {
-        let Some(start) = usize::try_from(offset).ok().filter(|start| {
-            start.checked_add(bytes.len()).is_some_and(|end| end <= self.map.len())
-        }) else {
+        let Some(start) = usize::try_from(offset)
+            .ok()
+            .filter(|start| start.checked_add(bytes.len()).is_some_and(|end| end <= self.map.len()))
+        else {
             return false;
         };
         // SAFETY: source and target are valid for the length, which was checked against the mapping's. They do not overlap:

@@ -107,8 +107,7 @@ impl SpareCheckpoints {
 fn move_all(to: &Path, files: Vec<OpenFile>) -> Result<Vec<OpenFile>, CheckpointError> {
     let moved = files.into_iter().map(|open| {
         let path = to.join(open.path.file_name().unwrap_or_default());
-        std::fs::rename(&open.path, &path)
-            .map_err(|source| CheckpointError::Write { path: path.clone(), source })?;
+        std::fs::rename(&open.path, &path).map_err(|source| CheckpointError::Write { path: path.clone(), source })?;
         Ok(OpenFile { path, ..open })
     });
     moved.collect()

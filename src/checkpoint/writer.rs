@@ -223,11 +223,7 @@ impl CheckpointWriter {
 }
 
 /// New files of the planned sizes.
-fn create_files(
-    destination: &Path,
-    partial: &PartialDirectory,
-    plan: &Plan,
-) -> Result<Vec<OpenFile>, CheckpointError> {
+fn create_files(destination: &Path, partial: &PartialDirectory, plan: &Plan) -> Result<Vec<OpenFile>, CheckpointError> {
     let needed = plan.files.iter().fold(RESERVE, |sum, file| sum.saturating_add(file.size));
     check_space(destination, partial.path(), needed)?;
     let create = |file: &PlannedFile| {

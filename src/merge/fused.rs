@@ -17,8 +17,8 @@ use crate::checkpoint::Dtype;
 
 /// Elements a chunk: those that share what [`PairMerge::chunk`] computes.
 pub(crate) const CHUNK: usize = DRAWS;
-const PAIRS: usize = CHUNK / 2;
-const BYTES: usize = 2 * CHUNK;
+pub(crate) const PAIRS: usize = CHUNK / 2;
+pub(crate) const BYTES: usize = 2 * CHUNK;
 
 /// The arithmetic of a method on a base and `S` sources, element by element.
 pub(crate) trait PairMerge<const S: usize>: Send + Sync {
@@ -130,6 +130,12 @@ pub(crate) fn words(bytes: &[u8; BYTES]) -> &[[u8; 4]; PAIRS] {
     words.try_into().unwrap_or(&[[0; 4]; PAIRS])
 }
 
+/// The whole chunks of a range of a tensor, and the bytes behind them.
+#[inline(always)]
+pub(crate) fn chunks_of<'a>(bytes: &'a [u8], range: &Range<u64>) -> (&'a [[u8; BYTES]], &'a [u8]) {
+    bytes[2 * range.start as usize..2 * range.end as usize].as_chunks::<BYTES>()
+}
+
 /// The two elements of a word.
 #[inline(always)]
 pub(crate) fn widen(word: u32) -> [f32; 2] {
@@ -155,9 +161,8 @@ impl<M: PairMerge<S>, const S: usize> Pass<'_, '_, M, S> {
     #[inline(always)]
     fn chunks<const COUNTERS: usize>(self) -> Pace {
         let Self { fused: Fused { base, sources, arithmetic, .. }, range, output } = self;
-        let stored = 2 * range.start as usize..2 * range.end as usize;
-        let (base, _) = base[stored.clone()].as_chunks::<BYTES>();
-        let sources: [&[[u8; BYTES]]; S] = sources.map(|bytes| bytes[stored.clone()].as_chunks::<BYTES>().0);
+        let (base, _) = chunks_of(base, &range);
+        let sources: [&[[u8; BYTES]]; S] = sources.map(|bytes| chunks_of(bytes, &range).0);
         let (mut largest, mut alarms) = (0, 0);
         let mut reached = range.start;
         for (index, output) in output.as_chunks_mut::<BYTES>().0.iter_mut().enumerate() {

@@ -15,6 +15,8 @@ const CHUNK: usize = 64;
 /// A change of low rank, its factors in float32.
 pub(crate) struct Delta {
     isa: Isa,
+    /// Type of the elements that it is added to.
+    stored: Dtype,
     columns: usize,
     rank: usize,
     scale: f32,
@@ -25,9 +27,11 @@ pub(crate) struct Delta {
 }
 
 impl Delta {
-    pub(crate) fn new(change: &LowRank<'_>, isa: Isa) -> Self {
+    /// `stored` is the type of the tensor's elements.
+    pub(crate) fn new(change: &LowRank<'_>, stored: Dtype, isa: Isa) -> Self {
         Self {
             isa,
+            stored,
             columns: change.columns,
             rank: change.rank,
             scale: change.scale,
@@ -36,11 +40,19 @@ impl Delta {
         }
     }
 
-    /// Adds the change to `values`, the tensor's elements from `first` on as they were stored in `dtype`. Returns the largest
-    /// key of the sums.
+    /// The type that sums are rounded to.
+    pub(crate) fn dtype(&self) -> Dtype {
+        if self.stored == Dtype::Float64 { Dtype::Float64 } else { Dtype::Float32 }
+    }
+
+    /// Decodes `values.len()` elements of the tensor `bytes` from `first` on and adds the change. Returns the largest key of
+    /// the sums.
     #[inline(never)]
-    pub(crate) fn add<W: Element>(&self, dtype: Dtype, first: u64, values: &mut [W]) -> W::Key {
-        dispatch(self.isa, Add { delta: self, wide: dtype == Dtype::Float64, first: first as usize, values })
+    pub(crate) fn decode<W: Element>(&self, bytes: &[u8], first: u64, values: &mut [W]) -> W::Key {
+        let size = self.stored.size();
+        let first = first as usize;
+        let bytes = &bytes[first * size..(first + values.len()) * size];
+        dispatch(self.isa, Decode { delta: self, bytes, first, values })
     }
 }
 
@@ -70,19 +82,20 @@ fn chunked(matrix: &[f32], columns: usize, rank: usize) -> Vec<f32> {
     chunks
 }
 
-struct Add<'a, W> {
+struct Decode<'a, W> {
     delta: &'a Delta,
-    /// Sums are rounded to float64, not to float32.
-    wide: bool,
+    bytes: &'a [u8],
     first: usize,
     values: &'a mut [W],
 }
 
-impl<W: Element> Kernel for Add<'_, W> {
+impl<W: Element> Kernel for Decode<'_, W> {
     type Output = W::Key;
 
     #[inline(always)]
     fn run(self) -> W::Key {
+        W::decode(self.delta.stored, self.bytes, self.values);
+        let wide = self.delta.dtype() == Dtype::Float64;
         let Delta { columns, rank, scale, left, right, .. } = self.delta;
         let (columns, rank, scale) = (*columns, *rank, *scale);
         let mut largest = W::Key::default();
@@ -102,7 +115,7 @@ impl<W: Element> Kernel for Add<'_, W> {
                 }
             }
             let sums = &sums[offset..];
-            if self.wide {
+            if wide {
                 for (value, sum) in values.iter_mut().zip(sums) {
                     *value = *value + W::from_f64(f64::from(scale * sum));
                     largest = largest.max(value.key());
@@ -164,16 +177,17 @@ mod tests {
                 rows, columns, rank, scale, left: factor(&left, turned[0]), right: factor(&right, turned[1]),
             };
             for isa in Isa::available() {
-                let delta = Delta::new(&change, isa);
-                let mut narrow = stored.clone();
-                let mut double: Vec<f64> = stored.iter().copied().map(f64::from).collect();
-                let mut wide = double.clone();
+                let delta = |dtype| Delta::new(&change, dtype, isa);
+                let (narrow_delta, wide_delta) = (delta(Dtype::Float32), delta(Dtype::Float64));
+                let wide_bytes: Vec<u8> = stored.iter().flat_map(|value| f64::from(*value).to_le_bytes()).collect();
+                let mut narrow = vec![0.0_f32; stored.len()];
+                let (mut double, mut wide) = (vec![0.0_f64; stored.len()], vec![0.0_f64; stored.len()]);
                 let mut largest = 0;
                 for first in (0..stored.len()).step_by(cut) {
-                    let end = stored.len().min(first + cut);
-                    largest = largest.max(delta.add(Dtype::Float32, first as u64, &mut narrow[first..end]));
-                    delta.add(Dtype::Bfloat16, first as u64, &mut double[first..end]);
-                    delta.add(Dtype::Float64, first as u64, &mut wide[first..end]);
+                    let part = first..stored.len().min(first + cut);
+                    largest = largest.max(narrow_delta.decode(&bytes(&stored), first as u64, &mut narrow[part.clone()]));
+                    narrow_delta.decode(&bytes(&stored), first as u64, &mut double[part.clone()]);
+                    wide_delta.decode(&wide_bytes, first as u64, &mut wide[part]);
                 }
                 prop_assert_eq!(&narrow, &expected, "{}", isa.name());
                 prop_assert_eq!(largest, narrow.iter().map(|value| value.key()).max().unwrap());

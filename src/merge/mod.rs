@@ -14,6 +14,7 @@ mod error;
 mod execute;
 mod fused;
 mod gram;
+mod l1;
 mod lora;
 mod mersenne;
 #[cfg(test)]
@@ -35,6 +36,7 @@ mod tensor;
 #[cfg(test)]
 mod tests;
 mod threshold;
+mod window;
 
 pub use error::MergeError;
 pub use execute::{MergeOptions, MergeReport, Merger, MergerOptions, Progress};

@@ -8,7 +8,7 @@ use super::lora::Delta;
 use super::simd::Isa;
 use super::statistics::TensorKey;
 use super::tensor::Stored;
-use crate::checkpoint::{Checkpoint, LayerLayout};
+use crate::checkpoint::{Checkpoint, LayerLayout, TensorInfo};
 use crate::recipe::ModelReference;
 
 /// An opened model.
@@ -39,8 +39,10 @@ impl Model {
             }
         }
         let indices = checkpoint.tensors().keys().cloned().zip(0..).collect();
-        let delta = |tensor: &String| Some((tensor.clone(), Delta::new(&checkpoint.low_rank(tensor)?, isa)));
-        let deltas = checkpoint.tensors().keys().filter_map(delta).collect();
+        let delta = |(tensor, info): (&String, &TensorInfo)| {
+            Some((tensor.clone(), Delta::new(&checkpoint.low_rank(tensor)?, info.float()?, isa)))
+        };
+        let deltas = checkpoint.tensors().iter().filter_map(delta).collect();
         Self { label: name.to_string(), name, checkpoint, layout, suffixes, indices, deltas }
     }
 
@@ -56,13 +58,14 @@ impl Model {
     pub(crate) fn stored<'a>(&'a self, index: usize, tensor: &'a str) -> Result<Stored<'a>, MergeError> {
         let lacks = || MergeError::Internal(format!("model `{}` has no float tensor `{tensor}`", self.name));
         let info = self.checkpoint.tensors().get(tensor).ok_or_else(lacks)?;
+        let delta = self.deltas.get(tensor);
         Ok(Stored {
-            dtype: info.float().ok_or_else(lacks)?,
+            dtype: delta.map(Delta::dtype).or(info.float()).ok_or_else(lacks)?,
             bytes: self.checkpoint.bytes(tensor).ok_or_else(lacks)?,
             model: &self.label,
             tensor,
             key: TensorKey { model: index as u32, tensor: self.indices.get(tensor).copied().ok_or_else(lacks)? },
-            delta: self.deltas.get(tensor),
+            delta,
         })
     }
 }

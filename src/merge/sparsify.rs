@@ -1,17 +1,14 @@
 //! Which elements of a task vector survive, and what restores its size.
 
-use std::ops::Range;
-
 use sha2::{Digest, Sha256};
 
-use super::MergeError;
 use super::element::Element;
 use super::mersenne::MersenneTwister;
 use super::philox::{DRAW_RANGE, DRAWS, FEW, Philox, each};
 use super::ranked::RankedMask;
-use super::reduce::{Lanes, sum_blocks};
-use super::simd::{Isa, Kernel, dispatch};
-use super::tensor::{BLOCK, TILE, TaskVector, block_count, tiles};
+#[cfg(test)]
+use super::tensor::TILE;
+use super::tensor::{BLOCK, block_count};
 use super::threshold::Threshold;
 
 /// Snapshots of a Mersenne Twister that a tensor keeps at most.
@@ -299,47 +296,4 @@ pub(crate) fn digest(purpose: &[u8], numbers: &[u64]) -> [u64; 3] {
 
 fn join(words: [u32; 2]) -> u64 {
     u64::from(words[0]) | u64::from(words[1]) << 32
-}
-
-struct SumBlock<'a, W: Element> {
-    vector: TaskVector<'a>,
-    sparsifier: &'a Sparsifier<'a>,
-    course: Course,
-    range: Range<u64>,
-    delta: &'a mut [W],
-    scratch: &'a mut [W],
-}
-
-impl<W: Element> Kernel for SumBlock<'_, W> {
-    type Output = Result<[f64; 2], MergeError>;
-
-    #[inline(always)]
-    fn run(mut self) -> Self::Output {
-        let (mut all, mut kept) = (Lanes::ZERO, Lanes::ZERO);
-        for (first, length) in tiles(self.range) {
-            let delta = &mut self.delta[..length];
-            let base = &mut self.scratch[..length];
-            self.vector.source.decode(first, delta)?;
-            self.vector.base.decode(first, base)?;
-            all.add_distances(delta, base);
-            self.sparsifier.subtract(&mut self.course, first, delta, base, |delta| delta);
-            kept.add_magnitudes(delta);
-        }
-        Ok([all.total(), kept.total()])
-    }
-}
-
-/// The factor that gives the sparsified task vector the L1 norm it had before; 1 where either norm is below 1e-7.
-pub(crate) fn l1_factor<W: Element>(
-    isa: Isa,
-    vector: TaskVector<'_>,
-    sparsifier: &Sparsifier<'_>,
-    elements: u64,
-) -> Result<f64, MergeError> {
-    let [all, kept] = sum_blocks(elements, |range| {
-        let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
-        let course = sparsifier.begin::<W>(range.start);
-        dispatch(isa, SumBlock { vector, sparsifier, course, range, delta: &mut delta, scratch: &mut scratch })
-    })?;
-    Ok(if all < 1e-7 || kept < 1e-7 { 1.0 } else { all / kept })
 }

@@ -54,6 +54,8 @@ pub(crate) struct StatisticsCache {
     histograms: Mutex<(HashMap<PairKey, Arc<Histogram>>, usize)>,
     histogram_bytes: usize,
     thresholds: Mutex<Bounded<(PairKey, u64), Threshold>>,
+    /// Task vectors that a threshold has been asked for.
+    asked: Mutex<Bounded<PairKey, ()>>,
     factors: Mutex<Bounded<(PairKey, [u64; 3]), f64>>,
     norms: Mutex<Bounded<PairKey, Norms>>,
 }
@@ -72,6 +74,7 @@ impl StatisticsCache {
             histograms: Mutex::new((HashMap::new(), 0)),
             histogram_bytes,
             thresholds: Mutex::new(Bounded::new(SMALL_ENTRIES)),
+            asked: Mutex::new(Bounded::new(SMALL_ENTRIES)),
             factors: Mutex::new(Bounded::new(SMALL_ENTRIES)),
             norms: Mutex::new(Bounded::new(SMALL_ENTRIES)),
         }
@@ -105,13 +108,24 @@ impl StatisticsCache {
         cached(&self.thresholds, (key, kept), compute)
     }
 
-    pub(crate) fn factor(
-        &self,
-        key: PairKey,
-        sparsifier: [u64; 3],
-        compute: impl FnOnce() -> Result<f64, MergeError>,
-    ) -> Result<f64, MergeError> {
-        cached(&self.factors, (key, sparsifier), compute)
+    /// Whether no threshold of the task vector has been asked for in this way before.
+    pub(crate) fn is_first_threshold(&self, key: PairKey) -> bool {
+        let mut asked = lock(&self.asked);
+        let first = !asked.entries.contains_key(&key);
+        asked.insert(key, ());
+        first
+    }
+
+    pub(crate) fn put_threshold(&self, key: PairKey, kept: u64, threshold: Threshold) {
+        lock(&self.thresholds).insert((key, kept), threshold);
+    }
+
+    pub(crate) fn find_factor(&self, key: PairKey, sparsifier: [u64; 3]) -> Option<f64> {
+        lock(&self.factors).entries.get(&(key, sparsifier)).copied()
+    }
+
+    pub(crate) fn put_factor(&self, key: PairKey, sparsifier: [u64; 3], factor: f64) {
+        lock(&self.factors).insert((key, sparsifier), factor);
     }
 
     pub(crate) fn norms(

@@ -147,16 +147,18 @@ struct Floats<'a> {
 impl<'a> Floats<'a> {
     fn of(model: &'a Checkpoint, name: &str) -> Option<Self> {
         let info = model.tensors().get(name)?;
-        let delta = model.low_rank(name).map(|change| Delta::new(&change, Isa::detect()));
-        Some(Self { dtype: info.float()?, bytes: model.bytes(name)?, elements: info.elements(), delta })
+        let dtype = info.float()?;
+        let delta = model.low_rank(name).map(|change| Delta::new(&change, dtype, Isa::detect()));
+        Some(Self { dtype, bytes: model.bytes(name)?, elements: info.elements(), delta })
     }
 
     fn decode(&self, start: usize, values: &mut [f64]) {
+        if let Some(delta) = &self.delta {
+            delta.decode(self.bytes, start as u64, values);
+            return;
+        }
         let width = self.dtype.size();
         f64::decode(self.dtype, &self.bytes[start * width..(start + values.len()) * width], values);
-        if let Some(delta) = &self.delta {
-            delta.add(self.dtype, start as u64, values);
-        }
     }
 }
 

@@ -380,7 +380,7 @@ fn last_kept<W: Element, V: Values<W>>(
     Err(MergeError::Internal(format!("{} elements at the threshold, {left} too few were found", wanted.equal)))
 }
 
-fn nth_equal<W: Element, V: Values<W>>(
+pub(crate) fn nth_equal<W: Element, V: Values<W>>(
     vector: V,
     range: Range<u64>,
     key: W::Key,

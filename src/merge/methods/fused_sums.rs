@@ -232,9 +232,8 @@ impl<R: Rule<S>, const S: usize, const ELECTS: bool, const DIVIDES: bool> PairMe
         let merged = if ELECTS {
             let elected = sum(terms);
             let agree = terms.map(|term| if elected >= 0.0 { term > 0.0 } else { term < 0.0 });
-            let agreeing = |values: [f32; S]| {
-                sum(std::array::from_fn(|source| if agree[source] { values[source] } else { 0.0 }))
-            };
+            let agreeing =
+                |values: [f32; S]| sum(std::array::from_fn(|source| if agree[source] { values[source] } else { 0.0 }));
             if DIVIDES {
                 let divisor = agreeing(self.weights);
                 agreeing(terms) / if divisor == 0.0 { 1.0 } else { divisor }
@@ -318,17 +317,9 @@ fn ruled<'a, R: Rule<S> + 'a, const S: usize>(
     let weights = std::array::from_fn(|source| sum.sources[source].weight);
     let (lambda, divisor) = (sum.lambda.unwrap_or(1.0), sum.divisor());
     match (sum.elects_sign, sum.normalize) {
-        (true, true) => {
-            fuse(base, inputs, FusedSum::<R, S, true, true> { rule, weights, divisor, lambda }, tiled)
-        }
-        (true, false) => {
-            fuse(base, inputs, FusedSum::<R, S, true, false> { rule, weights, divisor, lambda }, tiled)
-        }
-        (false, true) => {
-            fuse(base, inputs, FusedSum::<R, S, false, true> { rule, weights, divisor, lambda }, tiled)
-        }
-        (false, false) => {
-            fuse(base, inputs, FusedSum::<R, S, false, false> { rule, weights, divisor, lambda }, tiled)
-        }
+        (true, true) => fuse(base, inputs, FusedSum::<R, S, true, true> { rule, weights, divisor, lambda }, tiled),
+        (true, false) => fuse(base, inputs, FusedSum::<R, S, true, false> { rule, weights, divisor, lambda }, tiled),
+        (false, true) => fuse(base, inputs, FusedSum::<R, S, false, true> { rule, weights, divisor, lambda }, tiled),
+        (false, false) => fuse(base, inputs, FusedSum::<R, S, false, false> { rule, weights, divisor, lambda }, tiled),
     }
 }

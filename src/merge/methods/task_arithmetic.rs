@@ -9,14 +9,16 @@ use super::{Context, MergeMethod, fused_sums};
 use crate::merge::MergeError;
 use crate::merge::block::{BlockMerge, Tiled};
 use crate::merge::element::Element;
+use crate::merge::l1::l1_factors;
 use crate::merge::ranked::RankedMask;
-use crate::merge::sparsify::{Sparsifier, l1_factor};
+use crate::merge::sparsify::Sparsifier;
 use crate::merge::specification::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
 };
 use crate::merge::statistics::PairKey;
 use crate::merge::tensor::{TaskVector, TensorGroup};
 use crate::merge::threshold::{Threshold, coarse_histogram, kept_count, select};
+use crate::merge::window;
 
 const WEIGHT: ParameterSpecification = ParameterSpecification {
     name: "weight",
@@ -248,13 +250,24 @@ impl Generalized {
         }
         let densities = group.parameters.source_numbers("density")?;
         let rescale = group.parameters.truth("rescale")?;
-        let mut terms = Vec::with_capacity(weights.len());
-        for (index, (weight, density)) in weights.into_iter().zip(densities).enumerate() {
-            let sparsifier = self.sparsifier::<W>(group, index, density, context)?;
-            let factor = if rescale { rescale_factor::<W>(group, index, &sparsifier, context)? } else { None };
-            terms.push(SourceTerm { weight: W::from_f64(weight), sparsifier, factor });
+        if self.sparsification == Sparsification::Magnitude {
+            first_thresholds::<W>(group, &densities, context)?;
         }
-        Ok(terms)
+        let sparsifiers = densities.into_iter().enumerate();
+        let sparsifiers = sparsifiers.map(|(index, density)| self.sparsifier::<W>(group, index, density, context));
+        let sparsifiers = sparsifiers.collect::<Result<Vec<_>, _>>()?;
+        let mut factors = vec![None; weights.len()];
+        if rescale {
+            factors = rescale_factors::<W>(group, &sparsifiers, context)?;
+        }
+        let terms = weights.into_iter().zip(sparsifiers).zip(factors);
+        Ok(terms
+            .map(|((weight, sparsifier), factor)| SourceTerm {
+                weight: W::from_f64(weight),
+                sparsifier,
+                factor: factor.map(W::from_f64),
+            })
+            .collect())
     }
 
     fn sparsifier<'a, W: Element>(
@@ -318,15 +331,46 @@ fn magnitude<'a, W: Element>(
     if density <= 0.0 {
         return Ok(Sparsifier::DropAll);
     }
-    let elements = group.elements;
+    match trimmed_count(density, group.elements) {
+        None => Ok(Sparsifier::KeepAll),
+        Some(kept) => largest::<W>(group, index, kept, context).map(Sparsifier::Magnitude),
+    }
+}
+
+/// How many elements a positive density keeps; `None`: all.
+fn trimmed_count(density: f64, elements: u64) -> Option<u64> {
     if density >= 1.0 || elements == 0 {
-        return Ok(Sparsifier::KeepAll);
+        return None;
     }
-    let kept = kept_count(density, elements);
-    if kept >= elements {
-        return Ok(Sparsifier::KeepAll);
+    Some(kept_count(density, elements)).filter(|kept| *kept < elements)
+}
+
+/// Finds the thresholds of the task vectors that have not been asked for one yet, all at once.
+fn first_thresholds<W: Element>(
+    group: &TensorGroup<'_>,
+    densities: &[f64],
+    context: &Context<'_>,
+) -> Result<(), MergeError> {
+    if group.is_wide() {
+        return Ok(());
     }
-    largest::<W>(group, index, kept, context).map(Sparsifier::Magnitude)
+    let mut wanted = Vec::new();
+    for (index, density) in densities.iter().enumerate().filter(|(_, density)| **density > 0.0) {
+        let (vector, key) = task_vector::<W>(group, index)?;
+        if let Some(kept) = trimmed_count(*density, group.elements)
+            && context.cache.is_first_threshold(key)
+        {
+            wanted.push((key, (vector, kept)));
+        }
+    }
+    let (keys, vectors): (Vec<PairKey>, Vec<_>) = wanted.into_iter().unzip();
+    let found = window::thresholds(context.isa, &vectors, group.elements)?;
+    for ((key, (_, kept)), found) in keys.into_iter().zip(vectors).zip(found) {
+        if let Some(threshold) = found {
+            context.cache.put_threshold(key, kept, threshold);
+        }
+    }
+    Ok(())
 }
 
 /// The threshold that keeps the `kept` largest magnitudes of a source's task vector.
@@ -407,18 +451,28 @@ fn ranked<'a, W: Element>(
     Ok(Sparsifier::Ranked(Box::new(mask)))
 }
 
-fn rescale_factor<W: Element>(
+/// What restores each task vector's L1 norm; `None` where nothing is dropped, or everything.
+fn rescale_factors<W: Element>(
     group: &TensorGroup<'_>,
-    index: usize,
-    sparsifier: &Sparsifier<'_>,
+    sparsifiers: &[Sparsifier<'_>],
     context: &Context<'_>,
-) -> Result<Option<W>, MergeError> {
-    if matches!(sparsifier, Sparsifier::KeepAll | Sparsifier::DropAll) {
-        return Ok(None);
+) -> Result<Vec<Option<f64>>, MergeError> {
+    let mut factors = vec![None; sparsifiers.len()];
+    let (mut missing, mut vectors) = (Vec::new(), Vec::new());
+    for (index, sparsifier) in sparsifiers.iter().enumerate() {
+        if matches!(sparsifier, Sparsifier::KeepAll | Sparsifier::DropAll) {
+            continue;
+        }
+        let (vector, key) = task_vector::<W>(group, index)?;
+        factors[index] = context.cache.find_factor(key, sparsifier.identity());
+        if factors[index].is_none() {
+            missing.push((index, key));
+            vectors.push((vector, sparsifier));
+        }
     }
-    let (vector, key) = task_vector::<W>(group, index)?;
-    let factor = context
-        .cache
-        .factor(key, sparsifier.identity(), || l1_factor::<W>(context.isa, vector, sparsifier, group.elements))?;
-    Ok(Some(W::from_f64(factor)))
+    for ((index, key), factor) in missing.into_iter().zip(l1_factors::<W>(context.isa, &vectors, group.elements)?) {
+        context.cache.put_factor(key, sparsifiers[index].identity(), factor);
+        factors[index] = Some(factor);
+    }
+    Ok(factors)
 }

@@ -1,0 +1,149 @@
+//! The factor that gives a sparsified task vector the L1 norm it had before.
+
+use std::ops::Range;
+
+use super::MergeError;
+use super::element::Element;
+use super::fused::{ALARM, CHUNK, PAIRS, alarm, chunks_of, widen, words};
+use super::philox::{DRAWS, FEW, MANY};
+use super::reduce::{LANES, Lanes, sum_block_rows};
+use super::simd::{Isa, Kernel, dispatch};
+use super::sparsify::{Course, PhiloxMask, Sparsifier};
+use super::tensor::{TILE, TaskVector, tiles};
+use crate::checkpoint::Dtype;
+
+/// Factors of several task vectors of one base, in one pass over it: 1 where a norm is below 1e-7.
+pub(crate) fn l1_factors<W: Element>(
+    isa: Isa,
+    vectors: &[(TaskVector<'_>, &Sparsifier<'_>)],
+    elements: u64,
+) -> Result<Vec<f64>, MergeError> {
+    let sums = sum_block_rows(elements, 2 * vectors.len(), |range, sums| {
+        // A block of the base is in the cache for all but the first.
+        for ((vector, sparsifier), sums) in vectors.iter().zip(sums.as_chunks_mut::<2>().0) {
+            *sums = norms::<W>(isa, *vector, sparsifier, range.clone())?;
+        }
+        Ok(())
+    })?;
+    let factor = |[all, kept]: &[f64; 2]| if *all < 1e-7 || *kept < 1e-7 { 1.0 } else { all / kept };
+    Ok(sums.as_chunks::<2>().0.iter().map(factor).collect())
+}
+
+/// The L1 norms of a block of a task vector, and of what is kept of it.
+fn norms<W: Element>(
+    isa: Isa,
+    vector: TaskVector<'_>,
+    sparsifier: &Sparsifier<'_>,
+    range: Range<u64>,
+) -> Result<[f64; 2], MergeError> {
+    let narrow = [vector.source, vector.base].iter().all(|stored| stored.dtype == Dtype::Bfloat16);
+    if let (true, Sparsifier::Philox(mask)) = (narrow && W::KEY_BITS == f32::KEY_BITS, sparsifier) {
+        let (base, source) = (vector.base.bytes, vector.source.bytes);
+        if let Some(norms) = dispatch(isa, FusedNorms { base, source, mask: *mask, range: range.clone() }) {
+            return Ok(norms);
+        }
+        // Something is not finite: the other way says what.
+    }
+    let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
+    let course = sparsifier.begin::<W>(range.start);
+    dispatch(isa, Norms { vector, sparsifier, course, range, delta: &mut delta, scratch: &mut scratch })
+}
+
+struct Norms<'a, W: Element> {
+    vector: TaskVector<'a>,
+    sparsifier: &'a Sparsifier<'a>,
+    course: Course,
+    range: Range<u64>,
+    delta: &'a mut [W],
+    scratch: &'a mut [W],
+}
+
+impl<W: Element> Kernel for Norms<'_, W> {
+    type Output = Result<[f64; 2], MergeError>;
+
+    #[inline(always)]
+    fn run(mut self) -> Self::Output {
+        let (mut all, mut kept) = (Lanes::ZERO, Lanes::ZERO);
+        for (first, length) in tiles(self.range) {
+            let delta = &mut self.delta[..length];
+            let base = &mut self.scratch[..length];
+            self.vector.source.decode(first, delta)?;
+            self.vector.base.decode(first, base)?;
+            all.add_distances(delta, base);
+            self.sparsifier.subtract(&mut self.course, first, delta, base, |delta| delta);
+            kept.add_magnitudes(delta);
+        }
+        Ok([all.total(), kept.total()])
+    }
+}
+
+/// The same of bfloat16 tensors and a drawn mask, in registers. Sixteen magnitudes are added in float32 at a time.
+struct FusedNorms<'a> {
+    base: &'a [u8],
+    source: &'a [u8],
+    mask: PhiloxMask,
+    range: Range<u64>,
+}
+
+impl Kernel for FusedNorms<'_> {
+    /// `None` where something is not finite.
+    type Output = Option<[f64; 2]>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        self.sums::<FEW>()
+    }
+
+    #[inline(always)]
+    fn run_wide(self) -> Self::Output {
+        self.sums::<MANY>()
+    }
+}
+
+impl FusedNorms<'_> {
+    #[inline(always)]
+    fn sums<const COUNTERS: usize>(self) -> Option<[f64; 2]> {
+        let Self { base, source, mask, range } = self;
+        let (bases, base_rest) = chunks_of(base, &range);
+        let (sources, source_rest) = chunks_of(source, &range);
+        let limit = mask.limit;
+        let (mut all, mut kept) = (Lanes::ZERO, Lanes::ZERO);
+        let mut alarms = 0;
+        let mut draws = [[0; 8]; DRAWS / 4];
+        for (group, (base, source)) in (range.start / CHUNK as u64..).zip(bases.iter().zip(sources)) {
+            mask.generator.group::<COUNTERS>(group, &mut draws);
+            let (base, source) = (words(base), words(source));
+            let draws = draws.as_flattened().as_chunks::<4>().0;
+            let (mut sum, mut sum_kept) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+            for row in 0..PAIRS / LANES {
+                for lane in 0..LANES {
+                    let pair = LANES * row + lane;
+                    let (base, source) = (u32::from_le_bytes(base[pair]), u32::from_le_bytes(source[pair]));
+                    alarms |= alarm(base) | alarm(source);
+                    let draws = u32::from_le_bytes(draws[pair]);
+                    let ([low, high], [base_low, base_high]) = (widen(source), widen(base));
+                    let (low, high) = ((low - base_low).abs(), (high - base_high).abs());
+                    sum[lane] += low;
+                    sum[lane] += high;
+                    sum_kept[lane] += if draws & 0xFFFF < limit { low } else { 0.0 };
+                    sum_kept[lane] += if draws >> 16 < limit { high } else { 0.0 };
+                }
+            }
+            all.add_lanes(&sum);
+            kept.add_lanes(&sum_kept);
+        }
+        let group = (range.start + (bases.len() * CHUNK) as u64) / CHUNK as u64;
+        if !base_rest.is_empty() {
+            mask.generator.group::<COUNTERS>(group, &mut draws);
+            let rest = base_rest.as_chunks::<2>().0.iter().zip(source_rest.as_chunks::<2>().0);
+            for ((base, source), draw) in rest.zip(super::philox::each(&draws)) {
+                let (base, source) = (u32::from(u16::from_le_bytes(*base)), u32::from(u16::from_le_bytes(*source)));
+                alarms |= alarm(base) | alarm(source);
+                let delta = (widen(source)[0] - widen(base)[0]).abs();
+                all.add_each(&[delta], f64::from);
+                kept.add_each(&[if u32::from(draw) < limit { delta } else { 0.0 }], f64::from);
+            }
+        }
+        (alarms & ALARM == 0).then(|| [all.total(), kept.total()])
+    }
+}

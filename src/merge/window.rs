@@ -1,0 +1,319 @@
+//! Thresholds of bfloat16 task vectors without a histogram: a sample says between which magnitudes a threshold must lie, and one
+//! pass over all elements counts what is above and collects what is inside.
+//!
+//! A histogram serves every density, so it is the better choice when more than one is asked for; a window is the better one
+//! for a single merge, as nothing is counted one by one but the few elements inside. The result is the same: where the window
+//! misses, the caller takes the histogram.
+
+use std::ops::Range;
+
+use rayon::iter::{IntoParallelIterator, IntoParallelRefIterator, ParallelIterator};
+
+use super::MergeError;
+use super::fused::{ALARM, CHUNK, PAIRS, alarm, chunks_of, widen, words};
+use super::simd::{Isa, Kernel, dispatch};
+use super::tensor::{TaskVector, block_count, block_range};
+use super::threshold::{Threshold, nth_equal};
+use crate::checkpoint::Dtype;
+
+/// Smaller tensors are not worth a sample.
+const LEAST: u64 = 1 << 20;
+/// Larger ones are looked at one by one: what windows hold takes memory.
+const LARGE: u64 = 1 << 25;
+/// Of so many chunks one is in the sample, at least.
+const SPACING: u64 = 16;
+/// Of so many words of a sampled chunk the lower element is in the sample.
+const STRIDE: usize = 2;
+/// Elements of a sample, about, at most.
+const SAMPLE: u64 = 1 << 19;
+/// How many of a sample's standard deviations the window reaches to each side. Neighbours are alike, so a sample is worth less than
+/// its size; a window that is too narrow costs time only.
+const REACH: f64 = 6.0;
+
+/// The threshold that keeps exactly so many elements of each task vector (see [`super::threshold::select`]); `None` where another way
+/// has to find it. All have the same base, which is read once.
+pub(crate) fn thresholds(
+    isa: Isa,
+    vectors: &[(TaskVector<'_>, u64)],
+    elements: u64,
+) -> Result<Vec<Option<Threshold>>, MergeError> {
+    let narrow =
+        |(vector, _): &(TaskVector<'_>, u64)| [vector.source, vector.base].iter().all(|s| s.dtype == Dtype::Bfloat16);
+    if elements < LEAST || !vectors.iter().all(narrow) {
+        return Ok(vec![None; vectors.len()]);
+    }
+    if elements > LARGE {
+        let one = |vector: &[(TaskVector<'_>, u64)]| together(isa, vector, elements);
+        return Ok(vectors.chunks(1).map(one).collect::<Result<Vec<_>, _>>()?.concat());
+    }
+    together(isa, vectors, elements)
+}
+
+/// As [`thresholds`], in one pass.
+fn together(isa: Isa, vectors: &[(TaskVector<'_>, u64)], elements: u64) -> Result<Vec<Option<Threshold>>, MergeError> {
+    let windows: Vec<Window> =
+        vectors.par_iter().map(|(vector, kept)| Window::sampled(isa, *vector, *kept, elements)).collect();
+    // By block, then by vector.
+    let found: Vec<Vec<Option<Found>>> = (0..block_count(elements))
+        .into_par_iter()
+        .map(|block| {
+            let look = |((vector, _), window): (&(TaskVector<'_>, u64), &Window)| {
+                window.look(isa, *vector, block_range(elements, block))
+            };
+            vectors.iter().zip(&windows).map(look).collect()
+        })
+        .collect();
+    let threshold = |(index, ((vector, kept), window)): (usize, (&(TaskVector<'_>, u64), &Window))| {
+        let found: Option<Vec<&Found>> = found.iter().map(|block| block[index].as_ref()).collect();
+        found.map_or(Ok(None), |found| window.place(*vector, &found, *kept, elements))
+    };
+    vectors.iter().zip(&windows).enumerate().map(threshold).collect()
+}
+
+/// Two keys between which a threshold should lie, themselves included.
+#[derive(Clone, Copy)]
+struct Window {
+    low: u32,
+    high: u32,
+}
+
+/// What a block holds.
+#[derive(Default)]
+struct Found {
+    /// Elements above the window, at its high end or above, above its low end, and at it or above.
+    counts: [u32; 4],
+    /// Keys strictly inside the window, in any order.
+    inside: Vec<u32>,
+}
+
+impl Window {
+    fn sampled(isa: Isa, vector: TaskVector<'_>, kept: u64, elements: u64) -> Self {
+        let chunks = elements / CHUNK as u64;
+        let spacing = SPACING.max(chunks * (PAIRS / STRIDE) as u64 / SAMPLE) as usize;
+        let mut keys = Vec::with_capacity((chunks as usize).div_ceil(spacing) * PAIRS / STRIDE);
+        dispatch(isa, Sample { vector, chunks, spacing, keys: &mut keys });
+        let (size, share) = (keys.len() as f64, kept as f64 / elements as f64);
+        let reach = REACH * (size * share * (1.0 - share)).sqrt() + 8.0;
+        let rank = |rank: f64| (rank.max(0.0) as usize).min(keys.len() - 1);
+        // Ranks count from the largest.
+        let (first, last) = (rank(share * size - reach), rank(share * size + reach));
+        let largest_first = |left: &u32, right: &u32| right.cmp(left);
+        let (above, low, _) = keys.select_nth_unstable_by(last, largest_first);
+        let low = *low;
+        let high = if first < last { *above.select_nth_unstable_by(first, largest_first).1 } else { low };
+        Self { low, high }
+    }
+
+    /// Counts a block; `None` where something is not finite.
+    fn look(self, isa: Isa, vector: TaskVector<'_>, range: Range<u64>) -> Option<Found> {
+        dispatch(isa, Look { window: self, base: vector.base.bytes, source: vector.source.bytes, range })
+    }
+
+    /// The threshold, if it is in the window.
+    fn place(
+        self,
+        vector: TaskVector<'_>,
+        blocks: &[&Found],
+        kept: u64,
+        elements: u64,
+    ) -> Result<Option<Threshold>, MergeError> {
+        let total = |which: usize| blocks.iter().map(|block| u64::from(block.counts[which])).sum::<u64>();
+        let [above_high, from_high, above_low, from_low] = [0, 1, 2, 3].map(total);
+        if kept <= above_high || kept > from_low {
+            return Ok(None);
+        }
+        let difference = |more: usize, less: usize| {
+            let equal = move |block: &Found| u64::from(block.counts[more] - block.counts[less]);
+            blocks.iter().map(|block| equal(block)).collect::<Vec<u64>>()
+        };
+        let (key, above, equal) = if kept <= from_high {
+            (self.high, above_high, difference(1, 0))
+        } else if kept > above_low {
+            (self.low, above_low, difference(3, 2))
+        } else {
+            let mut inside: Vec<u32> = blocks.iter().flat_map(|block| &block.inside).copied().collect();
+            let rank = (kept - from_high - 1) as usize;
+            let (larger, key, _) = inside.select_nth_unstable_by(rank, |left, right| right.cmp(left));
+            let key = *key;
+            let above = from_high + larger.iter().filter(|other| **other > key).count() as u64;
+            let equal = |block: &&Found| block.inside.iter().filter(|other| **other == key).count() as u64;
+            (key, above, blocks.iter().map(equal).collect())
+        };
+        let mut wanted = kept - above;
+        // A threshold of zero keeps only what changes nothing; all of the equal ones need no limit.
+        if key == 0 || wanted == equal.iter().sum::<u64>() {
+            return Ok(Some(Threshold { key: u64::from(key), last: u64::MAX }));
+        }
+        for (block, equal) in (0..).zip(equal) {
+            if equal >= wanted {
+                let last = nth_equal::<f32, _>(vector, block_range(elements, block), key, wanted)?;
+                return Ok(Some(Threshold { key: u64::from(key), last }));
+            }
+            wanted -= equal;
+        }
+        Err(MergeError::Internal("an element at the threshold was counted but not found".into()))
+    }
+}
+
+struct Sample<'a> {
+    vector: TaskVector<'a>,
+    chunks: u64,
+    spacing: usize,
+    keys: &'a mut Vec<u32>,
+}
+
+impl Kernel for Sample<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let range = 0..self.chunks * CHUNK as u64;
+        let (bases, _) = chunks_of(self.vector.base.bytes, &range);
+        let (sources, _) = chunks_of(self.vector.source.bytes, &range);
+        for (base, source) in bases.iter().zip(sources).step_by(self.spacing) {
+            let pairs = words(base).iter().zip(words(source)).step_by(STRIDE);
+            self.keys.extend(pairs.map(|(base, source)| {
+                let (base, source) = (u32::from_le_bytes(*base), u32::from_le_bytes(*source));
+                key(widen(source)[0] - widen(base)[0])
+            }));
+        }
+    }
+}
+
+#[inline(always)]
+fn key(delta: f32) -> u32 {
+    delta.to_bits() & 0x7FFF_FFFF
+}
+
+struct Look<'a> {
+    window: Window,
+    base: &'a [u8],
+    source: &'a [u8],
+    range: Range<u64>,
+}
+
+impl Kernel for Look<'_> {
+    type Output = Option<Found>;
+
+    #[inline(always)]
+    fn run(self) -> Option<Found> {
+        let Self { window: Window { low, high }, base, source, range } = self;
+        let (bases, base_rest) = chunks_of(base, &range);
+        let (sources, source_rest) = chunks_of(source, &range);
+        let width = high.saturating_sub(low).saturating_sub(1);
+        let is_inside = |key: u32| key.wrapping_sub(low).wrapping_sub(1) < width;
+        let mut found = Found::default();
+        let mut alarms = 0;
+        let (mut keys, mut flags) = ([0; CHUNK], [0_u8; CHUNK]);
+        for (base, source) in bases.iter().zip(sources) {
+            let (base, source) = (words(base), words(source));
+            let mut counts = [0; 4];
+            for pair in 0..PAIRS {
+                let (base, source) = (u32::from_le_bytes(base[pair]), u32::from_le_bytes(source[pair]));
+                alarms |= alarm(base) | alarm(source);
+                let ([left, right], [base_left, base_right]) = (widen(source), widen(base));
+                let (left, right) = (key(left - base_left), key(right - base_right));
+                counts[0] += u32::from(left > high) + u32::from(right > high);
+                counts[1] += u32::from(left >= high) + u32::from(right >= high);
+                counts[2] += u32::from(left > low) + u32::from(right > low);
+                counts[3] += u32::from(left >= low) + u32::from(right >= low);
+                (keys[pair], keys[PAIRS + pair]) = (left, right);
+                (flags[pair], flags[PAIRS + pair]) = (u8::from(is_inside(left)), u8::from(is_inside(right)));
+            }
+            for (count, more) in found.counts.iter_mut().zip(counts) {
+                *count += more;
+            }
+            for (eight, keys) in flags.as_chunks::<8>().0.iter().zip(keys.as_chunks::<8>().0) {
+                let mut left = u64::from_le_bytes(*eight);
+                while left != 0 {
+                    found.inside.push(keys[left.trailing_zeros() as usize / 8]);
+                    left &= left - 1;
+                }
+            }
+        }
+        for (base, source) in base_rest.as_chunks::<2>().0.iter().zip(source_rest.as_chunks::<2>().0) {
+            let (base, source) = (u32::from(u16::from_le_bytes(*base)), u32::from(u16::from_le_bytes(*source)));
+            alarms |= alarm(base) | alarm(source);
+            let key = key(widen(source)[0] - widen(base)[0]);
+            let here = [key > high, key >= high, key > low, key >= low];
+            for (count, here) in found.counts.iter_mut().zip(here) {
+                *count += u32::from(here);
+            }
+            if is_inside(key) {
+                found.inside.push(key);
+            }
+        }
+        (alarms & ALARM == 0).then_some(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::merge::statistics::TensorKey;
+    use crate::merge::tensor::Stored;
+    use crate::merge::threshold::{coarse_histogram, select};
+
+    fn stored(bytes: &[u8], model: u32) -> Stored<'_> {
+        Stored { dtype: Dtype::Bfloat16, bytes, model: "m", tensor: "t", key: TensorKey { model, tensor: 0 }, delta: None }
+    }
+
+    /// bfloat16 values of that many elements, each a multiple of `grain`.
+    fn values(elements: usize, seed: u64, grain: f32) -> Vec<u8> {
+        let mut state = seed;
+        let mut draw = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 40) as f32 / 8_388_608.0 - 1.0) * if state >> 33 & 7 == 0 { 4.0 } else { 0.5 }
+        };
+        let value = |value: f32| (((value / grain).round() * grain).to_bits() >> 16) as u16;
+        (0..elements).flat_map(|_| value(draw()).to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn a_window_finds_what_a_histogram_finds() {
+        // A tail of less than a chunk, and several blocks.
+        let elements = LEAST as usize + 300_001;
+        let base = values(elements, 1, 0.25);
+        let fine = values(elements, 2, 1.0 / 4096.0);
+        let coarse = values(elements, 3, 0.25);
+        let (base, fine, coarse) = (stored(&base, 0), stored(&fine, 1), stored(&coarse, 2));
+        for share in [0.001, 0.05, 0.3, 0.5, 0.51, 0.9, 0.9999] {
+            let kept = ((elements as f64 * share) as u64).max(1);
+            for isa in Isa::available() {
+                let vectors = [fine, coarse].map(|source| (TaskVector { source, base }, kept));
+                let found = thresholds(isa, &vectors, elements as u64).unwrap();
+                for ((vector, _), found) in vectors.iter().zip(found) {
+                    let histogram = || coarse_histogram::<f32, _>(isa, *vector, elements as u64);
+                    let expected = select::<f32, _>(isa, *vector, elements as u64, kept, histogram).unwrap();
+                    assert_eq!(found, Some(expected), "{share} of the elements");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_window_that_misses_says_so() {
+        let elements = LEAST as usize;
+        let (base, source) = (values(elements, 1, 0.25), values(elements, 2, 0.25));
+        let vector = TaskVector { source: stored(&source, 1), base: stored(&base, 0) };
+        for (low, high, kept) in [(0x4100_0000, 0x4200_0000, 500_000), (0, 1, 500_000)] {
+            let window = Window { low, high };
+            let blocks: Vec<Found> = (0..block_count(elements as u64))
+                .map(|block| window.look(Isa::detect(), vector, block_range(elements as u64, block)).unwrap())
+                .collect();
+            let blocks: Vec<&Found> = blocks.iter().collect();
+            assert_eq!(window.place(vector, &blocks, kept, elements as u64).unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_left_to_the_way_that_names_it() {
+        let elements = LEAST as usize;
+        let base = values(elements, 1, 0.25);
+        let mut source = values(elements, 2, 0.25);
+        source[2 * 7 + 1] = 0x7F;
+        source[2 * 7] = 0x80;
+        let vector = TaskVector { source: stored(&source, 1), base: stored(&base, 0) };
+        assert_eq!(thresholds(Isa::detect(), &[(vector, 1000)], elements as u64).unwrap(), [None]);
+    }
+}
