@@ -15,7 +15,7 @@ use super::simd::{Isa, Kernel, dispatch};
 use super::tensor::Stored;
 use crate::checkpoint::Dtype;
 
-/// Elements a chunk: those that share what [`PairMerge::chunk`] computes.
+/// Elements a chunk: those that share what [`PairMerge::prepare`] computes.
 pub(crate) const CHUNK: usize = DRAWS;
 pub(crate) const PAIRS: usize = CHUNK / 2;
 pub(crate) const BYTES: usize = 2 * CHUNK;
@@ -28,9 +28,12 @@ pub(crate) trait PairMerge<const S: usize>: Send + Sync {
     /// Whether an input that is not finite always makes a result that is not finite.
     const PROPAGATES: bool;
 
-    /// Prepares the chunk that starts at element `first`; `None`: its elements do not share one preparation. `COUNTERS` is the
+    /// A chunk's place.
+    fn begin(&self) -> Self::Chunk;
+
+    /// Prepares the chunk that starts at element `first`; false: its elements do not share one preparation. `COUNTERS` is the
     /// batch of [`super::philox::Philox::group`].
-    fn chunk<const COUNTERS: usize>(&self, first: u64) -> Option<Self::Chunk>;
+    fn prepare<const COUNTERS: usize>(&self, first: u64, chunk: &mut Self::Chunk) -> bool;
 
     /// Merges element `2 pair + HIGH` of the chunk.
     fn element<const HIGH: bool>(&self, chunk: &Self::Chunk, pair: usize, base: f32, sources: [f32; S]) -> f32;
@@ -165,8 +168,11 @@ impl<M: PairMerge<S>, const S: usize> Pass<'_, '_, M, S> {
         let sources: [&[[u8; BYTES]]; S] = sources.map(|bytes| chunks_of(bytes, &range).0);
         let (mut largest, mut alarms) = (0, 0);
         let mut reached = range.start;
+        let mut chunk = arithmetic.begin();
         for (index, output) in output.as_chunks_mut::<BYTES>().0.iter_mut().enumerate() {
-            let Some(chunk) = arithmetic.chunk::<COUNTERS>(reached) else { break };
+            if !arithmetic.prepare::<COUNTERS>(reached, &mut chunk) {
+                break;
+            }
             let base = words(&base[index]);
             let sources = sources.map(|chunks| words(&chunks[index]));
             for (pair, output) in output.as_chunks_mut::<4>().0.iter_mut().enumerate() {

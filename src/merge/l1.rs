@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::MergeError;
 use super::element::Element;
 use super::fused::{ALARM, CHUNK, PAIRS, alarm, chunks_of, widen, words};
-use super::philox::{DRAWS, FEW, MANY};
+use super::philox::{DRAWS, FEW, Limit, MANY, each, pairs};
 use super::reduce::{LANES, Lanes, sum_block_rows};
 use super::simd::{Isa, Kernel, dispatch};
 use super::sparsify::{Course, PhiloxMask, Sparsifier};
@@ -37,7 +37,9 @@ fn norms<W: Element>(
     range: Range<u64>,
 ) -> Result<[f64; 2], MergeError> {
     let narrow = [vector.source, vector.base].iter().all(|stored| stored.dtype == Dtype::Bfloat16);
-    if let (true, Sparsifier::Philox(mask)) = (narrow && W::KEY_BITS == f32::KEY_BITS, sparsifier) {
+    if let (true, Sparsifier::Philox(mask)) = (narrow && W::KEY_BITS == f32::KEY_BITS, sparsifier)
+        && mask.limit > 0
+    {
         let (base, source) = (vector.base.bytes, vector.source.bytes);
         if let Some(norms) = dispatch(isa, FusedNorms { base, source, mask: *mask, range: range.clone() }) {
             return Ok(norms);
@@ -106,42 +108,46 @@ impl FusedNorms<'_> {
         let Self { base, source, mask, range } = self;
         let (bases, base_rest) = chunks_of(base, &range);
         let (sources, source_rest) = chunks_of(source, &range);
-        let limit = mask.limit;
+        let limit = Limit::below(mask.limit);
+        let highest = u32::from(limit.highest()) << 24 | 0x00FF_FFFF;
         let (mut all, mut kept) = (Lanes::ZERO, Lanes::ZERO);
-        let mut alarms = 0;
-        let mut draws = [[0; 8]; DRAWS / 4];
+        let mut alarms = [0; LANES];
+        let (mut draws, mut drawn) = ([[0; 4]; DRAWS / 4], [[0; 4]; PAIRS]);
         for (group, (base, source)) in (range.start / CHUNK as u64..).zip(bases.iter().zip(sources)) {
             mask.generator.group::<COUNTERS>(group, &mut draws);
+            limit.decide(&mask.generator, group, &mut draws);
+            pairs(&draws, &mut drawn);
             let (base, source) = (words(base), words(source));
-            let draws = draws.as_flattened().as_chunks::<4>().0;
             let (mut sum, mut sum_kept) = ([0.0_f32; LANES], [0.0_f32; LANES]);
             for row in 0..PAIRS / LANES {
                 for lane in 0..LANES {
                     let pair = LANES * row + lane;
                     let (base, source) = (u32::from_le_bytes(base[pair]), u32::from_le_bytes(source[pair]));
-                    alarms |= alarm(base) | alarm(source);
-                    let draws = u32::from_le_bytes(draws[pair]);
+                    alarms[lane] |= alarm(base) | alarm(source);
+                    let draws = u32::from_le_bytes(drawn[pair]);
                     let ([low, high], [base_low, base_high]) = (widen(source), widen(base));
                     let (low, high) = ((low - base_low).abs(), (high - base_high).abs());
                     sum[lane] += low;
                     sum[lane] += high;
-                    sum_kept[lane] += if draws & 0xFFFF < limit { low } else { 0.0 };
-                    sum_kept[lane] += if draws >> 16 < limit { high } else { 0.0 };
+                    sum_kept[lane] += if draws << 24 <= highest { low } else { 0.0 };
+                    sum_kept[lane] += if draws << 16 <= highest { high } else { 0.0 };
                 }
             }
             all.add_lanes(&sum);
             kept.add_lanes(&sum_kept);
         }
-        let group = (range.start + (bases.len() * CHUNK) as u64) / CHUNK as u64;
+        let mut alarms = alarms.into_iter().fold(0, |alarms, lane| alarms | lane);
         if !base_rest.is_empty() {
+            let group = range.start / CHUNK as u64 + bases.len() as u64;
             mask.generator.group::<COUNTERS>(group, &mut draws);
+            limit.decide(&mask.generator, group, &mut draws);
             let rest = base_rest.as_chunks::<2>().0.iter().zip(source_rest.as_chunks::<2>().0);
-            for ((base, source), draw) in rest.zip(super::philox::each(&draws)) {
+            for ((base, source), byte) in rest.zip(each(&draws)) {
                 let (base, source) = (u32::from(u16::from_le_bytes(*base)), u32::from(u16::from_le_bytes(*source)));
                 alarms |= alarm(base) | alarm(source);
                 let delta = (widen(source)[0] - widen(base)[0]).abs();
                 all.add_each(&[delta], f64::from);
-                kept.add_each(&[if u32::from(draw) < limit { delta } else { 0.0 }], f64::from);
+                kept.add_each(&[if byte <= limit.highest() { delta } else { 0.0 }], f64::from);
             }
         }
         (alarms & ALARM == 0).then(|| [all.total(), kept.total()])

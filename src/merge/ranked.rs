@@ -5,7 +5,7 @@
 
 use super::element::{Element, bf16_to_f32, f32_to_bf16};
 use super::mersenne::MersenneTwister;
-use super::philox::{DRAW_RANGE, DRAWS, FEW, Philox, each};
+use super::philox::{DRAW_RANGE, DRAWS, Philox};
 use super::sparsify::{MersenneMask, digest};
 use super::tensor::{BLOCK, TaskVector};
 
@@ -107,10 +107,8 @@ impl<'a> RankedMask<'a> {
         match &self.draws {
             Draws::Philox(generator) => {
                 let mut kept = Vec::with_capacity(limits.len());
-                let mut draws = [[0; 8]; DRAWS / 4];
                 for (group, limits) in (first / DRAWS as u64..).zip(limits.chunks(DRAWS)) {
-                    generator.group::<FEW>(group, &mut draws);
-                    kept.extend(limits.iter().zip(each(&draws)).map(|(limit, draw)| u32::from(draw) < *limit));
+                    kept.extend(limits.iter().zip(generator.draws(group)).map(|(limit, draw)| draw < *limit));
                 }
                 kept
             }

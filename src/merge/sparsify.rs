@@ -4,7 +4,7 @@ use sha2::{Digest, Sha256};
 
 use super::element::Element;
 use super::mersenne::MersenneTwister;
-use super::philox::{DRAW_RANGE, DRAWS, FEW, Philox, each};
+use super::philox::{DRAW_RANGE, DRAWS, FEW, Limit, Philox, each};
 use super::ranked::RankedMask;
 #[cfg(test)]
 use super::tensor::TILE;
@@ -63,13 +63,18 @@ impl PhiloxMask {
     /// See [`Sparsifier::subtract`].
     #[inline(always)]
     fn subtract<W: Element>(&self, first: u64, values: &mut [W], others: &[W], term: impl Fn(W) -> W) {
-        let mut draws = [[0; 8]; DRAWS / 4];
+        if self.limit == 0 {
+            return values.fill(W::ZERO);
+        }
+        let below = Limit::below(self.limit);
+        let mut draws = [[0; 4]; DRAWS / 4];
         let groups = values.chunks_mut(DRAWS).zip(others.chunks(DRAWS));
         for (group, (values, others)) in (first / DRAWS as u64..).zip(groups) {
             self.generator.group::<FEW>(group, &mut draws);
-            for ((value, other), draw) in values.iter_mut().zip(others).zip(each(&draws)) {
+            below.decide(&self.generator, group, &mut draws);
+            for ((value, other), byte) in values.iter_mut().zip(others).zip(each(&draws)) {
                 let delta = term(*value - *other);
-                *value = if u32::from(draw) < self.limit { delta } else { W::ZERO };
+                *value = if byte <= below.highest() { delta } else { W::ZERO };
             }
         }
     }

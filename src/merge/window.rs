@@ -23,7 +23,7 @@ const LARGE: u64 = 1 << 25;
 /// Of so many chunks one is in the sample, at least.
 const SPACING: u64 = 16;
 /// Of so many words of a sampled chunk the lower element is in the sample.
-const STRIDE: usize = 2;
+const STRIDE: usize = 4;
 /// Elements of a sample, about, at most.
 const SAMPLE: u64 = 1 << 19;
 /// How many of a sample's standard deviations the window reaches to each side. Neighbours are alike, so a sample is worth less than
@@ -170,12 +170,16 @@ impl Kernel for Sample<'_> {
         let range = 0..self.chunks * CHUNK as u64;
         let (bases, _) = chunks_of(self.vector.base.bytes, &range);
         let (sources, _) = chunks_of(self.vector.source.bytes, &range);
-        for (base, source) in bases.iter().zip(sources).step_by(self.spacing) {
-            let pairs = words(base).iter().zip(words(source)).step_by(STRIDE);
-            self.keys.extend(pairs.map(|(base, source)| {
-                let (base, source) = (u32::from_le_bytes(*base), u32::from_le_bytes(*source));
-                key(widen(source)[0] - widen(base)[0])
-            }));
+        let mut next = 0;
+        while let (Some(base), Some(source)) = (bases.get(next), sources.get(next)) {
+            let bases = words(base).as_chunks::<STRIDE>().0.iter();
+            let mut keys = [0; PAIRS / STRIDE];
+            for (slot, (base, source)) in keys.iter_mut().zip(bases.zip(words(source).as_chunks::<STRIDE>().0)) {
+                let (base, source) = (u32::from_le_bytes(base[0]), u32::from_le_bytes(source[0]));
+                *slot = key(widen(source)[0] - widen(base)[0]);
+            }
+            self.keys.extend_from_slice(&keys);
+            next += self.spacing;
         }
     }
 }

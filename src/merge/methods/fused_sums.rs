@@ -2,8 +2,8 @@
 
 use super::task_vector_sum::{SourceTerm, TaskVectorSum};
 use crate::merge::block::BlockMerge;
-use crate::merge::fused::{CHUNK, PairMerge, fuse};
-use crate::merge::philox::{DRAW_RANGE, DRAWS, GroupDraws, Philox};
+use crate::merge::fused::{CHUNK, PAIRS, PairMerge, fuse};
+use crate::merge::philox::{DRAWS, Limit, Philox, pairs};
 use crate::merge::sparsify::Sparsifier;
 use crate::merge::tensor::Stored;
 use crate::merge::threshold::Threshold;
@@ -19,9 +19,11 @@ impl<const S: usize, const DIVIDES: bool> PairMerge<S> for Weighted<S, DIVIDES> 
 
     const PROPAGATES: bool = true;
 
+    fn begin(&self) {}
+
     #[inline(always)]
-    fn chunk<const COUNTERS: usize>(&self, _first: u64) -> Option<()> {
-        Some(())
+    fn prepare<const COUNTERS: usize>(&self, _first: u64, _chunk: &mut ()) -> bool {
+        true
     }
 
     #[inline(always)]
@@ -72,9 +74,11 @@ impl PairMerge<2> for Combined {
 
     const PROPAGATES: bool = true;
 
+    fn begin(&self) {}
+
     #[inline(always)]
-    fn chunk<const COUNTERS: usize>(&self, _first: u64) -> Option<()> {
-        Some(())
+    fn prepare<const COUNTERS: usize>(&self, _first: u64, _chunk: &mut ()) -> bool {
+        true
     }
 
     #[inline(always)]
@@ -99,7 +103,8 @@ trait Rule<const S: usize>: Send + Sync {
     /// Whether an element is never dropped.
     const KEEPS_ALL: bool;
 
-    fn chunk<const COUNTERS: usize>(&self, first: u64) -> Option<Self::Chunk>;
+    fn begin(&self) -> Self::Chunk;
+    fn prepare<const COUNTERS: usize>(&self, first: u64, chunk: &mut Self::Chunk) -> bool;
     fn keeps<const HIGH: bool>(&self, chunk: &Self::Chunk, pair: usize, source: usize, delta: f32) -> bool;
     /// Restores the L1 norm; 1 where it is not restored.
     fn factor(&self, source: usize) -> f32;
@@ -112,9 +117,11 @@ impl<const S: usize> Rule<S> for KeepAll {
 
     const KEEPS_ALL: bool = true;
 
+    fn begin(&self) {}
+
     #[inline(always)]
-    fn chunk<const COUNTERS: usize>(&self, _first: u64) -> Option<()> {
-        Some(())
+    fn prepare<const COUNTERS: usize>(&self, _first: u64, _chunk: &mut ()) -> bool {
+        true
     }
 
     #[inline(always)]
@@ -139,13 +146,16 @@ impl<const S: usize> Rule<S> for Largest<S> {
 
     const KEEPS_ALL: bool = false;
 
+    fn begin(&self) -> [u32; S] {
+        [0; S]
+    }
+
     /// A chunk in which equal magnitudes change from kept to dropped has more than one smallest key.
     #[inline(always)]
-    fn chunk<const COUNTERS: usize>(&self, first: u64) -> Option<[u32; S]> {
+    fn prepare<const COUNTERS: usize>(&self, first: u64, smallest: &mut [u32; S]) -> bool {
         let last = first + CHUNK as u64 - 1;
-        let one = |threshold: &Threshold| threshold.last >= last || threshold.last < first;
-        let smallest = |threshold: Threshold| threshold.key as u32 + u32::from(threshold.last < first);
-        self.thresholds.iter().all(one).then(|| self.thresholds.map(smallest))
+        *smallest = self.thresholds.map(|threshold| threshold.key as u32 + u32::from(threshold.last < first));
+        self.thresholds.iter().all(|threshold| threshold.last >= last || threshold.last < first)
     }
 
     #[inline(always)]
@@ -161,12 +171,12 @@ impl<const S: usize> Rule<S> for Largest<S> {
 
 /// The masks of a chunk, aligned as vectors like them.
 #[repr(align(64))]
-struct Drawn<const S: usize>([GroupDraws; S]);
+struct Drawn<const S: usize>([[[u8; 4]; PAIRS]; S]);
 
 struct Sampled<const S: usize> {
     /// `None`: all elements are kept.
-    generators: [Option<Philox>; S],
-    /// The highest draw that is kept, with 16 bits of ones below.
+    masks: [Option<(Philox, Limit)>; S],
+    /// The highest byte that is kept, moved up, with ones below.
     highest: [u32; S],
     factors: [f32; S],
 }
@@ -176,21 +186,28 @@ impl<const S: usize> Rule<S> for Sampled<S> {
 
     const KEEPS_ALL: bool = false;
 
+    fn begin(&self) -> Drawn<S> {
+        Drawn([[[0; 4]; PAIRS]; S])
+    }
+
     #[inline(always)]
-    fn chunk<const COUNTERS: usize>(&self, first: u64) -> Option<Drawn<S>> {
-        let mut drawn = Drawn([[[0; 8]; DRAWS / 4]; S]);
-        for (generator, draws) in self.generators.iter().zip(&mut drawn.0) {
-            if let Some(generator) = generator {
-                generator.group::<COUNTERS>(first / DRAWS as u64, draws);
+    fn prepare<const COUNTERS: usize>(&self, first: u64, drawn: &mut Drawn<S>) -> bool {
+        let group = first / DRAWS as u64;
+        for (mask, drawn) in self.masks.iter().zip(&mut drawn.0) {
+            if let Some((generator, limit)) = mask {
+                let mut draws = [[0; 4]; DRAWS / 4];
+                generator.group::<COUNTERS>(group, &mut draws);
+                limit.decide(generator, group, &mut draws);
+                pairs(&draws, drawn);
             }
         }
-        Some(drawn)
+        true
     }
 
     #[inline(always)]
     fn keeps<const HIGH: bool>(&self, drawn: &Drawn<S>, pair: usize, source: usize, _delta: f32) -> bool {
-        let draws = u32::from_le_bytes(drawn.0[source].as_flattened().as_chunks::<4>().0[pair]);
-        (if HIGH { draws } else { draws << 16 }) <= self.highest[source]
+        let draws = u32::from_le_bytes(drawn.0[source][pair]);
+        draws << (if HIGH { 16 } else { 24 }) <= self.highest[source]
     }
 
     #[inline(always)]
@@ -216,9 +233,13 @@ impl<R: Rule<S>, const S: usize, const ELECTS: bool, const DIVIDES: bool> PairMe
     /// A sign that is not elected hides what has it.
     const PROPAGATES: bool = R::KEEPS_ALL && !ELECTS;
 
+    fn begin(&self) -> R::Chunk {
+        self.rule.begin()
+    }
+
     #[inline(always)]
-    fn chunk<const COUNTERS: usize>(&self, first: u64) -> Option<R::Chunk> {
-        self.rule.chunk::<COUNTERS>(first)
+    fn prepare<const COUNTERS: usize>(&self, first: u64, chunk: &mut R::Chunk) -> bool {
+        self.rule.prepare::<COUNTERS>(first, chunk)
     }
 
     #[inline(always)]
@@ -286,14 +307,13 @@ fn sized<'a, const S: usize>(
         return ruled::<_, S>(base, inputs, sum, Largest { thresholds, factors }, tiled);
     }
     if let Some(masks) = of_each::<_, S>(sum, |sparsifier| match sparsifier {
-        Sparsifier::KeepAll => Some((None, u32::MAX)),
-        Sparsifier::Philox(mask) if (1..=DRAW_RANGE).contains(&mask.limit) => {
-            Some((Some(mask.generator), (mask.limit - 1) << 16 | 0xFFFF))
-        }
+        Sparsifier::KeepAll => Some(None),
+        Sparsifier::Philox(mask) if mask.limit > 0 => Some(Some((mask.generator, Limit::below(mask.limit)))),
         _ => None,
     }) {
-        let rule = Sampled { generators: masks.map(|mask| mask.0), highest: masks.map(|mask| mask.1), factors };
-        return ruled::<_, S>(base, inputs, sum, rule, tiled);
+        let highest = |limit: Limit| u32::from(limit.highest()) << 24 | 0x00FF_FFFF;
+        let highest = masks.map(|mask| mask.map_or(u32::MAX, |(_, limit)| highest(limit)));
+        return ruled::<_, S>(base, inputs, sum, Sampled { masks, highest, factors }, tiled);
     }
     tiled
 }
@@ -321,5 +341,156 @@ fn ruled<'a, R: Rule<S> + 'a, const S: usize>(
         (true, false) => fuse(base, inputs, FusedSum::<R, S, true, false> { rule, weights, divisor, lambda }, tiled),
         (false, true) => fuse(base, inputs, FusedSum::<R, S, false, true> { rule, weights, divisor, lambda }, tiled),
         (false, false) => fuse(base, inputs, FusedSum::<R, S, false, false> { rule, weights, divisor, lambda }, tiled),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::marker::PhantomData;
+    use std::ops::Range;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::checkpoint::Dtype;
+    use crate::merge::MergeError;
+    use crate::merge::block::{TileMerge, Tiled};
+    use crate::merge::simd::Isa;
+    use crate::merge::sparsify::PhiloxMask;
+    use crate::merge::statistics::TensorKey;
+
+    /// Whole chunks and a rest.
+    const ELEMENTS: usize = 5 * CHUNK + 77;
+
+    /// The tiled way, which a fused pass may ask for no more than a chunk.
+    struct Leftovers<'a>(Box<dyn BlockMerge + 'a>);
+
+    impl BlockMerge for Leftovers<'_> {
+        fn merge_block(&self, isa: Isa, range: Range<u64>, dtype: Dtype, out: &mut [u8]) -> Result<(), MergeError> {
+            assert!(range.end - range.start <= CHUNK as u64, "the fused pass has done nothing");
+            self.0.merge_block(isa, range, dtype, out)
+        }
+    }
+
+    /// Finite bfloat16 numbers of few exponents, zeros of both signs among them.
+    fn model(seed: u64) -> Vec<u8> {
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mut draw = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as u16
+        };
+        let mut value = || match draw() % 8 {
+            0 => draw() & 0x8000,
+            _ => draw() & 0x80FF | 0x3C00 | draw() % 4 << 8,
+        };
+        (0..ELEMENTS).flat_map(|_| value().to_le_bytes()).collect()
+    }
+
+    fn stored(bytes: &[u8], model: u32) -> Stored<'_> {
+        Stored { dtype: Dtype::Bfloat16, bytes, model: "m", tensor: "t", key: TensorKey { model, tensor: 0 } }
+    }
+
+    fn tiled<'a, T: TileMerge<f32> + 'a>(inputs: Vec<Stored<'a>>, arithmetic: T) -> Box<dyn BlockMerge + 'a> {
+        Box::new(Tiled { tensor: "t", inputs, arithmetic, precision: PhantomData })
+    }
+
+    fn merged(merge: &dyn BlockMerge, isa: Isa) -> Vec<u8> {
+        let mut output = vec![0; 2 * ELEMENTS];
+        merge.merge_block(isa, 0..ELEMENTS as u64, Dtype::Bfloat16, &mut output).unwrap();
+        output
+    }
+
+    fn sparsifier(kind: usize, source: usize) -> Sparsifier<'static> {
+        let last = (CHUNK * source + 13) as u64;
+        match kind {
+            _ if source == 2 => Sparsifier::KeepAll,
+            0 => Sparsifier::KeepAll,
+            1 => Sparsifier::Magnitude(Threshold { key: u64::from(0.5_f32.to_bits()) + source as u64, last }),
+            _ => Sparsifier::Philox(PhiloxMask::new(7, "content", "t", 0.3 + 0.1 * source as f64)),
+        }
+    }
+
+    #[test]
+    fn fused_task_vectors_are_the_tiled_ones_bit_by_bit() {
+        let models: Vec<Vec<u8>> = (0..7).map(model).collect();
+        let all: Vec<Stored<'_>> = (0..).zip(&models).map(|(index, bytes)| stored(bytes, index)).collect();
+        for case in 0..6 * 3 * 2 * 2 * 2 {
+            let (sources, kind) = (case % 6 + 1, case / 6 % 3);
+            let [elects_sign, normalize, scaled] = [18, 36, 72].map(|step| case / step % 2 == 1);
+            let term = |source: usize| SourceTerm {
+                weight: [0.3, -0.7, 1.1, 0.25, 0.5, 0.9][source],
+                sparsifier: sparsifier(kind, source),
+                factor: (scaled && kind > 0).then_some(1.7),
+            };
+            let sum = TaskVectorSum {
+                sources: (0..sources).map(term).collect(),
+                elects_sign,
+                normalize,
+                lambda: scaled.then_some(0.6),
+            };
+            let sum = Arc::new(sum);
+            let inputs = || all[..=sources].to_vec();
+            let reference = tiled(inputs(), Arc::clone(&sum));
+            let rest = Box::new(Leftovers(tiled(inputs(), Arc::clone(&sum))));
+            let fused = task_vector_sum(all[0], &all[1..=sources], &sum, rest);
+            let expected = merged(&*reference, Isa::BASELINE);
+            for isa in Isa::available() {
+                assert!(merged(&*fused, isa) == expected, "case {case} on {}", isa.name());
+            }
+        }
+    }
+
+    /// The sum that a fused pass is compared with.
+    struct Plain {
+        weights: Vec<f32>,
+        divisor: Option<f32>,
+    }
+
+    impl TileMerge<f32> for Plain {
+        type State = ();
+
+        fn begin(&self, _first: u64) {}
+
+        fn merge_tile(&self, _state: &mut (), _first: u64, inputs: &mut [f32], output: &mut [f32]) {
+            for (element, value) in output.iter_mut().enumerate() {
+                let tile = |source: usize| inputs[source * crate::merge::tensor::TILE + element];
+                let terms = self.weights.iter().enumerate();
+                let sum = terms.fold(0.0, |sum, (source, weight)| tile(source).mul_add(*weight, sum));
+                *value = self.divisor.map_or(sum, |divisor| sum / divisor);
+            }
+        }
+    }
+
+    #[test]
+    fn fused_averages_are_the_tiled_ones_bit_by_bit() {
+        let models: Vec<Vec<u8>> = (0..8).map(model).collect();
+        let all: Vec<Stored<'_>> = (0..).zip(&models).map(|(index, bytes)| stored(bytes, index)).collect();
+        for count in 2..=8 {
+            for divisor in [None, Some(1.3)] {
+                let weights: Vec<f32> = (0..count).map(|index| 0.1 + 0.2 * index as f32).collect();
+                let plain = || Plain { weights: weights.clone(), divisor };
+                let expected = merged(&*tiled(all[..count].to_vec(), plain()), Isa::BASELINE);
+                let rest = Box::new(Leftovers(tiled(all[..count].to_vec(), plain())));
+                let fused = weighted_sum(&all[..count], &weights, divisor, rest);
+                for isa in Isa::available() {
+                    assert!(merged(&*fused, isa) == expected, "{count} models on {}", isa.name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_named_as_the_tiled_way_names_it() {
+        let mut models: Vec<Vec<u8>> = (0..3).map(model).collect();
+        models[2][2 * 300..2 * 301].copy_from_slice(&0xFF80_u16.to_le_bytes());
+        let all: Vec<Stored<'_>> = (0..).zip(&models).map(|(index, bytes)| stored(bytes, index)).collect();
+        for kind in 0..3 {
+            let term = |source| SourceTerm { weight: 0.0, sparsifier: sparsifier(kind, source), factor: None };
+            let sources = (0..2).map(term).collect();
+            let sum = Arc::new(TaskVectorSum { sources, elects_sign: true, normalize: false, lambda: None });
+            let fused = task_vector_sum(all[0], &all[1..], &sum, tiled(all.clone(), Arc::clone(&sum)));
+            let mut output = vec![0; 2 * ELEMENTS];
+            let result = fused.merge_block(Isa::detect(), 0..ELEMENTS as u64, Dtype::Bfloat16, &mut output);
+            assert!(matches!(result, Err(MergeError::NotFinite { element: 300, .. })), "{result:?}");
+        }
     }
 }
