@@ -109,7 +109,7 @@ fn small_family(root: &Path) -> Result<(), Box<dyn Error>> {
 fn merger(models: &Path, threads: Option<NonZeroUsize>, isa: Isa) -> Result<Merger, Box<dyn Error>> {
     let mut opened = Vec::new();
     for name in MODELS {
-        opened.push((ModelReference(name.to_owned()), Arc::new(Checkpoint::open(&models.join(name))?)));
+        opened.push((ModelReference::new(name), Arc::new(Checkpoint::open(&models.join(name))?)));
     }
     let options = MergerOptions { threads, isa: Some(isa), ..MergerOptions::default() };
     Ok(Merger::new(opened, ContentIds::in_user_cache(), options)?)

@@ -17,7 +17,7 @@ fn golden() -> PathBuf {
 fn merger() -> Merger {
     let open = |name: &str| {
         let checkpoint = Checkpoint::open(&golden().join("models").join(name)).unwrap();
-        (ModelReference(name.into()), Arc::new(checkpoint))
+        (ModelReference::new(name), Arc::new(checkpoint))
     };
     Merger::new(["base", "a", "b", "c"].map(open), ContentIds::in_memory(), MergerOptions::default()).unwrap()
 }

@@ -113,7 +113,7 @@ impl Family {
         let open = |(name, model): (&str, Model)| {
             let path = folder.path().join(name);
             model.write(&path);
-            (ModelReference(name.into()), Arc::new(Checkpoint::open(&path).unwrap()))
+            (ModelReference::new(name), Arc::new(Checkpoint::open(&path).unwrap()))
         };
         let merger = Merger::new(models.map(open), ContentIds::in_memory(), options).unwrap();
         Self { folder, merger }

@@ -125,6 +125,83 @@ fn anonymous_memory_does_not_grow_with_the_models() {
     }
 }
 
+/// A base of `rows` times `columns` zeros in two sparse bfloat16 tensors, and two adapters of rank 8 with numbers in them.
+#[cfg(target_os = "linux")]
+fn adapted_family(folder: &Path, rows: u64, columns: u64) {
+    let header = |tensors: &[(&str, &str, [u64; 2])]| {
+        let mut end = 0;
+        let entry = |(name, dtype, [rows, columns]): &(&str, &str, [u64; 2])| {
+            let start = end;
+            end += rows * columns * if *dtype == "BF16" { 2 } else { 4 };
+            format!(r#""{name}":{{"dtype":"{dtype}","shape":[{rows},{columns}],"data_offsets":[{start},{end}]}}"#)
+        };
+        let text = format!("{{{}}}", tensors.iter().map(entry).collect::<Vec<_>>().join(","));
+        (text, end)
+    };
+    let write = |path: PathBuf, (header, data): (String, u64), values: Option<&[u8]>| {
+        let mut file = File::create(path).unwrap();
+        file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+        file.write_all(header.as_bytes()).unwrap();
+        match values {
+            Some(values) => file.write_all(values).unwrap(),
+            None => file.set_len(8 + header.len() as u64 + data).unwrap(),
+        }
+    };
+    std::fs::create_dir(folder.join("base")).unwrap();
+    std::fs::write(folder.join("base/config.json"), "{}").unwrap();
+    let shape = [rows, columns];
+    write(
+        folder.join("base/model.safetensors"),
+        header(&[("layers.0.w.weight", "BF16", shape), ("layers.1.w.weight", "BF16", shape)]),
+        None,
+    );
+    for (name, seed) in [("a", 1_u32), ("b", 2)] {
+        let path = folder.join(name);
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join("adapter_config.json"), r#"{"peft_type": "LORA", "r": 8, "lora_alpha": 16}"#).unwrap();
+        let (text, data) = header(&[
+            ("base_model.model.layers.0.w.lora_A.weight", "F32", [8, columns]),
+            ("base_model.model.layers.0.w.lora_B.weight", "F32", [rows, 8]),
+            ("base_model.model.layers.1.w.lora_A.weight", "F32", [8, columns]),
+            ("base_model.model.layers.1.w.lora_B.weight", "F32", [rows, 8]),
+        ]);
+        let value = |index: u32| {
+            let mixed = (index ^ seed << 28).wrapping_mul(0x9E37_79B9);
+            ((mixed >> 8) as f32 / 16_777_216.0 - 0.5).to_le_bytes()
+        };
+        let values: Vec<u8> = (0..data as u32 / 4).flat_map(value).collect();
+        write(path.join("adapter_model.safetensors"), (text, data), Some(&values));
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn adapters_are_never_merged_into_a_copy_of_the_model() {
+    // 256 MiB a model; a copy of one tensor in float32 would take as much again.
+    let (rows, columns) = (8 << 10, 8 << 10);
+    let folder = tempfile::tempdir().unwrap();
+    adapted_family(folder.path(), rows, columns);
+    // Factors in float32: two adapters, two tensors.
+    let adapters = 2 * 2 * 4 * 8 * (rows + columns);
+    for method in ["linear", "ties", "dare_ties"] {
+        let recipe = folder.path().join(format!("{method}.yml"));
+        std::fs::write(
+            &recipe,
+            self::recipe(method).replace("model: a,", "model: base+a,").replace("model: b,", "model: base+b,"),
+        )
+        .unwrap();
+        let out = folder.path().join("out");
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("evomerge"));
+        command.arg("merge").arg(&recipe).arg("--out").arg(&out).args(["--threads", &THREADS.to_string()]);
+        command.env("XDG_CACHE_HOME", folder.path().join("cache"));
+        let peak = peak_anonymous(command);
+        assert!(peak > 0 && peak < LIMIT + adapters, "{method}: {} MiB", peak / MIB);
+        let files: Vec<String> = entries(folder.path());
+        assert!(!files.iter().any(|name| name.contains("lora") || name.contains("partial")), "{files:?}");
+        std::fs::remove_dir_all(&out).unwrap();
+    }
+}
+
 fn entries(folder: &Path) -> Vec<String> {
     let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names.collect()

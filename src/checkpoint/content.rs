@@ -107,6 +107,13 @@ fn save(path: &Path, entries: &HashMap<FileIdentity, String>) -> std::io::Result
     Ok(())
 }
 
+/// The id of one file.
+pub(super) fn single_id(file: &MappedFile, cache: &ContentIds) -> Result<String, CheckpointError> {
+    let Hashed { id, to_remember } = file_id(file, cache)?;
+    cache.remember(to_remember.map(|identity| (identity, id.clone())).into_iter().collect());
+    Ok(id)
+}
+
 /// One id for the weight files of a checkpoint; `files` are (name, file) in name order.
 pub(super) fn content_id(files: &[(&str, &MappedFile)], cache: &ContentIds) -> Result<String, CheckpointError> {
     let hashed: Vec<Hashed> = files.par_iter().map(|(_, file)| file_id(file, cache)).collect::<Result<_, _>>()?;

@@ -64,9 +64,8 @@ fn missing_weights(directory: &Path) -> String {
         let matches = |name: &&String| extensions.iter().any(|extension| name.ends_with(extension));
         names.iter().find(matches).map(|name| quote(name))
     };
-    if names.iter().any(|name| name == "adapter_model.safetensors" || name == "adapter_config.json") {
-        return "it holds a LoRA adapter, not a whole model; merge the adapter into its base model and save that \
-                (PEFT: `model.merge_and_unload().save_pretrained(...)`)"
+    if super::is_adapter_folder(directory) {
+        return "it holds an adapter, not a whole model; name a LoRA adapter together with its base, as `BASE+ADAPTER`"
             .to_owned();
     }
     if let Some(name) = find(&[".gguf"]) {

@@ -28,7 +28,15 @@ pub enum CheckpointError {
         /// What is missing, and what to do.
         reason: String,
     },
-    /// `config.json` is not usable.
+    /// The location is not a LoRA adapter with safetensors.
+    #[error("{} is not a LoRA adapter that evomerge can read: {reason}", path.display())]
+    NotAnAdapter {
+        /// The location that was opened.
+        path: PathBuf,
+        /// What is missing, and what to do.
+        reason: String,
+    },
+    /// `config.json` or `adapter_config.json` is not usable.
     #[error("{}: {reason}", path.display())]
     Config {
         /// The configuration file.
@@ -131,6 +139,7 @@ impl CheckpointError {
         match self {
             Self::Read { .. }
             | Self::NotACheckpoint { .. }
+            | Self::NotAnAdapter { .. }
             | Self::Config { .. }
             | Self::Header { .. }
             | Self::Tensor { .. }

@@ -37,6 +37,8 @@ pub struct TensorInfo {
     pub(super) start: usize,
     /// Bytes in the file.
     pub(super) length: usize,
+    /// Element type of the base's tensor, where an adapter's takes its place.
+    pub(super) replaces: Option<safetensors::Dtype>,
 }
 
 impl TensorInfo {
@@ -48,6 +50,12 @@ impl TensorInfo {
     /// The element type where it is one that merges; `None` for integers and truth values, which are copied.
     pub fn float(&self) -> Option<Dtype> {
         Dtype::from_stored(self.dtype)
+    }
+
+    /// The type that the model keeps the tensor in: as stored, or where an adapter's tensor takes the place of the base's, that
+    /// of the base's.
+    pub fn model_dtype(&self) -> safetensors::Dtype {
+        self.replaces.unwrap_or(self.dtype)
     }
 
     /// Bytes of the tensor.
@@ -135,7 +143,7 @@ fn locate(
         }
         end = last;
         let start = usize::try_from(data_start + first).map_err(|error| wrong(error.to_string()))?;
-        tensors.push(TensorInfo { name, dtype, shape, shard, start, length });
+        tensors.push(TensorInfo { name, dtype, shape, shard, start, length, replaces: None });
     }
     if end != data {
         return Err(CheckpointError::Header {

@@ -3,6 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use super::error::{CheckpointError, quote};
+use super::model::Checkpoint;
 
 /// Longest `refs/<revision>` file that is read: a commit and a line end.
 const MAX_REFERENCE: u64 = 256;
@@ -16,6 +17,28 @@ const MAX_REFERENCE: u64 = 256;
 pub fn resolve_location(location: &str, relative_to: &Path) -> Result<PathBuf, CheckpointError> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     resolve_in(location, relative_to, hub_directory(variable).as_deref())
+}
+
+/// Opens a model by the location that a recipe or run file gives, and lays the LoRA adapter over it where one is given.
+///
+/// # Errors
+/// Whatever [`resolve_location`] and the opening of the two directories find.
+pub fn open_model(location: &str, adapter: Option<&str>, relative_to: &Path) -> Result<Checkpoint, CheckpointError> {
+    let path = match (resolve_location(location, relative_to), adapter) {
+        (Err(CheckpointError::Unresolved { location: shown, reason }), Some(adapter))
+            if relative_to.join(format!("{location}+{adapter}")).exists() =>
+        {
+            let reason = format!(
+                "{reason}; where `+` is part of the path and no adapter follows, write {{ model = {{ path = \"...\" }} }}"
+            );
+            return Err(CheckpointError::Unresolved { location: shown, reason });
+        }
+        (path, _) => path?,
+    };
+    match adapter {
+        None => Checkpoint::open(&path),
+        Some(adapter) => Checkpoint::open_with_adapter(&path, &resolve_location(adapter, relative_to)?),
+    }
 }
 
 /// The directory of downloaded models, by the rules of `huggingface_hub`.

@@ -3,6 +3,7 @@
 //!
 //! Nothing that a checkpoint says is believed before it is checked, and no code is ever loaded from one.
 
+mod adapter;
 mod compatibility;
 mod content;
 mod directory;
@@ -23,6 +24,7 @@ mod partial;
 mod spare;
 mod writer;
 
+pub use adapter::{Factor, LowRank, is_adapter_folder};
 pub use compatibility::compare;
 pub use content::ContentIds;
 pub use directory::{CONFIG_FILE, INDEX_FILE, SINGLE_FILE};
@@ -30,7 +32,7 @@ pub use dtype::Dtype;
 pub use error::CheckpointError;
 pub use header::TensorInfo;
 pub use layers::LayerLayout;
-pub use location::resolve_location;
+pub use location::{open_model, resolve_location};
 pub use model::{Checkpoint, Shard, is_head, is_input_embedding};
 pub use nonfinite::NonFinite;
 pub use output::{OutputFile, OutputTensor, base_layout, shard_layout};

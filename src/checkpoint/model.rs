@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::content::{ContentIds, content_id};
+use super::adapter::{Adapter, LowRank};
+use super::content::{ContentIds, content_id, single_id};
 use super::directory::{INDEX_FILE, SINGLE_FILE, WeightMap, Weights, find_sidecars, find_weights, read_config};
 use super::dtype::Dtype;
 use super::error::{CheckpointError, quote};
@@ -34,6 +35,7 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, TensorInfo>,
     shards: Vec<Shard>,
     files: Vec<MappedFile>,
+    adapter: Option<Adapter>,
 }
 
 impl Checkpoint {
@@ -46,8 +48,14 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let weights = find_weights(path)?;
         let config = read_config(path)?;
-        let mut checkpoint =
-            Self { path: path.to_owned(), config, tensors: BTreeMap::new(), shards: Vec::new(), files: Vec::new() };
+        let mut checkpoint = Self {
+            path: path.to_owned(),
+            config,
+            tensors: BTreeMap::new(),
+            shards: Vec::new(),
+            files: Vec::new(),
+            adapter: None,
+        };
         match weights {
             Weights::Single => checkpoint.add_shard(SINGLE_FILE)?,
             Weights::Sharded(map) => {
@@ -63,6 +71,19 @@ impl Checkpoint {
                 reason: "its weight files hold no tensor".to_owned(),
             });
         }
+        Ok(checkpoint)
+    }
+
+    /// Opens the model directory `base` with the LoRA adapter of the directory `adapter` laid over it (PEFT's
+    /// `adapter_config.json` and `adapter_model.safetensors`). Configuration, side files and shards are the base's. Tensors that
+    /// the adapter holds whole take the place of the base's; what it changes by two factors is told by [`Self::low_rank`].
+    ///
+    /// # Errors
+    /// As [`Self::open`]; an adapter that is incomplete, malformed, of another kind than LoRA, or does not fit this model.
+    pub fn open_with_adapter(base: &Path, adapter: &Path) -> Result<Self, CheckpointError> {
+        let mut checkpoint = Self::open(base)?;
+        let file_index = checkpoint.files.len();
+        checkpoint.adapter = Some(Adapter::open(adapter, base, &mut checkpoint.tensors, file_index)?);
         Ok(checkpoint)
     }
 
@@ -124,10 +145,12 @@ impl Checkpoint {
         &self.tensors
     }
 
-    /// A tensor's bytes: little-endian, row-major, mapped from the file; not necessarily aligned to its element type.
+    /// A tensor's bytes: little-endian, row-major, mapped from the file; not necessarily aligned to its element type. Where
+    /// [`Self::low_rank`] has a change, it is still to be added.
     pub fn bytes(&self, name: &str) -> Option<&[u8]> {
         let info = self.tensors.get(name)?;
-        self.files.get(info.shard)?.bytes().get(info.start..info.start + info.length)
+        let file = self.files.get(info.shard).or(self.adapter.as_ref().map(Adapter::file))?;
+        file.bytes().get(info.start..info.start + info.length)
     }
 
     /// Lets go of the memory pages of a tensor, which are found again when it is read again. Taking them all down at the end of a
@@ -140,11 +163,16 @@ impl Checkpoint {
         }
     }
 
-    /// The floating-point type that holds most elements (on a tie the wider one); `None` without any float.
+    /// What a LoRA adapter adds to a tensor.
+    pub fn low_rank(&self, name: &str) -> Option<LowRank<'_>> {
+        self.adapter.as_ref()?.change(name)
+    }
+
+    /// The floating-point type that the model keeps most elements in (on a tie the wider one); `None` without any float.
     pub fn dtype(&self) -> Option<Dtype> {
         let mut elements: BTreeMap<Dtype, u128> = BTreeMap::new();
         for info in self.tensors.values() {
-            if let Some(dtype) = info.float() {
+            if let Some(dtype) = Dtype::from_stored(info.model_dtype()) {
                 *elements.entry(dtype).or_default() += info.elements() as u128;
             }
         }
@@ -176,14 +204,19 @@ impl Checkpoint {
     }
 
     /// Identifies the weights: sha256 in hex over the weight files' names and content ids (the blob name in a Hugging
-    /// Face cache, else the file's sha256). Equal for byte-equal copies, wherever they are.
+    /// Face cache, else the file's sha256). Equal for byte-equal copies, wherever they are. With an adapter it covers the base,
+    /// the adapter's weights, and what its configuration says of them.
     ///
     /// # Errors
     /// A file cannot be read, or changed since the checkpoint was opened.
     pub fn content_id(&self, cache: &ContentIds) -> Result<String, CheckpointError> {
         let files: Vec<(&str, &MappedFile)> =
             self.shards.iter().map(|shard| shard.file.as_str()).zip(&self.files).collect();
-        content_id(&files, cache)
+        let base = content_id(&files, cache)?;
+        match &self.adapter {
+            None => Ok(base),
+            Some(adapter) => Ok(adapter.content_id(&base, &single_id(adapter.file(), cache)?)),
+        }
     }
 
     /// Checks that every weight file still has the device, inode, size and modification time that it had when it was
@@ -192,7 +225,7 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::Changed`] names the first file that was replaced, rewritten or removed.
     pub fn verify_unchanged(&self) -> Result<(), CheckpointError> {
-        self.files.iter().try_for_each(MappedFile::verify_unchanged)
+        self.files.iter().chain(self.adapter.as_ref().map(Adapter::file)).try_for_each(MappedFile::verify_unchanged)
     }
 
     /// The tokenizer, template and settings files that the directory has, sorted by name. Code is never among them.
@@ -200,9 +233,15 @@ impl Checkpoint {
         find_sidecars(&self.path)
     }
 
-    /// The first element, in order of tensor names, that is NaN or infinite. Reads all weights, on all threads.
+    /// The first element, in order of tensor names, that is NaN or infinite. Reads all weights, on all threads; the factors of
+    /// an adapter were looked at when it was opened.
     pub fn first_nonfinite(&self) -> Option<NonFinite> {
-        first_nonfinite(self)
+        first_nonfinite(self, |_| true)
+    }
+
+    /// As [`Self::first_nonfinite`], in the tensors that an adapter brought along.
+    pub fn first_nonfinite_of_adapter(&self) -> Option<NonFinite> {
+        first_nonfinite(self, |info| info.shard >= self.files.len())
     }
 }
 

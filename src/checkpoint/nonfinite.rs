@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::dtype::Dtype;
+use super::header::TensorInfo;
 use super::model::Checkpoint;
 
 /// Bytes scanned at a time; a multiple of every element size.
@@ -25,11 +26,12 @@ impl std::fmt::Display for NonFinite {
     }
 }
 
-/// The first in order of names and elements, whatever the number of threads.
-pub(super) fn first_nonfinite(checkpoint: &Checkpoint) -> Option<NonFinite> {
+/// The first in order of names and elements, whatever the number of threads, in the tensors that `included` takes.
+pub(super) fn first_nonfinite(checkpoint: &Checkpoint, included: impl Fn(&TensorInfo) -> bool) -> Option<NonFinite> {
     let chunks: Vec<(&str, Dtype, usize, &[u8])> = checkpoint
         .tensors()
         .values()
+        .filter(|info| included(info))
         .filter_map(|info| Some((info.name.as_str(), info.float()?, checkpoint.bytes(&info.name)?)))
         .flat_map(|(name, dtype, bytes)| {
             bytes
@@ -49,7 +51,7 @@ pub(super) fn first_nonfinite(checkpoint: &Checkpoint) -> Option<NonFinite> {
 }
 
 /// Position and value of the first element whose exponent bits are all ones.
-fn scan(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f64)> {
+pub(super) fn scan(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f64)> {
     match dtype {
         Dtype::Float16 => {
             let (elements, _) = bytes.as_chunks();

@@ -9,7 +9,7 @@ use super::arguments::{MaskChoice, Merge};
 use super::duration::human_bytes;
 use super::error::CliError;
 use super::output::Output;
-use crate::checkpoint::{Checkpoint, ContentIds, resolve_location};
+use crate::checkpoint::{ContentIds, open_model};
 use crate::exit::ExitCode;
 use crate::merge::{MergeOptions, MergeReport, Merger, MergerOptions};
 use crate::recipe::{MaskKind, Recipe};
@@ -50,7 +50,7 @@ pub(super) fn open_models(
 ) -> Result<Merger, CliError> {
     let mut opened = BTreeMap::new();
     for model in recipe.models() {
-        let checkpoint = Checkpoint::open(&resolve_location(&model.0, folder)?)?;
+        let checkpoint = open_model(&model.location, model.adapter.as_deref(), folder)?;
         opened.insert(model.clone(), Arc::new(checkpoint));
     }
     let options = MergerOptions { threads, truncate_embeddings, ..MergerOptions::default() };

@@ -74,7 +74,11 @@ impl GenePer {
 }
 
 fn identify_model(model: &ModelSource) -> Value {
-    json!({ "name": model.name, "location": model.location })
+    let mut value = json!({ "name": model.name, "location": model.location });
+    if let Some(adapter) = &model.adapter {
+        value["adapter"] = json!(adapter);
+    }
+    value
 }
 
 fn identify_space(space: &SpaceConfig) -> Value {

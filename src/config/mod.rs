@@ -34,6 +34,8 @@ pub struct ModelSource {
     pub written: String,
     /// Absolute path, or a Hugging Face id where no such path exists.
     pub location: String,
+    /// The same of a LoRA adapter that is laid over the model at `location`.
+    pub adapter: Option<String>,
 }
 
 /// `[models]`.

@@ -1,15 +1,16 @@
 //! `[models]`: where the models are and what they are called.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
 use super::{ModelSource, ModelsConfig};
+use crate::checkpoint::{is_adapter_folder, resolve_location};
 use crate::document::{Content, Field, FieldError};
 
 pub(super) fn read(field: &Field<'_>, directory: &Path) -> Result<ModelsConfig, FieldError> {
     let mut fields = field.fields()?;
-    let base = fields.take("base").map(|field| locate(&field, directory)).transpose()?;
+    let base = fields.take("base").map(|field| locate_base(&field, directory)).transpose()?;
     let sources_field = fields.require("sources", "the models to merge: a list, or { glob = \"sweep/run-*\" }")?;
     let mut sources = read_sources(&sources_field, directory, base.as_ref())?;
     fields.finish()?;
@@ -33,7 +34,8 @@ fn read_sources(
     let mut sources: Vec<ModelSource> = Vec::with_capacity(items.len());
     for item in items {
         let source = locate(&item, directory)?;
-        if let Some(other) = sources.iter().find(|other| other.location == source.location) {
+        let source = with_base(source, base, directory).map_err(|reason| item.error(reason))?;
+        if let Some(other) = sources.iter().find(|other| other.is_same_model(&source)) {
             return Err(item.error(format!("{:?} is the same model as {:?}", source.written, other.written)));
         }
         sources.push(source);
@@ -41,20 +43,86 @@ fn read_sources(
     Ok(sources)
 }
 
+impl ModelSource {
+    /// Whether both are made of the same folders.
+    pub(super) fn is_same_model(&self, other: &Self) -> bool {
+        (&self.location, &self.adapter) == (&other.location, &other.adapter)
+    }
+
+    /// What the model is called after: its adapter, where it has one.
+    fn named_after(&self) -> &str {
+        self.adapter.as_deref().unwrap_or(&self.location)
+    }
+}
+
+/// A model, or `model+adapter`. A `+` inside an existing path is a part of it.
 fn locate(field: &Field<'_>, directory: &Path) -> Result<ModelSource, FieldError> {
     let written = field.word()?;
+    let not_text = || field.error("the path is not valid UTF-8");
+    let (location, adapter) = split_adapter(written, directory).map_err(|reason| field.error(reason))?;
+    let mut source = model(&place(location, directory), written).ok_or_else(not_text)?;
+    if let Some(adapter) = adapter {
+        source.adapter = Some(place(adapter, directory).to_str().ok_or_else(not_text)?.to_owned());
+    }
+    Ok(source)
+}
+
+fn locate_base(field: &Field<'_>, directory: &Path) -> Result<ModelSource, FieldError> {
+    let base = locate(field, directory)?;
+    with_base(base, None, directory).map_err(|reason| field.error(reason))
+}
+
+/// Where something lies: an absolute path, or a Hugging Face id.
+fn place(written: &str, directory: &Path) -> PathBuf {
     let path = directory.join(written);
-    let location = match resolve(&path) {
+    match resolve(&path) {
         Some(found) => found,
         None if looks_like_repository(written) => PathBuf::from(written),
         // Whoever opens it says that it is missing, and where it was looked for: bad data, not a bad run file.
         None => without_dots(&path),
-    };
-    model(&location, written).ok_or_else(|| field.error("the path is not valid UTF-8"))
+    }
+}
+
+/// The parts of `model+adapter`. Of several `+`, the one counts in front of which there is a folder.
+fn split_adapter<'a>(written: &'a str, directory: &Path) -> Result<(&'a str, Option<&'a str>), String> {
+    if !written.contains('+') || directory.join(written).exists() {
+        return Ok((written, None));
+    }
+    let splits: Vec<(&str, &str)> =
+        written.match_indices('+').map(|(at, _)| (&written[..at], &written[at + 1..])).collect();
+    let there = |text: &str| !text.is_empty() && directory.join(text).is_dir();
+    let found = splits.iter().find(|(model, adapter)| there(model) && there(adapter));
+    match found.or_else(|| splits.iter().find(|(model, _)| there(model))).or(splits.first()) {
+        Some((model, adapter)) if !model.trim().is_empty() && !adapter.trim().is_empty() => Ok((model, Some(adapter))),
+        _ => Err("expected a model, or `model+adapter` with both sides given".to_owned()),
+    }
+}
+
+/// A folder that holds a LoRA adapter and no model is laid over the base of the run.
+fn with_base(source: ModelSource, base: Option<&ModelSource>, directory: &Path) -> Result<ModelSource, String> {
+    let holds_adapter = || resolve_location(&source.location, directory).is_ok_and(|folder| is_adapter_folder(&folder));
+    if source.adapter.is_some() || !holds_adapter() {
+        return Ok(source);
+    }
+    match base {
+        Some(ModelSource { location, adapter: None, .. }) => {
+            Ok(ModelSource { location: location.clone(), adapter: Some(source.location), ..source })
+        }
+        Some(_) => Err(format!(
+            "{:?} is a LoRA adapter, and models.base has one already: write \"MODEL+{}\" with the model that it belongs to",
+            source.written, source.written
+        )),
+        None => Err(format!(
+            "{:?} is a LoRA adapter, not a whole model: write \"MODEL+{}\" with the model that it belongs to, or name that \
+             model as models.base",
+            source.written, source.written
+        )),
+    }
 }
 
 fn model(location: &Path, written: &str) -> Option<ModelSource> {
-    Some(ModelSource { name: String::new(), written: written.to_owned(), location: location.to_str()?.to_owned() })
+    let location = location.to_str()?.to_owned();
+    Some(ModelSource { name: String::new(), written: written.to_owned(), location, adapter: None })
 }
 
 /// The absolute path of something that exists. A link at the end keeps its own name: it is what the user calls the model.
@@ -105,8 +173,8 @@ fn read_glob(field: &Field<'_>, directory: &Path, base: Option<&ModelSource>) ->
         let written = folder.strip_prefix(directory).unwrap_or(&folder).display().to_string();
         let source =
             model(&location, &written).ok_or_else(|| pattern_field.error("matches a path that is not valid UTF-8"))?;
-        if base.is_none_or(|base| base.location != source.location) {
-            sources.push(source);
+        if base.is_none_or(|base| !base.is_same_model(&source)) {
+            sources.push(with_base(source, base, directory).map_err(|reason| pattern_field.error(reason))?);
         }
     }
     if sources.is_empty() {
@@ -190,10 +258,10 @@ fn split_number(text: &str) -> (&str, &str) {
     (text[..end].trim_start_matches('0'), &text[end..])
 }
 
-/// Names every model after its folder, with as many parents in front as it takes to be unique.
+/// Names every model after its folder (that of its adapter, where it has one), with as many parents in front as it takes to be unique.
 fn name_models<'a>(models: impl Iterator<Item = &'a mut ModelSource>) {
     let mut models: Vec<_> = models.collect();
-    let mut depth: BTreeMap<String, usize> = models.iter().map(|model| (model.location.clone(), 1)).collect();
+    let mut depth: BTreeMap<String, usize> = models.iter().map(|model| (model.named_after().to_owned(), 1)).collect();
     loop {
         let mut taken: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (location, depth) in &depth {
@@ -212,7 +280,25 @@ fn name_models<'a>(models: impl Iterator<Item = &'a mut ModelSource>) {
         }
     }
     for model in &mut models {
-        model.name = last_components(&model.location, depth.get(&model.location).copied().unwrap_or(1));
+        model.name = last_components(model.named_after(), depth.get(model.named_after()).copied().unwrap_or(1));
+    }
+    // One adapter over several models.
+    let shares_name = |model: &ModelSource| {
+        let twins = models.iter().filter(|other| other.name == model.name && !other.is_same_model(model));
+        model.adapter.is_some() && twins.count() > 0
+    };
+    let shared: Vec<usize> = (0..models.len()).filter(|index| shares_name(models[*index])).collect();
+    let longest = shared.iter().map(|index| models[*index].location.matches('/').count() + 1).max().unwrap_or(0);
+    for depth in 1..=longest {
+        let name = |index: &usize| {
+            let model = &models[*index];
+            format!("{}+{}", last_components(&model.location, depth), model.name)
+        };
+        let names: Vec<String> = shared.iter().map(name).collect();
+        if depth == longest || names.iter().collect::<BTreeSet<_>>().len() == names.len() {
+            shared.iter().zip(names).for_each(|(index, name)| models[*index].name = name);
+            break;
+        }
     }
 }
 

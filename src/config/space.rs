@@ -126,7 +126,7 @@ fn check_models(method: &MethodSpecification, field: &Field<'_>, models: &Models
             if models
                 .sources
                 .iter()
-                .all(|source| models.base.as_ref().is_some_and(|base| base.location == source.location)) =>
+                .all(|source| models.base.as_ref().is_some_and(|base| base.is_same_model(source))) =>
         {
             return Err(field.error(format!("{name} needs a source other than the base")));
         }

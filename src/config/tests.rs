@@ -117,6 +117,82 @@ fn finds_sources_by_pattern_in_natural_order() {
     assert!(message.contains("`models.sources.glob`") && message.contains("sweeps/*"), "{message}");
 }
 
+/// `RUN` with these sources; the folder has two adapters and a model with a `+` in its name.
+fn with_sources(models: &str) -> Result<RunConfig, ConfigError> {
+    let folder = folder();
+    for adapter in ["adapters/fr", "adapters/de", "other/de"] {
+        std::fs::create_dir_all(folder.path().join(adapter)).unwrap();
+        std::fs::write(folder.path().join(adapter).join("adapter_config.json"), "{}").unwrap();
+    }
+    std::fs::create_dir_all(folder.path().join("c++/m+n")).unwrap();
+    let text = changed(r#"base = "base""#, "").replace(r#"sources = ["expert-add", "expert-rev"]"#, models);
+    RunConfig::parse(&text.replace(r#", models = { "expert-add" = 0.5 }"#, ""), folder.path())
+}
+
+#[test]
+fn sources_may_be_adapters_over_models() {
+    let sources = |models: &str| -> Vec<(String, String, Option<String>)> {
+        let last = |path: &str| path.rsplit('/').next().unwrap().to_owned();
+        let models = with_sources(models).unwrap().models.sources;
+        models
+            .into_iter()
+            .map(|source| (source.name, last(&source.location), source.adapter.map(|path| last(&path))))
+            .collect()
+    };
+    let expected =
+        |name: &str, model: &str, adapter: Option<&str>| (name.into(), model.into(), adapter.map(Into::into));
+    let base = r#"base = "base"
+"#;
+    let [fr, de] = ["fr", "de"].map(|name| expected(name, "base", Some(name)));
+    assert_eq!(sources(&format!(r#"{base}sources = ["base+adapters/fr", "adapters/de"]"#)), [fr.clone(), de.clone()]);
+    assert_eq!(sources(&format!(r#"{base}sources = {{ glob = "adapters/*" }}"#)), [de.clone(), fr.clone()]);
+    assert_eq!(
+        sources(&format!(r#"{base}sources = ["c++/m+n", "c++/m+n+adapters/fr"]"#))[..2],
+        [expected("m+n", "m+n", None), expected("fr", "m+n", Some("fr"))]
+    );
+    assert_eq!(
+        sources(&format!(r#"{base}sources = ["base+adapters/de", "base+other/de"]"#)),
+        [expected("adapters/de", "base", Some("de")), expected("other/de", "base", Some("de"))]
+    );
+    let shared = with_sources(&format!(r#"{base}sources = ["base+adapters/de", "expert-add+adapters/de"]"#)).unwrap();
+    let names: Vec<_> = shared.models.sources.iter().map(|source| source.name.as_str()).collect();
+    assert_eq!(names, ["base+de", "expert-add+de"]);
+    assert_eq!(
+        sources(&format!(r#"{base}sources = ["org/model+org/adapter"]"#)),
+        [expected("adapter", "model", Some("adapter"))]
+    );
+}
+
+#[test]
+fn adapters_without_their_model_are_refused() {
+    for (models, words) in [
+        (r#"sources = ["adapters/fr"]"#, vec!["`models.sources[0]`", "\"MODEL+adapters/fr\"", "models.base"]),
+        (
+            r#"base = "adapters/fr"
+sources = ["expert-add"]"#,
+            vec!["`models.base`", "\"MODEL+adapters/fr\""],
+        ),
+        (
+            r#"base = "base+adapters/fr"
+sources = ["adapters/de"]"#,
+            vec!["`models.sources[0]`", "has one already"],
+        ),
+        (
+            r#"base = "base"
+sources = ["base+"]"#,
+            vec!["`models.sources[0]`", "both sides"],
+        ),
+        (
+            r#"base = "base"
+sources = ["adapters/fr", "base+adapters/fr"]"#,
+            vec!["`models.sources[1]`", "same model"],
+        ),
+    ] {
+        let text = with_sources(models).expect_err(models).to_string();
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
+    }
+}
+
 #[test]
 fn a_required_parameter_without_a_gene_is_searched_over_its_range() {
     let genes = RUN.find("[space.genes]").unwrap();

@@ -116,7 +116,8 @@ impl Merger {
             .build()
             .map_err(|error| MergeError::Threads { threads, reason: error.to_string() })?;
         let isa = options.isa.filter(|isa| Isa::available().contains(isa)).unwrap_or_else(Isa::detect);
-        let models: Vec<Model> = models.into_iter().map(|(name, checkpoint)| Model::new(name, checkpoint)).collect();
+        let models: Vec<Model> =
+            models.into_iter().map(|(name, checkpoint)| Model::new(name, checkpoint, isa)).collect();
         Ok(Self {
             contents: models.iter().map(|_| OnceLock::new()).collect(),
             models,

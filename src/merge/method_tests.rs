@@ -81,6 +81,7 @@ impl<'a> Case<'a> {
                 model: "m",
                 tensor: "t",
                 key: TensorKey { model, tensor: 0 },
+                delta: None,
             })
             .collect();
         let parameters = ResolvedParameters {

@@ -15,6 +15,7 @@ mod execute;
 mod fused;
 mod gram;
 mod l1;
+mod lora;
 mod mersenne;
 #[cfg(test)]
 mod method_tests;

@@ -1,27 +1,33 @@
 //! A checkpoint as the merge core knows it: opened once for a run, with its layers looked up.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::MergeError;
+use super::lora::Delta;
+use super::simd::Isa;
 use super::statistics::TensorKey;
 use super::tensor::Stored;
-use crate::checkpoint::{Checkpoint, LayerLayout};
+use crate::checkpoint::{Checkpoint, LayerLayout, TensorInfo};
 use crate::recipe::ModelReference;
 
 /// An opened model.
 pub(crate) struct Model {
     pub(crate) name: ModelReference,
+    /// The name in messages.
+    label: String,
     pub(crate) checkpoint: Arc<Checkpoint>,
     pub(crate) layout: LayerLayout,
     /// What follows the number in the names of each layer's tensors.
     suffixes: Vec<Vec<String>>,
     /// Index of each tensor among the sorted names.
     indices: HashMap<String, u32>,
+    /// What a LoRA adapter adds, by tensor.
+    deltas: BTreeMap<String, Delta>,
 }
 
 impl Model {
-    pub(crate) fn new(name: ModelReference, checkpoint: Arc<Checkpoint>) -> Self {
+    pub(crate) fn new(name: ModelReference, checkpoint: Arc<Checkpoint>, isa: Isa) -> Self {
         let layout = checkpoint.layers();
         let mut suffixes = vec![Vec::new(); layout.count];
         for tensor in checkpoint.tensors().keys() {
@@ -33,7 +39,11 @@ impl Model {
             }
         }
         let indices = checkpoint.tensors().keys().cloned().zip(0..).collect();
-        Self { name, checkpoint, layout, suffixes, indices }
+        let delta = |(tensor, info): (&String, &TensorInfo)| {
+            Some((tensor.clone(), Delta::new(&checkpoint.low_rank(tensor)?, info.float()?, isa)))
+        };
+        let deltas = checkpoint.tensors().iter().filter_map(delta).collect();
+        Self { label: name.to_string(), name, checkpoint, layout, suffixes, indices, deltas }
     }
 
     pub(crate) fn layer_of(&self, tensor: &str) -> Option<usize> {
@@ -48,12 +58,14 @@ impl Model {
     pub(crate) fn stored<'a>(&'a self, index: usize, tensor: &'a str) -> Result<Stored<'a>, MergeError> {
         let lacks = || MergeError::Internal(format!("model `{}` has no float tensor `{tensor}`", self.name));
         let info = self.checkpoint.tensors().get(tensor).ok_or_else(lacks)?;
+        let delta = self.deltas.get(tensor);
         Ok(Stored {
-            dtype: info.float().ok_or_else(lacks)?,
+            dtype: delta.map(Delta::dtype).or(info.float()).ok_or_else(lacks)?,
             bytes: self.checkpoint.bytes(tensor).ok_or_else(lacks)?,
-            model: &self.name.0,
+            model: &self.label,
             tensor,
             key: TensorKey { model: index as u32, tensor: self.indices.get(tensor).copied().ok_or_else(lacks)? },
+            delta,
         })
     }
 }

@@ -8,7 +8,7 @@ use super::MergeError;
 use super::model::Model;
 use super::plan::MergePlan;
 use crate::checkpoint::{CheckpointError, CheckpointWriter, Dtype, is_head, is_input_embedding};
-use crate::recipe::{ModelReference, Recipe};
+use crate::recipe::Recipe;
 
 const GENERATION_CONFIG: &str = "generation_config.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
@@ -137,14 +137,11 @@ fn untie(config: &mut Map<String, Value>, plan: &MergePlan, models: &[Model]) {
 pub(crate) fn tokenizer_donor(plan: &MergePlan, recipe: &Recipe) -> Result<usize, MergeError> {
     match recipe.tokenizer_source.as_deref() {
         None | Some("base") => Ok(plan.donor),
-        Some(name) => {
-            let wanted = ModelReference(name.to_owned());
-            plan.models.iter().position(|model| *model == wanted).ok_or_else(|| {
-                MergeError::Plan(format!(
-                    "tokenizer_source `{name}` is neither `base` nor a model that has been opened for this merge"
-                ))
-            })
-        }
+        Some(name) => plan.models.iter().position(|model| model.to_string() == name).ok_or_else(|| {
+            MergeError::Plan(format!(
+                "tokenizer_source `{name}` is neither `base` nor a model that has been opened for this merge"
+            ))
+        }),
     }
 }
 

@@ -281,10 +281,10 @@ impl<'a> Planner<'a> {
         let Some((_, _, first)) = found.first() else { return Ok(None) };
         let shape = common_shape(name, &found, self.truncate_embeddings)?;
         let whole = found.iter().all(|(_, _, info)| info.float().is_some());
-        let stored = first.dtype;
+        let stored = first.model_dtype();
         let has_base = matches!(self.method.base, BaseUse::Required | BaseUse::Optional | BaseUse::Input);
         let base = found.iter().find(|(source, _, _)| has_base && stage.base == Some(source.index));
-        let stored = base.map_or(stored, |(_, _, info)| info.dtype);
+        let stored = base.map_or(stored, |(_, _, info)| info.model_dtype());
         let written = self.recipe.out_dtype.or(self.recipe.dtype).map_or(stored, Dtype::stored);
         let planned = |(source, tensor, _): &(&Source<'a>, String, &TensorInfo)| PlannedInput {
             model: source.index,

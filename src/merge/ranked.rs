@@ -143,10 +143,8 @@ impl<'a> RankedMask<'a> {
     fn keys<W: Element>(&self, slab_start: u64) -> Vec<W::Key> {
         let length = self.rows.slab() as usize;
         let decode = |stored: super::tensor::Stored<'_>| {
-            let size = stored.dtype.size();
-            let start = slab_start as usize * size;
             let mut values = vec![W::ZERO; length];
-            W::decode(stored.dtype, &stored.bytes[start..start + length * size], &mut values);
+            let _ = stored.decode(slab_start, &mut values);
             values
         };
         let (source, base) = (decode(self.vector.source), decode(self.vector.base));

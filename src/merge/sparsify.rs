@@ -26,7 +26,7 @@ pub(crate) enum Sparsifier<'a> {
         kept: Option<Threshold>,
     },
     /// Keeps elements with a probability that rises with the rank of their magnitude.
-    Ranked(RankedMask<'a>),
+    Ranked(Box<RankedMask<'a>>),
     /// Keeps elements whose draw is below the limit.
     Philox(PhiloxMask),
     Mersenne(MersenneMask),

@@ -4,6 +4,8 @@
 use rayon::prelude::*;
 
 use super::element::Element;
+use super::lora::Delta;
+use super::simd::Isa;
 use crate::checkpoint::{Checkpoint, Dtype};
 
 /// Elements looked at together; fixed, so that sums do not depend on the machine.
@@ -99,17 +101,20 @@ pub fn layer_profiles(base: &Checkpoint, sources: &[&Checkpoint]) -> Vec<LayerPr
 
 fn tensor_sums(base: &Checkpoint, sources: &[&Checkpoint], name: &str) -> Sums {
     let mut sums = Sums::new(sources.len());
-    let Some((base_dtype, base_bytes, elements)) = floats(base, name) else { return sums };
-    let inputs: Option<Vec<_>> = sources.iter().map(|source| floats(source, name)).collect();
-    let Some(inputs) = inputs.filter(|inputs| inputs.iter().all(|input| input.2 == elements)) else { return sums };
+    let Some(stored_base) = Floats::of(base, name) else { return sums };
+    let elements = stored_base.elements;
+    let inputs: Option<Vec<_>> = sources.iter().map(|source| Floats::of(source, name)).collect();
+    let Some(inputs) = inputs.filter(|inputs| inputs.iter().all(|input| input.elements == elements)) else {
+        return sums;
+    };
     let mut origin = vec![0.0f64; BLOCK];
     let mut deltas = vec![vec![0.0f64; BLOCK]; inputs.len()];
     for start in (0..elements).step_by(BLOCK) {
         let count = BLOCK.min(elements - start);
-        decode(base_dtype, base_bytes, elements, start, &mut origin[..count]);
+        stored_base.decode(start, &mut origin[..count]);
         sums.base += origin[..count].iter().map(|value| value * value).sum::<f64>();
-        for ((dtype, bytes, _), delta) in inputs.iter().zip(&mut deltas) {
-            decode(*dtype, bytes, elements, start, &mut delta[..count]);
+        for (input, delta) in inputs.iter().zip(&mut deltas) {
+            input.decode(start, &mut delta[..count]);
             delta[..count].iter_mut().zip(&origin).for_each(|(value, origin)| *value -= origin);
         }
         for (squares, delta) in sums.squares.iter_mut().zip(&deltas) {
@@ -131,15 +136,30 @@ fn tensor_sums(base: &Checkpoint, sources: &[&Checkpoint], name: &str) -> Sums {
     sums
 }
 
-/// Type, bytes and number of elements of a float tensor.
-fn floats<'a>(model: &'a Checkpoint, name: &str) -> Option<(Dtype, &'a [u8], usize)> {
-    let info = model.tensors().get(name)?;
-    Some((info.float()?, model.bytes(name)?, info.elements()))
+/// A float tensor.
+struct Floats<'a> {
+    dtype: Dtype,
+    bytes: &'a [u8],
+    elements: usize,
+    delta: Option<Delta>,
 }
 
-fn decode(dtype: Dtype, bytes: &[u8], elements: usize, start: usize, values: &mut [f64]) {
-    let width = bytes.len() / elements.max(1);
-    f64::decode(dtype, &bytes[start * width..(start + values.len()) * width], values);
+impl<'a> Floats<'a> {
+    fn of(model: &'a Checkpoint, name: &str) -> Option<Self> {
+        let info = model.tensors().get(name)?;
+        let dtype = info.float()?;
+        let delta = model.low_rank(name).map(|change| Delta::new(&change, dtype, Isa::detect()));
+        Some(Self { dtype, bytes: model.bytes(name)?, elements: info.elements(), delta })
+    }
+
+    fn decode(&self, start: usize, values: &mut [f64]) {
+        if let Some(delta) = &self.delta {
+            delta.decode(self.bytes, start as u64, values);
+            return;
+        }
+        let width = self.dtype.size();
+        f64::decode(self.dtype, &self.bytes[start * width..(start + values.len()) * width], values);
+    }
 }
 
 /// Groups consecutive layers that are alike: the fewest groups (8 at most) that leave at most a fifth of the variation of

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use super::MergeError;
 use super::element::Element;
+use super::lora::Delta;
 use super::parameters::ResolvedParameters;
 use super::statistics::TensorKey;
 use crate::checkpoint::Dtype;
@@ -39,21 +40,30 @@ pub(crate) fn tiles(range: Range<u64>) -> impl Iterator<Item = (u64, usize)> {
 /// A stored tensor of one model.
 #[derive(Clone, Copy)]
 pub(crate) struct Stored<'a> {
+    /// What [`Self::decode`] yields without loss: the stored type; float32 where a LoRA adapter is added (float64 stays).
     pub(crate) dtype: Dtype,
+    /// Elements of `dtype`; with a `delta`, those that it is added to, of their own type.
     pub(crate) bytes: &'a [u8],
     /// For messages.
     pub(crate) model: &'a str,
     pub(crate) tensor: &'a str,
     pub(crate) key: TensorKey,
+    /// What a LoRA adapter adds to it.
+    pub(crate) delta: Option<&'a Delta>,
 }
 
 impl Stored<'_> {
     /// Converts `output.len()` elements from `first` on and refuses NaN and infinity among them.
     #[inline(always)]
     pub(crate) fn decode<W: Element>(&self, first: u64, output: &mut [W]) -> Result<(), MergeError> {
-        let size = self.dtype.size();
-        let start = first as usize * size;
-        let largest = W::decode(self.dtype, &self.bytes[start..start + output.len() * size], output);
+        let largest = match self.delta {
+            None => {
+                let size = self.dtype.size();
+                let start = first as usize * size;
+                W::decode(self.dtype, &self.bytes[start..start + output.len() * size], output)
+            }
+            Some(delta) => delta.decode(self.bytes, first, output),
+        };
         if largest < W::INFINITY.key() { Ok(()) } else { Err(self.not_finite(first, output)) }
     }
 

@@ -102,6 +102,7 @@ impl Sample {
                 model: CONTENTS[model as usize],
                 tensor: "layers.0.weight",
                 key: TensorKey { model, tensor: 0 },
+                delta: None,
             })
             .collect();
         let takes_base = self.method == "slerp";

@@ -422,7 +422,14 @@ mod tests {
         let mut bytes = vec![0; values.len() * dtype.size()];
         f64::encode(dtype, values, &mut bytes);
         let zeros = vec![0; bytes.len()];
-        let stored = |bytes| Stored { dtype, bytes, model: "m", tensor: "t", key: TensorKey { model: 0, tensor: 0 } };
+        let stored = |bytes| Stored {
+            dtype,
+            bytes,
+            model: "m",
+            tensor: "t",
+            key: TensorKey { model: 0, tensor: 0 },
+            delta: None,
+        };
         let vector = TaskVector { source: stored(&bytes), base: stored(&zeros) };
         let elements = values.len() as u64;
         for kept in [1, 2, elements / 3, elements / 2, elements - 2, elements - 1] {

@@ -259,7 +259,14 @@ mod tests {
     use crate::merge::threshold::{coarse_histogram, select};
 
     fn stored(bytes: &[u8], model: u32) -> Stored<'_> {
-        Stored { dtype: Dtype::Bfloat16, bytes, model: "m", tensor: "t", key: TensorKey { model, tensor: 0 } }
+        Stored {
+            dtype: Dtype::Bfloat16,
+            bytes,
+            model: "m",
+            tensor: "t",
+            key: TensorKey { model, tensor: 0 },
+            delta: None,
+        }
     }
 
     /// bfloat16 values of that many elements, each a multiple of `grain`.

@@ -117,7 +117,10 @@ impl Recipe {
     /// The model whose tokenizer files are copied.
     fn tokenizer_donor(&self) -> Option<ModelReference> {
         match self.tokenizer_source.as_deref() {
-            Some(model) if model != "base" => Some(ModelReference(model.to_owned())),
+            Some(name) if name != "base" => {
+                let named = self.models().into_iter().find(|model| model.to_string() == name);
+                Some(named.cloned().unwrap_or_else(|| ModelReference::new(name)))
+            }
             _ => self.base_model.clone().or_else(|| self.body.inputs().next().map(|input| input.model.clone())),
         }
     }

@@ -19,9 +19,15 @@ use crate::checkpoint::Dtype;
 pub use error::RecipeError;
 pub use read::RecipeFile;
 
-/// A model as a recipe names it: a path (absolute, or relative to the recipe's folder or `--models-dir`) or a Hugging Face id.
+/// A model as a recipe names it: a path (absolute, or relative to the recipe's folder or `--models-dir`) or a Hugging Face id,
+/// and the same of a LoRA adapter that is laid over it. As text: `model`, or `model+adapter`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ModelReference(pub String);
+pub struct ModelReference {
+    /// Of the model.
+    pub location: String,
+    /// Of the adapter.
+    pub adapter: Option<String>,
+}
 
 /// A scalar parameter value.
 #[derive(Clone, Debug, PartialEq)]
@@ -139,9 +145,45 @@ impl Recipe {
     }
 }
 
+impl ModelReference {
+    /// A model without an adapter. The location is taken as it stands.
+    pub fn new(location: impl Into<String>) -> Self {
+        Self { location: location.into(), adapter: None }
+    }
+
+    /// A model with an adapter.
+    pub fn with_adapter(location: impl Into<String>, adapter: impl Into<String>) -> Self {
+        Self { location: location.into(), adapter: Some(adapter.into()) }
+    }
+
+    /// Reads `model` or `model+adapter`.
+    ///
+    /// # Errors
+    /// More than one `+`, or nothing on one side of it: then only mergekit's mapping says what is meant.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text.split_once('+') {
+            None => Ok(Self::new(text)),
+            Some((location, adapter))
+                if !adapter.contains('+') && !location.trim().is_empty() && !adapter.trim().is_empty() =>
+            {
+                Ok(Self::with_adapter(location, adapter))
+            }
+            Some(_) => {
+                Err("one `+` stands between a model and its LoRA adapter; where it is part of a path, write a table: \
+                            `model = { path = ... }`, `lora = { path = ... }`"
+                    .to_owned())
+            }
+        }
+    }
+}
+
 impl std::fmt::Display for ModelReference {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(&self.0)
+        formatter.write_str(&self.location)?;
+        match &self.adapter {
+            Some(adapter) => write!(formatter, "+{adapter}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -62,7 +62,16 @@ fn names() -> impl Strategy<Value = Vec<ModelReference>> {
         Just("no".to_owned())
     ]
     .prop_filter("blank", |name| !name.trim().is_empty() && name != "union" && name != "base");
-    proptest::collection::btree_set(name, 2..5).prop_map(|names| names.into_iter().map(ModelReference).collect())
+    let adapter = proptest::option::of(prop_oneof!["[a-z/]{1,5}", "[a-z]{1,3}[@+][a-z]{1,3}"]);
+    let model = (name, adapter).prop_map(|(location, adapter)| ModelReference { location, adapter });
+    // By their text, so that no two look alike.
+    proptest::collection::vec(model, 2..5)
+        .prop_map(|models| {
+            let named: BTreeMap<String, ModelReference> =
+                models.into_iter().map(|model| (model.to_string(), model)).collect();
+            named.into_values().collect::<Vec<_>>()
+        })
+        .prop_filter("too few", |models| models.len() > 1)
 }
 
 fn body(models: &[ModelReference]) -> impl Strategy<Value = Body> + use<> {
@@ -103,7 +112,8 @@ pub(crate) fn recipe() -> impl Strategy<Value = Recipe> {
         let text = (proptest::option::of(0..models.len() + 1), proptest::option::of("\\PC*[{\n\u{85}]\\PC*"));
         (body, fixed, text).prop_map(
             move |(body, (method, parameters, dtype, out_dtype, masks), (tokenizer, template))| {
-                let tokenizer = tokenizer.map(|index| models.get(index).map_or("base", |model| &model.0).to_owned());
+                let tokenizer = tokenizer
+                    .map(|index| models.get(index).map_or_else(|| "base".to_owned(), ModelReference::to_string));
                 Recipe {
                     merge_method: method.to_owned(),
                     base_model: Some(models[0].clone()),
@@ -149,7 +159,7 @@ proptest! {
         let hash = recipe.sha256(&ids).unwrap();
         prop_assert_eq!(hash.len(), 64);
         let mut moved = recipe.clone();
-        let rename = |model: &mut ModelReference| model.0 = format!("/elsewhere/{}", model.0);
+        let rename = |model: &mut ModelReference| model.location = format!("/elsewhere/{}", model.location);
         moved.base_model.as_mut().into_iter().for_each(rename);
         if let Some(source) = moved.tokenizer_source.as_mut().filter(|source| *source != "base") {
             *source = format!("/elsewhere/{source}");
@@ -161,7 +171,7 @@ proptest! {
                 slice.sources.iter_mut().for_each(|input| rename(&mut input.model));
             },
         }
-        let moved_ids = ids.iter().map(|(model, id)| (ModelReference(format!("/elsewhere/{}", model.0)), id.clone())).collect();
+        let moved_ids = ids.iter().map(|(model, id)| (ModelReference { location: format!("/elsewhere/{}", model.location), ..model.clone() }, id.clone())).collect();
         prop_assert_eq!(moved.sha256(&moved_ids).unwrap(), hash.clone());
         let other = ids.iter().map(|(model, id)| (model.clone(), format!("{id}0"))).collect();
         prop_assert_ne!(recipe.sha256(&other).unwrap(), hash);

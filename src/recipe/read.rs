@@ -98,9 +98,9 @@ fn read_document(node: &Node, syntax: Syntax) -> Result<RecipeFile, RecipeError>
     let chat_template = fields.take("chat_template").map(|field| read_chat_template(&field)).transpose()?;
     let parameters = parameters::read(fields.take("parameters"), method, false)?;
     let body = read_body(&mut fields, method, syntax)?;
-    let (masks, content_ids) = match syntax {
-        Syntax::Toml => (read_masks(fields.take("masks"))?, read_content(fields.take("content"))?),
-        Syntax::Yaml => (Masks::default(), BTreeMap::new()),
+    let (masks, content) = match syntax {
+        Syntax::Toml => (read_masks(fields.take("masks"))?, fields.take("content")),
+        Syntax::Yaml => (Masks::default(), None),
     };
     fields.finish()?;
     let recipe = Recipe {
@@ -115,6 +115,7 @@ fn read_document(node: &Node, syntax: Syntax) -> Result<RecipeFile, RecipeError>
         masks,
     };
     recipe.validate()?;
+    let content_ids = read_content(content, &recipe)?;
     Ok(RecipeFile { recipe, content_ids })
 }
 
@@ -135,44 +136,41 @@ fn read_dtype(field: &Field<'_>) -> Result<Dtype, FieldError> {
     field.word()?.parse().map_err(|reason: String| field.error(reason))
 }
 
-/// A model: in YAML text, where `@` and `+` mean a revision and a LoRA, or mergekit's mapping, which holds a path as it is.
+/// A model: text, where `+` comes before a LoRA adapter and (in YAML) `@` before a revision, or mergekit's mapping, which holds
+/// paths as they are.
 fn read_model(field: &Field<'_>, syntax: Syntax) -> Result<ModelReference, FieldError> {
-    if matches!(field.node.content, Content::Table(_)) && syntax == Syntax::Yaml {
+    if matches!(field.node.content, Content::Table(_)) {
         return read_model_mapping(field);
     }
     let text = field.word()?;
-    if syntax == Syntax::Yaml {
-        let as_mapping = "if it is part of the path, write {model: {path: \"...\"}}";
-        if text.contains('+') {
-            return Err(field.error(format!(
-                "LoRA adapters (`model+lora`) are not supported: merge the adapter first; {as_mapping}"
-            )));
-        }
-        if text.contains('@') {
-            return Err(field.error(format!(
-                "revisions (`model@revision`) are not supported: give the snapshot's folder; {as_mapping}"
-            )));
-        }
+    if syntax == Syntax::Yaml && text.contains('@') {
+        return Err(field.error(
+            "revisions (`model@revision`) are not supported: give the snapshot's folder; if it is part of the path, write \
+             {model: {path: \"...\"}}",
+        ));
     }
-    Ok(ModelReference(text.to_owned()))
+    ModelReference::parse(text).map_err(|reason| field.error(reason))
 }
 
 fn read_model_mapping(field: &Field<'_>) -> Result<ModelReference, FieldError> {
     let mut fields = field.fields()?;
-    for key in ["lora", "override_architecture"] {
-        if let Some(field) = fields.take(key) {
-            return Err(field.error("not supported; merge adapters into the model first"));
-        }
+    if let Some(field) = fields.take("override_architecture") {
+        return Err(field.error("not supported; remove it"));
     }
-    let model = fields.require("model", "`path` of the model")?;
+    let location = read_path(&fields.require("model", "`path` of the model")?)?;
+    let adapter = fields.take("lora").map(|field| read_path(&field)).transpose()?;
     fields.finish()?;
-    let mut fields = model.fields()?;
+    Ok(ModelReference { location, adapter })
+}
+
+fn read_path(field: &Field<'_>) -> Result<String, FieldError> {
+    let mut fields = field.fields()?;
     if let Some(field) = fields.take("revision") {
         return Err(field.error("revisions are not supported: give the snapshot's folder as the path"));
     }
     let path = fields.require("path", "a folder or a Hugging Face id")?;
     fields.finish()?;
-    Ok(ModelReference(path.word()?.to_owned()))
+    Ok(path.word()?.to_owned())
 }
 
 fn read_tokenizer_source(fields: &mut Fields<'_>, syntax: Syntax) -> Result<Option<String>, FieldError> {
@@ -194,13 +192,13 @@ fn read_tokenizer_source(fields: &mut Fields<'_>, syntax: Syntax) -> Result<Opti
             source
         }
     };
-    let model = read_model(&field, syntax)?;
-    if model.0 == "union" {
+    let model = read_model(&field, syntax)?.to_string();
+    if model == "union" {
         return Err(
             field.error("joining vocabularies is not supported; give `base` or a model whose tokenizer is copied")
         );
     }
-    Ok(Some(model.0))
+    Ok(Some(model))
 }
 
 fn read_chat_template(field: &Field<'_>) -> Result<String, FieldError> {
@@ -274,8 +272,14 @@ fn read_masks(field: Option<Field<'_>>) -> Result<Masks, FieldError> {
     Ok(masks)
 }
 
-fn read_content(field: Option<Field<'_>>) -> Result<BTreeMap<ModelReference, String>, FieldError> {
+/// Content ids by the models' names as text, which are the recipe's.
+fn read_content(field: Option<Field<'_>>, recipe: &Recipe) -> Result<BTreeMap<ModelReference, String>, FieldError> {
     let Some(field) = field else { return Ok(BTreeMap::new()) };
+    let models = recipe.models();
+    let reference = |name: &str| match models.iter().find(|model| model.to_string() == name) {
+        Some(model) => (*model).clone(),
+        None => ModelReference::parse(name).unwrap_or_else(|_| ModelReference::new(name)),
+    };
     let ids = field.named()?;
-    ids.into_iter().map(|(model, id)| Ok((ModelReference(model.to_owned()), id.word()?.to_owned()))).collect()
+    ids.into_iter().map(|(model, id)| Ok((reference(model), id.word()?.to_owned()))).collect()
 }

@@ -38,7 +38,7 @@ fn reads_filters_gradients_and_old_spellings() {
     let recipe = Recipe::from_mergekit_yaml(TIES).unwrap();
     assert_eq!(recipe.merge_method, "ties");
     assert_eq!(recipe.dtype, Some(Dtype::Float32));
-    let names: Vec<_> = recipe.models().iter().map(|model| model.0.as_str()).collect();
+    let names: Vec<_> = recipe.models().iter().map(|model| model.location.as_str()).collect();
     assert_eq!(names, ["a", "b", "base"]);
     let Body::Models(inputs) = &recipe.body else { panic!("{recipe:?}") };
     assert_eq!(inputs[0].parameters["weight"].0, [FilteredValue { filter: None, value: numbers(&[0.2, 0.9]) }]);
@@ -54,7 +54,7 @@ fn reads_filters_gradients_and_old_spellings() {
 fn reads_the_same_keys_from_toml() {
     let text = "
 merge_method = 'dare_ties'
-base_model = 'runs/base@home+'
+base_model = { model = { path = 'runs/base@home+' } }
 out_dtype = 'bfloat16'
 masks = { kind = 'mergekit', seed = 18446744073709551615 }
 content = { 'runs/a' = '00ff' }
@@ -63,9 +63,9 @@ model = 'runs/a'
 parameters = { weight = 1, density = [0.5, 1] }
 ";
     let file = RecipeFile::from_toml(text).unwrap();
-    assert_eq!(file.recipe.base_model, Some(ModelReference("runs/base@home+".to_owned())));
+    assert_eq!(file.recipe.base_model, Some(ModelReference::new("runs/base@home+")));
     assert_eq!(file.recipe.masks, Masks { kind: MaskKind::Mergekit, seed: u64::MAX });
-    assert_eq!(file.content_ids[&ModelReference("runs/a".to_owned())], "00ff");
+    assert_eq!(file.content_ids[&ModelReference::new("runs/a")], "00ff");
     assert_eq!(file.recipe.out_dtype, Some(Dtype::Bfloat16));
 }
 
@@ -99,7 +99,15 @@ fn what_is_not_supported_is_refused_by_name() {
         ("merge_method: linear", vec!["models"]),
         ("merge_method: linear\nmodels: []", vec!["`models`", "at least one"]),
         ("merge_method: linear\nmodels: [{model: a}]", vec!["weight", "`a`"]),
-        ("merge_method: linear\nmodels: [{model: a+b, parameters: {weight: 1}}]", vec!["`models[0].model`", "LoRA"]),
+        (
+            "merge_method: linear\nmodels: [{model: a+b+c, parameters: {weight: 1}}]",
+            vec!["`models[0].model`", "one `+`"],
+        ),
+        ("merge_method: linear\nmodels: [{model: +b, parameters: {weight: 1}}]", vec!["`models[0].model`", "one `+`"]),
+        (
+            "merge_method: linear\nmodels: [{model: {model: {path: a}, lora: {path: b, revision: c}}, parameters: {weight: 1}}]",
+            vec!["`models[0].model.lora.revision`"],
+        ),
         (
             "merge_method: linear\nmodels: [{model: a@b, parameters: {weight: 1}}]",
             vec!["`models[0].model`", "revision"],
@@ -259,7 +267,7 @@ fn masks_count_only_where_they_are_drawn() {
     };
     let hash = |mut recipe: Recipe, seed| {
         recipe.masks.seed = seed;
-        let ids = recipe.models().into_iter().map(|model| (model.clone(), model.0.clone())).collect();
+        let ids = recipe.models().into_iter().map(|model| (model.clone(), model.to_string())).collect();
         recipe.sha256(&ids).unwrap()
     };
     for (density, drawn) in
@@ -272,9 +280,17 @@ fn masks_count_only_where_they_are_drawn() {
 
 #[test]
 fn mergekit_reads_the_numbers_and_names_that_are_written() {
-    let text = "merge_method = 'ties'\nbase_model = 'runs/a+b'\n[[models]]\nmodel = '12'\n[models.parameters]\nweight = [1e-7, 1e300]\n";
+    let text = "merge_method = 'ties'\nbase_model = { model = { path = 'runs/a+b' } }\n[[models]]\nmodel = '12'\n[models.parameters]\nweight = [1e-7, 1e300]\n\
+                [[models]]\nmodel = 'runs/a+lora/b'\nparameters = { weight = 1 }\n[[models]]\n\
+                model = { model = { path = 'a' }, lora = { path = 'c++' } }\nparameters = { weight = 1 }\n";
     let yaml = Recipe::from_toml(text).unwrap().to_mergekit_yaml();
-    for line in ["base_model: {model: {path: \"runs/a+b\"}}", "- model: \"12\"", "    weight: [1.0e-7, 1.0e+300]"] {
+    for line in [
+        "base_model: {model: {path: \"runs/a+b\"}}",
+        "- model: \"12\"",
+        "    weight: [1.0e-7, 1.0e+300]",
+        "- model: \"runs/a+lora/b\"",
+        "- model: {model: {path: \"a\"}, lora: {path: \"c++\"}}",
+    ] {
         assert!(yaml.lines().any(|found| found == line), "{line}\n{yaml}");
     }
 }

@@ -77,7 +77,7 @@ impl Recipe {
             self.check_required(stage, method)?;
         }
         if let Some(source) = self.tokenizer_source.as_deref().filter(|source| *source != "base")
-            && !self.models().iter().any(|model| model.0 == source)
+            && !self.models().iter().any(|model| model.to_string() == source)
         {
             let reason = format!("expected `base` or one of the recipe's models, not `{source}`");
             return Err(Problem::new("tokenizer_source", reason).into());

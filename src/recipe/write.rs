@@ -10,8 +10,8 @@ impl Recipe {
     /// models are still the same; it may be empty.
     pub fn to_toml(&self, content_ids: &BTreeMap<ModelReference, String>) -> String {
         let mut text = String::new();
-        for (key, value) in self.header() {
-            line(&mut text, key, &quote(&value));
+        for (key, value) in self.header(&toml_model, &quote) {
+            line(&mut text, key, &value);
         }
         toml_parameters(&mut text, "parameters", &self.parameters);
         text.push_str("\n[masks]\n");
@@ -23,7 +23,7 @@ impl Recipe {
                 for slice in slices {
                     text.push_str("\n[[slices]]\n");
                     if let Some(base) = &slice.base_model {
-                        line(&mut text, "base_model", &quote(&base.0));
+                        line(&mut text, "base_model", &toml_model(base));
                     }
                     toml_parameters(&mut text, "slices.parameters", &slice.parameters);
                     slice.sources.iter().for_each(|input| toml_input(&mut text, "slices.sources", input));
@@ -33,7 +33,7 @@ impl Recipe {
         if !content_ids.is_empty() {
             text.push_str("\n# What the models held when this was written.\n[content]\n");
             for (model, id) in content_ids {
-                line(&mut text, &quote(&model.0), &quote(id));
+                line(&mut text, &quote(&model.to_string()), &quote(id));
             }
         }
         text
@@ -52,9 +52,7 @@ impl Recipe {
                 self.masks.seed
             );
         }
-        for (key, value) in self.header() {
-            let is_model = matches!(key, "base_model" | "tokenizer_source");
-            let value = if is_model { yaml_model(&value) } else { yaml_text(&value) };
+        for (key, value) in self.header(&yaml_model, &yaml_text) {
             let _ = writeln!(text, "{key}: {value}");
         }
         match &self.body {
@@ -68,7 +66,7 @@ impl Recipe {
                     text.push_str("- sources:\n");
                     slice.sources.iter().for_each(|input| yaml_input(&mut text, "  ", input));
                     if let Some(base) = &slice.base_model {
-                        let _ = writeln!(text, "  base_model: {}", yaml_model(&base.0));
+                        let _ = writeln!(text, "  base_model: {}", yaml_model(base));
                     }
                     yaml_parameters(&mut text, "  ", &slice.parameters);
                 }
@@ -78,15 +76,23 @@ impl Recipe {
         text
     }
 
-    /// The keys with one text each, in the order of both formats.
-    fn header(&self) -> Vec<(&'static str, String)> {
-        let mut header = vec![("merge_method", self.merge_method.clone())];
+    /// The keys with one text each, in the order of both formats, written by `model` and `word`.
+    fn header(
+        &self,
+        model: &dyn Fn(&ModelReference) -> String,
+        word: &dyn Fn(&str) -> String,
+    ) -> Vec<(&'static str, String)> {
+        let mut header = vec![("merge_method", word(&self.merge_method))];
+        let tokenizer = |source: &String| match self.models().into_iter().find(|model| model.to_string() == *source) {
+            Some(found) => model(found),
+            None => word(source),
+        };
         let optional = [
-            ("base_model", self.base_model.as_ref().map(|base| base.0.clone())),
-            ("dtype", self.dtype.map(|dtype| dtype.to_string())),
-            ("out_dtype", self.out_dtype.map(|dtype| dtype.to_string())),
-            ("tokenizer_source", self.tokenizer_source.clone()),
-            ("chat_template", self.chat_template.clone()),
+            ("base_model", self.base_model.as_ref().map(model)),
+            ("dtype", self.dtype.map(|dtype| word(dtype.name()))),
+            ("out_dtype", self.out_dtype.map(|dtype| word(dtype.name()))),
+            ("tokenizer_source", self.tokenizer_source.as_ref().map(tokenizer)),
+            ("chat_template", self.chat_template.as_deref().map(word)),
         ];
         header.extend(optional.into_iter().filter_map(|(key, value)| Some((key, value?))));
         header
@@ -126,7 +132,7 @@ fn is_noncharacter(symbol: char) -> bool {
 
 fn toml_input(text: &mut String, table: &str, input: &Input) {
     let _ = writeln!(text, "\n[[{table}]]");
-    line(text, "model", &quote(&input.model.0));
+    line(text, "model", &toml_model(&input.model));
     if let Some((first, end)) = input.layer_range {
         line(text, "layer_range", &format!("[{first}, {end}]"));
     }
@@ -153,7 +159,7 @@ fn toml_parameters(text: &mut String, table: &str, parameters: &Parameters) {
 }
 
 fn yaml_input(text: &mut String, indent: &str, input: &Input) {
-    let _ = writeln!(text, "{indent}- model: {}", yaml_model(&input.model.0));
+    let _ = writeln!(text, "{indent}- model: {}", yaml_model(&input.model));
     if let Some((first, end)) = input.layer_range {
         let _ = writeln!(text, "{indent}  layer_range: [{first}, {end}]");
     }
@@ -220,9 +226,29 @@ fn yaml_number(number: f64) -> String {
     format!("{mantissa}e{sign}{exponent}")
 }
 
-/// A model as text, or as a mapping where mergekit would read `@` or `+` in it as a revision or a LoRA.
-fn yaml_model(model: &str) -> String {
-    if model.contains(['@', '+']) { format!("{{model: {{path: {}}}}}", quote(model)) } else { yaml_text(model) }
+/// A model as text, or as a table where the text would be read as another model.
+fn toml_model(model: &ModelReference) -> String {
+    if ModelReference::parse(&model.to_string()).as_ref() == Ok(model) {
+        return quote(&model.to_string());
+    }
+    let path = |location: &str| format!("{{ path = {} }}", quote(location));
+    match &model.adapter {
+        Some(adapter) => format!("{{ model = {}, lora = {} }}", path(&model.location), path(adapter)),
+        None => format!("{{ model = {} }}", path(&model.location)),
+    }
+}
+
+/// A model as text, or as a mapping where mergekit would read `@` or `+` in a path as a revision or a LoRA.
+fn yaml_model(model: &ModelReference) -> String {
+    let parts = || std::iter::once(&model.location).chain(&model.adapter);
+    if parts().all(|part| !part.contains(['@', '+'])) {
+        return yaml_text(&model.to_string());
+    }
+    let path = |location: &str| format!("{{path: {}}}", quote(location));
+    match &model.adapter {
+        Some(adapter) => format!("{{model: {}, lora: {}}}", path(&model.location), path(adapter)),
+        None => format!("{{model: {}}}", path(&model.location)),
+    }
 }
 
 /// Text without quotes where every YAML reader takes it for text, else with them.

@@ -43,7 +43,7 @@ pub(super) fn write_run_file(folder: &Path, config: &RunConfig, models: &Models)
     text.push_str(&config.directory.display().to_string());
     text.push_str("\n# Content ids of the models:\n");
     for (model, content) in &models.content_ids {
-        text.push_str(&format!("#   {}  {content}\n", model.0));
+        text.push_str(&format!("#   {model}  {content}\n"));
     }
     write(&folder.join("run.toml"), text.as_bytes())
 }

@@ -63,7 +63,7 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
 fn identity(prepared: &Prepared) -> Value {
     let mut identity = prepared.config.identity();
     let contents: Vec<Value> =
-        prepared.models.content_ids.iter().map(|(model, content)| json!([model.0, content])).collect();
+        prepared.models.content_ids.iter().map(|(model, content)| json!([model.to_string(), content])).collect();
     if let Value::Object(fields) = &mut identity {
         fields.insert("content of models".into(), Value::Array(contents));
         fields.insert("evaluator fingerprint".into(), json!(prepared.evaluator.fingerprint()));

@@ -1,7 +1,7 @@
 //! The model card of an exported model.
 
 use crate::ledger::{AskedRecord, ToldRecord};
-use crate::recipe::Recipe;
+use crate::recipe::{ModelReference, Recipe};
 
 /// A README in Hugging Face's form: what was merged, how it scored, and how to make it again.
 pub fn model_card(
@@ -11,7 +11,7 @@ pub fn model_card(
     recipe: &Recipe,
     verdict: Option<&str>,
 ) -> String {
-    let names: Vec<&str> = recipe.models().iter().map(|model| short_name(&model.0)).collect();
+    let names: Vec<String> = recipe.models().into_iter().map(short_name).collect();
     let mut text = String::from("---\ntags:\n- merge\n- evomerge\n---\n\n");
     text.push_str(&format!("# {run}: candidate {}\n\n", asked.candidate_id));
     text.push_str(&format!(
@@ -59,6 +59,10 @@ fn scores(told: &ToldRecord) -> String {
     text
 }
 
-fn short_name(location: &str) -> &str {
-    if location.starts_with('/') { location.rsplit('/').next().unwrap_or(location) } else { location }
+fn short_name(model: &ModelReference) -> String {
+    let short = |location: &str| match location.strip_prefix('/') {
+        Some(path) => path.rsplit('/').next().unwrap_or(path).to_owned(),
+        None => location.to_owned(),
+    };
+    ModelReference { location: short(&model.location), adapter: model.adapter.as_deref().map(short) }.to_string()
 }

@@ -1,6 +1,6 @@
 //! The models of a run: opened once, compared, identified.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
 use super::SearchError;
@@ -38,13 +38,20 @@ impl Models {
         let mut opened: BTreeMap<ModelReference, Arc<Checkpoint>> = BTreeMap::new();
         let mut content_ids = BTreeMap::new();
         let mut named: Vec<(String, Arc<Checkpoint>)> = Vec::new();
+        let mut scanned = BTreeSet::new();
         for model in config.models.base.iter().chain(&config.models.sources) {
-            let path = checkpoint::resolve_location(&model.location, &config.directory)?;
-            let checkpoint = Arc::new(Checkpoint::open(&path)?);
-            if let Some(place) = checkpoint.first_nonfinite() {
+            let checkpoint = checkpoint::open_model(&model.location, model.adapter.as_deref(), &config.directory)?;
+            let checkpoint = Arc::new(checkpoint);
+            // One scan of a base that adapters share.
+            let known = scanned.contains(checkpoint.path());
+            let place = if known { checkpoint.first_nonfinite_of_adapter() } else { checkpoint.first_nonfinite() };
+            if model.adapter.is_none() {
+                scanned.insert(checkpoint.path().to_owned());
+            }
+            if let Some(place) = place {
                 return Err(SearchError::BadData(format!(
                     "model {}: {place}; a merge would spread it: repair the checkpoint or leave it out",
-                    path.display()
+                    reference(model)
                 )));
             }
             content_ids.insert(reference(model), checkpoint.content_id(&cache)?);
@@ -124,5 +131,5 @@ fn bare_facts(config: &RunConfig, layers: LayerLayout) -> ModelFacts {
 }
 
 fn reference(model: &ModelSource) -> ModelReference {
-    ModelReference(model.location.clone())
+    ModelReference { location: model.location.clone(), adapter: model.adapter.clone() }
 }

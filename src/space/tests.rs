@@ -22,7 +22,7 @@ pub(super) fn tensors() -> Vec<String> {
 }
 
 pub(super) fn facts(sources: &[&str], base: Option<&str>) -> ModelFacts {
-    let reference = |name: &str| ModelReference(format!("/models/{name}"));
+    let reference = |name: &str| ModelReference::new(format!("/models/{name}"));
     ModelFacts {
         base: base.map(reference),
         sources: sources.iter().map(|name| ((*name).to_owned(), reference(name))).collect(),
@@ -58,7 +58,7 @@ pub(super) fn names(space: &SearchSpace) -> Vec<&str> {
 }
 
 pub(super) fn ids(recipe: &Recipe) -> BTreeMap<ModelReference, String> {
-    recipe.models().into_iter().map(|model| (model.clone(), model.0.clone())).collect()
+    recipe.models().into_iter().map(|model| (model.clone(), model.to_string())).collect()
 }
 
 pub(super) fn hash(recipe: &Recipe) -> String {
@@ -144,7 +144,7 @@ fn genes_have_the_documented_names() {
     assert_eq!(space.genes()[8].format(space.init().0[8]), "1");
 
     let recipe = space.decode(&space.init());
-    let model = |name: &str| ModelReference(format!("/models/{name}"));
+    let model = |name: &str| ModelReference::new(format!("/models/{name}"));
     let mlp = "model.layers.3.mlp.up.weight";
     assert_eq!(resolve(&recipe, mlp, "weight", Some(&model("b"))), Some(0.5));
     assert_eq!(resolve(&recipe, mlp, "density", Some(&model("b"))), Some(1.0));
@@ -171,7 +171,7 @@ fn method_and_pair_are_genes() {
     (genome.0[0], genome.0[1], genome.0[8]) = (0.5, 0.9, 0.25);
     let recipe = space.decode(&genome);
     assert_eq!(recipe.merge_method, "slerp");
-    assert_eq!(recipe.base_model, Some(ModelReference("/models/b".to_owned())));
+    assert_eq!(recipe.base_model, Some(ModelReference::new("/models/b")));
     assert_eq!(resolve(&recipe, "lm_head.weight", "t", None), Some(0.25));
     assert_eq!(space.active(&genome), [true, true, false, false, false, false, false, false, true]);
     genome.0[0] = 0.0;
@@ -185,7 +185,7 @@ fn tied_and_frozen_genes_follow() {
     let space = space(&["a", "b"], Some("base"), text);
     assert_eq!(names(&space), ["weight.a", "weight.b"]);
     let recipe = space.decode(&Genome(vec![0.5, 1.0]));
-    let b = ModelReference("/models/b".to_owned());
+    let b = ModelReference::new("/models/b");
     assert_eq!(resolve(&recipe, "x", "density", Some(&b)), Some(0.8));
     assert_eq!(resolve(&recipe, "x", "weight", Some(&b)), Some(0.8));
     assert_eq!(resolve(&recipe, "x", "lambda", None), Some(0.7));
@@ -196,8 +196,9 @@ fn weights_that_cannot_be_normalized_become_equal() {
     let space = space(&["a", "b"], None, "method = 'linear'\ngenes = { weight = { low = -1, high = 1 } }\n");
     let weights = |units: [f64; 2]| {
         let recipe = space.decode(&Genome(units.to_vec()));
-        let weight =
-            |name: &str| resolve(&recipe, "x", "weight", Some(&ModelReference(format!("/models/{name}")))).unwrap();
+        let weight = |name: &str| {
+            resolve(&recipe, "x", "weight", Some(&ModelReference::new(format!("/models/{name}")))).unwrap()
+        };
         [weight("a"), weight("b")]
     };
     assert_eq!(weights([0.5, 0.5]), [1.0, 1.0]);
@@ -209,7 +210,7 @@ fn weights_that_cannot_be_normalized_become_equal() {
 fn a_single_source_is_interpolated_with_the_base() {
     let space = space(&["a"], Some("base"), "method = 'slerp'\n");
     let recipe = space.decode(&space.init());
-    assert_eq!(recipe.base_model, Some(ModelReference("/models/base".to_owned())));
+    assert_eq!(recipe.base_model, Some(ModelReference::new("/models/base")));
     recipe.validate().unwrap();
 }
 
@@ -488,7 +489,7 @@ fn densities_of_della_are_moved_inside_their_epsilon() {
                 *unit = f64::from(if gene.parameter == "epsilon" { other } else { step }) / 20.0;
             }
             let recipe = space.decode(&genome);
-            let model = ModelReference("/models/a".to_owned());
+            let model = ModelReference::new("/models/a");
             let [density, epsilon] =
                 ["density", "epsilon"].map(|name| resolve(&recipe, "x", name, Some(&model)).unwrap());
             assert!(density == 1.0 || density - epsilon > 0.0 && density + epsilon < 1.0, "{density} {epsilon}");

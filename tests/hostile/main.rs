@@ -175,7 +175,7 @@ fn directories_that_are_no_checkpoint() {
     refused(open_with(&[("config.json", b"{}"), ("pytorch_model.bin", b"")]), "safe_serialization=True");
     refused(open_with(&[("config.json", b"{}"), ("m.gguf", b"")]), "GGUF weights only (`m.gguf`)");
     let adapter: [(&str, &[u8]); 2] = [("adapter_config.json", b"{}"), ("adapter_model.safetensors", &weights)];
-    refused(open_with(&adapter), "merge_and_unload");
+    refused(open_with(&adapter), "`BASE+ADAPTER`");
     for (config, expected) in [
         ("", "config.json: not valid JSON"),
         ("[]", "config.json: expected a JSON object"),

@@ -381,7 +381,14 @@ mod tests {
     }
 
     fn stored(bytes: &[u8], model: u32) -> Stored<'_> {
-        Stored { dtype: Dtype::Bfloat16, bytes, model: "m", tensor: "t", key: TensorKey { model, tensor: 0 } }
+        Stored {
+            dtype: Dtype::Bfloat16,
+            bytes,
+            model: "m",
+            tensor: "t",
+            key: TensorKey { model, tensor: 0 },
+            delta: None,
+        }
     }
 
     fn tiled<'a, T: TileMerge<f32> + 'a>(inputs: Vec<Stored<'a>>, arithmetic: T) -> Box<dyn BlockMerge + 'a> {

@@ -447,7 +447,8 @@ fn ranked<'a, W: Element>(
     }
     let (vector, _) = task_vector::<W>(group, index)?;
     let (draws, coarse) = context.masks.draws(group.inputs[index], group.elements)?;
-    Ok(Sparsifier::Ranked(RankedMask::new::<W>(vector, group.shape, [density, epsilon], coarse, draws)))
+    let mask = RankedMask::new::<W>(vector, group.shape, [density, epsilon], coarse, draws);
+    Ok(Sparsifier::Ranked(Box::new(mask)))
 }
 
 /// What restores each task vector's L1 norm; `None` where nothing is dropped, or everything.

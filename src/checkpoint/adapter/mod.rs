@@ -1,0 +1,404 @@
+//! LoRA adapters (arXiv 2106.09685) as PEFT writes them: `adapter_config.json` and `adapter_model.safetensors`.
+//!
+//! An adapter is laid over a base checkpoint when that is opened. Whole tensors of it (`modules_to_save`, trained biases,
+//! saved embeddings) take the place of the base's; pairs of factors are handed out as [`LowRank`] changes, which whoever
+//! reads the weights adds to them. Everything is checked when the adapter is opened, so that nothing of it is left out
+//! silently: PEFT skips what it does not know.
+
+mod configuration;
+mod names;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use self::configuration::Configuration;
+use self::names::{Named, Role};
+use super::directory::{INDEX_FILE, SINGLE_FILE};
+use super::dtype::Dtype;
+use super::error::{CheckpointError, quote};
+use super::header::{TensorInfo, read_header};
+use super::mapping::{MappedFile, open_regular};
+use super::nonfinite::scan;
+
+/// The adapter's configuration.
+const CONFIG_FILE: &str = "adapter_config.json";
+/// The adapter's weights.
+const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// The adapter's weights as PyTorch pickles them.
+const PICKLE_FILE: &str = "adapter_model.bin";
+
+/// A change of low rank to a stored tensor, seen as a matrix of `rows` times `columns` (dimensions behind the first are one):
+/// `scale` times the product of a left factor (`rows` times `rank`) and a right factor (`rank` times `columns`).
+#[derive(Clone, Copy, Debug)]
+pub struct LowRank<'a> {
+    pub rows: usize,
+    pub columns: usize,
+    pub rank: usize,
+    /// `alpha / rank`, with rank stabilization `alpha / sqrt(rank)`; rounded to float32 once.
+    pub scale: f32,
+    pub left: Factor<'a>,
+    pub right: Factor<'a>,
+}
+
+/// A matrix as it is stored: little-endian, row-major.
+#[derive(Clone, Copy, Debug)]
+pub struct Factor<'a> {
+    pub dtype: Dtype,
+    pub bytes: &'a [u8],
+    /// Whether its columns are stored as rows.
+    pub transposed: bool,
+}
+
+/// An adapter that fits its base checkpoint.
+#[derive(Debug)]
+pub(super) struct Adapter {
+    file: MappedFile,
+    /// By name of the base's tensor.
+    changes: BTreeMap<String, Change>,
+}
+
+#[derive(Debug)]
+struct Change {
+    rows: usize,
+    columns: usize,
+    rank: usize,
+    scale: f32,
+    left: StoredFactor,
+    right: StoredFactor,
+}
+
+#[derive(Debug)]
+struct StoredFactor {
+    dtype: Dtype,
+    start: usize,
+    length: usize,
+    transposed: bool,
+}
+
+/// The two factors of a module while they are collected.
+#[derive(Default)]
+struct Pair {
+    down: Option<TensorInfo>,
+    up: Option<TensorInfo>,
+}
+
+/// How a module keeps its weight.
+#[derive(Clone, Copy)]
+enum Layout {
+    /// As (tokens, dimensions), which is the product transposed.
+    Embedding,
+    /// As (out, in), or with `squares_turned` as (in, out) where the shape does not tell.
+    Linear { squares_turned: bool },
+}
+
+/// Whether a directory holds an adapter and no whole model.
+pub fn is_adapter_folder(directory: &Path) -> bool {
+    let has = |name: &str| directory.join(name).symlink_metadata().is_ok();
+    (has(CONFIG_FILE) || has(WEIGHTS_FILE) || has(PICKLE_FILE)) && !has(SINGLE_FILE) && !has(INDEX_FILE)
+}
+
+impl Adapter {
+    /// Opens the adapter in `directory` for the model of `base`, whose tensors are `tensors`. Tensors that the adapter holds
+    /// whole are replaced in `tensors` and say that they are in file `file_index`.
+    pub(super) fn open(
+        directory: &Path,
+        base: &Path,
+        tensors: &mut BTreeMap<String, TensorInfo>,
+        file_index: usize,
+    ) -> Result<Self, CheckpointError> {
+        let configuration = find(directory)?;
+        let path = directory.join(WEIGHTS_FILE);
+        let (file, identity) = open_regular(&path)?;
+        let infos = read_header(&path, &file, identity.size, file_index)?;
+        let file = MappedFile::new(&path, &file, identity)?;
+        Opening { path: &path, base, configuration: &configuration, tensors, file }.run(infos)
+    }
+
+    pub(super) fn file(&self) -> &MappedFile {
+        &self.file
+    }
+
+    /// The change to a tensor of the base.
+    pub(super) fn change(&self, tensor: &str) -> Option<LowRank<'_>> {
+        let change = self.changes.get(tensor)?;
+        let factor = |stored: &StoredFactor| {
+            let bytes = self.file.bytes().get(stored.start..stored.start + stored.length)?;
+            Some(Factor { dtype: stored.dtype, bytes, transposed: stored.transposed })
+        };
+        Some(LowRank {
+            rows: change.rows,
+            columns: change.columns,
+            rank: change.rank,
+            scale: change.scale,
+            left: factor(&change.left)?,
+            right: factor(&change.right)?,
+        })
+    }
+
+    /// Identifies what the adapter makes of a base: both contents, and what the configuration says of the factors.
+    pub(super) fn content_id(&self, base: &str, weights: &str) -> String {
+        let mut all = Sha256::new();
+        all.update(b"evomerge adapted weights v1");
+        all.update(base.as_bytes());
+        all.update(weights.as_bytes());
+        for (tensor, change) in &self.changes {
+            all.update((tensor.len() as u64).to_le_bytes());
+            all.update(tensor.as_bytes());
+            all.update(change.scale.to_le_bytes());
+            all.update([u8::from(change.left.transposed), u8::from(change.right.transposed)]);
+        }
+        all.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// Checks that the directory holds an adapter with safetensors, and reads its configuration.
+fn find(directory: &Path) -> Result<Configuration, CheckpointError> {
+    let refuse = |reason: String| CheckpointError::NotAnAdapter { path: directory.to_owned(), reason };
+    match std::fs::metadata(directory) {
+        Err(source) => return Err(CheckpointError::Read { path: directory.to_owned(), source }),
+        Ok(metadata) if !metadata.is_dir() => {
+            return Err(refuse(format!(
+                "it is a file; expected the adapter's directory, with {CONFIG_FILE} and {WEIGHTS_FILE}"
+            )));
+        }
+        Ok(_) => {}
+    }
+    let has = |name: &str| directory.join(name).symlink_metadata().is_ok();
+    if !has(CONFIG_FILE) {
+        let whole = has(SINGLE_FILE) || has(INDEX_FILE);
+        return Err(refuse(match whole {
+            true => "it holds a whole model; name it without a base in front".to_owned(),
+            false => format!("it has no {CONFIG_FILE}; copy it from where the adapter came from"),
+        }));
+    }
+    let configuration = Configuration::read(&directory.join(CONFIG_FILE))?;
+    if has(WEIGHTS_FILE) {
+        return Ok(configuration);
+    }
+    Err(refuse(match has(PICKLE_FILE) {
+        true => format!(
+            "it has PyTorch pickle weights only (`{PICKLE_FILE}`), which can run code when loaded; convert them: load the \
+             adapter with PEFT and call `save_pretrained(..., safe_serialization=True)`"
+        ),
+        false => format!("it has no {WEIGHTS_FILE}; is the download complete?"),
+    }))
+}
+
+/// An adapter while it is opened.
+struct Opening<'a> {
+    path: &'a Path,
+    base: &'a Path,
+    configuration: &'a Configuration,
+    tensors: &'a mut BTreeMap<String, TensorInfo>,
+    file: MappedFile,
+}
+
+impl Opening<'_> {
+    fn run(mut self, infos: Vec<TensorInfo>) -> Result<Adapter, CheckpointError> {
+        if infos.is_empty() {
+            return Err(CheckpointError::Header {
+                path: self.path.to_owned(),
+                reason: "it holds no tensor".to_owned(),
+            });
+        }
+        let mut named = Vec::with_capacity(infos.len());
+        for info in infos {
+            let name = names::parse(&info.name).map_err(|reason| self.wrong(&info, reason))?;
+            named.push((name, info));
+        }
+        let targets = named.iter().map(|(name, _)| name.target.as_str());
+        let rename = names::fit(targets, self.tensors).map_err(|unfit| {
+            let (name, info) = &named[unfit.index];
+            self.wrong(info, format!("{}{}", self.no_such_tensor(&name.target), unfit.ambiguity))
+        })?;
+        let mut pairs: BTreeMap<(String, bool), (String, Pair)> = BTreeMap::new();
+        for (Named { target, module, role }, info) in named {
+            let target = rename.apply(&target);
+            let (embedding, up) = match role {
+                Role::Whole => {
+                    self.replace(&target, info)?;
+                    continue;
+                }
+                Role::Factor { embedding, up } => (embedding, up),
+            };
+            if let Some(names) = self.configuration.unnamed(&module) {
+                let reason = format!("`target_modules` names {names}, not its module: PEFT would leave it out");
+                return Err(self.wrong(&info, reason));
+            }
+            let (_, pair) = pairs.entry((target, embedding)).or_insert_with(|| (module, Pair::default()));
+            let place = if up { &mut pair.up } else { &mut pair.down };
+            if let Some(other) = place {
+                let reason = format!("{} is for the same module; one adapter a file is expected", quote(&other.name));
+                return Err(self.wrong(&info, reason));
+            }
+            *place = Some(info);
+        }
+        let linear = pairs.iter().filter(|((_, embedding), _)| !embedding);
+        let squares_turned = self.squares_turned(linear.map(|((target, _), (_, pair))| (target.as_str(), pair)));
+        let mut changes = BTreeMap::new();
+        for ((target, embedding), (module, pair)) in pairs {
+            let layout = if embedding { Layout::Embedding } else { Layout::Linear { squares_turned } };
+            let (change, info) = self.change(&target, &module, layout, pair)?;
+            if changes.insert(target.clone(), change).is_some() {
+                let reason = format!("{} is changed twice, as an embedding and as a linear layer", quote(&target));
+                return Err(self.wrong(&info, reason));
+            }
+        }
+        Ok(Adapter { file: self.file, changes })
+    }
+
+    fn wrong(&self, info: &TensorInfo, reason: impl Into<String>) -> CheckpointError {
+        CheckpointError::Tensor { path: self.path.to_owned(), tensor: quote(&info.name), reason: reason.into() }
+    }
+
+    fn no_such_tensor(&self, target: &str) -> String {
+        let trained_on = match &self.configuration.base {
+            Some(name) => format!(" (it was trained on {})", quote(name)),
+            None => String::new(),
+        };
+        let hint = if super::is_head(target) {
+            "; a head that is tied to the input embedding cannot change by itself: untie it first \
+             (tie_word_embeddings = false and a saved lm_head.weight)"
+        } else {
+            "; is this the adapter's base model?"
+        };
+        format!("the model {} has no tensor {}{trained_on}{hint}", self.base.display(), quote(target))
+    }
+
+    /// Puts a whole tensor of the adapter in the place of the base's.
+    fn replace(&mut self, target: &str, info: TensorInfo) -> Result<(), CheckpointError> {
+        let Some(base) = self.tensors.get(target) else { return Err(self.wrong(&info, self.no_such_tensor(target))) };
+        if base.shape != info.shape {
+            let hint = match super::is_head(target) || super::is_input_embedding(target) {
+                true => "; the vocabulary was resized in training: resize the base model alike and save it first",
+                false => "; is this the adapter's base model?",
+            };
+            return Err(self.wrong(
+                &info,
+                format!(
+                    "its shape {:?} does not fit {} of shape {:?} in {}{hint}",
+                    info.shape,
+                    quote(target),
+                    base.shape,
+                    self.base.display()
+                ),
+            ));
+        }
+        if base.dtype != info.dtype && (base.float().is_none() || info.float().is_none()) {
+            let reason = format!("it is of type {}, {} in {}", info.dtype, base.dtype, self.base.display());
+            return Err(self.wrong(&info, reason));
+        }
+        if base.replaces.is_some() {
+            return Err(self.wrong(&info, format!("another tensor of the file replaces {} already", quote(target))));
+        }
+        let replaces = Some(base.dtype);
+        self.tensors.insert(target.to_owned(), TensorInfo { name: target.to_owned(), replaces, ..info });
+        Ok(())
+    }
+
+    /// Whether square matrices are stored as (in, out): as the oblong ones of the adapter are, where these agree, else as the
+    /// configuration says. PEFT goes by the class of the layer and overrules the configuration too.
+    fn squares_turned<'p>(&self, pairs: impl Iterator<Item = (&'p str, &'p Pair)>) -> bool {
+        let (mut some_plain, mut some_turned) = (false, false);
+        for (target, pair) in pairs {
+            let (Some(down), Some(up), Some(base)) = (&pair.down, &pair.up, self.tensors.get(target)) else { continue };
+            let plain = plain_fit(&down.shape, &up.shape, &base.shape);
+            let turned = transposed_fit(&down.shape, &up.shape, &base.shape);
+            some_plain |= plain && !turned;
+            some_turned |= turned && !plain;
+        }
+        if some_plain == some_turned { self.configuration.fan_in_fan_out } else { some_turned }
+    }
+
+    /// Puts two factors together, and says which of them to blame for what is found later.
+    fn change(
+        &self,
+        target: &str,
+        module: &str,
+        layout: Layout,
+        pair: Pair,
+    ) -> Result<(Change, TensorInfo), CheckpointError> {
+        let (down, up) = match (pair.down, pair.up) {
+            (Some(down), Some(up)) => (down, up),
+            (Some(alone), None) | (None, Some(alone)) => {
+                return Err(self.wrong(&alone, "it stands alone: its module has no second factor (lora_A and lora_B)"));
+            }
+            (None, None) => {
+                let reason = "a module without factors".to_owned();
+                return Err(CheckpointError::Header { path: self.path.to_owned(), reason });
+            }
+        };
+        let Some(base) = self.tensors.get(target) else { return Err(self.wrong(&down, self.no_such_tensor(target))) };
+        if base.float().is_none() {
+            let reason = format!("{} holds {} values, which a LoRA cannot change", quote(target), base.dtype);
+            return Err(self.wrong(&down, reason));
+        }
+        let rank = self.rank(module, &down, &up)?;
+        let misfit = || {
+            let shapes = format!("shapes {:?} and {:?} (of {})", down.shape, up.shape, quote(&up.name));
+            let of = format!("{} of shape {:?} in {}", quote(target), base.shape, self.base.display());
+            self.wrong(&down, format!("{shapes} do not fit {of}; is this the adapter's base model?"))
+        };
+        let plain = plain_fit(&down.shape, &up.shape, &base.shape);
+        let turned = transposed_fit(&down.shape, &up.shape, &base.shape);
+        let transposed = match (layout, plain, turned) {
+            (Layout::Embedding, _, true) | (Layout::Linear { .. }, false, true) => true,
+            (Layout::Linear { .. }, true, false) => false,
+            (Layout::Linear { squares_turned }, true, true) => squares_turned,
+            (Layout::Embedding, _, false) | (_, false, false) => return Err(misfit()),
+        };
+        let scale = self.configuration.scale(module, rank).map_err(|reason| self.wrong(&down, reason))?;
+        let (down_factor, up_factor) = (self.factor(&down, transposed)?, self.factor(&up, transposed)?);
+        let (left, right) = if transposed { (down_factor, up_factor) } else { (up_factor, down_factor) };
+        let rows = base.shape.first().copied().unwrap_or(0);
+        let columns = base.shape.iter().skip(1).product();
+        Ok((Change { rows, columns, rank, scale, left, right }, down))
+    }
+
+    /// The rank that both factors and the configuration agree on.
+    fn rank(&self, module: &str, down: &TensorInfo, up: &TensorInfo) -> Result<usize, CheckpointError> {
+        let expected = self.configuration.rank(module);
+        for (info, dimension) in [(down, 0), (up, 1)] {
+            let found = info.shape.get(dimension).copied();
+            if found != Some(expected) {
+                let found = found.map_or_else(|| "none".to_owned(), |rank| rank.to_string());
+                let reason = format!(
+                    "expected rank {expected} (r and rank_pattern in {CONFIG_FILE}) in dimension {dimension}, found {found} \
+                     in its shape {:?}",
+                    info.shape
+                );
+                return Err(self.wrong(info, reason));
+            }
+        }
+        if expected == 0 { Err(self.wrong(down, "a rank of 0 changes nothing")) } else { Ok(expected) }
+    }
+
+    fn factor(&self, info: &TensorInfo, transposed: bool) -> Result<StoredFactor, CheckpointError> {
+        let Some(dtype) = info.float() else {
+            return Err(self.wrong(info, format!("it holds {} values; expected floats", info.dtype)));
+        };
+        let bytes = self.file.bytes().get(info.start..info.start + info.length).unwrap_or_default();
+        if let Some((element, value)) = scan(dtype, bytes) {
+            let reason = format!("element {element} is {value}; the adapter must be repaired or left out");
+            return Err(self.wrong(info, reason));
+        }
+        Ok(StoredFactor { dtype, start: info.start, length: info.length, transposed })
+    }
+}
+
+/// Whether the product of the factors has the base's shape: linear layers, and convolutions whose second factor is of size 1.
+fn plain_fit(down: &[usize], up: &[usize], base: &[usize]) -> bool {
+    base.len() >= 2
+        && down.len() == base.len()
+        && up.len() == base.len()
+        && up.first() == base.first()
+        && down.get(1..) == base.get(1..)
+        && up.iter().skip(2).all(|length| *length == 1)
+}
+
+/// Whether the transposed product has it: embeddings, and layers that keep (in, out).
+fn transposed_fit(down: &[usize], up: &[usize], base: &[usize]) -> bool {
+    matches!((down, up, base), ([_, inputs], [outputs, _], [rows, columns]) if inputs == rows && outputs == columns)
+}
