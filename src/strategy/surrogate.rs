@@ -388,6 +388,37 @@ mod tests {
     }
 
     #[test]
+    fn the_fast_exponential_agrees_with_the_exact_one() {
+        for step in 0..4_000 {
+            let x = f64::from(step) * 0.01;
+            let (fast, exact) = (exp_of_minus(x), (-x).exp());
+            assert!((fast - exact).abs() <= 1e-9 * exact, "{x}: {fast} {exact}");
+        }
+        assert!(exp_of_minus(1e9) < 1e-300 && exp_of_minus(f64::INFINITY) >= 0.0);
+    }
+
+    #[test]
+    fn roughness_keeps_to_the_surroundings() {
+        let share = |square: f64| covariance(square, 1.0) - covariance(square, 0.0);
+        assert!((share(0.0) - 1.0).abs() < 1e-9 && share(0.25) < 0.15 && share(4.0) < 1e-3);
+        // It falls as a random walk's does, from the first step on.
+        assert!(1.0 - share(1e-4) > 10.0 * (1.0 - covariance(1e-4, 0.0)));
+    }
+
+    #[test]
+    fn the_first_guess_never_promises_less() {
+        let points: Vec<Vec<f64>> = (0..30).map(|index| sobol(7, index, 3)).collect();
+        let points: Vec<&[f64]> = points.iter().map(Vec::as_slice).collect();
+        let values: Vec<f64> = points.iter().map(|point| point[0] - point[1] * point[2]).collect();
+        let model = model(&genes(3), &fit(&genes(3), &Scales::prior(3), &points, &values), &points, &values);
+        for index in 100..150 {
+            let point = sobol(7, index, 3);
+            let ((mean, bound), (exact, deviation)) = (model.sketch(&point), model.predict(&point));
+            assert!((mean - exact).abs() < 1e-12 && bound >= deviation - 1e-9, "{bound} {deviation}");
+        }
+    }
+
+    #[test]
     fn learns_which_gene_matters_and_predicts() {
         let points: Vec<Vec<f64>> = (0..60).map(|index| sobol(7, index, 4)).collect();
         let points: Vec<&[f64]> = points.iter().map(Vec::as_slice).collect();
