@@ -1,7 +1,7 @@
 //! Runs a strategy on the digits merge landscapes, in process: our merge core, a forward pass of the small residual MLP, one
 //! JSON line a run. docs/search.md has the commands; scripts/digits_images.py prepares the images.
 //!
-//! `landscape --zoo evals/digits/tasks --images tasks.safetensors --space dare8 --strategy genetic --seeds 0-9 --budget 1000`
+//! `landscape --zoo evals/digits/tasks --images tasks.safetensors --space dare8 --strategy portfolio --seeds 0-9 --budget 1000`
 
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
@@ -41,7 +41,7 @@ struct Arguments {
     #[arg(long, value_parser = ["dare8", "ties24", "dare24", "arithmetic12"])]
     space: String,
     /// A `[strategy]` table, or only its kind.
-    #[arg(long, default_value = "genetic")]
+    #[arg(long, default_value = "portfolio")]
     strategy: String,
     /// First and last seed.
     #[arg(long, default_value = "0-9")]

@@ -26,8 +26,15 @@ def best_peers():
 
 
 def evaluations_to(run, score):
-    """The evaluation that first reached a score; infinite if none did."""
-    return next((index for index, value in run["inc"] if value >= score - 1e-9), float("inf"))
+    """The evaluation that first reached a score, which is rounded to four digits; infinite if none did."""
+    return next((index for index, value in run["inc"] if value >= score - 5e-5), float("inf"))
+
+
+def reached(group, score):
+    """The median number of evaluations to a score over the runs of 1,000, in words."""
+    numbers = [evaluations_to(run, score) for run in group if "1000" in run["at"]]
+    middle = median(numbers)
+    return f"{middle:.0f}" if middle < float("inf") else "over 1000"
 
 
 def median(values):
@@ -37,8 +44,8 @@ def median(values):
 def main():
     runs = [json.loads(line) for name in sys.argv[1:] for line in open(name)]
     best = best_peers()
-    print("| landscape | strategy | seeds | evaluations | validation | best peer | difference | test |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| landscape | strategy | seeds | evaluations | validation | best peer | difference | test | peer's 1,000 score after |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     groups = sorted({(run["zoo"], run["space"], " ".join(run["method"].split())) for run in runs})
     for zoo, space, method in groups:
         group = [run for run in runs if (run["zoo"], run["space"], " ".join(run["method"].split())) == (zoo, space, method)]
@@ -48,13 +55,9 @@ def main():
                 continue
             ours = median([point["val"] for point in at])
             peer, name = best.get((zoo, space, budget), (float("nan"), "none"))
+            after = reached(group, peer) if budget == "1000" and peer == peer else ""
             print(f"| {zoo}/{space} | {method} | {len(at)} | {budget} | {ours:.4f} | {peer:.4f} ({name}) | {ours - peer:+.4f} | "
-                  f"{median([point['test'] for point in at]):.4f} |")
-        goal = best.get((zoo, space, "1000"))
-        if goal and any("1000" in run["at"] for run in group):
-            reached = [evaluations_to(run, goal[0]) for run in group]
-            print(f"| {zoo}/{space} | {method} | {len(group)} | to reach {goal[0]:.4f} | {median(reached):.0f} | "
-                  f"1000 ({goal[1]}) | | |")
+                  f"{median([point['test'] for point in at]):.4f} | {after} |")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ const STRATEGIES: [&str; 9] =
     ["genetic", "nsga2", "cma-es", "tpe", "random", "sobol", "portfolio", "greedy-soup", "uniform-soup"];
 /// Strategies that only average sources, so that they need no search space.
 const SOUPS: [&str; 2] = ["greedy-soup", "uniform-soup"];
-const DEFAULT_STRATEGY: &str = "genetic";
+const DEFAULT_STRATEGY: &str = "portfolio";
 const LONGEST_NAME: usize = 100;
 
 impl RunConfig {

@@ -51,11 +51,20 @@ pub(super) struct Archive {
     /// Every outcome told, also of proposals that are not points (a duplicate may name them later).
     told: BTreeMap<u64, Fitness>,
     by_index: BTreeMap<u64, Vec<usize>>,
+    /// What the parts of the objective contributed, by evaluation.
+    contributions: BTreeMap<u64, Vec<f64>>,
 }
 
 impl Archive {
     pub(super) fn new(landscape: Arc<dyn Landscape>) -> Self {
-        Self { landscape, points: Vec::new(), keys: HashSet::new(), told: BTreeMap::new(), by_index: BTreeMap::new() }
+        Self {
+            landscape,
+            points: Vec::new(),
+            keys: HashSet::new(),
+            told: BTreeMap::new(),
+            by_index: BTreeMap::new(),
+            contributions: BTreeMap::new(),
+        }
     }
 
     pub(super) fn landscape(&self) -> &dyn Landscape {
@@ -107,6 +116,16 @@ impl Archive {
         if let Some(fitness) = self.told.get(&index) {
             self.points[point].fitness = *fitness;
         }
+    }
+
+    /// Notes what the parts of the objective contributed to an evaluation.
+    pub(super) fn note(&mut self, index: u64, contributions: Vec<f64>) {
+        self.contributions.insert(index, contributions);
+    }
+
+    /// What the parts of the objective contributed to a point, where that is known.
+    pub(super) fn contributions(&self, point: usize) -> Option<&[f64]> {
+        self.contributions.get(&self.points[point].index?).map(Vec::as_slice)
     }
 
     /// Takes an outcome; the places of the points that it belongs to.

@@ -101,8 +101,9 @@ pub fn build_raced(
             Some(Box::new(Nsga2::new(parameters, landscape()?, &setup)))
         }
         "portfolio" => {
-            let parameters = portfolio::Parameters::read(&mut settings)?;
-            Some(Box::new(Portfolio::new(parameters, landscape()?, &setup)))
+            let landscape = landscape()?;
+            let parameters = portfolio::Parameters::read(&mut settings, landscape.genes().len())?;
+            Some(Box::new(Portfolio::new(parameters, landscape, &setup)))
         }
         _ => None,
     };

@@ -4,8 +4,10 @@
 use std::sync::Arc;
 
 use super::archive::{Archive, Fitness, Point};
+use super::composite;
 use super::contract::objective;
 use super::{Ask, Content, Landscape, Outcome, Placement, Proposal, Setup, Status, StrategyError};
+use crate::score::ObjectiveTask;
 use crate::space::Genome;
 
 /// Archive, baselines and the open proposal of one strategy.
@@ -16,12 +18,18 @@ pub(super) struct History {
     /// Points like a baseline, to be proposed early.
     likenesses: Vec<Genome>,
     open: Option<usize>,
+    tasks: Vec<ObjectiveTask>,
 }
 
 impl History {
     pub(super) fn new(landscape: Arc<dyn Landscape>, setup: &Setup) -> Self {
-        let mut history =
-            Self { archive: Archive::new(landscape), baselines: Vec::new(), likenesses: Vec::new(), open: None };
+        let mut history = Self {
+            archive: Archive::new(landscape),
+            baselines: Vec::new(),
+            likenesses: Vec::new(),
+            open: None,
+            tasks: setup.objective.clone(),
+        };
         for seed in &setup.seeds {
             if seed.exact {
                 let point = history.archive.add(seed.genome.clone(), 0);
@@ -39,6 +47,16 @@ impl History {
 
     pub(super) fn points(&self) -> &[Point] {
         self.archive.points()
+    }
+
+    /// Parts of the objective.
+    pub(super) fn parts(&self) -> usize {
+        composite::parts(&self.tasks)
+    }
+
+    /// What the parts of the objective contributed to a point, where that is known.
+    pub(super) fn contributions(&self, point: usize) -> Option<&[f64]> {
+        self.archive.contributions(point)
     }
 
     /// Points like a baseline that a search should start with.
@@ -84,6 +102,9 @@ impl History {
     /// Takes an outcome; the places of the points that it belongs to.
     pub(super) fn tell(&mut self, outcome: &Outcome) -> Result<Vec<usize>, StrategyError> {
         let fitness = fitness(outcome)?;
+        if let Some(contributions) = composite::contributions(&self.tasks, outcome) {
+            self.archive.note(outcome.index, contributions);
+        }
         Ok(self.archive.tell(outcome.index, fitness))
     }
 

@@ -1,14 +1,15 @@
 //! Local search: a model of the surroundings of the best point, inside a box that grows with success and shrinks without it
-//! (trust-region Bayesian optimisation, Eriksson et al. 2019). A member of the portfolio.
+//! (trust-region Bayesian optimisation, Eriksson et al. 2019); when it has shrunk to nothing, the search moves on to the best
+//! point elsewhere. A member of the portfolio.
 
 use std::sync::Arc;
 
 use rand::{Rng, RngExt};
 
 use super::archive::{Fitness, levels};
-use super::genetic::standardise;
+use super::composite::{self, AllScales, Composite};
+use super::genetic::ties::Ties;
 use super::history::History;
-use super::surrogate::{Scales, Surrogate, fit};
 use super::{Ask, Content, Landscape, Outcome, Placement, Setup, Strategy, StrategyError, space_filling};
 use crate::random;
 use crate::space::{GeneKind, Genome};
@@ -18,16 +19,20 @@ const POINTS: usize = 120;
 const FEWEST: usize = 5;
 /// Points drawn in the box for one that is proposed.
 const DRAWS: usize = 400;
+/// Of those, the ones that promise most at a first guess, whose uncertainty is worked out.
+const SHORT_LIST: usize = 60;
 /// Proposals between two fits of the length scales.
 const REFIT: u64 = 8;
 /// The box's half side at the start, its least and its most.
 const START: f64 = 0.2;
-const LEAST: f64 = 0.01;
+const LEAST: f64 = 0.02;
 const MOST: f64 = 0.4;
+/// Root of the mean squared difference of genes within which points belong to one centre.
+const APART: f64 = 0.12;
+/// Centres that are left alone at most, before all are open again.
+const RETIRED: usize = 4;
 /// Outcomes in a row that beat the centre before the box grows.
 const SUCCESSES: usize = 2;
-/// Most standard deviations that count as worth.
-const CURIOSITY: f64 = 1.0;
 /// Draws for one proposal before a space counts as exhausted.
 const TRIES: usize = 1_000;
 
@@ -35,11 +40,15 @@ const TRIES: usize = 1_000;
 pub(super) struct Local {
     seed: u64,
     history: History,
+    ties: Ties,
     half_side: f64,
     successes: usize,
     failures: usize,
+    /// The best score outside of what was searched to the end.
     best: f64,
-    scales: Scales,
+    /// Centres whose surroundings were searched to the end.
+    retired: Vec<Vec<f64>>,
+    scales: AllScales,
     /// Own proposals whose outcome is not known.
     open: Vec<usize>,
     asked: u64,
@@ -47,15 +56,19 @@ pub(super) struct Local {
 
 impl Local {
     pub(super) fn new(landscape: Arc<dyn Landscape>, setup: &Setup) -> Self {
-        let scales = Scales::prior(landscape.genes().len());
+        let genes = landscape.genes().len();
+        let ties = Ties::new(landscape.genes());
         let history = History::new(landscape, setup);
+        let scales = composite::prior(genes, history.parts());
         Self {
             seed: setup.seed,
             history,
+            ties,
             half_side: START,
             successes: 0,
             failures: 0,
             best: f64::NEG_INFINITY,
+            retired: Vec::new(),
             scales,
             open: Vec::new(),
             asked: 0,
@@ -63,7 +76,7 @@ impl Local {
     }
 
     /// The model of the points around the centre, and the box's half side in every gene.
-    fn model(&mut self, centre: &[f64]) -> Option<(Surrogate, Vec<f64>)> {
+    fn model(&mut self, centre: &[f64]) -> Option<(Composite, Vec<f64>)> {
         let points = self.history.points();
         let mut near: Vec<(usize, f64)> = (0..points.len())
             .filter(|place| points[*place].fitness.rank().is_some())
@@ -75,60 +88,64 @@ impl Local {
             return None;
         }
         let rank = |place: usize| points[place].fitness.rank().unwrap_or(f64::NEG_INFINITY);
-        let mut members: Vec<usize> = near.into_iter().map(|(place, _)| place).collect();
-        members.sort_by(|a, b| rank(*b).partial_cmp(&rank(*a)).unwrap_or(std::cmp::Ordering::Equal));
-        let values = standardise(&members.iter().map(|place| rank(*place)).collect::<Vec<f64>>());
+        let members: Vec<usize> = near.into_iter().map(|(place, _)| place).collect();
+        let ranks: Vec<f64> = members.iter().map(|place| rank(*place)).collect();
+        let contributions: Vec<Option<&[f64]>> =
+            members.iter().map(|place| self.history.contributions(*place)).collect();
+        let targets = composite::targets(&ranks, &contributions, self.history.parts());
         let genes = self.history.landscape().genes();
         if self.asked % REFIT == 1 {
-            let seen: Vec<&[f64]> = members.iter().map(|place| points[*place].effective.as_slice()).collect();
-            self.scales = fit(genes, &Scales::prior(genes.len()), &seen, &values);
+            let seen: Vec<Vec<f64>> = members.iter().map(|place| self.ties.seen(&points[*place].effective)).collect();
+            let seen: Vec<&[f64]> = seen.iter().map(Vec::as_slice).collect();
+            self.scales = composite::fit_all(genes, &self.scales, &seen, &targets);
         }
-        let mut surrogate = Surrogate::new(genes, &self.scales);
-        let kept: Vec<f64> = members
-            .iter()
-            .zip(&values)
-            .filter(|(place, _)| surrogate.add(&points[**place].effective))
-            .map(|(_, value)| *value)
-            .collect();
-        surrogate.set_values(&kept);
+        let mut surrogate = Composite::new(genes, &self.scales);
+        members.iter().for_each(|place| surrogate.add(&self.ties.seen(&points[*place].effective)));
+        surrogate.set_targets(&targets);
         for point in
             points.iter().rev().filter(|point| point.fitness == Fitness::Pending && point.index.is_some()).take(64)
         {
-            surrogate.imagine(&point.effective);
+            surrogate.imagine(&self.ties.seen(&point.effective));
         }
         Some((surrogate, self.sides(genes.len())))
     }
 
+    /// The logarithm of a gene's length scale, over the parts.
+    fn length(&self, gene: usize) -> f64 {
+        self.scales.iter().map(|scales| scales.length(gene)).sum::<f64>() / self.scales.len() as f64
+    }
+
     /// Longer where the model changes slowly, with the half side as their geometric mean.
     fn sides(&self, genes: usize) -> Vec<f64> {
-        let logarithms: Vec<f64> = (0..genes).map(|gene| self.scales.length(gene)).collect();
+        let logarithms: Vec<f64> = (0..genes).map(|gene| self.length(gene)).collect();
         let mean = logarithms.iter().sum::<f64>() / genes as f64;
         logarithms.iter().map(|length| self.half_side * (length - mean).clamp(-1.5, 1.5).exp()).collect()
     }
 
     fn draw(&mut self, rng: &mut impl Rng) -> Option<(Vec<f64>, &'static str, Vec<usize>)> {
         let genes = self.history.landscape().genes().len();
-        let centre = self.history.ranked().first().copied();
+        let centre = self.centre();
         if let Some(place) = centre {
             let centre = self.history.points()[place].effective.clone();
             let model = self.model(&centre);
-            let beta = CURIOSITY * rng.random::<f64>();
             let sides = model.as_ref().map_or_else(|| vec![self.half_side; genes], |(_, sides)| sides.clone());
-            let mut best: Option<(f64, Vec<f64>)> = None;
+            let mut drawn: Vec<(f64, Vec<f64>)> = Vec::with_capacity(DRAWS);
             for _ in 0..DRAWS {
                 let genome = self.in_box(&centre, &sides, rng);
                 if !self.history.is_new(&genome) {
                     continue;
                 }
                 let Some((surrogate, _)) = &model else { return Some((genome, "local", vec![place])) };
-                let (mean, deviation) = surrogate.predict(&genome);
-                let value = mean + beta * deviation;
-                if best.as_ref().is_none_or(|(other, _)| value > *other) {
-                    best = Some((value, genome));
-                }
+                drawn.push((surrogate.sketch(&self.ties.seen(&genome)), genome));
             }
-            if let Some((_, genome)) = best {
-                return Some((genome, "local", vec![place]));
+            if let Some((surrogate, _)) = &model {
+                drawn.sort_by(|a, b| b.0.total_cmp(&a.0));
+                drawn.truncate(SHORT_LIST);
+                let rated = drawn.into_iter().map(|(_, genome)| (surrogate.promise(&self.ties.seen(&genome)), genome));
+                let best = rated.reduce(|best, next| if next.0 > best.0 { next } else { best });
+                if let Some((_, genome)) = best {
+                    return Some((genome, "local", vec![place]));
+                }
             }
         }
         for _ in 0..TRIES {
@@ -167,9 +184,24 @@ impl Local {
         genome
     }
 
+    /// The best point that is not part of what was searched to the end.
+    fn centre(&self) -> Option<usize> {
+        let points = self.history.points();
+        let open = |place: &usize| !self.is_retired(&points[*place].effective);
+        let ranked = self.history.ranked();
+        ranked.iter().copied().find(open).or_else(|| ranked.first().copied())
+    }
+
+    fn is_retired(&self, point: &[f64]) -> bool {
+        let near = APART * APART * point.len() as f64;
+        self.retired.iter().any(|centre| square(centre, point) < near)
+    }
+
+    /// Takes in what is new: whether a point of its own is better than the centre moves the box's sides.
     fn notice(&mut self, places: &[usize], own: bool) {
         let points = self.history.points();
-        let best = places.iter().filter_map(|place| points[*place].fitness.rank()).fold(f64::NEG_INFINITY, f64::max);
+        let news = places.iter().filter(|place| !self.is_retired(&points[**place].effective));
+        let best = news.filter_map(|place| points[*place].fitness.rank()).fold(f64::NEG_INFINITY, f64::max);
         let better = best > self.best;
         self.best = self.best.max(best);
         if !own {
@@ -190,9 +222,24 @@ impl Local {
             self.half_side *= 0.6;
             self.failures = 0;
             if self.half_side < LEAST {
-                self.half_side = MOST;
+                self.move_on();
             }
         }
+    }
+
+    /// Leaves the surroundings of the centre for those of the best point elsewhere; back to the best of all when there is none.
+    fn move_on(&mut self) {
+        self.half_side = START;
+        let points = self.history.points();
+        if let Some(centre) = self.centre() {
+            self.retired.push(points[centre].effective.clone());
+        }
+        let left = self.history.ranked().iter().any(|place| !self.is_retired(&points[*place].effective));
+        if !left || self.retired.len() > RETIRED {
+            self.retired.clear();
+        }
+        let rank = |place: usize| self.history.points()[place].fitness.rank();
+        self.best = self.centre().and_then(rank).unwrap_or(f64::NEG_INFINITY);
     }
 }
 

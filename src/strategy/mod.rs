@@ -7,6 +7,7 @@ mod archive;
 mod baselines;
 mod build;
 mod cma_es;
+mod composite;
 pub mod conformance;
 mod contract;
 mod genetic;

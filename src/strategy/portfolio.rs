@@ -1,11 +1,17 @@
-//! Several searches on one history: the budget goes to whoever earns improvement.
+//! Several searches on one history: the budget goes to whoever earns improvement; and a fresh start when nobody does.
 //!
-//! The genetic algorithm starts. Then every member gets a share of the proposals that follows what its recent ones were worth:
-//! a proposal is worth the more the higher its outcome ranks among everything known. All members learn from all outcomes, so
-//! each continues from the best point of all.
+//! The genetic algorithm starts. Then every member of the team gets a share of the proposals that follows what its recent ones
+//! were worth: a proposal is worth the more the higher its outcome ranks among everything known. All members learn from all
+//! outcomes of the team, so each continues from the best point of all.
+//!
+//! Merges have many good places, and a search settles in one of them. When a team has gone long without a new best, a new one
+//! starts from a design of its own and knows the baselines only; the team with the best point goes on with a share of the
+//! proposals (restarts: Auger and Hansen 2005).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use rand::Rng as _;
 
 use super::cma_es::{self, CmaEs};
 use super::contract::objective;
@@ -14,12 +20,15 @@ use super::local::Local;
 use super::settings::Settings;
 use super::tpe::Tpe;
 use super::{Ask, Content, Landscape, Outcome, Placement, Setup, Strategy, StrategyError};
+use crate::random;
 use crate::space::Genome;
 
 /// Share of a member's earlier worth that an outcome leaves.
 const MEMORY: f64 = 0.9;
 /// Outcomes that earn anything: those among this many best.
 const ELITE: usize = 20;
+/// While a team is new, one proposal in so many is left to the team with the best point.
+const BEST_TURN: u64 = 2;
 
 /// `[strategy]` of kind `portfolio`: the genetic algorithm's settings, and these.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,78 +38,79 @@ pub(super) struct Parameters {
     start: usize,
     /// Least share of the proposals of every member.
     least: f64,
+    /// Outcomes of a team without a new best before another starts.
+    patience: usize,
 }
 
 impl Parameters {
-    pub(super) fn read(settings: &mut Settings<'_>) -> Result<Self, StrategyError> {
+    pub(super) fn read(settings: &mut Settings<'_>, genes: usize) -> Result<Self, StrategyError> {
+        let genetic = genetic::Parameters::read(settings)?;
+        let patience = genetic.patience().unwrap_or((150 + 2 * genes).min(300));
         Ok(Self {
-            genetic: genetic::Parameters::read(settings)?,
+            genetic: genetic.without_restarts(),
             start: settings.whole("start", 12, 0..=1_000_000)?,
             least: settings.number("least", 0.1, 0.0..=0.25)?,
+            patience,
         })
     }
 }
 
 struct Member {
     strategy: Box<dyn Strategy>,
-    /// Recent worth of its proposals, and how many of them it is based on.
+    /// Recent worth of its proposals.
     worth: f64,
+    /// What its worth counts as at least.
+    trust: f64,
     /// Proposals owed to it: its shares added up, less what it made.
     owed: f64,
     /// Nothing more to propose until something new is learnt.
     done: bool,
 }
 
-/// The strategy.
-pub(super) struct Portfolio {
-    parameters: Parameters,
+/// Searches that share what they know.
+struct Team {
     members: Vec<Member>,
     asked: usize,
-    /// Who made the open proposal, and its genome.
-    open: Option<(usize, Genome)>,
-    /// Whose an evaluation is, with its genome.
-    owners: BTreeMap<u64, (usize, Genome)>,
     /// The best scores, best first.
     elite: Vec<f64>,
+    /// Outcomes since the best of its own proposals improved.
+    stagnant: usize,
+    best: f64,
 }
 
-impl Portfolio {
-    pub(super) fn new(parameters: Parameters, landscape: Arc<dyn Landscape>, setup: &Setup) -> Self {
-        let strategies: [Box<dyn Strategy>; 4] = [
-            Box::new(Genetic::new(parameters.genetic.clone(), landscape.clone(), setup)),
-            Box::new(Local::new(landscape.clone(), setup)),
-            Box::new(Tpe::follower(landscape.clone(), setup)),
-            Box::new(CmaEs::follower(cma_es::Parameters::default(), landscape, setup)),
-        ];
-        let member = |strategy| Member { strategy, worth: 0.5, owed: 0.0, done: false };
+impl Team {
+    fn new(parameters: &Parameters, landscape: &Arc<dyn Landscape>, setup: &Setup) -> Self {
+        let member = |strategy, trust| Member { strategy, worth: 0.5, trust, owed: 0.0, done: false };
+        let cma_es = CmaEs::follower(cma_es::Parameters::default(), landscape.clone(), setup);
         Self {
-            parameters,
-            members: strategies.into_iter().map(member).collect(),
+            members: vec![
+                member(Box::new(Genetic::new(parameters.genetic.clone(), landscape.clone(), setup)), 0.1),
+                member(Box::new(Local::new(landscape.clone(), setup)), 0.1),
+                member(Box::new(Tpe::follower(landscape.clone(), setup)), 0.02),
+                member(Box::new(cma_es), 0.02),
+            ],
             asked: 0,
-            open: None,
-            owners: BTreeMap::new(),
             elite: Vec::new(),
+            stagnant: 0,
+            best: f64::NEG_INFINITY,
         }
     }
 
-    /// Each member's share of the proposals.
-    fn shares(&self) -> Vec<f64> {
-        let least = self.parameters.least;
-        let total: f64 = self.members.iter().map(|member| member.worth).sum();
-        let free = 1.0 - least * self.members.len() as f64;
-        let share = |member: &Member| least + free * if total > 0.0 { member.worth / total } else { 0.25 };
-        self.members.iter().map(share).collect()
+    /// Adds each member's share of a proposal to what it is owed.
+    fn share_out(&mut self, parameters: &Parameters) {
+        let total: f64 = self.members.iter().map(|member| member.worth.max(member.trust)).sum();
+        let free = 1.0 - parameters.least * self.members.len() as f64;
+        for member in &mut self.members {
+            member.owed += parameters.least + free * member.worth.max(member.trust) / total;
+        }
     }
 
     /// Whose turn it is: the member that is owed most.
-    fn turn(&mut self) -> Option<usize> {
-        if self.asked < self.parameters.start && !self.members[0].done {
+    fn turn(&mut self, parameters: &Parameters) -> Option<usize> {
+        if self.asked < parameters.start && !self.members[0].done {
             return Some(0);
         }
-        let shares = self.shares();
-        for (member, share) in self.members.iter_mut().zip(shares) {
-            member.owed += share;
-        }
+        self.share_out(parameters);
         let waiting = (0..self.members.len()).filter(|member| !self.members[*member].done);
         let turn =
             waiting.reduce(|best, next| if self.members[next].owed > self.members[best].owed { next } else { best });
@@ -110,58 +120,31 @@ impl Portfolio {
         turn
     }
 
-    /// How high a score ranks among the best, from 0 to 1; takes it in.
-    fn rate(&mut self, score: f64) -> f64 {
-        let rank = self.elite.partition_point(|other| *other > score);
-        let equal = self.elite[rank..].iter().take_while(|other| **other == score).count();
-        if rank >= ELITE {
-            return 0.0;
-        }
-        self.elite.insert(rank + equal, score);
-        self.elite.truncate(ELITE);
-        1.0 - (rank + equal).min(ELITE) as f64 / ELITE as f64
-    }
-}
-
-impl Strategy for Portfolio {
-    fn name(&self) -> &'static str {
-        "portfolio"
-    }
-
-    fn ask(&mut self) -> Result<Ask, StrategyError> {
-        while let Some(turn) = self.turn() {
+    /// The next proposal of a member, with its place; `None` when nobody has any.
+    fn ask(&mut self, parameters: &Parameters) -> Result<Option<(usize, Ask)>, StrategyError> {
+        while let Some(turn) = self.turn(parameters) {
             match self.members[turn].strategy.ask()? {
                 Ask::Done(_) => self.members[turn].done = true,
-                Ask::Proposal(proposal) => {
-                    self.asked += 1;
-                    if let Content::Genome(genome) = &proposal.content {
-                        self.open = Some((turn, genome.clone()));
-                    }
-                    return Ok(Ask::Proposal(proposal));
+                ask => {
+                    self.asked += usize::from(matches!(ask, Ask::Proposal(_)));
+                    return Ok(Some((turn, ask)));
                 }
-                wait => return Ok(wait),
             }
         }
-        Ok(Ask::Done("search space exhausted".to_owned()))
+        Ok(None)
     }
 
-    fn place(&mut self, placement: Placement) {
-        let Some((owner, genome)) = self.open.take() else { return };
+    fn place(&mut self, owner: usize, genome: &Genome, placement: Placement) {
         for (place, member) in self.members.iter_mut().enumerate() {
             if place == owner {
                 member.strategy.place(placement);
             } else {
-                member.strategy.watch(&genome, placement);
+                member.strategy.watch(genome, placement);
             }
-        }
-        if let Placement::Asked { index } = placement {
-            self.owners.insert(index, (owner, genome));
         }
     }
 
-    fn tell(&mut self, outcome: &Outcome) -> Result<(), StrategyError> {
-        let score = objective(outcome)?;
-        let Some((owner, genome)) = self.owners.remove(&outcome.index) else { return Ok(()) };
+    fn tell(&mut self, owner: usize, genome: Genome, outcome: &Outcome) -> Result<(), StrategyError> {
         let content = Content::Genome(genome);
         for (place, member) in self.members.iter_mut().enumerate() {
             if place == owner {
@@ -169,6 +152,12 @@ impl Strategy for Portfolio {
             } else {
                 member.strategy.learn(&content, outcome)?;
             }
+        }
+        let score = objective(outcome)?;
+        self.stagnant += 1;
+        if let Some(score) = score.filter(|score| *score > self.best) {
+            self.best = score;
+            self.stagnant = 0;
         }
         let worth = score.map_or(0.0, |score| self.rate(score));
         let member = &mut self.members[owner];
@@ -184,5 +173,159 @@ impl Strategy for Portfolio {
             member.strategy.learn(content, outcome)?;
         }
         Ok(())
+    }
+
+    /// How high a score ranks among the best, from 0 to 1; takes it in.
+    fn rate(&mut self, score: f64) -> f64 {
+        let rank = self.elite.partition_point(|other| *other > score);
+        let equal = self.elite[rank..].iter().take_while(|other| **other == score).count();
+        if rank >= ELITE {
+            return 0.0;
+        }
+        self.elite.insert(rank + equal, score);
+        self.elite.truncate(ELITE);
+        1.0 - (rank + equal).min(ELITE) as f64 / ELITE as f64
+    }
+}
+
+/// Who made a proposal.
+#[derive(Clone, Debug)]
+struct Owner {
+    team: usize,
+    member: usize,
+    genome: Genome,
+}
+
+/// The strategy.
+pub(super) struct Portfolio {
+    parameters: Parameters,
+    landscape: Arc<dyn Landscape>,
+    setup: Setup,
+    /// The latest is the one that searches; of the others only the best goes on.
+    teams: Vec<Team>,
+    /// The baselines' outcomes, for teams to come.
+    baselines: Vec<(Content, Outcome)>,
+    asked: u64,
+    open: Option<Owner>,
+    owners: BTreeMap<u64, Owner>,
+}
+
+impl Portfolio {
+    pub(super) fn new(parameters: Parameters, landscape: Arc<dyn Landscape>, setup: &Setup) -> Self {
+        Self {
+            teams: vec![Team::new(&parameters, &landscape, setup)],
+            parameters,
+            landscape,
+            setup: setup.clone(),
+            baselines: Vec::new(),
+            asked: 0,
+            open: None,
+            owners: BTreeMap::new(),
+        }
+    }
+
+    /// The team with the best point; of equals the latest.
+    fn best(&self) -> usize {
+        let best = (0..self.teams.len()).max_by(|a, b| self.teams[*a].best.total_cmp(&self.teams[*b].best));
+        best.unwrap_or(0)
+    }
+
+    /// Starts a new team where the latest has gone without progress for too long.
+    fn renew(&mut self) -> Result<(), StrategyError> {
+        let latest = self.teams.len() - 1;
+        if self.teams[latest].stagnant < self.parameters.patience {
+            return Ok(());
+        }
+        let seed = random::stream(self.setup.seed, "portfolio team", self.teams.len() as u64).next_u64();
+        let mut team = Team::new(&self.parameters, &self.landscape, &Setup { seed, ..self.setup.clone() });
+        for (content, outcome) in &self.baselines {
+            team.learn(content, outcome)?;
+        }
+        self.teams.push(team);
+        Ok(())
+    }
+}
+
+impl Strategy for Portfolio {
+    fn name(&self) -> &'static str {
+        "portfolio"
+    }
+
+    fn ask(&mut self) -> Result<Ask, StrategyError> {
+        self.renew()?;
+        let latest = self.teams.len() - 1;
+        let first = if self.asked.is_multiple_of(BEST_TURN) { self.best() } else { latest };
+        for team in [first, latest, self.best()] {
+            if let Some((member, ask)) = self.teams[team].ask(&self.parameters)? {
+                if let Ask::Proposal(proposal) = &ask {
+                    self.asked += 1;
+                    if let Content::Genome(genome) = &proposal.content {
+                        self.open = Some(Owner { team, member, genome: genome.clone() });
+                    }
+                }
+                return Ok(ask);
+            }
+        }
+        Ok(Ask::Done("search space exhausted".to_owned()))
+    }
+
+    fn place(&mut self, placement: Placement) {
+        let Some(owner) = self.open.take() else { return };
+        self.teams[owner.team].place(owner.member, &owner.genome, placement);
+        if let Placement::Asked { index } = placement {
+            self.owners.insert(index, owner);
+        }
+    }
+
+    fn tell(&mut self, outcome: &Outcome) -> Result<(), StrategyError> {
+        let Some(Owner { team, member, genome }) = self.owners.remove(&outcome.index) else { return Ok(()) };
+        self.teams[team].tell(member, genome, outcome)
+    }
+
+    fn learn(&mut self, content: &Content, outcome: &Outcome) -> Result<(), StrategyError> {
+        self.baselines.push((content.clone(), outcome.clone()));
+        self.teams.iter_mut().try_for_each(|team| team.learn(content, outcome))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::conformance::{Answer, Row, TestSpace, drive, setup};
+    use super::*;
+
+    fn run(settings: &str, evaluations: u64, score: &dyn Fn(&[f64]) -> f64) -> Vec<Row> {
+        let table: toml::Table = settings.parse().unwrap();
+        let mut settings = Settings::new(&table);
+        let setup = Setup { seeds: vec![], ..setup(TestSpace::reals(4), 8) };
+        let parameters = Parameters::read(&mut settings, 4).unwrap();
+        let mut portfolio = Portfolio::new(parameters, setup.landscape.clone().unwrap(), &setup);
+        let oracle = |_: u64, content: &Content| match content {
+            Content::Genome(genome) => Answer::Score(score(&genome.0)),
+            _ => Answer::Infeasible,
+        };
+        drive(&mut portfolio, &oracle, 8, evaluations).unwrap()
+    }
+
+    fn origins(rows: &[Row], origin: &str) -> Vec<usize> {
+        rows.iter().enumerate().filter(|(_, row)| row.proposal.origin == origin).map(|(at, _)| at).collect()
+    }
+
+    #[test]
+    fn a_team_without_progress_is_followed_by_another() {
+        // Nothing improves on the first point.
+        let rows = run("patience = 30", 100, &|_| 0.5);
+        let designs = origins(&rows, "sobol");
+        assert!(designs.iter().any(|at| *at < 20) && designs.iter().any(|at| *at > 35), "{designs:?}");
+        let rows = run("patience = 1000", 100, &|_| 0.5);
+        assert!(origins(&rows, "sobol").iter().all(|at| *at < 20));
+    }
+
+    #[test]
+    fn every_member_gets_its_share_once_it_joined() {
+        let rows = run("start = 30", 120, &|x| -x.iter().map(|value| (value - 0.3).powi(2)).sum::<f64>());
+        for origin in ["local", "tpe", "cma_es"] {
+            let at = origins(&rows, origin);
+            assert!(at.len() >= 5 && at.iter().all(|at| *at >= 30), "{origin}: {at:?}");
+        }
     }
 }

@@ -283,7 +283,7 @@ fn normal_mass(low: f64, high: f64) -> f64 {
 }
 
 /// The standard normal distribution function to 1.5e-7 (Abramowitz and Stegun 7.1.26).
-fn cumulative(z: f64) -> f64 {
+pub(super) fn cumulative(z: f64) -> f64 {
     let x = z.abs() / std::f64::consts::SQRT_2;
     let t = 1.0 / (1.0 + 0.3275911 * x);
     let polynomial = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))));

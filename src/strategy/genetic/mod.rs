@@ -12,7 +12,7 @@ mod niching;
 mod parameters;
 mod population;
 mod selection;
-mod ties;
+pub(super) mod ties;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -20,12 +20,12 @@ use std::sync::Arc;
 use rand::{Rng, RngExt};
 
 use model::Model;
-pub(super) use model::standardise;
 use niching::Niches;
 pub(super) use parameters::Parameters;
 use ties::Ties;
 
 use super::archive::{Archive, Fitness};
+use super::composite;
 use super::contract::objective;
 use super::{
     Ask, Content, Landscape, Outcome, Placement, Proposal, SeedGenome, Setup, Status, Strategy, StrategyError,
@@ -37,14 +37,12 @@ use crate::space::{Gene, GeneKind, Genome};
 
 /// Draws for one proposal before a space counts as exhausted.
 const TRIES: usize = 1_000;
-/// Most standard deviations of the model that count as worth; each proposal draws its own share.
-const CURIOSITY: f64 = 1.0;
 /// Children of a brood whose uncertainty is worked out, after a ranking by expected value.
-const SHORT_LIST: usize = 48;
+const SHORT_LIST: usize = 24;
 /// Generations bred on the model alone, from so many founders with so many children each.
 const ROUNDS: usize = 3;
 const FOUNDERS: usize = 4;
-const LITTER: usize = 12;
+const LITTER: usize = 8;
 /// Duplicates in a row after which the search looks further afield.
 const FEW_DUPLICATES: usize = 16;
 /// Distance from the initial values that points of the design with ties keep.
@@ -101,7 +99,7 @@ impl Genetic {
     pub(super) fn new(parameters: Parameters, landscape: Arc<dyn Landscape>, setup: &Setup) -> Self {
         let step = parameters.step;
         let ties = Ties::new(landscape.genes());
-        let model = Model::new(landscape.genes(), &ties);
+        let model = Model::new(landscape.genes(), &ties, composite::parts(&setup.objective));
         let mut genetic = Self {
             model,
             ties,
@@ -286,15 +284,14 @@ impl Genetic {
         if !self.parameters.surrogate || members.is_empty() || self.duplicates > FEW_DUPLICATES {
             return None;
         }
-        let surrogate = self.model.surrogate(&self.ties, self.archive.points())?;
-        let beta = CURIOSITY * rng.random::<f64>();
-        let surrogate = model::Ranked { surrogate: &surrogate, ties: &self.ties, beta };
+        let surrogate = self.model.surrogate(&self.ties, &self.archive)?;
+        let surrogate = model::Ranked { surrogate: &surrogate, ties: &self.ties };
         let mut brood: Vec<(f64, Child)> = Vec::with_capacity(self.parameters.brood);
         for _ in 0..self.parameters.brood {
             let child = self.breed(members, niches, rng);
             let effective = self.archive.effective(&Genome(child.genome.clone()));
             if !self.archive.contains(&effective) {
-                brood.push((surrogate.mean(&effective), child));
+                brood.push((surrogate.sketch(&effective), child));
             }
         }
         let better = |a: &(f64, Child), b: &(f64, Child)| b.0.total_cmp(&a.0);
@@ -353,6 +350,9 @@ impl Genetic {
             && let Some(scores) = niching::sample_scores(&self.tasks, outcome)
         {
             self.samples.insert(outcome.index, scores);
+        }
+        if let Some(contributions) = composite::contributions(&self.tasks, outcome) {
+            self.archive.note(outcome.index, contributions);
         }
         Ok(self.archive.tell(outcome.index, fitness))
     }

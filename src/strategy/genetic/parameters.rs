@@ -47,7 +47,7 @@ impl Default for Parameters {
             step: 0.15,
             initial: None,
             surrogate: true,
-            brood: 300,
+            brood: 200,
             niching: false,
             patience: None,
         }
@@ -55,6 +55,16 @@ impl Default for Parameters {
 }
 
 impl Parameters {
+    /// Outcomes without a new best before a restart, where that is set.
+    pub(in crate::strategy) fn patience(&self) -> Option<usize> {
+        self.patience
+    }
+
+    /// The same for a search that somebody else restarts.
+    pub(in crate::strategy) fn without_restarts(self) -> Self {
+        Self { patience: Some(usize::MAX), ..self }
+    }
+
     pub(in crate::strategy) fn read(settings: &mut Settings<'_>) -> Result<Self, StrategyError> {
         let default = Self::default();
         let optional = |value: usize| (value > 0).then_some(value);

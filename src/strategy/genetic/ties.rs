@@ -6,15 +6,18 @@
 use crate::space::{Gene, GeneKind};
 
 /// The ties of a space.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Ties {
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::strategy) struct Ties {
     /// The tie of each gene, numbered from 0 in order of appearance.
     of: Vec<usize>,
     count: usize,
+    /// Where a gene tells how something is merged whose weight is a gene too: that gene, and its value that means nothing.
+    weights: Vec<Option<(usize, f64)>>,
+    init: Vec<f64>,
 }
 
 impl Ties {
-    pub(super) fn new(genes: &[Gene]) -> Self {
+    pub(in crate::strategy) fn new(genes: &[Gene]) -> Self {
         let mut labels: Vec<(&str, Option<usize>, &GeneKind)> = Vec::new();
         let of = genes.iter().map(|gene| {
             let label = (gene.parameter.as_str(), gene.model, &gene.kind);
@@ -24,7 +27,21 @@ impl Ties {
             })
         });
         let of: Vec<usize> = of.collect();
-        Self { count: labels.len(), of }
+        let init = genes.iter().map(|gene| gene.init).collect();
+        Self { count: labels.len(), of, weights: genes.iter().map(|gene| weight_of(genes, gene)).collect(), init }
+    }
+
+    /// A point as far as it matters: what has hardly any weight is merged the same whatever the other genes say of it, so those
+    /// are drawn to their initial value.
+    pub(in crate::strategy) fn seen(&self, point: &[f64]) -> Vec<f64> {
+        let matter = |(place, value): (usize, &f64)| match self.weights[place] {
+            Some((weight, nothing)) => {
+                let share = ((point[weight] - nothing).abs() / FULL).min(1.0);
+                self.init[place] + share * (value - self.init[place])
+            }
+            None => *value,
+        };
+        point.iter().enumerate().map(matter).collect()
     }
 
     /// Number of ties.
@@ -58,6 +75,26 @@ impl Ties {
     }
 }
 
+/// Distance from no weight, as a share of the weight's range, from which on everything else about a source counts in full.
+const FULL: f64 = 0.25;
+
+/// The weight gene for the same source and place as another real gene, with the gene's value at weight 0, where that is in range.
+fn weight_of(genes: &[Gene], gene: &Gene) -> Option<(usize, f64)> {
+    if gene.parameter == "weight" || gene.model.is_none() || !matches!(gene.kind, GeneKind::Real { .. }) {
+        return None;
+    }
+    let weight = genes.iter().position(|other| {
+        let place = (other.model, other.layer_group, other.module);
+        other.parameter == "weight" && place == (gene.model, gene.layer_group, gene.module)
+    })?;
+    match genes[weight].kind {
+        GeneKind::Real { low, high, log: false } if low <= 0.0 && high > low && high >= 0.0 => {
+            Some((weight, -low / (high - low)))
+        }
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::super::conformance::{category, real};
@@ -72,5 +109,21 @@ mod tests {
         assert_eq!(ties.spread(&[0.1, 0.2, 0.3]), vec![0.1, 0.2, 0.1, 0.2, 0.3]);
         assert_eq!(ties.means(&[0.0, 0.2, 1.0, 0.4, 0.3]), vec![0.5, 0.30000000000000004, 0.3]);
         assert!(!Ties::new(&[real("x"), real("y")]).bind());
+    }
+
+    #[test]
+    fn what_has_no_weight_is_seen_the_same() {
+        let gene = |name: &str, model| Gene { model: Some(model), ..real(name) };
+        let genes = vec![gene("weight", 0), gene("weight", 1), gene("density", 0), gene("density", 1), real("lambda")];
+        let ties = Ties::new(&genes);
+        let seen = ties.seen(&[0.0, 0.6, 0.9, 0.9, 0.2]);
+        assert_eq!(seen, vec![0.0, 0.6, 0.5, 0.9, 0.2]);
+        assert_eq!(ties.seen(&[0.125, 0.6, 0.9, 0.9, 0.2])[2], 0.7);
+        // A range that starts below zero has its zero inside.
+        let mut signed = genes;
+        signed[0].kind = GeneKind::Real { low: -1.0, high: 1.0, log: false };
+        let ties = Ties::new(&signed);
+        assert_eq!(ties.seen(&[0.5, 0.6, 0.9, 0.9, 0.2])[2], 0.5);
+        assert_eq!(ties.seen(&[0.0, 0.6, 0.9, 0.9, 0.2])[2], 0.9);
     }
 }
