@@ -19,15 +19,38 @@ pub struct Encoded {
     pub exact: bool,
 }
 
-/// The average of these sources (indices) with equal weights; one source alone is that source.
+/// The average of these sources (indices) with equal weights; one that is there several times has as many shares. One source
+/// alone is that source.
 pub fn soup_recipe(facts: &ModelFacts, members: &[usize]) -> Recipe {
-    let models = members.iter().filter_map(|member| facts.sources.get(*member)).map(|(_, model)| model.clone());
+    let models = shares(members)
+        .into_iter()
+        .filter_map(|(member, share)| facts.sources.get(member).map(|(_, model)| (model.clone(), share as f64)));
     average(facts, models)
+}
+
+/// How many parts of each source there are, in the order of `members`, in lowest terms.
+fn shares(members: &[usize]) -> Vec<(usize, u64)> {
+    let mut shares: Vec<(usize, u64)> = Vec::new();
+    for member in members {
+        match shares.iter_mut().find(|(known, _)| known == member) {
+            Some((_, share)) => *share += 1,
+            None => shares.push((*member, 1)),
+        }
+    }
+    let common = |a: u64, b: u64| {
+        let (mut a, mut b) = (a, b);
+        while b > 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    };
+    let divisor = shares.iter().fold(0, |divisor, (_, share)| common(divisor, *share)).max(1);
+    shares.into_iter().map(|(member, share)| (member, share / divisor)).collect()
 }
 
 /// The base model as a recipe; nothing where the run has none.
 pub fn base_recipe(facts: &ModelFacts) -> Option<Recipe> {
-    facts.base.clone().map(|base| average(facts, std::iter::once(base)))
+    facts.base.clone().map(|base| average(facts, std::iter::once((base, 1.0))))
 }
 
 /// These layers of the first source, behind each other.
@@ -40,10 +63,14 @@ pub fn stack_recipe(facts: &ModelFacts, layers: &[usize]) -> Recipe {
     Recipe { body: Body::Slices(layers.iter().map(slice).collect()), ..whole.clone() }
 }
 
-fn average(facts: &ModelFacts, models: impl Iterator<Item = ModelReference>) -> Recipe {
-    let one = Setting(vec![FilteredValue { filter: None, value: Gradient::Scalar(Value::Number(1.0)) }]);
-    let input =
-        |model| Input { model, layer_range: None, parameters: Parameters::from([("weight".to_owned(), one.clone())]) };
+fn average(facts: &ModelFacts, models: impl Iterator<Item = (ModelReference, f64)>) -> Recipe {
+    let setting =
+        |weight| Setting(vec![FilteredValue { filter: None, value: Gradient::Scalar(Value::Number(weight)) }]);
+    let input = |(model, weight)| Input {
+        model,
+        layer_range: None,
+        parameters: Parameters::from([("weight".to_owned(), setting(weight))]),
+    };
     Recipe {
         merge_method: "linear".to_owned(),
         base_model: None,
@@ -93,9 +120,13 @@ impl SearchSpace {
     /// The genome whose recipe equals the soup of these sources, up to the rounding of task vectors; nothing where the
     /// space holds none. Methods are tried in the space's order, exact matches first.
     pub fn encode_soup(&self, members: &[usize]) -> Option<Encoded> {
-        let mut members: Vec<usize> = members.to_vec();
+        let shares = shares(members);
+        if shares.iter().any(|(_, share)| *share != 1) {
+            // Unequal weights have no common value to aim at.
+            return None;
+        }
+        let mut members: Vec<usize> = shares.into_iter().map(|(member, _)| member).collect();
         members.sort_unstable();
-        members.dedup();
         if members.is_empty() || members.iter().any(|member| *member >= self.facts.sources.len()) {
             return None;
         }

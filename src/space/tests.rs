@@ -245,6 +245,24 @@ fn too_many_groups_and_idle_groups_are_told() {
 }
 
 #[test]
+fn a_source_that_is_in_a_soup_twice_has_twice_the_weight() {
+    let facts = facts(&["a", "b", "c"], None);
+    let weights = |members: &[usize]| {
+        let recipe = soup_recipe(&facts, members);
+        let weight = |input: &Input| (input.model.to_string(), format!("{:?}", input.parameters["weight"]));
+        recipe.body.inputs().map(weight).collect::<Vec<_>>()
+    };
+    let twice = weights(&[0, 0, 2]);
+    assert_eq!(twice.len(), 2);
+    assert!(twice[0].1.contains("2.0") && twice[1].1.contains("1.0"), "{twice:?}");
+    // In lowest terms, so that the same soup is the same recipe.
+    assert_eq!(weights(&[1, 1]), weights(&[1]));
+    assert_eq!(weights(&[0, 0, 1, 1]), weights(&[0, 1]));
+    let space = space(&["a", "b", "c"], None, "method = 'linear'\n");
+    assert!(space.encode_soup(&[0, 0, 2]).is_none() && space.encode_soup(&[0, 2]).is_some());
+}
+
+#[test]
 fn soups_have_an_exact_place_in_linear_spaces() {
     let wide = space(&["a", "b", "c"], None, "method = 'linear'\nlayer_groups = 2\n");
     for members in [vec![0], vec![0, 2], vec![0, 1, 2]] {

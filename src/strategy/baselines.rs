@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::contract::objective;
-use super::soup::Keep;
+use super::soup::{Keep, Passes};
 use super::{Ask, Content, Outcome, Placement, Proposal, SoupTrace, Strategy, StrategyError};
 
 /// Beyond this many sources the greedy soup is made only where it was asked for.
@@ -18,8 +18,8 @@ pub(super) struct Plan {
     pub(super) sources: usize,
     pub(super) greedy: bool,
     pub(super) keep: Keep,
-    /// Whether the greedy soup ends with a pass of removals.
-    pub(super) backward: bool,
+    /// What the greedy soup tries besides adding each source once.
+    pub(super) passes: Passes,
 }
 
 /// Who made a proposal.
@@ -105,7 +105,7 @@ impl Baselines {
             }
             let scores: Vec<Option<f64>> =
                 sources.iter().map(|index| self.told.get(index).copied().flatten()).collect();
-            self.trace = Some(SoupTrace::start(&scores, self.plan.backward));
+            self.trace = Some(SoupTrace::start(&scores, self.plan.passes));
         }
         let trace = self.trace.as_mut()?;
         if let Some(index) = self.step {
@@ -125,7 +125,7 @@ impl Baselines {
         let Some(trace) = &self.trace else { return Vec::new() };
         let mut soup = trace.members.clone();
         soup.sort_unstable();
-        let added = trace.order.get(trace.steps.len() + 1).map(|source| vec![*source]);
+        let added = trace.addition().map(|source| vec![source]);
         [Some(soup), added].into_iter().flatten().filter_map(|members| self.index(&Content::Soup(members))).collect()
     }
 }

@@ -11,7 +11,7 @@ use super::portfolio::{self, Portfolio};
 use super::racing::{Race, Racing};
 use super::random::{Sampling, Source};
 use super::settings::{Settings, closest, refuse};
-use super::soup::Keep;
+use super::soup::{Keep, Passes};
 use super::tpe::{self, Tpe};
 use super::{Content, Landscape, Strategy, StrategyError};
 use crate::config::StrategyConfig;
@@ -73,13 +73,14 @@ pub fn build_raced(
     let kind = kind(&config.kind)?;
     let mut settings = Settings::new(&config.settings);
     let keep = [Keep::Better, Keep::NotWorse][settings.choice("keep", &["better", "not_worse"])?];
-    let backward = settings.truth("backward", false)?;
+    let passes =
+        Passes { replacement: settings.truth("replacement", false)?, backward: settings.truth("backward", false)? };
     let greedy = match kind {
         "greedy-soup" => true,
         "uniform-soup" => false,
         _ => setup.sources <= GREEDY_SOUP_SOURCES,
     };
-    let plan = Plan { has_base: setup.has_base, sources: setup.sources, greedy, keep, backward };
+    let plan = Plan { has_base: setup.has_base, sources: setup.sources, greedy, keep, passes };
     let landscape = || setup.landscape.clone().ok_or_else(|| StrategyError::NoSpace { kind: kind.to_owned() });
     let inner: Option<Box<dyn Strategy>> = match kind {
         "random" => Some(Box::new(Sampling::new(Source::Uniform, setup.seed, landscape()?))),

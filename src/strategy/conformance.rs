@@ -218,7 +218,7 @@ fn check_proposal(proposal: &Proposal, asked: u64) -> Result<(), Violation> {
         return violation(format!("proposal {asked} has a gene at {value}, outside 0 to 1"));
     }
     if let Content::Soup(members) = &proposal.content
-        && (members.is_empty() || members.windows(2).any(|pair| pair[0] >= pair[1]))
+        && (members.is_empty() || members.windows(2).any(|pair| pair[0] > pair[1]))
     {
         return violation(format!("proposal {asked} is a soup of {members:?}, which do not ascend"));
     }
@@ -456,6 +456,7 @@ mod tests {
         for (kind, settings) in [
             ("genetic", "niching = true"),
             ("greedy-soup", "backward = true"),
+            ("greedy-soup", "replacement = true\nbackward = true"),
             ("nsga2", "groups = 3"),
             ("portfolio", "least = 0.25\nstart = 0"),
         ] {

@@ -12,7 +12,13 @@ pub struct SoupTrace {
     pub order: Vec<usize>,
     /// The additions tried, in order; the first source of `order` starts the soup and is no step.
     pub steps: Vec<SoupStep>,
-    /// The soup's sources, in order of joining.
+    /// Whether sources may join again once all were tried.
+    #[serde(default)]
+    pub replacement: bool,
+    /// The additions tried after those, pass by pass over `order`.
+    #[serde(default)]
+    pub repeats: Vec<SoupStep>,
+    /// The soup's sources, in order of joining; with `replacement` one may be there several times.
     pub members: Vec<usize>,
     /// The soup's objective.
     pub score: Option<f64>,
@@ -45,6 +51,26 @@ pub struct SoupRemoval {
     pub removed: bool,
 }
 
+/// Passes that a soup takes over its parts.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Passes {
+    /// After the first pass, sources may join again until a whole pass keeps none.
+    pub(super) replacement: bool,
+    /// At the end, each member is tried without.
+    pub(super) backward: bool,
+}
+
+/// A soup takes each source so many times on average, at most.
+const SHARE: usize = 4;
+
+/// What is tried next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trial {
+    Step(usize),
+    Repeat(usize),
+    Removal(usize),
+}
+
 /// When an addition stays in the soup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Keep {
@@ -65,7 +91,7 @@ impl Keep {
 
 impl SoupTrace {
     /// Starts from the sources' objectives (`None`: not scored, left out).
-    pub(super) fn start(scores: &[Option<f64>], backward: bool) -> Self {
+    pub(super) fn start(scores: &[Option<f64>], passes: Passes) -> Self {
         let mut scored: Vec<(usize, f64)> =
             scores.iter().enumerate().filter_map(|(source, score)| score.map(|score| (source, score))).collect();
         // Stable: equal scores stay in source order.
@@ -76,7 +102,9 @@ impl SoupTrace {
             complete: scored.len() < 2,
             order: scored.into_iter().map(|(source, _)| source).collect(),
             steps: Vec::new(),
-            backward,
+            replacement: passes.replacement,
+            repeats: Vec::new(),
+            backward: passes.backward,
             removals: Vec::new(),
         }
     }
@@ -84,20 +112,38 @@ impl SoupTrace {
     /// The sources of the next soup to score, ascending; `None` when all were tried.
     pub(super) fn next(&self) -> Option<Vec<usize>> {
         let mut members = self.members.clone();
-        match self.order.get(self.steps.len() + 1) {
-            Some(added) => members.push(*added),
-            None => {
-                let left_out = self.removal()?;
-                members.retain(|member| *member != left_out);
-            }
+        match self.trial()? {
+            Trial::Step(added) | Trial::Repeat(added) => members.push(added),
+            Trial::Removal(left_out) => leave_out(&mut members, left_out),
         }
         members.sort_unstable();
         Some(members)
     }
 
+    /// The source whose addition is tried next.
+    pub(super) fn addition(&self) -> Option<usize> {
+        match self.trial()? {
+            Trial::Step(added) | Trial::Repeat(added) => Some(added),
+            Trial::Removal(_) => None,
+        }
+    }
+
+    fn trial(&self) -> Option<Trial> {
+        let step = self.order.get(self.steps.len() + 1).map(|added| Trial::Step(*added));
+        step.or_else(|| self.repeat().map(Trial::Repeat)).or_else(|| self.removal().map(Trial::Removal))
+    }
+
+    /// The source to add again: all in order, until each was tried since the last that was kept.
+    fn repeat(&self) -> Option<usize> {
+        let sources = self.order.len();
+        let since_kept = self.repeats.iter().rev().take_while(|step| !step.kept).count();
+        let open = self.removals.is_empty() && since_kept < sources && self.members.len() < SHARE * sources;
+        (self.replacement && sources > 1 && open).then(|| self.order[self.repeats.len() % sources])
+    }
+
     /// The member to try without: each once, in order of joining, as long as another is left.
     fn removal(&self) -> Option<usize> {
-        let kept = self.steps.iter().filter(|step| step.kept).map(|step| step.added);
+        let kept = self.steps.iter().chain(&self.repeats).filter(|step| step.kept).map(|step| step.added);
         let joined: Vec<usize> = self.order.iter().take(1).copied().chain(kept).collect();
         if !self.backward || self.members.len() < 2 || joined.len() < 3 {
             // Of two, each alone was tried before they joined.
@@ -109,24 +155,32 @@ impl SoupTrace {
     /// Takes the score of the soup that [`Self::next`] returned.
     pub(super) fn scored(&mut self, score: Option<f64>, keep: Keep) {
         let better = score.zip(self.score).is_some_and(|(score, best)| keep.accepts(score, best));
-        if let Some(&added) = self.order.get(self.steps.len() + 1) {
-            self.added(added, score, better);
-        } else if let Some(source) = self.removal() {
-            if better {
-                self.members.retain(|member| *member != source);
-                self.score = score;
+        match self.trial() {
+            Some(trial @ (Trial::Step(added) | Trial::Repeat(added))) => {
+                if better {
+                    self.members.push(added);
+                    self.score = score;
+                }
+                let tried = if matches!(trial, Trial::Step(_)) { &mut self.steps } else { &mut self.repeats };
+                tried.push(SoupStep { added, score, kept: better });
             }
-            self.removals.push(SoupRemoval { source, score, removed: better });
+            Some(Trial::Removal(source)) => {
+                if better {
+                    leave_out(&mut self.members, source);
+                    self.score = score;
+                }
+                self.removals.push(SoupRemoval { source, score, removed: better });
+            }
+            None => {}
         }
         self.complete = self.next().is_none();
     }
+}
 
-    fn added(&mut self, added: usize, score: Option<f64>, kept: bool) {
-        if kept {
-            self.members.push(added);
-            self.score = score;
-        }
-        self.steps.push(SoupStep { added, score, kept });
+/// Takes a source out once.
+fn leave_out(members: &mut Vec<usize>, source: usize) {
+    if let Some(position) = members.iter().position(|member| *member == source) {
+        members.remove(position);
     }
 }
 
@@ -136,7 +190,7 @@ mod tests {
 
     #[test]
     fn adds_in_order_and_keeps_what_helps() {
-        let mut trace = SoupTrace::start(&[Some(0.5), None, Some(0.7), Some(0.5)], false);
+        let mut trace = SoupTrace::start(&[Some(0.5), None, Some(0.7), Some(0.5)], Passes::default());
         assert_eq!((trace.order.as_slice(), trace.members.as_slice()), (&[2, 0, 3][..], &[2][..]));
         assert_eq!(trace.next(), Some(vec![0, 2]));
         trace.scored(Some(0.7), Keep::Better);
@@ -150,7 +204,7 @@ mod tests {
 
     #[test]
     fn not_worse_keeps_ties_and_failures_never_join() {
-        let mut trace = SoupTrace::start(&[Some(0.5), Some(0.5), Some(0.1)], false);
+        let mut trace = SoupTrace::start(&[Some(0.5), Some(0.5), Some(0.1)], Passes::default());
         trace.scored(Some(0.5), Keep::NotWorse);
         trace.scored(None, Keep::NotWorse);
         assert_eq!((trace.members, trace.score, trace.complete), (vec![0, 1], Some(0.5), true));
@@ -158,14 +212,15 @@ mod tests {
 
     #[test]
     fn one_source_or_none_is_complete_at_once() {
-        assert!(SoupTrace::start(&[Some(1.0), None], false).complete);
-        let none = SoupTrace::start(&[None], false);
+        assert!(SoupTrace::start(&[Some(1.0), None], Passes::default()).complete);
+        let none = SoupTrace::start(&[None], Passes::default());
         assert_eq!((none.complete, none.next(), none.score), (true, None, None));
     }
 
     #[test]
     fn a_backward_pass_drops_who_has_become_superfluous() {
-        let mut trace = SoupTrace::start(&[Some(0.7), Some(0.6), Some(0.5)], true);
+        let mut trace =
+            SoupTrace::start(&[Some(0.7), Some(0.6), Some(0.5)], Passes { backward: true, ..Passes::default() });
         trace.scored(Some(0.8), Keep::Better);
         trace.scored(Some(0.9), Keep::Better);
         assert_eq!((trace.next(), trace.complete), (Some(vec![1, 2]), false));
@@ -177,8 +232,33 @@ mod tests {
         assert_eq!((trace.members.as_slice(), trace.score, trace.complete), (&[1, 2][..], Some(0.95), true));
         assert_eq!(trace.removals[0], SoupRemoval { source: 0, score: Some(0.95), removed: true });
 
-        let mut pair = SoupTrace::start(&[Some(0.7), Some(0.6)], true);
+        let mut pair = SoupTrace::start(&[Some(0.7), Some(0.6)], Passes { backward: true, ..Passes::default() });
         pair.scored(Some(0.8), Keep::Better);
         assert!(pair.complete, "the two alone are known");
+    }
+
+    #[test]
+    fn with_replacement_sources_join_until_a_pass_keeps_none() {
+        let passes = Passes { replacement: true, backward: true };
+        let mut trace = SoupTrace::start(&[Some(0.6), Some(0.5)], passes);
+        let mut tried = Vec::new();
+        // Two parts of source 0 and one of source 1 are best.
+        let score = |members: &[usize]| {
+            let share = members.iter().filter(|member| **member == 0).count() as f64 / members.len() as f64;
+            1.0 - (share - 0.66).abs()
+        };
+        while let Some(members) = trace.next() {
+            trace.scored(Some(score(&members)), Keep::Better);
+            tried.push(members);
+        }
+        assert_eq!(tried[..4], [vec![0, 1], vec![0, 0, 1], vec![0, 0, 1, 1], vec![0, 0, 0, 1]]);
+        assert_eq!((trace.members.as_slice(), trace.complete), (&[0, 1, 0][..], true));
+        assert_eq!(trace.removals.len(), 3, "each part was tried without");
+
+        let mut endless = SoupTrace::start(&[Some(0.5), Some(0.5)], Passes { replacement: true, ..Passes::default() });
+        while endless.next().is_some() {
+            endless.scored(Some(0.5), Keep::NotWorse);
+        }
+        assert_eq!(endless.members.len(), 2 * SHARE);
     }
 }
