@@ -122,7 +122,7 @@ impl Bench {
         let models = Models::open(&config, true)?;
         let merger = models.merger.clone().ok_or("no checkpoints")?;
         let space = config.search_space()?.ok_or("no space")?;
-        let folder = arguments.scratch.join(format!("evomerge-landscape-{}", std::process::id()));
+        let folder = arguments.scratch.join(format!("landscape-evomerge-{}", std::process::id()));
         let bytes = std::fs::read(&arguments.images)?;
         Ok(Self {
             space: Arc::new(SearchSpace::new(space, &models.facts)?),
