@@ -1,48 +1,13 @@
 //! Merges of a small model family against those that mergekit 0.1.5 made of it (tests/golden/README.md).
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+#[path = "support/golden.rs"]
+mod golden;
 
-use evomerge::checkpoint::{Checkpoint, ContentIds};
-use evomerge::merge::{MergeOptions, Merger, MergerOptions};
-use evomerge::recipe::{MaskKind, Masks, ModelReference, Recipe};
-use half::{bf16, f16};
-use safetensors::{Dtype, SafeTensors};
+use std::path::Path;
 
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
-}
-
-fn merger() -> Merger {
-    let open = |name: &str| {
-        let checkpoint = Checkpoint::open(&golden().join("models").join(name)).unwrap();
-        (ModelReference::new(name), Arc::new(checkpoint))
-    };
-    Merger::new(["base", "a", "b", "c"].map(open), ContentIds::in_memory(), MergerOptions::default()).unwrap()
-}
-
-/// Tensors with their dtype, shape and values.
-type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<f32>)>;
-
-fn read(path: &Path) -> Tensors {
-    let bytes = std::fs::read(path).unwrap();
-    let values = |dtype: Dtype, data: &[u8]| -> Vec<f32> {
-        let half_words = || data.chunks_exact(2).map(|word| u16::from_le_bytes([word[0], word[1]]));
-        match dtype {
-            Dtype::F32 => data.chunks_exact(4).map(|word| f32::from_le_bytes(word.try_into().unwrap())).collect(),
-            Dtype::BF16 => half_words().map(|bits| bf16::from_bits(bits).to_f32()).collect(),
-            Dtype::F16 => half_words().map(|bits| f16::from_bits(bits).to_f32()).collect(),
-            other => panic!("{other} in {}", path.display()),
-        }
-    };
-    SafeTensors::deserialize(&bytes)
-        .unwrap()
-        .tensors()
-        .into_iter()
-        .map(|(name, view)| (name, (view.dtype(), view.shape().to_vec(), values(view.dtype(), view.data()))))
-        .collect()
-}
+use evomerge::merge::Merger;
+use evomerge::recipe::Recipe;
+use safetensors::Dtype;
 
 /// Norms and sums over whole tensors have another order of additions there, so the last bits may differ; all else is equal.
 fn has_norms(case: &str, recipe: &Recipe) -> bool {
@@ -52,20 +17,18 @@ fn has_norms(case: &str, recipe: &Recipe) -> bool {
 }
 
 /// How far a result may be from mergekit's, as a share of the tensor's largest magnitude.
-fn tolerance(case: &str, recipe: &Recipe) -> f32 {
-    if has_norms(case, recipe) { 1e-6 } else { 2.0_f32.powi(-22) }
+fn tolerance(case: &str, recipe: &Recipe) -> f64 {
+    if has_norms(case, recipe) { 1e-6 } else { 2.0_f64.powi(-22) }
 }
 
 /// One case: how many elements differ at all, of how many; what is wrong.
 fn check(case: &str, merger: &Merger) -> (usize, usize, Vec<String>) {
-    let folder = golden().join("cases").join(case);
-    let mut recipe = Recipe::read(&folder.join("recipe.yml")).unwrap();
-    recipe.masks = Masks { kind: MaskKind::Mergekit, seed: 42 };
+    let folder = golden::folder().join("cases").join(case);
+    let recipe = golden::recipe(case);
     let output = tempfile::tempdir().unwrap();
     let destination = output.path().join("merged");
-    merger.materialize(&recipe, &destination, &MergeOptions::default()).unwrap();
-    let expected = read(&folder.join("expected.safetensors"));
-    let ours = read(&destination.join("model.safetensors"));
+    let ours = golden::merge(merger, &recipe, &destination);
+    let expected = golden::read(&folder.join("expected.safetensors"));
     let mut wrong = Vec::new();
     if ours.keys().ne(expected.keys()) {
         wrong.push(format!("tensors {:?} instead of {:?}", ours.keys(), expected.keys()));
@@ -77,20 +40,20 @@ fn check(case: &str, merger: &Merger) -> (usize, usize, Vec<String>) {
             wrong.push(format!("{name}: {our_dtype} {our_shape:?} instead of {dtype} {shape:?}"));
             continue;
         }
-        let largest = expected.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        let largest = expected.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
         // A stored dtype can turn the smallest difference into one of its own steps.
-        let step = |value: f32| match dtype {
-            Dtype::BF16 => value.abs() * 2.0_f32.powi(-7),
-            Dtype::F16 => (value.abs() * 2.0_f32.powi(-10)).max(2.0_f32.powi(-24)),
+        let step = |value: f64| match dtype {
+            Dtype::BF16 => value.abs() * 2.0_f64.powi(-7),
+            Dtype::F16 => (value.abs() * 2.0_f64.powi(-10)).max(2.0_f64.powi(-24)),
             _ => 0.0,
         };
-        let far = |pair: &(&f32, &f32)| (pair.0 - pair.1).abs() > largest * tolerance(case, &recipe) + step(*pair.1);
+        let far = |pair: &(&f64, &f64)| (pair.0 - pair.1).abs() > largest * tolerance(case, &recipe) + step(*pair.1);
         let pairs = || values.iter().zip(expected);
         unequal += pairs().filter(|(left, right)| left != right).count();
         elements += expected.len();
         let count = pairs().filter(far).count();
         if count > 0 && !(recipe.merge_method == "arcee_fusion" && count <= 1 + expected.len() / 400) {
-            let worst = pairs().map(|(left, right)| (left - right).abs() / largest).fold(0.0_f32, f32::max);
+            let worst = pairs().map(|(left, right)| (left - right).abs() / largest).fold(0.0_f64, f64::max);
             wrong.push(format!("{name}: {count} of {} elements are off, by up to {worst:e}", expected.len()));
         }
     }
@@ -121,21 +84,11 @@ fn config_difference(expected: &Path, ours: &Path) -> Option<String> {
         .then(|| format!("config.json: {:?} instead of {:?}", facts(&ours), facts(&expected)))
 }
 
-fn cases() -> Vec<String> {
-    let mut cases: Vec<String> = std::fs::read_dir(golden().join("cases"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    cases.sort();
-    cases
-}
-
 #[test]
 fn merges_agree_with_mergekit() {
-    let (merger, cases) = (merger(), cases());
-    assert_eq!(cases.len(), 37, "{cases:?}");
+    let merger = golden::merger(&golden::folder().join("models"));
     let mut failures = Vec::new();
-    for case in cases {
+    for case in golden::cases() {
         let (unequal, elements, wrong) = check(&case, &merger);
         println!("{case}: {unequal} of {elements} elements are not equal");
         if !wrong.is_empty() {

@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::{Context, MergeMethod, fused_sums};
+use crate::checkpoint::Dtype;
 use crate::merge::MergeError;
 use crate::merge::block::{BlockMerge, TileMerge, Tiled};
 use crate::merge::element::Element;
@@ -48,28 +49,32 @@ impl MergeMethod for Slerp {
         group: &TensorGroup<'a>,
         context: &mut Context<'_>,
     ) -> Result<Box<dyn BlockMerge + 'a>, MergeError> {
-        if group.is_wide() {
-            let (inputs, arithmetic) = combination::<f64>(group, context)?;
+        let (inputs, [first, second]) =
+            if group.is_wide() { combination::<f64>(group, context)? } else { combination::<f32>(group, context)? };
+        // Three roundings in float32 would be seen in a float32 result. Those of 16-bit models vanish in their last one.
+        if inputs.iter().any(|input| matches!(input.dtype, Dtype::Float32 | Dtype::Float64)) {
+            let arithmetic = Combination { first, second };
             return Ok(Box::new(Tiled { tensor: group.name, inputs, arithmetic, precision: PhantomData }));
         }
-        let (inputs, arithmetic) = combination::<f32>(group, context)?;
-        let factors = [arithmetic.first, arithmetic.second];
+        let factors = [first as f32, second as f32];
+        let arithmetic = Combination { first: factors[0], second: factors[1] };
         let tiled = Box::new(Tiled { tensor: group.name, inputs: inputs.clone(), arithmetic, precision: PhantomData });
         Ok(fused_sums::combination(&inputs, factors, tiled))
     }
 }
 
+/// The two models and their factors. `W` is the precision of the stored elements.
 fn combination<'a, W: Element>(
     group: &TensorGroup<'a>,
     context: &Context<'_>,
-) -> Result<(Vec<Stored<'a>>, Combination<W>), MergeError> {
+) -> Result<(Vec<Stored<'a>>, [f64; 2]), MergeError> {
     let base = group.base.ok_or_else(|| MergeError::Internal("slerp without a base".into()))?;
     let other = group.inputs.iter().find(|input| input.key != base.key);
     let other = *other.ok_or_else(|| MergeError::Internal("slerp with one input".into()))?;
     let key = PairKey { first: base.key, second: other.key, key_bits: W::KEY_BITS };
     let norms = context.cache.norms(key, || norms::<W>(context.isa, base, other, group.elements))?;
     let (first, second) = factors::<W>(norms, group.parameters.number("t")?);
-    Ok((vec![base, other], Combination { first: W::from_f64(first), second: W::from_f64(second) }))
+    Ok((vec![base, other], [first, second]))
 }
 
 /// The factors of the two vectors. The cosine is rounded to the working precision before it decides between arc and line.
