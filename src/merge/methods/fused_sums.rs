@@ -375,7 +375,7 @@ mod tests {
         };
         let mut value = || match draw() % 8 {
             0 => draw() & 0x8000,
-            _ => draw() & 0x80FF | 0x3C00 | draw() % 4 << 8,
+            _ => (draw() & 0x80FF) | 0x3C00 | ((draw() % 4) << 8),
         };
         (0..ELEMENTS).flat_map(|_| value().to_le_bytes()).collect()
     }
