@@ -51,15 +51,32 @@ impl MergeMethod for Slerp {
     ) -> Result<Box<dyn BlockMerge + 'a>, MergeError> {
         let (inputs, [first, second]) =
             if group.is_wide() { combination::<f64>(group, context)? } else { combination::<f32>(group, context)? };
-        // Three roundings in float32 would be seen in a float32 result. Those of 16-bit models vanish in their last one.
-        if inputs.iter().any(|input| matches!(input.dtype, Dtype::Float32 | Dtype::Float64)) {
-            let arithmetic = Combination { first, second };
-            return Ok(Box::new(Tiled { tensor: group.name, inputs, arithmetic, precision: PhantomData }));
+        let tensor = group.name;
+        let arithmetic = Combination { first, second };
+        let wide = Box::new(Tiled { tensor, inputs: inputs.clone(), arithmetic, precision: PhantomData });
+        if group.is_wide() {
+            return Ok(wide);
         }
         let factors = [first as f32, second as f32];
         let arithmetic = Combination { first: factors[0], second: factors[1] };
-        let tiled = Box::new(Tiled { tensor: group.name, inputs: inputs.clone(), arithmetic, precision: PhantomData });
-        Ok(fused_sums::combination(&inputs, factors, tiled))
+        let tiled = Box::new(Tiled { tensor, inputs: inputs.clone(), arithmetic, precision: PhantomData });
+        Ok(Box::new(ByResult { narrow: fused_sums::combination(&inputs, factors, tiled), wide }))
+    }
+}
+
+/// The combination in float32 and in float64: three roundings in float32 would be seen in a float32 result, while those before a
+/// 16-bit result vanish in its last one.
+struct ByResult<'a> {
+    narrow: Box<dyn BlockMerge + 'a>,
+    wide: Box<dyn BlockMerge + 'a>,
+}
+
+impl BlockMerge for ByResult<'_> {
+    fn merge_block(&self, isa: Isa, range: Range<u64>, dtype: Dtype, output: &mut [u8]) -> Result<(), MergeError> {
+        match dtype {
+            Dtype::Float16 | Dtype::Bfloat16 => self.narrow.merge_block(isa, range, dtype, output),
+            Dtype::Float32 | Dtype::Float64 => self.wide.merge_block(isa, range, dtype, output),
+        }
     }
 }
 
