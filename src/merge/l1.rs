@@ -103,7 +103,8 @@ impl<W: Element> Kernel for Norms<'_, W> {
     }
 }
 
-/// The same of bfloat16 tensors and a drawn mask, in registers. Sixteen magnitudes are added in float32 at a time.
+/// The same of bfloat16 tensors and a drawn mask, in registers. Thirty-two magnitudes a lane are added in
+/// float32 at a time.
 struct FusedNorms<'a> {
     base: &'a [u8],
     source: &'a [u8],
@@ -166,7 +167,7 @@ impl FusedNorms<'_> {
                     sum_kept[lane] += if draws << 16 <= highest { low } else { 0.0 };
                     sum_kept[lane] += if draws <= highest { high } else { 0.0 };
                     if REMEMBERS {
-                        note(&mut dropped, row, lane, draws, highest);
+                        note(&mut dropped[lane], draws, highest);
                     }
                 }
             }

@@ -38,6 +38,7 @@ mod tensor;
 mod tests;
 mod threshold;
 mod window;
+mod write_queue;
 
 pub use error::MergeError;
 pub use execute::{MergeOptions, MergeReport, Merger, MergerOptions, Progress};

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use super::fused::{CHUNK, PAIRS};
+use super::fused::CHUNK;
 use super::philox::GroupDraws;
 use super::reduce::LANES;
 use super::tensor::{BLOCK, block_count};
@@ -70,20 +70,24 @@ impl Drop for RememberedMask {
 #[inline(always)]
 pub(crate) fn as_draws(dropped: &Dropped, draws: &mut GroupDraws) {
     let (words, _) = draws.as_flattened_mut().as_chunks_mut::<4>();
-    for row in 0..PAIRS / LANES {
-        for lane in 0..LANES {
-            let pair = dropped[lane] >> row & 0x0001_0001;
+    let mut left = *dropped;
+    // Shifted by one a row: shifts by the number of the row lead the compiler to turn rows and lanes around.
+    for row in words.as_chunks_mut::<LANES>().0 {
+        for (word, left) in row.iter_mut().zip(&mut left) {
+            let pair = *left & 0x0001_0001;
             // A half of ones for each bit.
-            words[LANES * row + lane] = (pair << 16).wrapping_sub(pair).to_le_bytes();
+            *word = (pair << 16).wrapping_sub(pair).to_le_bytes();
+            *left >>= 1;
         }
     }
 }
 
-/// Notes which elements of the pair in `row` and `lane` have draws above `highest`, the highest one that is kept, moved up, with
-/// ones below.
+/// Notes in a lane's word which elements of the next row's pair have draws above `highest`, the highest one that is kept, moved up,
+/// with ones below. After all rows, each has its bits.
 #[inline(always)]
-pub(crate) fn note(dropped: &mut Dropped, row: usize, lane: usize, draws: u32, highest: u32) {
-    dropped[lane] |= u32::from(draws << 16 > highest) << row | u32::from(draws > highest) << (16 + row);
+pub(crate) fn note(dropped: &mut u32, draws: u32, highest: u32) {
+    let bits = if draws << 16 > highest { 0x8000 } else { 0 } | if draws > highest { 0x8000_0000 } else { 0 };
+    *dropped = *dropped >> 1 | bits;
 }
 
 #[cfg(test)]
@@ -99,7 +103,7 @@ mod tests {
             generator.group::<FEW>(9, &mut draws);
             let (mut dropped, highest) = ([0; LANES], (limit - 1) << 16 | 0xFFFF);
             for (pair, words) in pairs(&draws).iter().enumerate() {
-                note(&mut dropped, pair / LANES, pair % LANES, u32::from_le_bytes(*words), highest);
+                note(&mut dropped[pair % LANES], u32::from_le_bytes(*words), highest);
             }
             let mut remembered = [[0; 8]; DRAWS / 4];
             as_draws(&dropped, &mut remembered);

@@ -254,15 +254,18 @@ impl<R: Rule<S>, const S: usize, const ELECTS: bool, const DIVIDES: bool> PairMe
         });
         let sum = |values: [f32; S]| values.iter().fold(0.0, |sum, value| sum + value);
         let merged = if ELECTS {
-            let elected = sum(terms);
-            let agree = terms.map(|term| if elected >= 0.0 { term > 0.0 } else { term < 0.0 });
-            let agreeing =
-                |values: [f32; S]| sum(std::array::from_fn(|source| if agree[source] { values[source] } else { 0.0 }));
+            // Seen from the elected side, what agrees is positive. Sums of numbers and of their opposites are opposites, so this
+            // changes no bit, and it saves comparing every term twice.
+            let side = sum(terms).to_bits() & 0x8000_0000;
+            let turned = terms.map(|term| f32::from_bits(term.to_bits() ^ side));
+            let agreeing = sum(turned.map(|term| if term > 0.0 { term } else { 0.0 }));
+            let agreeing = f32::from_bits(agreeing.to_bits() ^ side);
             if DIVIDES {
-                let divisor = agreeing(self.weights);
-                agreeing(terms) / if divisor == 0.0 { 1.0 } else { divisor }
+                let agrees = |source: usize| if turned[source] > 0.0 { self.weights[source] } else { 0.0 };
+                let divisor = sum(std::array::from_fn(agrees));
+                agreeing / if divisor == 0.0 { 1.0 } else { divisor }
             } else {
-                agreeing(terms)
+                agreeing
             }
         } else if DIVIDES {
             sum(terms) / self.divisor
