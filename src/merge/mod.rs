@@ -27,6 +27,7 @@ mod philox;
 mod plan;
 mod ranked;
 mod reduce;
+mod remembered;
 mod simd;
 mod sparsify;
 mod specification;
