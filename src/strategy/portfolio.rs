@@ -25,8 +25,6 @@ use crate::space::Genome;
 
 /// Share of a member's earlier worth that an outcome leaves.
 const MEMORY: f64 = 0.9;
-/// Worth of a member that has shown nothing yet, by whether it finds things out by itself or builds on what others found.
-const FIRST_WORTH: (f64, f64) = (0.3, 0.05);
 /// Outcomes that earn anything: those among this many best.
 const ELITE: usize = 20;
 /// While a team is new, one proposal in so many is left to the team with the best point.
@@ -51,7 +49,7 @@ impl Parameters {
         Ok(Self {
             genetic: genetic.without_restarts(),
             start: settings.whole("start", 12, 0..=1_000_000)?,
-            least: settings.number("least", 0.03, 0.0..=0.25)?,
+            least: settings.number("least", 0.1, 0.0..=0.25)?,
             patience,
         })
     }
@@ -69,13 +67,6 @@ struct Member {
     done: bool,
 }
 
-impl Member {
-    /// Its claim to proposals: the square of its worth, so that they go where they pay.
-    fn claim(&self) -> f64 {
-        self.worth.max(self.trust).powi(2)
-    }
-}
-
 /// Searches that share what they know.
 struct Team {
     members: Vec<Member>,
@@ -89,15 +80,14 @@ struct Team {
 
 impl Team {
     fn new(parameters: &Parameters, landscape: &Arc<dyn Landscape>, setup: &Setup) -> Self {
-        let member = |strategy, worth, trust| Member { strategy, worth, trust, owed: 0.0, done: false };
-        let (finder, follower) = FIRST_WORTH;
+        let member = |strategy, trust| Member { strategy, worth: 0.5, trust, owed: 0.0, done: false };
         let cma_es = CmaEs::follower(cma_es::Parameters::default(), landscape.clone(), setup);
         Self {
             members: vec![
-                member(Box::new(Genetic::new(parameters.genetic.clone(), landscape.clone(), setup)), finder, 0.1),
-                member(Box::new(Local::new(landscape.clone(), setup)), finder, 0.1),
-                member(Box::new(Tpe::follower(landscape.clone(), setup)), follower, 0.02),
-                member(Box::new(cma_es), follower, 0.02),
+                member(Box::new(Genetic::new(parameters.genetic.clone(), landscape.clone(), setup)), 0.1),
+                member(Box::new(Local::new(landscape.clone(), setup)), 0.1),
+                member(Box::new(Tpe::follower(landscape.clone(), setup)), 0.02),
+                member(Box::new(cma_es), 0.02),
             ],
             asked: 0,
             elite: Vec::new(),
@@ -108,10 +98,10 @@ impl Team {
 
     /// Adds each member's share of a proposal to what it is owed.
     fn share_out(&mut self, parameters: &Parameters) {
-        let total: f64 = self.members.iter().map(Member::claim).sum();
+        let total: f64 = self.members.iter().map(|member| member.worth.max(member.trust)).sum();
         let free = 1.0 - parameters.least * self.members.len() as f64;
         for member in &mut self.members {
-            member.owed += parameters.least + free * member.claim() / total;
+            member.owed += parameters.least + free * member.worth.max(member.trust) / total;
         }
     }
 
@@ -332,7 +322,7 @@ mod tests {
 
     #[test]
     fn every_member_gets_its_share_once_it_joined() {
-        let rows = run("start = 30\nleast = 0.1", 120, &|x| -x.iter().map(|value| (value - 0.3).powi(2)).sum::<f64>());
+        let rows = run("start = 30", 120, &|x| -x.iter().map(|value| (value - 0.3).powi(2)).sum::<f64>());
         for origin in ["local", "tpe", "cma_es"] {
             let at = origins(&rows, origin);
             assert!(at.len() >= 5 && at.iter().all(|at| *at >= 30), "{origin}: {at:?}");
