@@ -5,6 +5,7 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::MergeError;
+use super::remembered::MaskMemory;
 use super::threshold::{Histogram, Threshold};
 
 /// A tensor among the opened checkpoints: index of the model, index of the tensor in the model's sorted names.
@@ -58,6 +59,8 @@ pub(crate) struct StatisticsCache {
     asked: Mutex<Bounded<PairKey, ()>>,
     factors: Mutex<Bounded<(PairKey, [u64; 3]), f64>>,
     norms: Mutex<Bounded<PairKey, Norms>>,
+    /// For masks between two passes; the only thing here that is not kept for the next candidate.
+    pub(crate) masks: MaskMemory,
 }
 
 /// Entries that each kind of small statistic may have.
@@ -77,6 +80,7 @@ impl StatisticsCache {
             asked: Mutex::new(Bounded::new(SMALL_ENTRIES)),
             factors: Mutex::new(Bounded::new(SMALL_ENTRIES)),
             norms: Mutex::new(Bounded::new(SMALL_ENTRIES)),
+            masks: MaskMemory::new(),
         }
     }
 

@@ -147,6 +147,14 @@ impl Search {
             "concurrency": self.prepared.evaluator.concurrency(),
         });
         self.ledger.event("started", None, &payload)?;
+        let concurrency = self.prepared.evaluator.concurrency().get();
+        if concurrency as u64 > self.frozen.look_ahead {
+            self.progress.line(&format!(
+                "warning: the evaluator takes {concurrency} evaluations at a time, but this run has at most {} open (its \
+                 look_ahead, which stays as it was at the first start); set strategy.look_ahead and start with --fresh to use all",
+                self.frozen.look_ahead
+            ));
+        }
         for alarm in alarms::before(&self.prepared) {
             self.progress.line(&format!("warning: {}", alarm.message));
         }
