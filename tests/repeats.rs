@@ -69,7 +69,7 @@ fn run_file(scratch: &Scratch, server: &FaultServer, more: &str) -> PathBuf {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
     let text = format!(
         "name = \"run\"\nseed = 3\n[models]\nbase = {:?}\nsources = [{:?}, {:?}]\n[space]\nmethod = \"task_arithmetic\"\n\
-         layer_groups = 2\n[strategy]\nkind = \"random\"\n[budget]\nevaluations = 20\n[evaluator]\nkind = \"http\"\n\
+         layer_groups = 2\n[strategy]\nkind = \"random\"\nlook_ahead = 2\n[budget]\nevaluations = 20\n[evaluator]\nkind = \"http\"\n\
          endpoints = [{:?}]\nmax_attempts = 2\n[[tasks]]\nname = \"add\"\n[[tasks]]\nname = \"rev\"\n{more}",
         golden.join("base"),
         golden.join("a"),
@@ -237,12 +237,12 @@ fn a_sentinel_that_drifts_raises_an_alarm_and_changes_no_proposal() {
     let (scratch, server) = (Scratch::new(), server(drifting));
     let report = scratch.search(&run_file(&scratch, &server, "[repeats]\nfinalists = false\nsentinel = 6\n"), &[]);
     let made = repeats(&scratch, "results");
-    // At 12 and 18 of 20 evaluations: before, the soup has no score yet, because others are asked for ahead of it.
+    // At 6, 12 and 18 of 20 evaluations.
     let soup = scratch.trials("results", "run")[3].clone();
     assert_eq!(cell(&soup, "origin"), "uniform_soup");
     assert!(made.iter().all(|repeat| repeat.index == 3 && repeat.purpose == "sentinel"));
-    assert_eq!(made.iter().map(|repeat| repeat.replicate).collect::<Vec<_>>(), [2, 3]);
-    assert_eq!(made.iter().map(|repeat| repeat.alarm.is_null()).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(made.iter().map(|repeat| repeat.replicate).collect::<Vec<_>>(), [2, 3, 4]);
+    assert_eq!(made.iter().map(|repeat| repeat.alarm.is_null()).collect::<Vec<_>>(), [true, false, false]);
     let alarms = report["alarms"].as_array().unwrap();
     assert_eq!((alarms.len(), &alarms[0]["kind"]), (1, &json!("sentinel_drift")));
     let message = alarms[0]["message"].as_str().unwrap();
