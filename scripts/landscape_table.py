@@ -31,10 +31,9 @@ def evaluations_to(run, score):
 
 
 def reached(group, score):
-    """The median number of evaluations to a score over the runs of 1,000, in words."""
-    numbers = [evaluations_to(run, score) for run in group if "1000" in run["at"]]
-    middle = median(numbers)
-    return f"{middle:.0f}" if middle < float("inf") else "over 1000"
+    """The median number of evaluations to a score, in words."""
+    middle = median([evaluations_to(run, score) for run in group])
+    return f"{middle:.0f}" if middle < float("inf") else f"over {min(run['n'] for run in group)}"
 
 
 def median(values):
@@ -49,13 +48,13 @@ def main():
     groups = sorted({(run["zoo"], run["space"], " ".join(run["method"].split())) for run in runs})
     for zoo, space, method in groups:
         group = [run for run in runs if (run["zoo"], run["space"], " ".join(run["method"].split())) == (zoo, space, method)]
-        for budget in BUDGETS:
+        budgets = [budget for budget in BUDGETS if any(budget in run["at"] for run in group)]
+        for budget in budgets:
             at = [run["at"][budget] for run in group if budget in run["at"]]
-            if not at:
-                continue
             ours = median([point["val"] for point in at])
             peer, name = best.get((zoo, space, budget), (float("nan"), "none"))
-            after = reached(group, peer) if budget == "1000" and peer == peer else ""
+            goal, _ = best.get((zoo, space, "1000"), (None, "none"))
+            after = reached(group, goal) if budget == budgets[-1] and goal else ""
             print(f"| {zoo}/{space} | {method} | {len(at)} | {budget} | {ours:.4f} | {peer:.4f} ({name}) | {ours - peer:+.4f} | "
                   f"{median([point['test'] for point in at]):.4f} | {after} |")
 

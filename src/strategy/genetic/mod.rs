@@ -253,15 +253,6 @@ impl Genetic {
         Child { genome: space_filling::uniform(rng, self.dimensions()), origin: "random", parents: vec![] }
     }
 
-    /// A point from anywhere; where genes are tied, every other one keeps the ties.
-    fn scout(&self, rng: &mut impl Rng) -> Child {
-        if self.ties.bind() && rng.random::<bool>() {
-            let genome = self.ties.spread(&space_filling::uniform(rng, self.ties.count()));
-            return Child { genome, origin: "random", parents: vec![] };
-        }
-        self.immigrant(rng)
-    }
-
     /// The best `keep` of `count` new points by the model's first guess.
     fn short_list(
         &self,
@@ -322,8 +313,10 @@ impl Genetic {
         let better = |a: &(f64, Child), b: &(f64, Child)| b.0.total_cmp(&a.0);
         let mut brood =
             self.short_list(self.parameters.brood, SHORT_LIST, &surrogate, || self.breed(members, niches, rng));
-        // A brood lives where its parents do; the model may know better places.
-        brood.extend(self.short_list(SCOUTS, SCOUT_LIST, &surrogate, || self.scout(rng)));
+        // A brood lives where its parents do; the model may know better places. In a space with ties there are too many.
+        if !self.ties.bind() {
+            brood.extend(self.short_list(SCOUTS, SCOUT_LIST, &surrogate, || self.immigrant(rng)));
+        }
         for (value, child) in &mut brood {
             *value = surrogate.rate(&self.archive.effective(&Genome(child.genome.clone())));
         }
