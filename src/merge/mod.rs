@@ -31,6 +31,7 @@ mod simd;
 mod sparsify;
 mod specification;
 mod statistics;
+mod statistics_file;
 pub mod structure;
 mod tensor;
 #[cfg(test)]
@@ -47,3 +48,4 @@ pub use simd::Isa;
 pub use specification::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
 };
+pub use statistics::StatisticsUse;

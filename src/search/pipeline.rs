@@ -58,6 +58,8 @@ pub struct MaterializeStage {
     pub slots: Arc<Slots>,
     /// Materialized candidates at a time.
     pub capacity: usize,
+    /// Takes what merges found out about whole tensors to the run's folder. Blocks.
+    pub save_statistics: Arc<dyn Fn() + Send + Sync>,
 }
 
 enum Stage {
@@ -75,6 +77,7 @@ struct Open {
 
 enum JobEnd {
     Materialized { index: u64, result: Result<f64, MergeError> },
+    StatisticsSaved,
     Evaluated { index: u64, started_at: String, seconds: f64, attempts: u32, result: Result<Evaluation, SearchError> },
 }
 
@@ -146,7 +149,11 @@ impl Pipeline {
     pub async fn next(&mut self) -> Result<Option<Finished>, SearchError> {
         let Some(end) = self.jobs.join_next().await else { return Ok(None) };
         match end.map_err(|error| SearchError::Worker(error.to_string()))? {
-            JobEnd::Materialized { index, result } => self.materialized(index, result),
+            JobEnd::Materialized { index, result } => {
+                self.save_statistics();
+                self.materialized(index, result)
+            }
+            JobEnd::StatisticsSaved => Ok(None),
             JobEnd::Evaluated { index, started_at, seconds, attempts, result } => {
                 self.evaluated(index, started_at, seconds, attempts, result)
             }
@@ -177,6 +184,16 @@ impl Pipeline {
             };
             let result = stage.merger.materialize(&work.candidate.recipe, &destination, &options);
             JobEnd::Materialized { index: work.index, result: result.map(|_| started.elapsed().as_secs_f64()) }
+        });
+    }
+
+    /// Beside the evaluation of what was merged.
+    fn save_statistics(&mut self) {
+        let Some(stage) = &self.line.stage else { return };
+        let save = stage.save_statistics.clone();
+        self.jobs.spawn_blocking(move || {
+            save();
+            JobEnd::StatisticsSaved
         });
     }
 

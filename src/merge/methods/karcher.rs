@@ -46,7 +46,7 @@ impl MergeMethod for Karcher {
         context: &mut Context<'_>,
     ) -> Result<Box<dyn BlockMerge + 'a>, MergeError> {
         let vectors = Vectors { inputs: group.inputs.clone(), base: None };
-        let gram = vectors.gram(context.isa, group.elements)?;
+        let gram = vectors.gram(context.isa, group.elements, context.cache)?;
         let steps = group.parameters.integer("max_iter")?;
         let factors = centre(&gram, steps, group.parameters.number("tol")?);
         Ok(Box::new(combine(group, vectors, Factors::Whole(factors))))

@@ -73,7 +73,7 @@ impl MergeMethod for Multislerp {
             weights.iter_mut().for_each(|weight| *weight /= sum);
         }
         let vectors = Vectors::of(group);
-        let gram = vectors.gram(context.isa, group.elements)?;
+        let gram = vectors.gram(context.isa, group.elements, context.cache)?;
         let norms: Vec<f64> = (0..gram.count).map(|index| gram.norm(index)).collect();
         if norms.iter().all(|norm| *norm == 0.0) {
             return Ok(Box::new(combine(group, vectors, Factors::Whole(vec![0.0; gram.count]))));

@@ -64,7 +64,7 @@ impl MergeMethod for Nuslerp {
         let vectors = Vectors::of(group);
         let wide = group.is_wide();
         if group.parameters.truth("nuslerp_flatten")? {
-            let gram = vectors.gram(context.isa, group.elements)?;
+            let gram = vectors.gram(context.isa, group.elements, context.cache)?;
             let factors = Factors::Whole(factors(&gram, t, wide).into());
             return Ok(Box::new(combine(group, vectors, factors)));
         }
