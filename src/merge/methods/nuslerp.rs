@@ -1,5 +1,7 @@
 //! Spherical interpolation of two models or of two task vectors, as a whole or line by line (NuSLERP).
 
+use libm::{acos, sin};
+
 use super::{Context, MergeMethod};
 use crate::merge::MergeError;
 use crate::merge::block::BlockMerge;
@@ -86,6 +88,6 @@ fn factors(gram: &Gram, t: f64, wide: bool) -> [f64; 2] {
     if collinear {
         return [1.0 - t, t];
     }
-    let angle = cosine.acos();
-    [((1.0 - t) * angle).sin() / angle.sin(), (t * angle).sin() / angle.sin()]
+    let angle = acos(cosine);
+    [sin((1.0 - t) * angle) / sin(angle), sin(t * angle) / sin(angle)]
 }
