@@ -129,10 +129,12 @@ fn peaks(family: &Family, elements: u64) -> [u64; METHODS.len()] {
 fn anonymous_memory_does_not_grow_with_the_models() {
     // 24 MiB a model, all of it numbers.
     peaks(&Family::new(6 << 20, 6 << 20), 6 << 20);
-    // 48 MiB a model, and eight times as much: a buffer for anything as large as a tensor would show with 42 MiB at least.
+    // 48 MiB a model, and eight times as much: a buffer of one byte an element would show with 84 MiB.
     let [small, large] = [12 << 20, 96 << 20].map(|elements| peaks(&Family::new(elements, 1 << 20), elements));
     for (method, (small, large)) in METHODS.iter().zip(small.iter().zip(large)) {
-        assert!(large < small + 4 * MIB, "{method}: {} KiB, then {} KiB", small >> 10, large >> 10);
+        // DARE remembers masks, one bit an element, in 32 MiB at most.
+        let bounded = if method.starts_with("dare") { 32 * MIB } else { 0 };
+        assert!(large < small + bounded + 4 * MIB, "{method}: {} KiB, then {} KiB", small >> 10, large >> 10);
     }
 }
 
