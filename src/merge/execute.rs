@@ -17,7 +17,8 @@ use super::output::{merged_config, pretty, tokenizer_donor, write_side_files};
 use super::plan::{Action, MergePlan, PlannedTensor, plan};
 use super::simd::Isa;
 use super::sparsify::MersenneStream;
-use super::statistics::StatisticsCache;
+use super::statistics::{StatisticsCache, StatisticsUse};
+use super::statistics_file::StatisticsFile;
 use super::tensor::{BLOCK, TensorGroup, block_count, block_range};
 use super::write_queue::{QueuedBlock, WriteQueue};
 use crate::checkpoint::{
@@ -127,6 +128,49 @@ impl Merger {
             cache: StatisticsCache::new(options.histogram_bytes),
             truncate_embeddings: options.truncate_embeddings,
         })
+    }
+
+    /// Keeps small statistics of large tensors (from 2^20 elements on) in the file `path` too, beside the run, from now on: what an
+    /// earlier process found out is not computed again. Results do not depend on it. To be called once, before the first merge; a
+    /// merger that truncates embeddings keeps none.
+    ///
+    /// `Ok(Some(_))` says why a file that is there was left aside: it will be replaced.
+    ///
+    /// # Errors
+    /// The content id of a model cannot be computed.
+    pub fn keep_statistics(&self, path: &Path) -> Result<Option<String>, MergeError> {
+        if self.truncate_embeddings {
+            return Ok(None);
+        }
+        let mut models = Vec::new();
+        for (model, content) in self.models.iter().zip(&self.contents) {
+            if content.get().is_none() {
+                let id = model.checkpoint.content_id(&self.content_ids)?;
+                content.get_or_init(|| id);
+            }
+            models.push((content.get().cloned().unwrap_or_default(), model.checkpoint.as_ref()));
+        }
+        let (file, fault) = StatisticsFile::open(path, models);
+        self.cache.keep_in(file);
+        Ok(fault)
+    }
+
+    /// Statistics in the file that [`Self::keep_statistics`] named.
+    pub fn kept_statistics(&self) -> usize {
+        self.cache.file().map_or(0, StatisticsFile::len)
+    }
+
+    /// Writes statistics that are new to the file that [`Self::keep_statistics`] named; at once, or not at all.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save_statistics(&self) -> std::io::Result<()> {
+        self.cache.file().map_or(Ok(()), StatisticsFile::save)
+    }
+
+    /// How many small statistics were computed so far, and how many were found in the file.
+    pub fn statistics_use(&self) -> StatisticsUse {
+        self.cache.counts()
     }
 
     /// Checks a recipe against the models and says what would be computed. Reads no weights.

@@ -13,6 +13,7 @@ use super::MergeError;
 use super::block::{TileMerge, Tiled};
 use super::reduce::Lanes;
 use super::simd::{Isa, Kernel, dispatch};
+use super::statistics::{GramKey, StatisticsCache};
 use super::tensor::{BLOCK, Stored, TILE, TensorGroup, block_count, block_range, tiles};
 
 /// The vectors of a tensor group: its inputs, or their differences from the base.
@@ -56,8 +57,14 @@ impl<'a> Vectors<'a> {
         Ok(())
     }
 
-    /// Dot products of all pairs over whole tensors.
-    pub(crate) fn gram(&self, isa: Isa, elements: u64) -> Result<Gram, MergeError> {
+    /// Dot products of all pairs over whole tensors: of weights and other parameters they know nothing.
+    pub(crate) fn gram(&self, isa: Isa, elements: u64, cache: &StatisticsCache) -> Result<Gram, MergeError> {
+        let inputs = self.inputs.iter().map(|input| input.key).collect();
+        let key = GramKey { inputs, base: self.base.map(|base| base.key) };
+        cache.gram(key, || self.products(isa, elements))
+    }
+
+    fn products(&self, isa: Isa, elements: u64) -> Result<Gram, MergeError> {
         let blocks: Vec<Result<Gram, MergeError>> = (0..block_count(elements))
             .into_par_iter()
             .map(|block| self.part(isa, block_range(elements, block)))
@@ -160,8 +167,19 @@ impl Gram {
         Self { count, products: vec![0.0; Self::pairs(count)] }
     }
 
-    const fn pairs(count: usize) -> usize {
+    pub(crate) const fn pairs(count: usize) -> usize {
         count * (count + 1) / 2
+    }
+
+    /// Pairs `(i, j)` with `i <= j`, by `j`, then `i`.
+    pub(crate) fn products(&self) -> &[f64] {
+        &self.products
+    }
+
+    /// `None`: no number of vectors has so many pairs.
+    pub(crate) fn from_products(products: Vec<f64>) -> Option<Self> {
+        let count = (0..=products.len()).find(|count| Self::pairs(*count) >= products.len())?;
+        (Self::pairs(count) == products.len()).then_some(Self { count, products })
     }
 
     fn add(&mut self, other: &Self) {

@@ -32,6 +32,7 @@ mod simd;
 mod sparsify;
 mod specification;
 mod statistics;
+mod statistics_file;
 pub mod structure;
 mod tensor;
 #[cfg(test)]
@@ -49,3 +50,4 @@ pub use simd::Isa;
 pub use specification::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
 };
+pub use statistics::StatisticsUse;

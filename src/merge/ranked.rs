@@ -79,7 +79,10 @@ impl<'a> RankedMask<'a> {
                 let join = |words: [u32; 2]| u64::from(words[0]) | u64::from(words[1]) << 32;
                 [0, join(generator.key), join(generator.stream)]
             }
-            Draws::Mersenne(mask) => [1, mask.position, u64::from(self.coarse)],
+            Draws::Mersenne(mask) => {
+                let [seed, position] = mask.place();
+                [1 | u64::from(self.coarse) << 8, seed, position]
+            }
         };
         let numbers = [self.density.to_bits(), self.epsilon.to_bits(), draws[0], draws[1], draws[2]];
         digest(b"evomerge ranked mask", &numbers)

@@ -26,6 +26,7 @@ impl Isa {
 
     /// All instruction sets that this machine can run, narrowest first.
     pub fn available() -> Vec<Self> {
+        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut, reason = "there is one only"))]
         let mut available = vec![Self::BASELINE];
         #[cfg(target_arch = "x86_64")]
         {
@@ -70,6 +71,7 @@ pub(crate) trait Kernel {
     fn run(self) -> Self::Output;
 
     /// As [`Self::run`], with the same result, where there are 32 registers of 512 bits.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "there are no such registers"))]
     #[inline(always)]
     fn run_wide(self) -> Self::Output
     where
@@ -80,7 +82,6 @@ pub(crate) trait Kernel {
 }
 
 /// Runs the kernel as compiled for `isa`.
-#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "one instruction set"))]
 pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     match isa.0 {
         Level::Baseline => kernel.run(),

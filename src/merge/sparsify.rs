@@ -82,8 +82,9 @@ pub(crate) struct MersenneMask {
     spacing: u64,
     /// Elements are kept whose draw modulo 2^24 is below this.
     limit: u32,
+    seed: u64,
     /// Draws before this tensor's first.
-    pub(crate) position: u64,
+    position: u64,
 }
 
 impl MersenneMask {
@@ -104,7 +105,12 @@ impl MersenneMask {
         }
         // Draws are compared as multiples of 2^-24 in float32, exactly.
         let limit = (f64::from(probability) * 16_777_216.0).ceil() as u32;
-        Self { snapshots, spacing, limit, position }
+        Self { snapshots, spacing, limit, seed: stream.seed, position }
+    }
+
+    /// Which draws of which stream these are.
+    pub(crate) fn place(&self) -> [u64; 2] {
+        [self.seed, self.position]
     }
 
     pub(crate) fn generator_at(&self, element: u64) -> Option<MersenneTwister> {
@@ -117,12 +123,13 @@ impl MersenneMask {
 /// Mergekit's stream of draws over a whole merge.
 pub(crate) struct MersenneStream {
     generator: MersenneTwister,
+    seed: u64,
     position: u64,
 }
 
 impl MersenneStream {
     pub(crate) fn new(seed: u64) -> Self {
-        Self { generator: MersenneTwister::new(seed), position: 0 }
+        Self { generator: MersenneTwister::new(seed), seed, position: 0 }
     }
 
     fn skip(&mut self, count: u64) {
@@ -146,7 +153,7 @@ impl Sparsifier<'_> {
             Self::Philox(mask) => {
                 [3 | u64::from(mask.limit) << 8, join(mask.generator.key), join(mask.generator.stream)]
             }
-            Self::Mersenne(mask) => [4, mask.position, u64::from(mask.limit)],
+            Self::Mersenne(mask) => [4 | u64::from(mask.limit) << 8, mask.seed, mask.position],
         }
     }
 

@@ -81,7 +81,7 @@ impl Search {
             seed: prepared.config.seed,
         });
         let strategy = strategy::build_raced(&prepared.config.strategy, setup(&prepared, &frozen), race)?;
-        let stage = materialize_stage(&prepared, &folder, &frozen)?;
+        let stage = materialize_stage(&prepared, &folder, &frozen, &progress)?;
         let line = Line {
             evaluator: prepared.evaluator.clone(),
             context: EvaluationContext {

@@ -75,6 +75,8 @@ pub struct MaterializeStage {
     pub slots: Arc<Slots>,
     /// Materialized candidates at a time.
     pub capacity: usize,
+    /// Takes what merges found out about whole tensors to the run's folder. Blocks.
+    pub save_statistics: Arc<dyn Fn() + Send + Sync>,
 }
 
 enum Stage {
@@ -92,6 +94,7 @@ struct Open {
 
 enum JobEnd {
     Materialized { place: Place, result: Result<f64, MergeError> },
+    StatisticsSaved,
     Evaluated { place: Place, started_at: String, seconds: f64, attempts: u32, result: Result<Evaluation, SearchError> },
 }
 
@@ -163,7 +166,11 @@ impl Pipeline {
     pub async fn next(&mut self) -> Result<Option<Finished>, SearchError> {
         let Some(end) = self.jobs.join_next().await else { return Ok(None) };
         match end.map_err(|error| SearchError::Worker(error.to_string()))? {
-            JobEnd::Materialized { place, result } => self.materialized(place, result),
+            JobEnd::Materialized { place, result } => {
+                self.save_statistics();
+                self.materialized(place, result)
+            }
+            JobEnd::StatisticsSaved => Ok(None),
             JobEnd::Evaluated { place, started_at, seconds, attempts, result } => {
                 self.evaluated(place, started_at, seconds, attempts, result)
             }
@@ -194,6 +201,16 @@ impl Pipeline {
             };
             let result = stage.merger.materialize(&work.candidate.recipe, &destination, &options);
             JobEnd::Materialized { place: work.place(), result: result.map(|_| started.elapsed().as_secs_f64()) }
+        });
+    }
+
+    /// Beside the evaluation of what was merged.
+    fn save_statistics(&mut self) {
+        let Some(stage) = &self.line.stage else { return };
+        let save = stage.save_statistics.clone();
+        self.jobs.spawn_blocking(move || {
+            save();
+            JobEnd::StatisticsSaved
         });
     }
 

@@ -69,6 +69,11 @@ impl RunFolder {
         self.path.join("evaluator")
     }
 
+    /// Statistics of whole tensors that a later start need not compute again.
+    pub fn statistics(&self) -> PathBuf {
+        self.path.join("statistics.bin")
+    }
+
     pub fn ledger(&self) -> PathBuf {
         self.path.join("ledger.sqlite")
     }

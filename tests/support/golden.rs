@@ -39,8 +39,13 @@ pub fn recipe(case: &str) -> Recipe {
 
 /// A merger of the family whose folders are in `models`.
 pub fn merger(models: &Path) -> Merger {
+    merger_with(models, MergerOptions::default())
+}
+
+/// The same with other options.
+pub fn merger_with(models: &Path, options: MergerOptions) -> Merger {
     let open = |name: &str| (ModelReference::new(name), Arc::new(Checkpoint::open(&models.join(name)).unwrap()));
-    Merger::new(MODELS.map(open), ContentIds::in_memory(), MergerOptions::default()).unwrap()
+    Merger::new(MODELS.map(open), ContentIds::in_memory(), options).unwrap()
 }
 
 /// Writes a merge to `destination` and reads it back.

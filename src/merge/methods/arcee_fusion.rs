@@ -4,6 +4,8 @@ use std::marker::PhantomData;
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
+use libm::{exp, log};
+
 use super::{Context, MergeMethod};
 use crate::merge::MergeError;
 use crate::merge::block::{BlockMerge, Buffered, TileMerge, Tiled};
@@ -117,12 +119,12 @@ fn divergence(
     let mut largest = [f64::NEG_INFINITY; 2];
     each(&mut |left, right| largest = [largest[0].max(left), largest[1].max(right)])?;
     let mut sums = [0.0; 2];
-    each(&mut |left, right| sums = [sums[0] + (left - largest[0]).exp(), sums[1] + (right - largest[1]).exp()])?;
+    each(&mut |left, right| sums = [sums[0] + exp(left - largest[0]), sums[1] + exp(right - largest[1])])?;
     let mut divergence = 0.0;
     each(&mut |left, right| {
-        let p = (left - largest[0]).exp() / sums[0] + SMOOTHING;
-        let q = (right - largest[1]).exp() / sums[1] + SMOOTHING;
-        divergence += p * (p / q).ln();
+        let p = exp(left - largest[0]) / sums[0] + SMOOTHING;
+        let q = exp(right - largest[1]) / sums[1] + SMOOTHING;
+        divergence += p * log(p / q);
     })?;
     Ok(divergence.abs())
 }

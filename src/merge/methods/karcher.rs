@@ -1,5 +1,7 @@
 //! The Riemannian centre of mass of the models on a sphere (Karcher mean).
 
+use libm::{acos, cos, sin};
+
 use super::{Context, MergeMethod};
 use crate::merge::MergeError;
 use crate::merge::block::BlockMerge;
@@ -46,7 +48,7 @@ impl MergeMethod for Karcher {
         context: &mut Context<'_>,
     ) -> Result<Box<dyn BlockMerge + 'a>, MergeError> {
         let vectors = Vectors { inputs: group.inputs.clone(), base: None };
-        let gram = vectors.gram(context.isa, group.elements)?;
+        let gram = vectors.gram(context.isa, group.elements, context.cache)?;
         let steps = group.parameters.integer("max_iter")?;
         let factors = centre(&gram, steps, group.parameters.number("tol")?);
         Ok(Box::new(combine(group, vectors, Factors::Whole(factors))))
@@ -78,13 +80,13 @@ fn centre(gram: &Gram, steps: i64, tolerance: f64) -> Vec<f64> {
             let mut unit = vec![0.0; gram.count];
             unit[*index] = 1.0 / norms[*index];
             let cosine = gram.dot_with(&mean, &unit).clamp(-1.0, 1.0);
-            let angle = cosine.acos();
+            let angle = acos(cosine);
             // A vector opposite to the mean has no single shortest way to it.
-            if angle < tolerance || angle.sin() == 0.0 {
+            if angle < tolerance || sin(angle) == 0.0 {
                 continue;
             }
             for ((step, unit), mean) in step.iter_mut().zip(&unit).zip(&mean) {
-                *step += share * (angle / angle.sin()) * (unit - cosine * mean);
+                *step += share * (angle / sin(angle)) * (unit - cosine * mean);
             }
         }
         let length = gram.norm_of(&step);
@@ -92,7 +94,7 @@ fn centre(gram: &Gram, steps: i64, tolerance: f64) -> Vec<f64> {
             break;
         }
         for (mean, step) in mean.iter_mut().zip(&step) {
-            *mean = length.cos() * *mean + length.sin() / length * step;
+            *mean = cos(length) * *mean + sin(length) / length * step;
         }
         let norm = gram.norm_of(&mean);
         if norm > tolerance {

@@ -49,7 +49,7 @@ impl MergeMethod for ModelStock {
             let lines = Lines::last_dimension(group.shape);
             Factors::SharedLines(lines, vectors.line_grams(context.isa, group.elements, lines, share)?)
         } else {
-            let gram = vectors.gram(context.isa, group.elements)?;
+            let gram = vectors.gram(context.isa, group.elements, context.cache)?;
             Factors::Whole(vec![share(&gram); gram.count])
         };
         Ok(Box::new(combine(group, vectors, factors)))

@@ -1,5 +1,7 @@
 //! Spherical interpolation of any number of models or task vectors around their mean direction.
 
+use libm::cos;
+
 use super::{Context, MergeMethod};
 use crate::merge::MergeError;
 use crate::merge::block::BlockMerge;
@@ -73,7 +75,7 @@ impl MergeMethod for Multislerp {
             weights.iter_mut().for_each(|weight| *weight /= sum);
         }
         let vectors = Vectors::of(group);
-        let gram = vectors.gram(context.isa, group.elements)?;
+        let gram = vectors.gram(context.isa, group.elements, context.cache)?;
         let norms: Vec<f64> = (0..gram.count).map(|index| gram.norm(index)).collect();
         if norms.iter().all(|norm| *norm == 0.0) {
             return Ok(Box::new(combine(group, vectors, Factors::Whole(vec![0.0; gram.count]))));
@@ -89,7 +91,7 @@ impl MergeMethod for Multislerp {
             ));
         }
         let average: f64 = weights.iter().zip(&norms).map(|(weight, norm)| weight * norm).sum();
-        let factors = mean.into_iter().map(|factor| factor / length * eps.cos() * average).collect();
+        let factors = mean.into_iter().map(|factor| factor / length * cos(eps) * average).collect();
         Ok(Box::new(combine(group, vectors, Factors::Whole(factors))))
     }
 }

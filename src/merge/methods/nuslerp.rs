@@ -1,5 +1,7 @@
 //! Spherical interpolation of two models or of two task vectors, as a whole or line by line (NuSLERP).
 
+use libm::{acos, sin};
+
 use super::{Context, MergeMethod};
 use crate::merge::MergeError;
 use crate::merge::block::BlockMerge;
@@ -64,7 +66,7 @@ impl MergeMethod for Nuslerp {
         let vectors = Vectors::of(group);
         let wide = group.is_wide();
         if group.parameters.truth("nuslerp_flatten")? {
-            let gram = vectors.gram(context.isa, group.elements)?;
+            let gram = vectors.gram(context.isa, group.elements, context.cache)?;
             let factors = Factors::Whole(factors(&gram, t, wide).into());
             return Ok(Box::new(combine(group, vectors, factors)));
         }
@@ -86,6 +88,6 @@ fn factors(gram: &Gram, t: f64, wide: bool) -> [f64; 2] {
     if collinear {
         return [1.0 - t, t];
     }
-    let angle = cosine.acos();
-    [((1.0 - t) * angle).sin() / angle.sin(), (t * angle).sin() / angle.sin()]
+    let angle = acos(cosine);
+    [sin((1.0 - t) * angle) / sin(angle), sin(t * angle) / sin(angle)]
 }

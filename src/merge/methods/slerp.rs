@@ -3,6 +3,8 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use libm::{acos, sin};
+
 use super::{Context, MergeMethod, fused_sums};
 use crate::checkpoint::Dtype;
 use crate::merge::MergeError;
@@ -102,8 +104,8 @@ fn factors<W: Element>(norms: Norms, t: f64) -> (f64, f64) {
     if W::from_f64(cosine).abs() > W::from_f64(COLLINEAR) {
         return (1.0 - t, t);
     }
-    let angle = cosine.acos();
-    (((1.0 - t) * angle).sin() / angle.sin(), (t * angle).sin() / angle.sin())
+    let angle = acos(cosine);
+    (sin((1.0 - t) * angle) / sin(angle), sin(t * angle) / sin(angle))
 }
 
 fn norms<W: Element>(isa: Isa, first: Stored<'_>, second: Stored<'_>, elements: u64) -> Result<Norms, MergeError> {

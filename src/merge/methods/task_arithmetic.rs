@@ -364,7 +364,7 @@ fn first_thresholds<W: Element>(
     for (index, density) in densities.iter().enumerate().filter(|(_, density)| **density > 0.0) {
         let (vector, key) = task_vector::<W>(group, index)?;
         if let Some(kept) = trimmed_count(*density, group.elements)
-            && context.cache.is_first_threshold(key)
+            && context.cache.is_first_threshold(key, kept)
         {
             wanted.push((key, (vector, kept)));
         }

@@ -1,10 +1,13 @@
 //! What a search is made of, and its records as plain data.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::evaluate::TaskScores;
 use crate::ledger::ToldRecord;
+use crate::merge::Merger;
 use crate::search::SearchError;
 use crate::search::candidate::Candidate;
 use crate::search::fidelity::Parts;
@@ -54,6 +57,7 @@ pub(super) fn materialize_stage(
     prepared: &Prepared,
     folder: &RunFolder,
     frozen: &Frozen,
+    progress: &Arc<dyn Progress>,
 ) -> Result<Option<MaterializeStage>, SearchError> {
     let Some(merger) = prepared.models.merger.clone() else { return Ok(None) };
     // One slot more than the evaluator takes, so that the next candidate is ready when it is.
@@ -61,7 +65,36 @@ pub(super) fn materialize_stage(
         prepared.config.candidates.slots.map_or(prepared.evaluator.concurrency().get() + 1, |slots| slots.get());
     let parent = candidate_parent(prepared, folder.path(), capacity as u64);
     let slots = Arc::new(Slots::claim(&parent, &frozen.run_id)?);
-    Ok(Some(MaterializeStage { merger, slots, capacity }))
+    let save_statistics = keep_statistics(&merger, &folder.statistics(), progress)?;
+    Ok(Some(MaterializeStage { merger, slots, capacity, save_statistics }))
+}
+
+/// Takes up what earlier starts found out about whole tensors; answers what saves what this one finds out. A file that cannot be
+/// read or written costs time and is told once.
+fn keep_statistics(
+    merger: &Arc<Merger>,
+    path: &Path,
+    progress: &Arc<dyn Progress>,
+) -> Result<Arc<dyn Fn() + Send + Sync>, SearchError> {
+    if let Some(reason) = merger.keep_statistics(path)? {
+        progress.line(&format!("warning: {}: {reason}; its statistics are computed again", path.display()));
+    }
+    match merger.kept_statistics() {
+        0 => {}
+        known => progress.line(&format!("{known} statistics of whole tensors are known from earlier starts")),
+    }
+    let (merger, path, progress) = (merger.clone(), path.to_path_buf(), progress.clone());
+    let told = AtomicBool::new(false);
+    Ok(Arc::new(move || {
+        if let Err(error) = merger.save_statistics()
+            && !told.swap(true, Ordering::Relaxed)
+        {
+            let path = path.display();
+            progress.line(&format!(
+                "warning: {path} cannot be written ({error}): the next start computes its statistics again"
+            ));
+        }
+    }))
 }
 
 pub(super) fn work(index: u64, proposal: &Proposal, candidate: Candidate) -> Work {
