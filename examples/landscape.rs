@@ -37,7 +37,8 @@ struct Arguments {
     /// Images and labels, made by scripts/digits_images.py.
     #[arg(long)]
     images: PathBuf,
-    /// dare8: dare_ties, weight and density a source; ties24: ties, the same in each of three layer groups.
+    /// dare8: dare_ties, weight and density a source; dare24: the same in each of three layer groups; ties24: so with ties;
+    /// arithmetic12: task_arithmetic, a weight a source and layer group.
     #[arg(long, value_parser = ["dare8", "ties24", "dare24", "arithmetic12"])]
     space: String,
     /// A `[strategy]` table, or only its kind.
@@ -48,7 +49,8 @@ struct Arguments {
     seeds: String,
     #[arg(long, default_value_t = 1000)]
     budget: u64,
-    #[arg(long, default_value_t = 8)]
+    /// As a run with one evaluator at a time has it.
+    #[arg(long, default_value_t = 2)]
     look_ahead: u64,
     /// Candidates are written here.
     #[arg(long, default_value = "/dev/shm")]

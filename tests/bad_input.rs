@@ -275,3 +275,149 @@ fn a_full_disk_stops_the_run_and_the_next_start_goes_on() {
     expect(&run.search(&run_file), 0, &[]);
     assert_eq!(server.posts(), 6);
 }
+
+/// Everything that is wrong with a run file alone, before anything is asked of the endpoint.
+#[test]
+fn a_run_file_that_cannot_work_is_refused_before_anything_is_spent() {
+    let run = Run::new();
+    let server = FaultServer::start(vec![]);
+    let good = std::fs::read_to_string(run.write(&server.url(), 8, "")).unwrap();
+    for (from, to, words) in [
+        (
+            "evaluations = 8",
+            "evaluations = 3",
+            vec!["budget.evaluations = 3", "4 evaluations of the baselines", "at least 4"],
+        ),
+        ("evaluations = 8", "samples = 119", vec!["budget.samples = 119", "120 samples", "at least 120"]),
+        (
+            "[budget]",
+            "[space.genes]\nweight = { low = 1.5, high = 0.5 }\n[budget]",
+            vec!["space.genes.weight", "line", "low", "1.5", "0.5"],
+        ),
+        (
+            "[budget]",
+            "[space.genes]\nweight = { low = 0.5, high = 0.5 }\n[budget]",
+            vec!["space.genes.weight", "freezes"],
+        ),
+        ("sources = [\"a\", \"b\"]", "sources = []", vec!["models.sources"]),
+        (
+            "base = \"base\"\nsources = [\"a\", \"b\"]\n[space]\nmethod = \"task_arithmetic\"",
+            "sources = [\"a\"]\n[space]\nmethod = \"linear\"",
+            vec!["models.sources", "one model (`a`)", "models.base", "nothing to search"],
+        ),
+        (
+            "sources = [\"a\", \"b\"]\n[space]\nmethod = \"task_arithmetic\"",
+            "sources = [\"a\"]\n[space]\nmethod = \"linear\"",
+            vec!["one model (`a`)", "linear takes no base", "nothing to search"],
+        ),
+        (
+            "[[tasks]]\nname = \"rev\"",
+            "[[tasks]]\nname = \"rev\"\n[holdout]\ntasks = { add = { task = \"rev\" }, rev = { task = \"add\" } }",
+            vec!["holdout.tasks.add.task", "search itself uses"],
+        ),
+        ("[[tasks]]\nname = \"rev\"", "weight = 0", vec!["tasks", "weight"]),
+        ("[budget]", "[repeats]\nsentinels = 4\n[budget]", vec!["repeats.sentinels", "sentinel"]),
+        ("[budget]", "[repeats]\nsentinel = -1\n[budget]", vec!["repeats.sentinel"]),
+    ] {
+        assert!(good.contains(from), "{from}");
+        let run_file = run.scratch.path("run.toml");
+        std::fs::write(&run_file, good.replace(from, to)).unwrap();
+        for command in ["check", "search"] {
+            let output = run.scratch.evomerge(&[command, run_file.to_str().unwrap()]);
+            expect(&output, 78, &words);
+        }
+        assert_eq!(server.posts(), 0, "{to}");
+        assert!(!run.scratch.path("results/run/ledger.sqlite").exists(), "{to}");
+    }
+}
+
+#[test]
+fn one_source_over_a_base_is_a_search_like_others() {
+    let run = Run::new();
+    let server = FaultServer::start(vec![]);
+    let run_file = run.write(&server.url(), 8, "");
+    let text = std::fs::read_to_string(&run_file).unwrap().replace("[\"a\", \"b\"]", "[\"a\"]");
+    std::fs::write(&run_file, text).unwrap();
+    let output = run.scratch.evomerge(&["search", run_file.to_str().unwrap(), "--json"]);
+    expect(&output, 0, &[]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let origins: Vec<_> = report["baselines"].as_array().unwrap().iter().map(|row| &row["origin"]).collect();
+    assert_eq!(origins, ["base", "source:a"]);
+    assert_eq!(server.posts(), 8);
+}
+
+/// Every evaluation is given up: the run stops, and what was recorded stays.
+#[test]
+fn an_evaluator_that_always_fails_stops_the_run() {
+    let scratch = Scratch::new();
+    let run_file =
+        scratch.run_file("run", 40, "name = \"sphere\"\nfault_rate = 1.0", &format!("{}{}", runs::SPACE, runs::TASKS));
+    for _ in 0..2 {
+        let output = scratch.evomerge(&["search", run_file.to_str().unwrap()]);
+        expect(&output, 75, &["given up", "something is wrong with the evaluator", "a fault to order"]);
+    }
+    let trials = scratch.trials("results", "run");
+    assert!(trials.len() > 5 && trials.iter().all(|row| runs::cell(row, "status") == "failed"));
+    let output = scratch.evomerge(&["export", "results/run", "--out", "model"]);
+    expect(&output, 65, &["no scored candidate"]);
+}
+
+/// Without a sample on which anybody differs there is no evidence, and no division by nothing.
+#[test]
+fn scores_without_variance_end_in_no_evidence() {
+    let run = Run::new();
+    let server = FaultServer::start(vec![]);
+    *server.inner.otherwise.lock().unwrap() = Reply::Edited(|answer| {
+        for task in answer["tasks"].as_object_mut().unwrap().values_mut() {
+            let n = task["n"].as_u64().unwrap();
+            task["metrics"]["accuracy"] = serde_json::json!({ "value": 1.0, "stderr": 0.0 });
+            task["per_sample"]["scores"]["accuracy"] = vec![1.0; n as usize].into();
+        }
+    });
+    let run_file = run.write(&server.url(), 10, "[holdout]\nfraction = 0.4\n");
+    let output = run.scratch.evomerge(&["search", run_file.to_str().unwrap(), "--json"]);
+    expect(&output, 0, &[]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["verdict"], &report["difference"]), (&"no_evidence".into(), &0.0.into()));
+    assert_eq!(report["alarms"][0]["kind"], "flat_fitness");
+}
+
+#[test]
+fn evaluate_writes_scores_sample_by_sample() {
+    let run = Run::new();
+    let server = FaultServer::start(vec![]);
+    let run_file = run.write(&server.url(), 8, "");
+    let evaluate = |more: &[&str]| {
+        let arguments = [&["evaluate", run_file.to_str().unwrap(), "--model", "a", "--json"], more].concat();
+        run.scratch.evomerge(&arguments)
+    };
+    let output = evaluate(&["--samples", "deep/a.csv"]);
+    expect(&output, 0, &[]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let mut reader = csv::Reader::from_path(run.scratch.path("deep/a.csv")).unwrap();
+    assert_eq!(reader.headers().unwrap(), vec!["task", "sample", "metric", "score"]);
+    let rows: Vec<(String, i64, String, f64)> = reader.deserialize().map(Result::unwrap).collect();
+    for (task, samples) in [("add", 20), ("rev", 10)] {
+        let of_task: Vec<_> = rows.iter().filter(|row| row.0 == task).collect();
+        assert_eq!(of_task.iter().map(|row| row.1).collect::<Vec<_>>(), (0..samples).collect::<Vec<_>>());
+        assert!(of_task.iter().all(|row| row.2 == "accuracy"));
+        let mean = of_task.iter().map(|row| row.3).sum::<f64>() / samples as f64;
+        assert!((mean - report["tasks"][task]["metrics"]["accuracy"]["value"].as_f64().unwrap()).abs() < 1e-9);
+    }
+
+    // An evaluator that gives none: the scores are shown, and that there is no file is an error.
+    *server.inner.otherwise.lock().unwrap() = Reply::Edited(|answer| {
+        for task in answer["tasks"].as_object_mut().unwrap().values_mut() {
+            task.as_object_mut().unwrap().remove("per_sample");
+        }
+    });
+    let mut known = fault_server::capabilities();
+    for task in known["tasks"].as_array_mut().unwrap() {
+        task["supports"] = serde_json::json!(["limit"]);
+    }
+    *server.inner.capabilities.lock().unwrap() = known;
+    let output = evaluate(&["--samples", "none.csv"]);
+    expect(&output, 65, &["none.csv", "no scores by sample for add, rev"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("\"objective\""));
+    assert!(!run.scratch.path("none.csv").exists());
+}

@@ -108,6 +108,80 @@ fn a_holdout_that_shares_samples_with_the_search_is_refused() {
     }
 }
 
+/// A split by sample id cannot see that two samples are the same question.
+#[cfg(feature = "native")]
+#[test]
+fn a_split_that_puts_a_repeated_sample_on_both_sides_is_refused() {
+    let scratch = Scratch::new();
+    let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("evals/tiny-llama");
+    let text = std::fs::read_to_string(zoo.join("data/add.val.jsonl")).unwrap();
+    let lines: Vec<&str> = text.lines().take(20).collect();
+    let check = |lines: &[&str]| {
+        std::fs::write(scratch.path("data.jsonl"), lines.join("\n")).unwrap();
+        let text = format!(
+            "name = \"run\"\n[models]\nbase = {:?}\nsources = [{:?}]\n[space]\nmethod = \"task_arithmetic\"\n[budget]\nevaluations = 9\n\
+             [evaluator]\nkind = \"native\"\n[[tasks]]\nname = \"add\"\ndata = \"data.jsonl\"\n[holdout]\nfraction = 0.4\n",
+            zoo.join("base"),
+            zoo.join("expert-add"),
+        );
+        std::fs::write(scratch.path("run.toml"), text).unwrap();
+        scratch.evomerge(&["check", "run.toml"])
+    };
+    let output = check(&lines);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let output = check(&[lines.clone(), lines].concat());
+    assert_eq!(output.status.code(), Some(65), "{}", stderr(&output));
+    for word in ["`add`", "hold-out samples are among", "more than once"] {
+        assert!(stderr(&output).contains(word), "{word}: {}", stderr(&output));
+    }
+}
+
+/// An endpoint does not show its samples, but it can say which set they are.
+#[test]
+fn a_holdout_task_with_the_sample_set_of_a_search_task_is_refused() {
+    let scratch = Scratch::new();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+    let server = FaultServer::start(vec![]);
+    let check = |sets: [&str; 2]| {
+        let mut known = fault_server::capabilities();
+        for (task, set) in known["tasks"].as_array_mut().unwrap().iter_mut().zip(sets) {
+            task["sample_set_sha256"] = set.into();
+        }
+        *server.inner.capabilities.lock().unwrap() = known;
+        let text = format!(
+            "name = \"run\"\n[models]\nbase = {:?}\nsources = [{:?}]\n[space]\nmethod = \"task_arithmetic\"\n[budget]\nevaluations = 9\n\
+             [evaluator]\nkind = \"http\"\nendpoints = [{:?}]\n[[tasks]]\nname = \"add\"\n\
+             [holdout]\ntasks = {{ add = {{ task = \"rev\" }} }}\n",
+            golden.join("base"),
+            golden.join("a"),
+            server.url(),
+        );
+        std::fs::write(scratch.path("run.toml"), text).unwrap();
+        scratch.evomerge(&["check", "run.toml"])
+    };
+    let output = check(["one", "two"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let output = check(["one", "one"]);
+    assert_eq!(output.status.code(), Some(65), "{}", stderr(&output));
+    for word in ["task `add`", "sample_set_sha256", "never saw"] {
+        assert!(stderr(&output).contains(word), "{word}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn candidates_that_all_fail_are_noticed_and_the_best_baseline_stands() {
+    let scratch = Scratch::new();
+    let evaluator = "name = \"sphere\"\nsamples = 50\ninfeasible_rate = 1.0";
+    let run_file = scratch.run_file("run", 20, evaluator, &format!("{SPACE}{TASKS}"));
+    let output = scratch.evomerge(&["search", run_file.to_str().unwrap(), "--json", "--require-improvement"]);
+    assert_eq!(output.status.code(), Some(64), "{}", stderr(&output));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["verdict"], &report["winner"]), (&"no_evidence".into(), &report["baseline"]));
+    let kinds: Vec<_> = report["alarms"].as_array().unwrap().iter().map(|alarm| &alarm["kind"]).collect();
+    assert_eq!(kinds, ["nothing_scored"]);
+    assert!(report["alarms"][0]["message"].as_str().unwrap().contains("infeasible by order"), "{}", report["alarms"]);
+}
+
 #[test]
 fn alarms_stand_in_the_report_and_in_the_verdict() {
     let scratch = Scratch::new();

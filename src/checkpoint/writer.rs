@@ -144,6 +144,13 @@ impl CheckpointWriter {
         Ok(())
     }
 
+    /// Whether parts of a tensor that are written at the same time do not wait for each other: a file system takes one write at a
+    /// time to a file, the pages of a spare file any number.
+    pub fn writes_in_parallel(&self, tensor: &str) -> bool {
+        let place = self.plan.places.get(tensor);
+        place.and_then(|place| self.files.get(place.file)).is_some_and(|open| open.pages.is_some())
+    }
+
     /// Adds a small file (`config.json`, a recipe, a model card).
     ///
     /// # Errors

@@ -150,7 +150,8 @@ pub(super) enum MaskChoice {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  evomerge evaluate search-spaces/quickstart.toml --model evals/tiny-llama/base\n  \
-    evomerge evaluate night.toml --model merged --json"
+    evomerge evaluate night.toml --model merged --json\n  \
+    evomerge evaluate night.toml --model merged --samples merged.csv"
 )]
 pub(super) struct Evaluate {
     /// The run file whose evaluator and tasks are used
@@ -159,6 +160,9 @@ pub(super) struct Evaluate {
     /// The checkpoint to score
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
+    /// Write the scores sample by sample to a CSV file (task, sample, metric, score), where the evaluator gives them
+    #[arg(long, value_name = "FILE")]
+    pub samples: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

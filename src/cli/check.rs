@@ -74,6 +74,7 @@ fn describe(findings: &Findings) -> String {
             ),
         );
     }
+    line("again", findings.repeats.clone());
     line("hold-out", findings.holdout.clone());
     for alarm in &findings.alarms {
         line("warning", alarm.message.clone());

@@ -12,6 +12,7 @@ use crate::checkpoint::{Checkpoint, ContentIds};
 use crate::config::RunConfig;
 use crate::evaluate::{Attempt, AttemptObserver, CandidateRequest, Evaluation, EvaluationRequest};
 use crate::exit::ExitCode;
+use crate::files::write_atomically;
 use crate::score::Objective;
 use crate::search::{Progress, Stop, connect_evaluator, evaluation_id};
 
@@ -49,8 +50,40 @@ pub(super) fn run(arguments: &Evaluate, output: Output) -> Result<ExitCode, CliE
     screen.finish();
     runtime.shutdown_background();
     let (objective, evaluation) = result?;
+    // Shown first: whatever becomes of the file, the scores were worth their price.
     output.result(&describe(&objective, &evaluation), &to_json(&objective, &evaluation, &arguments.model));
+    if let Some(path) = &arguments.samples {
+        write_samples(&evaluation, path)?;
+    }
     Ok(ExitCode::Done)
+}
+
+/// One row a sample and metric, in the evaluator's order.
+fn write_samples(evaluation: &Evaluation, path: &std::path::Path) -> Result<(), CliError> {
+    let missing: Vec<&str> = evaluation
+        .tasks
+        .iter()
+        .filter(|(_, scores)| scores.per_sample.is_none())
+        .map(|(task, _)| task.as_str())
+        .collect();
+    if !missing.is_empty() {
+        let reason = format!("not written: the evaluator gives no scores by sample for {}", missing.join(", "));
+        return Err(CliError::Data { path: path.to_owned(), reason });
+    }
+    let fault = |reason: String| CliError::Write { path: path.to_owned(), source: std::io::Error::other(reason) };
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    let mut row = |cells: [&str; 4]| writer.write_record(cells).map_err(|error| fault(error.to_string()));
+    row(["task", "sample", "metric", "score"])?;
+    for (task, scores) in &evaluation.tasks {
+        let Some(samples) = &scores.per_sample else { continue };
+        for (metric, values) in &samples.scores {
+            for (id, value) in samples.ids.iter().zip(values) {
+                row([task, &id.to_string(), metric, &value.to_string()])?;
+            }
+        }
+    }
+    let bytes = writer.into_inner().map_err(|error| fault(error.to_string()))?;
+    write_atomically(path, &bytes).map_err(|source| CliError::Write { path: path.to_owned(), source })
 }
 
 /// Shows attempts that failed.
@@ -90,7 +123,9 @@ fn to_json(objective: &Objective, evaluation: &Evaluation, model: &std::path::Pa
     let tasks: BTreeMap<&String, serde_json::Value> = evaluation
         .tasks
         .iter()
-        .map(|(task, scores)| (task, serde_json::json!({ "n": scores.n, "metrics": scores.metrics })))
+        .map(|(task, scores)| {
+            (task, serde_json::json!({ "n": scores.n, "n_truncated": scores.n_truncated, "metrics": scores.metrics }))
+        })
         .collect();
     serde_json::json!({
         "model": model,

@@ -11,6 +11,7 @@ use super::signals;
 use crate::config::RunConfig;
 use crate::exit::ExitCode;
 use crate::score::Decision;
+use crate::score::verdict::VerdictCandidate;
 use crate::search::{Progress, Row, RunFolder, RunOptions, RunReport, Stop, move_aside, prepare, run as run_search};
 
 pub(super) fn run(arguments: &Search, output: Output) -> Result<ExitCode, CliError> {
@@ -98,15 +99,18 @@ fn scores(report: &RunReport) -> String {
         .chain(&report.baselines)
         .max_by_key(|row| row.tasks.len())
         .map_or(Vec::new(), |row| row.tasks.keys().collect());
-    let mut header = vec!["", "search", "hold-out"];
+    let is_again = report.verdict.as_ref().is_some_and(|verdict| verdict.winner.rescored.is_some());
+    let mut header = vec!["", "search"];
+    header.extend(is_again.then_some("again"));
+    header.push("hold-out");
     header.extend(tasks.iter().map(|task| task.as_str()));
     let mut rows = Vec::new();
     for row in soups_last(&report.baselines) {
-        rows.push(line(&row.origin, row, holdout_of(report, &row.candidate_id), &tasks));
+        rows.push(line(&row.origin, row, contender(report, &row.candidate_id), is_again, &tasks));
     }
     if let Some(best) = &report.best {
         let label = format!("best: {} ({})", best.candidate_id, best.origin);
-        rows.push(line(&label, best, holdout_of(report, &best.candidate_id), &tasks));
+        rows.push(line(&label, best, contender(report, &best.candidate_id), is_again, &tasks));
     }
     let mut text = table(&header, &rows);
     if let Some(verdict) = &report.verdict
@@ -129,15 +133,22 @@ fn soups_last(baselines: &[Row]) -> Vec<&Row> {
     baselines.iter().filter(|row| row.origin != "greedy_soup").chain(greedy).collect()
 }
 
-fn holdout_of(report: &RunReport, candidate_id: &str) -> Option<f64> {
+fn contender<'a>(report: &'a RunReport, candidate_id: &str) -> Option<&'a VerdictCandidate> {
     let verdict = report.verdict.as_ref()?;
-    let candidates = verdict.finalists.iter().chain(&verdict.baseline);
-    candidates.filter(|candidate| candidate.candidate_id == candidate_id).find_map(|candidate| candidate.holdout_score)
+    verdict.finalists.iter().chain(&verdict.baseline).find(|candidate| candidate.candidate_id == candidate_id)
 }
 
-fn line(label: &str, row: &Row, holdout: Option<f64>, tasks: &[&String]) -> Vec<String> {
+fn line(
+    label: &str,
+    row: &Row,
+    contender: Option<&VerdictCandidate>,
+    is_again: bool,
+    tasks: &[&String],
+) -> Vec<String> {
     let number = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.4}"));
-    let mut cells = vec![label.to_string(), number(row.objective), number(holdout)];
+    let mut cells = vec![label.to_string(), number(row.objective)];
+    cells.extend(is_again.then(|| number(contender.and_then(|contender| contender.rescored))));
+    cells.push(number(contender.and_then(|contender| contender.holdout_score)));
     cells.extend(tasks.iter().map(|task| number(row.tasks.get(*task).copied())));
     cells
 }

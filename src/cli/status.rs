@@ -8,7 +8,7 @@ use super::error::CliError;
 use super::output::Output;
 use crate::exit::ExitCode;
 use crate::ledger::Ledger;
-use crate::search::{RunFolder, best_record};
+use crate::search::{RunFolder, best_record, repeats_alarm};
 
 pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliError> {
     let ledger = Ledger::open_for_reading(&arguments.results.join("ledger.sqlite"))?;
@@ -62,8 +62,20 @@ pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliErr
         text.push_str(&format!("baseline     {objective:.4}  {} ({})\n", record.candidate_id, record.origin));
     }
     text.push_str(&format!("attempts     {} ({faults} failed)\n", attempts.len()));
+    // In a running search the alarms of the verdict are still to come.
+    let alarms: Vec<serde_json::Value> = match verdict.as_ref().and_then(|verdict| verdict["alarms"].as_array()) {
+        Some(alarms) if !running => alarms.clone(),
+        _ => repeats_alarm(&ledger)?.iter().filter_map(|alarm| serde_json::to_value(alarm).ok()).collect(),
+    };
     if let Some(sentence) = verdict.as_ref().and_then(|verdict| verdict["sentence"].as_str()) {
         text.push_str(&format!("verdict      {sentence}\n"));
+    }
+    let repeats = ledger.all_repeats()?.len();
+    if repeats > 0 {
+        text.push_str(&format!("again        {repeats} scored again\n"));
+    }
+    for message in alarms.iter().filter_map(|alarm| alarm["message"].as_str()) {
+        text.push_str(&format!("warning      {message}\n"));
     }
     let json = serde_json::json!({
         "name": fact("run_name")?,
@@ -83,6 +95,8 @@ pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliErr
             "objective": objective })),
         "attempts": attempts.len(),
         "failed_attempts": faults,
+        "scored_again": repeats,
+        "alarms": alarms,
         "verdict": verdict,
     });
     output.result(&text, &json);

@@ -145,6 +145,7 @@ fn read_command(fields: &mut Fields<'_>, directory: &Path) -> Result<CommandConf
         argv,
         in_flight: read_in_flight(fields)?,
         version: fields.take("version").map(|field| field.word().map(str::to_owned)).transpose()?,
+        deterministic: read_truth(fields, "deterministic")?,
         directory: directory.to_owned(),
     })
 }

@@ -3,7 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    EvaluatorKind, GeneConfig, GenePer, Goal, HoldoutSource, LayerGrouping, ModelSource, RunConfig, SpaceConfig,
+    EvaluatorKind, GeneConfig, GenePer, Goal, HoldoutSource, LayerGrouping, ModelSource, RepeatsConfig, RunConfig,
+    SpaceConfig,
 };
 use crate::document::join;
 
@@ -27,6 +28,7 @@ impl RunConfig {
                 "settings": self.strategy.settings,
             },
             "racing": self.racing,
+            "repeats": (self.repeats != RepeatsConfig::default()).then_some(&self.repeats),
             "evaluator": identify_evaluator(&self.evaluator.kind),
             "tasks": self.tasks.iter().map(|task| (task.name.clone(), json!({
                 "data": task.data,
@@ -146,7 +148,11 @@ fn identify_evaluator(kind: &EvaluatorKind) -> Value {
             "on_timeout": if http.timeout_is_worst { "worst" } else { "fail" },
         }),
         EvaluatorKind::Command(command) => {
-            json!({ "kind": "command", "argv": command.argv, "version": command.version })
+            let mut value = json!({ "kind": "command", "argv": command.argv, "version": command.version });
+            if command.deterministic {
+                value["deterministic"] = json!(true);
+            }
+            value
         }
         EvaluatorKind::Function(function) => json!({
             "kind": "function",

@@ -173,6 +173,15 @@ impl Default for RacingConfig {
     }
 }
 
+/// `[repeats]`: which candidates are scored again on the samples that they were scored on before.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct RepeatsConfig {
+    /// Finalists and best baseline, once more before the verdict. `None`: unless the evaluator is deterministic.
+    pub finalists: Option<bool>,
+    /// Evaluations in full between two scorings of the sentinel; 0: never. `None`: as the evaluator's kind suggests.
+    pub sentinel: Option<u64>,
+}
+
 /// `[evaluator]` of kind `http`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HttpConfig {
@@ -194,11 +203,14 @@ pub struct HttpConfig {
 /// `[evaluator]` of kind `command`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CommandConfig {
-    /// `{candidate_dir}`, `{request_file}`, `{result_file}`, `{result_dir}`, `{recipe_file}`, `{slot}`, `{seed}` are replaced.
+    /// `{candidate_dir}`, `{request_file}`, `{result_file}`, `{result_dir}`, `{recipe_file}`, `{slot}`, `{seed}`,
+    /// `{replicate}` are replaced.
     pub argv: Vec<String>,
     pub in_flight: NonZeroUsize,
     /// Part of the fingerprint: change it when the program's scores change.
     pub version: Option<String>,
+    /// The same candidate always gets the same scores.
+    pub deterministic: bool,
     /// Working directory of the program: the run file's folder.
     pub directory: PathBuf,
 }
@@ -329,6 +341,7 @@ pub struct RunConfig {
     pub budget: BudgetConfig,
     /// `None`: racing only with a budget of samples.
     pub racing: Option<RacingConfig>,
+    pub repeats: RepeatsConfig,
     pub evaluator: EvaluatorConfig,
     pub tasks: Vec<TaskConfig>,
     pub holdout: Option<HoldoutConfig>,

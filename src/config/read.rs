@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{
-    BudgetConfig, CandidatesConfig, ConfigError, OutputConfig, RacingConfig, RunConfig, SpaceConfig, StrategyConfig,
-    duration, evaluator, models, space, tasks,
+    BudgetConfig, CandidatesConfig, ConfigError, OutputConfig, RacingConfig, RepeatsConfig, RunConfig, SpaceConfig,
+    StrategyConfig, duration, evaluator, models, space, tasks,
 };
 use crate::document::{Content, Field, FieldError, Node, nearest};
 
@@ -87,6 +87,7 @@ fn read(node: &Node, text: &str, directory: PathBuf) -> Result<RunConfig, FieldE
     }
     let budget = read_budget(&fields.require("budget", "when to stop (`evaluations` and/or `wall_clock`)")?)?;
     let racing = fields.take("racing").map(|field| read_racing(&field)).transpose()?;
+    let repeats = read_repeats(fields.take("repeats"))?;
     let tasks_field = fields.require("tasks", "at least one [[tasks]] with a `name`")?;
     let tasks = tasks::read(&tasks_field, &directory, &evaluator.kind)?;
     let holdout = fields
@@ -104,6 +105,7 @@ fn read(node: &Node, text: &str, directory: PathBuf) -> Result<RunConfig, FieldE
         strategy,
         budget,
         racing,
+        repeats,
         evaluator,
         tasks,
         holdout,
@@ -199,6 +201,17 @@ fn read_racing(field: &Field<'_>) -> Result<RacingConfig, FieldError> {
     };
     fields.finish()?;
     Ok(racing)
+}
+
+fn read_repeats(field: Option<Field<'_>>) -> Result<RepeatsConfig, FieldError> {
+    let Some(field) = field else { return Ok(RepeatsConfig::default()) };
+    let mut fields = field.fields()?;
+    let repeats = RepeatsConfig {
+        finalists: fields.take("finalists").map(|field| field.truth()).transpose()?,
+        sentinel: fields.take("sentinel").map(|field| field.unsigned()).transpose()?,
+    };
+    fields.finish()?;
+    Ok(repeats)
 }
 
 fn read_candidates(field: Option<Field<'_>>, directory: &Path) -> Result<CandidatesConfig, FieldError> {

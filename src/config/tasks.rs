@@ -105,11 +105,11 @@ fn read_holdout_tasks(
     let mut data = BTreeMap::new();
     let mut names = BTreeMap::new();
     for (name, entry) in field.named()? {
-        let Some(task) = tasks.iter().find(|task| task.name == name) else {
+        if !tasks.iter().any(|task| task.name == name) {
             let known = tasks.iter().map(|task| task.name.as_str());
             let hint = nearest(name, known).map(|meant| format!("; did you mean `{meant}`?")).unwrap_or_default();
             return Err(entry.error(format!("there is no task of that name{hint}")));
-        };
+        }
         let mut fields = entry.fields()?;
         let (other_data, other_name) = (fields.take("data"), fields.take("task"));
         fields.finish()?;
@@ -119,8 +119,8 @@ fn read_holdout_tasks(
                     return Err(field.error("only the native evaluator reads data files; name another `task` instead"));
                 }
                 let path = read_data(&field, directory, kind)?;
-                if task.data.as_ref() == Some(&path) {
-                    return Err(field.error("is the file that the search itself uses, so it would prove nothing"));
+                if tasks.iter().any(|task| task.data.as_ref() == Some(&path)) {
+                    return Err(field.error("is a file that the search itself uses, so it would prove nothing"));
                 }
                 data.insert(name.to_owned(), path);
             }
@@ -128,9 +128,10 @@ fn read_holdout_tasks(
                 if matches!(kind, EvaluatorKind::Native(_)) {
                     return Err(field.error("the native evaluator knows its tasks by their files; give `data` instead"));
                 }
-                if field.word()? == name {
-                    return Err(field.error("is the task that the search itself uses, so it would prove nothing"));
+                if tasks.iter().any(|task| field.word().is_ok_and(|word| word == task.name)) {
+                    return Err(field.error("is a task that the search itself uses, so it would prove nothing"));
                 }
+                field.word()?;
                 names.insert(name.to_owned(), field.word()?.to_owned());
             }
             _ => return Err(entry.error("give one of `data` and `task`")),

@@ -32,6 +32,7 @@ fn capabilities(n_samples: u64, is_mean: bool) -> Capabilities {
         supports_limit: true,
         supports_per_sample: false,
         sample_hashes: None,
+        sample_set: None,
     };
     Capabilities { tasks: [("t".to_owned(), task)].into(), deterministic: true }
 }

@@ -40,8 +40,8 @@ const TERM_GRACE: Duration = Duration::from_secs(10);
 /// Evaluations in a row that are given up without any success after which the program itself is taken to be ill.
 const GIVEN_UP_IN_A_ROW: u32 = 3;
 
-const PLACEHOLDERS: [&str; 7] =
-    ["candidate_dir", "request_file", "result_file", "result_dir", "recipe_file", "slot", "seed"];
+const PLACEHOLDERS: [&str; 8] =
+    ["candidate_dir", "request_file", "result_file", "result_dir", "recipe_file", "slot", "seed", "replicate"];
 
 /// Scores candidates with a program.
 pub struct CommandEvaluator {
@@ -94,7 +94,7 @@ impl CommandEvaluator {
             setpriv: find_setpriv(),
             directory: config.directory.clone(),
             scratch: context.directory.join("command"),
-            capabilities: capabilities_of(tasks),
+            capabilities: Capabilities { deterministic: config.deterministic, ..capabilities_of(tasks) },
             fingerprint: fingerprint_of(config, tasks),
             in_flight: config.in_flight,
             places: Semaphore::new(config.in_flight.get()),
@@ -252,6 +252,7 @@ impl CommandEvaluator {
                 "result_dir" => desk.into(),
                 "recipe_file" => desk.join("recipe.json").into(),
                 "slot" => slot.to_string().into(),
+                "replicate" => request.replicate.to_string().into(),
                 "seed" => request.tasks.first().map_or(0, |task| task.seed).to_string().into(),
                 _ => return None,
             })
@@ -361,6 +362,7 @@ fn capabilities_of(tasks: &[EvaluatorTask]) -> Capabilities {
             supports_limit: true,
             supports_per_sample: true,
             sample_hashes: None,
+            sample_set: None,
         };
         (task.name.clone(), task_capability)
     });

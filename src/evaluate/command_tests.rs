@@ -53,6 +53,7 @@ impl Bench {
         let config = CommandConfig {
             argv: argv.iter().map(|argument| (*argument).to_owned()).collect(),
             in_flight: NonZeroUsize::new(2).unwrap(),
+            deterministic: false,
             version: None,
             directory: self.folder.path().into(),
         };
@@ -138,7 +139,7 @@ async fn placeholders_are_filled_without_a_shell() {
         "{result_dir}/result.json",
         "{candidate_dir}",
         "{recipe_file}",
-        "{slot}:{seed}",
+        "{slot}:{seed}:{replicate}",
         "$(touch bad); {x y} {",
         "{}",
     ];
@@ -146,7 +147,7 @@ async fn placeholders_are_filled_without_a_shell() {
     let seen = bench.read("seen");
     let lines: Vec<&str> = seen.lines().collect();
     assert_eq!(lines[1], bench.folder.path().join("candidate").to_str().unwrap());
-    assert_eq!(lines[3..], ["0:11", "$(touch bad); {x y} {", "{}"]);
+    assert_eq!(lines[3..], ["0:11:0", "$(touch bad); {x y} {", "{}"]);
     assert!(bench.read("recipe").contains("linear") && !bench.folder.path().join("bad").exists());
 }
 
@@ -344,6 +345,7 @@ fn the_fingerprint_follows_program_version_and_tasks() {
     let config = |argv: &[&str], version: Option<&str>| CommandConfig {
         argv: argv.iter().map(|argument| (*argument).to_owned()).collect(),
         in_flight: NonZeroUsize::MIN,
+        deterministic: false,
         version: version.map(str::to_owned),
         directory: bench.folder.path().into(),
     };

@@ -286,10 +286,12 @@ fn capabilities_of(config: &FunctionConfig, tasks: &[EvaluatorTask]) -> Capabili
             supports_limit: true,
             supports_per_sample: true,
             sample_hashes: None,
+            sample_set: None,
         };
         (task.name.clone(), capability)
     });
-    Capabilities { tasks: tasks.collect(), deterministic: true }
+    // With noise, a replicate of an evaluation has other scores.
+    Capabilities { tasks: tasks.collect(), deterministic: config.noise == 0.0 }
 }
 
 /// Latency and faults are left out: they change no score. The seed is in: it places the optima.

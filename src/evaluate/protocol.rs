@@ -45,6 +45,8 @@ pub struct WireTaskCapability {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
     pub n_samples: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample_set_sha256: Option<String>,
     #[serde(default)]
     pub supports: Vec<String>,
     pub metrics: Vec<WireMetricCapability>,
@@ -264,6 +266,7 @@ impl WireTaskCapability {
             supports_limit: supports("limit"),
             supports_per_sample: supports("per_sample"),
             sample_hashes: None,
+            sample_set: self.sample_set_sha256.clone(),
         }
     }
 }

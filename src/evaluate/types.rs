@@ -70,6 +70,7 @@ pub struct EvaluationRequest {
     pub tasks: Vec<TaskRequest>,
     /// Share of the samples used, in `(0, 1]`; a label.
     pub fidelity: f64,
+    /// 0 for a candidate's first scoring on these samples, then counted up: an evaluator answers anew.
     pub replicate: u32,
 }
 
@@ -237,12 +238,15 @@ pub struct TaskCapability {
     pub supports_per_sample: bool,
     /// sha256 by sample, where the evaluator sees the data: shows an overlap of search and hold-out.
     pub sample_hashes: Option<Vec<String>>,
+    /// A hash over all samples, where an endpoint gives one.
+    pub sample_set: Option<String>,
 }
 
 /// What an evaluator can do.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Capabilities {
     pub tasks: BTreeMap<String, TaskCapability>,
+    /// A candidate that is scored again (another replicate) gets the same scores.
     pub deterministic: bool,
 }
 

@@ -13,7 +13,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 
 use crate::exit::ExitCode;
 
-pub use records::{AskedRecord, EventRecord, HoldoutRecord, ToldRecord};
+pub use records::{AskedRecord, EventRecord, HoldoutRecord, RepeatRecord, ToldRecord};
 pub use trials::write_trials;
 
 /// What can go wrong with the record.
@@ -171,6 +171,42 @@ impl Ledger {
             )
             .map(|_| ())
             .map_err(|source| self.fault(source))
+    }
+
+    /// Records that a candidate was scored again; what is there already stays as it is.
+    pub fn repeat(&self, record: &RepeatRecord) -> Result<(), LedgerError> {
+        self.lock()
+            .execute(
+                "INSERT INTO repeats (evaluation_id, \"index\", candidate_id, purpose, replicate, after, status, objective, \
+                 tasks, alarm, error, finished_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) \
+                 ON CONFLICT (evaluation_id) DO NOTHING",
+                params![
+                    record.evaluation_id,
+                    to_sql(record.index),
+                    record.candidate_id,
+                    record.purpose,
+                    record.replicate,
+                    to_sql(record.after),
+                    record.status,
+                    record.objective,
+                    record.tasks.to_string(),
+                    record.alarm.to_string(),
+                    record.error,
+                    record.finished_at,
+                ],
+            )
+            .map(|_| ())
+            .map_err(|source| self.fault(source))
+    }
+
+    /// All candidates scored again, oldest first. None in the ledger of a version that did not do this.
+    pub fn all_repeats(&self) -> Result<Vec<RepeatRecord>, LedgerError> {
+        let known = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'repeats'";
+        let tables: i64 = self.lock().query_row(known, [], |row| row.get(0)).map_err(|source| self.fault(source))?;
+        if tables == 0 {
+            return Ok(Vec::new());
+        }
+        self.rows("SELECT * FROM repeats ORDER BY rowid", "a repeated evaluation", records::repeat_from_row)
     }
 
     /// All evaluations asked for, by index.

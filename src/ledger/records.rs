@@ -55,6 +55,29 @@ pub struct HoldoutRecord {
     pub finished_at: String,
 }
 
+/// A candidate scored again on the samples that it was scored on before.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RepeatRecord {
+    pub evaluation_id: String,
+    /// The evaluation that it repeats.
+    pub index: u64,
+    pub candidate_id: String,
+    /// What it was made for.
+    pub purpose: String,
+    /// From 1, counted by candidate.
+    pub replicate: u32,
+    /// Evaluations asked for when it was made.
+    pub after: u64,
+    /// `scored`, `infeasible` or `failed`.
+    pub status: String,
+    pub objective: Option<f64>,
+    pub tasks: serde_json::Value,
+    /// What it gave cause for; null: nothing.
+    pub alarm: serde_json::Value,
+    pub error: Option<String>,
+    pub finished_at: String,
+}
+
 /// Anything else that happened.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EventRecord {
@@ -105,6 +128,23 @@ pub(super) fn holdout_from_row(row: &Row<'_>) -> rusqlite::Result<HoldoutRecord>
         candidate_id: row.get("candidate_id")?,
         status: row.get("status")?,
         tasks: json(row, "tasks")?,
+        error: row.get("error")?,
+        finished_at: row.get("finished_at")?,
+    })
+}
+
+pub(super) fn repeat_from_row(row: &Row<'_>) -> rusqlite::Result<RepeatRecord> {
+    Ok(RepeatRecord {
+        evaluation_id: row.get("evaluation_id")?,
+        index: count(row, "index")?,
+        candidate_id: row.get("candidate_id")?,
+        purpose: row.get("purpose")?,
+        replicate: row.get("replicate")?,
+        after: count(row, "after")?,
+        status: row.get("status")?,
+        objective: row.get("objective")?,
+        tasks: json(row, "tasks")?,
+        alarm: json(row, "alarm")?,
         error: row.get("error")?,
         finished_at: row.get("finished_at")?,
     })

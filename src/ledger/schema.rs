@@ -24,6 +24,10 @@ CREATE TABLE IF NOT EXISTS told (
 CREATE TABLE IF NOT EXISTS holdout (
   evaluation_id TEXT PRIMARY KEY, candidate_id TEXT NOT NULL, status TEXT NOT NULL, tasks TEXT NOT NULL, error TEXT,
   finished_at TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS repeats (
+  evaluation_id TEXT PRIMARY KEY, \"index\" INTEGER NOT NULL, candidate_id TEXT NOT NULL, purpose TEXT NOT NULL,
+  replicate INTEGER NOT NULL, after INTEGER NOT NULL, status TEXT NOT NULL, objective REAL, tasks TEXT NOT NULL,
+  alarm TEXT NOT NULL, error TEXT, finished_at TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS events (
   seq INTEGER PRIMARY KEY AUTOINCREMENT, at TEXT NOT NULL, kind TEXT NOT NULL, \"index\" INTEGER, payload TEXT NOT NULL) STRICT;
 CREATE INDEX IF NOT EXISTS events_kind ON events (kind);

@@ -1,6 +1,5 @@
 //! Runs merges: a run's opened checkpoints, its threads and its cached statistics.
 
-use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -20,7 +19,8 @@ use super::simd::Isa;
 use super::sparsify::MersenneStream;
 use super::statistics::{StatisticsCache, StatisticsUse};
 use super::statistics_file::StatisticsFile;
-use super::tensor::{BLOCK, TensorGroup, block_count, block_range, with_buffer};
+use super::tensor::{BLOCK, TensorGroup, block_count, block_range};
+use super::write_queue::{QueuedBlock, WriteQueue};
 use crate::checkpoint::{
     CONFIG_FILE, Checkpoint, CheckpointWriter, ContentIds, Dtype, OutputFile, OutputTensor, SpareCheckpoints,
     base_layout, shard_layout,
@@ -221,6 +221,7 @@ impl Merger {
             options,
             written: AtomicU64::new(0),
             total: plan.bytes(),
+            queue: WriteQueue::new(),
             failure: Failure::new(),
         };
         self.pool.install(|| run.all(&plan))?;
@@ -325,12 +326,13 @@ struct Run<'a> {
     options: &'a MergeOptions<'a>,
     written: AtomicU64,
     total: u64,
+    queue: WriteQueue<'a>,
     failure: Failure,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
     /// All tensors in parallel, and the blocks of each; where masks come from one stream, tensor after tensor.
-    fn all(self, plan: &MergePlan) -> Result<(), MergeError> {
+    fn all(self, plan: &'a MergePlan) -> Result<(), MergeError> {
         let masks = self.recipe.masks;
         match masks.kind {
             MaskKind::Mergekit if self.method.specification().samples_masks => {
@@ -363,7 +365,7 @@ impl Run<'_> {
         }
     }
 
-    fn tensor(&self, index: u64, tensor: &PlannedTensor, masks: MaskSource<'_>) {
+    fn tensor(&self, index: u64, tensor: &'a PlannedTensor, masks: MaskSource<'_>) {
         // Preparation, then the blocks: each a step in the order of the work.
         let ordinal = index << 32;
         if self.failure.precedes(ordinal) {
@@ -396,7 +398,7 @@ impl Run<'_> {
         })
     }
 
-    fn merge(&self, ordinal: u64, tensor: &PlannedTensor, masks: MaskSource<'_>) -> Result<(), MergeError> {
+    fn merge(&self, ordinal: u64, tensor: &'a PlannedTensor, masks: MaskSource<'_>) -> Result<(), MergeError> {
         let group = self.group(tensor)?;
         let dtype = Dtype::from_stored(tensor.dtype)
             .ok_or_else(|| MergeError::Internal(format!("tensor `{}` is merged into {}", tensor.name, tensor.dtype)))?;
@@ -411,7 +413,7 @@ impl Run<'_> {
             if self.failure.precedes(ordinal) {
                 return;
             }
-            if let Err(error) = self.block(tensor, &*prepared, block, dtype) {
+            if let Err(error) = self.block(tensor, &*prepared, (block, ordinal), dtype) {
                 self.failure.report(ordinal, error);
             }
         });
@@ -420,22 +422,28 @@ impl Run<'_> {
 
     fn block(
         &self,
-        tensor: &PlannedTensor,
+        tensor: &'a PlannedTensor,
         prepared: &dyn BlockMerge,
-        block: u64,
+        (block, ordinal): (u64, u64),
         dtype: Dtype,
     ) -> Result<(), MergeError> {
-        thread_local! {
-            static OUTPUT: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-        }
         self.check_cancelled()?;
         let range = block_range(tensor.elements(), block);
         let length = (range.end - range.start) as usize * dtype.size();
         let offset = range.start * dtype.size() as u64;
-        with_buffer(&OUTPUT, length, 0, |output| {
-            prepared.merge_block(self.merger.isa, range, dtype, output)?;
-            self.write(&tensor.name, offset, output)
-        })
+        let mut bytes = self.queue.buffer(length);
+        prepared.merge_block(self.merger.isa, range, dtype, &mut bytes)?;
+        if self.writer.writes_in_parallel(&tensor.name) {
+            let written = self.write(&tensor.name, offset, &bytes);
+            self.queue.give_back(bytes);
+            return written;
+        }
+        self.queue.put(QueuedBlock { ordinal, tensor: &tensor.name, offset, bytes }, |block| {
+            if let Err(error) = self.write(block.tensor, block.offset, &block.bytes) {
+                self.failure.report(block.ordinal, error);
+            }
+        });
+        Ok(())
     }
 
     fn check_cancelled(&self) -> Result<(), MergeError> {

@@ -7,26 +7,42 @@ use super::element::Element;
 use super::fused::{ALARM, CHUNK, PAIRS, alarm, chunks_of, widen, words};
 use super::philox::{DRAWS, FEW, MANY, each, pairs};
 use super::reduce::{LANES, Lanes, sum_block_rows};
+use super::remembered::{Dropped, MaskMemory, RememberedMask, note};
 use super::simd::{Isa, Kernel, dispatch};
 use super::sparsify::{Course, PhiloxMask, Sparsifier};
 use super::tensor::{TILE, TaskVector, tiles};
 use crate::checkpoint::Dtype;
 
-/// Factors of several task vectors of one base, in one pass over it: 1 where a norm is below 1e-7.
+/// What a sparsified task vector's norms told.
+pub(crate) struct Rescale {
+    /// Restores the norm; 1 where a norm is below 1e-7.
+    pub(crate) factor: f64,
+    /// The mask, where it was drawn for this and there was memory for it.
+    pub(crate) mask: Option<RememberedMask>,
+}
+
+/// Factors of several task vectors of one base, in one pass over it.
 pub(crate) fn l1_factors<W: Element>(
     isa: Isa,
     vectors: &[(TaskVector<'_>, &Sparsifier<'_>)],
     elements: u64,
-) -> Result<Vec<f64>, MergeError> {
+    memory: &MaskMemory,
+) -> Result<Vec<Rescale>, MergeError> {
+    let reserve = |(_, sparsifier): &(TaskVector<'_>, &Sparsifier<'_>)| match sparsifier {
+        Sparsifier::Philox(_) => memory.reserve(elements),
+        _ => None,
+    };
+    let masks: Vec<Option<RememberedMask>> = vectors.iter().map(reserve).collect();
     let sums = sum_block_rows(elements, 2 * vectors.len(), |range, sums| {
         // A block of the base is in the cache for all but the first.
-        for ((vector, sparsifier), sums) in vectors.iter().zip(sums.as_chunks_mut::<2>().0) {
-            *sums = norms::<W>(isa, *vector, sparsifier, range.clone())?;
+        for (((vector, sparsifier), mask), sums) in vectors.iter().zip(&masks).zip(sums.as_chunks_mut::<2>().0) {
+            *sums = norms::<W>(isa, *vector, sparsifier, mask.as_ref(), range.clone())?;
         }
         Ok(())
     })?;
     let factor = |[all, kept]: &[f64; 2]| if *all < 1e-7 || *kept < 1e-7 { 1.0 } else { all / kept };
-    Ok(sums.as_chunks::<2>().0.iter().map(factor).collect())
+    let factors = sums.as_chunks::<2>().0.iter().map(factor);
+    Ok(factors.zip(masks).map(|(factor, mask)| Rescale { factor, mask }).collect())
 }
 
 /// The L1 norms of a block of a task vector, and of what is kept of it.
@@ -34,6 +50,7 @@ fn norms<W: Element>(
     isa: Isa,
     vector: TaskVector<'_>,
     sparsifier: &Sparsifier<'_>,
+    remembered: Option<&RememberedMask>,
     range: Range<u64>,
 ) -> Result<[f64; 2], MergeError> {
     let narrow = [vector.source, vector.base].iter().all(|stored| stored.dtype == Dtype::Bfloat16);
@@ -41,7 +58,14 @@ fn norms<W: Element>(
         && mask.limit > 0
     {
         let (base, source) = (vector.base.bytes, vector.source.bytes);
-        if let Some(norms) = dispatch(isa, FusedNorms { base, source, mask: *mask, range: range.clone() }) {
+        let mut dropped = Vec::new();
+        let kept = remembered.map(|_| &mut dropped);
+        if let Some(norms) =
+            dispatch(isa, FusedNorms { base, source, mask: *mask, range: range.clone(), dropped: kept })
+        {
+            if let Some(remembered) = remembered {
+                remembered.keep(range.start, dropped);
+            }
             return Ok(norms);
         }
         // Something is not finite: the other way says what.
@@ -79,12 +103,15 @@ impl<W: Element> Kernel for Norms<'_, W> {
     }
 }
 
-/// The same of bfloat16 tensors and a drawn mask, in registers. Sixteen magnitudes are added in float32 at a time.
+/// The same of bfloat16 tensors and a drawn mask, in registers. Thirty-two magnitudes a lane are added in
+/// float32 at a time.
 struct FusedNorms<'a> {
     base: &'a [u8],
     source: &'a [u8],
     mask: PhiloxMask,
     range: Range<u64>,
+    /// Gets the mask of whole chunks, where it is wanted.
+    dropped: Option<&'a mut Vec<Dropped>>,
 }
 
 impl Kernel for FusedNorms<'_> {
@@ -93,30 +120,40 @@ impl Kernel for FusedNorms<'_> {
 
     #[inline(always)]
     fn run(self) -> Self::Output {
-        self.sums::<FEW>()
+        match self.dropped {
+            Some(_) => self.sums::<FEW, true>(),
+            None => self.sums::<FEW, false>(),
+        }
     }
 
     #[inline(always)]
     fn run_wide(self) -> Self::Output {
-        self.sums::<MANY>()
+        match self.dropped {
+            Some(_) => self.sums::<MANY, true>(),
+            None => self.sums::<MANY, false>(),
+        }
     }
 }
 
 impl FusedNorms<'_> {
     #[inline(always)]
-    fn sums<const COUNTERS: usize>(self) -> Option<[f64; 2]> {
-        let Self { base, source, mask, range } = self;
+    fn sums<const COUNTERS: usize, const REMEMBERS: bool>(self) -> Option<[f64; 2]> {
+        let Self { base, source, mask, range, dropped: mut remembered } = self;
         let (bases, base_rest) = chunks_of(base, &range);
         let (sources, source_rest) = chunks_of(source, &range);
         let highest = (mask.limit - 1) << 16 | 0xFFFF;
         let (mut all, mut kept) = (Lanes::ZERO, Lanes::ZERO);
         let mut alarms = [0; LANES];
+        if let Some(remembered) = &mut remembered {
+            remembered.reserve_exact(bases.len());
+        }
         let mut draws = [[0; 8]; DRAWS / 4];
         for (group, (base, source)) in (range.start / CHUNK as u64..).zip(bases.iter().zip(sources)) {
             mask.generator.group::<COUNTERS>(group, &mut draws);
             let draws = pairs(&draws);
             let (base, source) = (words(base), words(source));
             let (mut sum, mut sum_kept) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+            let mut dropped = [0; LANES];
             for row in 0..PAIRS / LANES {
                 for lane in 0..LANES {
                     let pair = LANES * row + lane;
@@ -129,7 +166,13 @@ impl FusedNorms<'_> {
                     sum[lane] += high;
                     sum_kept[lane] += if draws << 16 <= highest { low } else { 0.0 };
                     sum_kept[lane] += if draws <= highest { high } else { 0.0 };
+                    if REMEMBERS {
+                        note(&mut dropped[lane], draws, highest);
+                    }
                 }
+            }
+            if let Some(remembered) = &mut remembered {
+                remembered.push(dropped);
             }
             all.add_lanes(&sum);
             kept.add_lanes(&sum_kept);

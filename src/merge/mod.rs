@@ -27,6 +27,7 @@ mod philox;
 mod plan;
 mod ranked;
 mod reduce;
+mod remembered;
 mod simd;
 mod sparsify;
 mod specification;
@@ -38,6 +39,7 @@ mod tensor;
 mod tests;
 mod threshold;
 mod window;
+mod write_queue;
 
 pub use error::MergeError;
 pub use execute::{MergeOptions, MergeReport, Merger, MergerOptions, Progress};

@@ -1,11 +1,17 @@
-//! The counter-based generator Philox4x32-10 (Salmon et al., SC 2011): any element's draw without the ones before it.
+//! The counter-based generator Philox4x32-10 (Salmon et al., SC 2011), and masks' draws made of it: any element's draw without
+//! the ones before it.
+//!
+//! A draw has sixteen bits but costs one byte: a counter's sixteen bytes are the upper bytes of sixteen draws, and a draw's lower
+//! byte, which decides nothing in 255 of 256 cases, is the exclusive or of the upper bytes of two others. Which two is chosen
+//! so that any two draws of a tensor are independent and uniform, as are any number of which at most two belong to
+//! the same four: what is linear in a mask has the mean and the variance that it would have with sixteen bits for each.
 
 /// Counters of a group.
 const COUNTERS: usize = 32;
-/// Draws of a group: eight a counter, the halves of its four words.
-pub(crate) const DRAWS: usize = 8 * COUNTERS;
+/// Draws of a group: sixteen a counter.
+pub(crate) const DRAWS: usize = 16 * COUNTERS;
 /// How many counters code without 512-bit vectors encrypts side by side; more do not fit its registers.
-pub(crate) const FEW: usize = 8;
+pub(crate) const FEW: usize = 4;
 /// The same with 512-bit vectors: enough that the units of a core find work while a round waits for the last one.
 pub(crate) const MANY: usize = 16;
 /// One more than the highest draw.
@@ -21,25 +27,43 @@ pub(crate) struct Philox {
     pub(crate) stream: [u32; 2],
 }
 
+/// The lower and the upper bytes of four draws.
+const LOWER: u64 = 0x00FF_00FF_00FF_00FF;
+const UPPER: u64 = !LOWER;
+
 impl Philox {
-    /// The draws of elements `256 group ..`, computed `BATCH` counters at a time, which divides 32 and changes nothing else.
+    /// The draws of elements `512 group ..`, computed `BATCH` counters at a time, which divides 32 and changes nothing else.
     ///
-    /// Element `256 g + 128 h + 4 i + 2 k + s` has half `s` (0: the lower one) of word `2 h + k` of the counter `32 g + i`: two
-    /// words that belong to one lane of a vector make four draws without leaving it.
+    /// Let `b` be the sixteen bytes of the counter `32 g + i`, and `u = (b[2 t + 1], b[2 t], b[2 t + 9], b[2 t + 8])`. Element
+    /// `512 g + 128 q + 4 i + t` has the draw `256 u[q] + (u[q + 1] ^ u[q + 2])`, with indices modulo 4: four elements share
+    /// four bytes, and none leaves its lane of a vector.
     #[inline(always)]
     pub(crate) fn group<const BATCH: usize>(&self, group: u64, draws: &mut GroupDraws) {
         let stream = self.stream.map(|word| [u64::from(word); BATCH]);
-        let (lower, upper) = draws.split_at_mut(COUNTERS);
-        let batches = lower.as_chunks_mut::<BATCH>().0.iter_mut().zip(upper.as_chunks_mut::<BATCH>().0);
-        for (batch, (lower, upper)) in (group * (COUNTERS / BATCH) as u64..).zip(batches) {
+        let [first, second, third, fourth] =
+            quarters(draws).map(|quarter| quarter.as_chunks_mut::<BATCH>().0.iter_mut());
+        let batches = first.zip(second).zip(third.zip(fourth));
+        for (batch, ((first, second), (third, fourth))) in (group * (COUNTERS / BATCH) as u64..).zip(batches) {
             let counters: [u64; BATCH] = std::array::from_fn(|index| batch * BATCH as u64 + index as u64);
             let words = rounds([counters, counters.map(|counter| counter >> 32), stream[0], stream[1]], self.key);
             for index in 0..BATCH {
-                lower[index] = (words[0][index] & WORD | words[1][index] << 32).to_le_bytes();
-                upper[index] = (words[2][index] & WORD | words[3][index] << 32).to_le_bytes();
+                let lower = words[0][index] & WORD | words[1][index] << 32;
+                let upper = words[2][index] & WORD | words[3][index] << 32;
+                first[index] = (lower ^ upper >> 8 & LOWER).to_le_bytes();
+                second[index] = (lower << 8 & UPPER | (upper ^ upper >> 8) & LOWER).to_le_bytes();
+                third[index] = (upper ^ lower >> 8 & LOWER).to_le_bytes();
+                fourth[index] = (upper << 8 & UPPER | (lower ^ lower >> 8) & LOWER).to_le_bytes();
             }
         }
     }
+}
+
+#[inline(always)]
+fn quarters(draws: &mut GroupDraws) -> [&mut [[u8; 8]]; 4] {
+    let (lower, upper) = draws.split_at_mut(2 * COUNTERS);
+    let (first, second) = lower.split_at_mut(COUNTERS);
+    let (third, fourth) = upper.split_at_mut(COUNTERS);
+    [first, second, third, fourth]
 }
 
 /// A group's draws by pairs of elements: the first one's in the lower half of a word.
@@ -60,29 +84,34 @@ const WORD: u64 = 0xFFFF_FFFF;
 /// matter, before or after, and saves vector code the packing of words. Written out, no word is moved between registers.
 #[inline(always)]
 fn rounds<const N: usize>(words: [[u64; N]; 4], key: [u32; 2]) -> [[u64; N]; 4] {
-    let (words, key) = two_rounds(words, key);
-    let (words, key) = two_rounds(words, key);
-    let (words, key) = two_rounds(words, key);
-    let (words, key) = two_rounds(words, key);
-    two_rounds(words, key).0
+    // A compiler that knows the upper half of a key to be zero moves it behind a shift, where it costs an instruction of its own
+    // with AVX-512, which has one for two exclusive ors. Without that, keys known to be small need fewer registers.
+    let known = N < MANY;
+    let key = key.map(|word| u64::from(word) | if known { 0 } else { u64::from(word) << 32 });
+    let (words, key) = two_rounds(words, key, known);
+    let (words, key) = two_rounds(words, key, known);
+    let (words, key) = two_rounds(words, key, known);
+    let (words, key) = two_rounds(words, key, known);
+    two_rounds(words, key, known).0
 }
 
 #[inline(always)]
-fn two_rounds<const N: usize>(words: [[u64; N]; 4], key: [u32; 2]) -> ([[u64; N]; 4], [u32; 2]) {
-    let next = |key: [u32; 2]| [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+fn two_rounds<const N: usize>(words: [[u64; N]; 4], key: [u64; 2], known: bool) -> ([[u64; N]; 4], [u64; 2]) {
+    let bits = if known { WORD } else { u64::MAX };
+    let next = |key: [u64; 2]| [key[0].wrapping_add(0x9E37_79B9) & bits, key[1].wrapping_add(0xBB67_AE85) & bits];
     let second = next(key);
     (round(round(words, key), second), next(second))
 }
 
 #[inline(always)]
-fn round<const N: usize>(words: [[u64; N]; 4], key: [u32; 2]) -> [[u64; N]; 4] {
+fn round<const N: usize>(words: [[u64; N]; 4], key: [u64; 2]) -> [[u64; N]; 4] {
     let mut next = [[0; N]; 4];
     for index in 0..N {
         let first = (words[0][index] & WORD) * 0xD251_1F53;
         let second = (words[2][index] & WORD) * 0xCD9E_8D57;
-        next[0][index] = (second >> 32) ^ words[1][index] ^ u64::from(key[0]);
+        next[0][index] = (second >> 32) ^ words[1][index] ^ key[0];
         next[1][index] = second;
-        next[2][index] = (first >> 32) ^ words[3][index] ^ u64::from(key[1]);
+        next[2][index] = (first >> 32) ^ words[3][index] ^ key[1];
         next[3][index] = first;
     }
     next
@@ -107,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_hold_the_halves_of_the_words_of_their_counters() {
+    fn groups_hold_the_bytes_of_their_counters() {
         let generator = Philox { key: [3, 4], stream: [5, 6] };
         let mut draws = [[0; 8]; DRAWS / 4];
         for group in [0, 7, (1 << 27) - 1, 1 << 27, 1 << 40] {
@@ -116,10 +145,33 @@ mod tests {
             generator.group::<FEW>(group, &mut few);
             assert_eq!(draws, few);
             for (element, draw) in each(&draws).enumerate() {
-                let (word, counter) = (element / 128 * 2 + element / 2 % 2, element as u64 % 128 / 4);
+                let (quarter, counter, four) = (element / 128, element as u64 % 128 / 4, element % 4);
                 let counter = 32 * group + counter;
                 let block = philox([counter as u32, (counter >> 32) as u32, 5, 6], [3, 4]);
-                assert_eq!(u32::from(draw), block[word] >> (16 * (element % 2)) & 0xFFFF);
+                let bytes: Vec<u8> = block.into_iter().flat_map(u32::to_le_bytes).collect();
+                let upper = [2 * four + 1, 2 * four, 2 * four + 9, 2 * four + 8].map(|byte| u16::from(bytes[byte]));
+                let lower = upper[(quarter + 1) % 4] ^ upper[(quarter + 2) % 4];
+                assert_eq!(draw, upper[quarter] << 8 | lower);
+            }
+        }
+    }
+
+    /// The draws of four elements that share four bytes, by the definition.
+    fn four(upper: [u32; 4]) -> [u32; 4] {
+        [0, 1, 2, 3].map(|index| upper[index] << 8 | (upper[(index + 1) % 4] ^ upper[(index + 2) % 4]))
+    }
+
+    /// Draws are linear in the bits of the bytes, so two of them are uniform and independent exactly where no change of the
+    /// bytes but none leaves both as they are, and it is enough to ask this of one bit of each byte.
+    #[test]
+    fn any_two_of_four_draws_are_independent() {
+        for first in 0..4 {
+            for second in 0..first {
+                let all = (0..16_u32).map(|bits| {
+                    let draws = four([0, 1, 2, 3].map(|byte| bits >> byte & 1));
+                    (draws[first], draws[second])
+                });
+                assert_eq!(all.collect::<std::collections::HashSet<_>>().len(), 16, "{second} and {first}");
             }
         }
     }

@@ -17,6 +17,12 @@ pub(crate) const LANES: usize = 16;
 #[derive(Clone, Copy)]
 pub(crate) struct Lanes([f64; LANES]);
 
+impl From<[f64; LANES]> for Lanes {
+    fn from(lanes: [f64; LANES]) -> Self {
+        Self(lanes)
+    }
+}
+
 impl Lanes {
     pub(crate) const ZERO: Self = Self([0.0; LANES]);
 

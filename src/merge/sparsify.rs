@@ -44,7 +44,7 @@ impl PhiloxMask {
     /// The mask of a source's tensor at a density in `[0, 1]`. `content` is the source's content id.
     pub(crate) fn new(seed: u64, content: &str, tensor: &str, density: f64) -> Self {
         let mut hash = Sha256::new();
-        hash.update(b"evomerge mask v1");
+        hash.update(b"evomerge mask v2");
         hash.update(seed.to_le_bytes());
         for part in [content, tensor] {
             hash.update((part.len() as u64).to_le_bytes());

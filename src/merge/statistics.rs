@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::MergeError;
 use super::gram::Gram;
+use super::remembered::MaskMemory;
 use super::statistics_file::{Identity, StatisticsFile};
 use super::threshold::{Histogram, Threshold};
 
@@ -171,6 +172,8 @@ pub(crate) struct StatisticsCache {
     file: OnceLock<StatisticsFile>,
     computed: AtomicU64,
     read: AtomicU64,
+    /// For masks between two passes; the only thing here that is not kept for the next candidate.
+    pub(crate) masks: MaskMemory,
 }
 
 /// Entries that each kind of small statistic may have.
@@ -196,6 +199,7 @@ impl StatisticsCache {
             file: OnceLock::new(),
             computed: AtomicU64::new(0),
             read: AtomicU64::new(0),
+            masks: MaskMemory::new(),
         }
     }
 

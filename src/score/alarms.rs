@@ -17,6 +17,10 @@ pub enum AlarmKind {
     TruncationAsymmetry,
     /// A task of the search has the name of a public benchmark's test set.
     BenchmarkTestSet,
+    /// None of the search's own candidates could be scored.
+    NothingScored,
+    /// A baseline that was scored again has another score than chance allows.
+    SentinelDrift,
 }
 
 /// One thing noticed.
@@ -82,6 +86,17 @@ pub fn flat_fitness(objectives: &[f64]) -> Option<Alarm> {
             "{how_many} exactly the same score ({} different scores in all): either the evaluator does not see the candidates \
              (a fixed model, a cache), or its tasks are too easy, too hard or too few to tell them apart",
             counts.len()
+        ),
+    })
+}
+
+/// Whether the search's own candidates, baselines aside, all failed; `reason` is what the last one failed with.
+pub fn nothing_scored(candidates: usize, scored: usize, reason: &str) -> Option<Alarm> {
+    (candidates >= FEWEST && scored == 0).then(|| Alarm {
+        kind: AlarmKind::NothingScored,
+        task: None,
+        message: format!(
+            "none of the search's own {candidates} candidates could be scored, only baselines; the last one: {reason}"
         ),
     })
 }
@@ -155,6 +170,12 @@ mod tests {
         assert_eq!(flat_fitness(&[0.5, 0.5, 0.5, 0.4, 0.3, 0.2]), None);
         assert_eq!(flat_fitness(&[0.5; 4]), None);
         assert_eq!(flat_fitness(&[]), None);
+    }
+
+    #[test]
+    fn candidates_that_all_fail_are_noticed() {
+        assert!(nothing_scored(9, 0, "no such file").unwrap().message.contains("own 9 candidates"));
+        assert_eq!((nothing_scored(9, 1, ""), nothing_scored(4, 0, "")), (None, None));
     }
 
     fn cut(task: &str, n_truncated: Option<u64>, n: u64) -> BTreeMap<String, TaskScores> {

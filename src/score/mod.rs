@@ -6,6 +6,7 @@
 pub mod alarms;
 pub mod objective;
 pub mod paired;
+pub mod repeats;
 pub mod samples;
 pub mod simulate;
 pub mod verdict;

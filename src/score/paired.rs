@@ -90,6 +90,26 @@ pub fn compare(
     })
 }
 
+/// The difference between two scorings on the same samples, with its standard error if both had the same chance at every
+/// sample: the errors are then as often above zero as below, and the squares of the differences say how large they are.
+/// `None` where samples cannot be matched ([`compare`] says when).
+pub(super) fn difference_by_chance(
+    objective: &Objective,
+    first: &BTreeMap<String, TaskScores>,
+    second: &BTreeMap<String, TaskScores>,
+) -> Option<(f64, f64)> {
+    let (mut difference, mut variance) = (0.0, 0.0);
+    for task in &objective.tasks {
+        let of_task = first.get(&task.name).zip(second.get(&task.name));
+        let stratum =
+            of_task.and_then(|(first, second)| stratum(task, objective.total_weight(), first, second).ok())?;
+        difference += stratum.mean();
+        let squares: f64 = stratum.weighted_differences.iter().map(|difference| difference.powi(2)).sum();
+        variance += squares / stratum.total().powi(2);
+    }
+    Some((difference, variance.sqrt()))
+}
+
 fn check(objective: &Objective, scores: &BTreeMap<String, TaskScores>, who: &'static str) -> Result<(), ScoreError> {
     if objective.total_weight() == 0.0 {
         return Err(ScoreError::NoWeight);
@@ -155,9 +175,12 @@ impl Stratum {
         self.weighted_differences.len()
     }
 
+    fn total(&self) -> f64 {
+        self.weights.as_ref().map_or(self.len() as f64, |weights| weights.iter().sum())
+    }
+
     fn mean(&self) -> f64 {
-        let total = self.weights.as_ref().map_or(self.len() as f64, |weights| weights.iter().sum());
-        self.weighted_differences.iter().sum::<f64>() / total
+        self.weighted_differences.iter().sum::<f64>() / self.total()
     }
 
     /// The mean of as many samples drawn with replacement.

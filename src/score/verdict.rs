@@ -30,6 +30,9 @@ pub struct VerdictCandidate {
     pub origin: String,
     /// Full-fidelity objective of the search.
     pub search_score: f64,
+    /// The same samples answered anew before the verdict; `None`: not scored again.
+    #[serde(default)]
+    pub rescored: Option<f64>,
     /// `None`: no hold-out, or the candidate could not be scored on it.
     pub holdout_score: Option<f64>,
 }
@@ -51,6 +54,10 @@ pub struct Verdict {
     pub n: BTreeMap<String, u64>,
     /// The winner's search score less its hold-out score: the winner's curse, and any real shift between the two sets.
     pub over_statement: Option<f64>,
+    /// The winner's search score less its score by new answers to the same samples: what chance in the evaluator's answers
+    /// added to it. `None`: not scored again.
+    #[serde(default)]
+    pub rescoring_over_statement: Option<f64>,
     /// The hold-out had been opened before the search was continued.
     pub reused: bool,
     /// The best candidates of the search in order, the winner first; the others are only shown.
@@ -66,6 +73,7 @@ pub struct Contender<'a> {
     pub index: u64,
     pub origin: String,
     pub search_score: f64,
+    pub rescored: Option<f64>,
     /// Scores on the hold-out; `None` if it was not, or could not be, scored on it.
     pub holdout: Option<&'a BTreeMap<String, TaskScores>>,
 }
@@ -74,7 +82,7 @@ pub struct Contender<'a> {
 #[derive(Clone, Debug)]
 pub struct VerdictQuestion<'a> {
     pub objective: &'a Objective,
-    /// Best first by search score; the first carries the verdict.
+    /// Best first by search score, or by the mean of it and the second score; the first carries the verdict.
     pub finalists: Vec<Contender<'a>>,
     /// The best baseline by search score.
     pub baseline: Option<Contender<'a>>,
@@ -106,6 +114,7 @@ pub fn decide(question: &VerdictQuestion<'_>) -> Result<Verdict, ScoreError> {
     let mut answer = Verdict {
         verdict,
         over_statement: winner.holdout_score.map(|holdout| winner.search_score - holdout),
+        rescoring_over_statement: winner.rescored.map(|again| winner.search_score - again),
         winner,
         baseline,
         difference: comparison.as_ref().map(|comparison| comparison.difference).or(same),
@@ -126,6 +135,7 @@ fn show(objective: &Objective, contender: &Contender<'_>) -> VerdictCandidate {
         index: contender.index,
         origin: contender.origin.clone(),
         search_score: contender.search_score,
+        rescored: contender.rescored,
         holdout_score: contender.holdout.and_then(|scores| objective.value(scores)),
     }
 }
@@ -142,6 +152,11 @@ pub fn sentence(verdict: &Verdict) -> String {
     let mut text = main_sentence(verdict);
     if let (Decision::Improvement | Decision::NoEvidence, Some(over)) = (verdict.verdict, verdict.over_statement) {
         text.push_str(&format!(" The search score of the winner differs from its hold-out score by {over:+.4}."));
+    }
+    if let (Some(again), Some(over)) = (verdict.winner.rescored, verdict.rescoring_over_statement) {
+        text.push_str(&format!(
+            " Scored again on the search samples, the winner has {again:.4}; its search score differs from that by {over:+.4}."
+        ));
     }
     if verdict.reused {
         text.push_str(" The hold-out had been opened before: it is no longer untouched evidence.");
@@ -221,7 +236,14 @@ mod tests {
     }
 
     fn contender<'a>(id: &str, search_score: f64, holdout: Option<&'a BTreeMap<String, TaskScores>>) -> Contender<'a> {
-        Contender { candidate_id: id.to_owned(), index: 3, origin: "source".to_owned(), search_score, holdout }
+        Contender {
+            candidate_id: id.to_owned(),
+            index: 3,
+            origin: "source".to_owned(),
+            search_score,
+            rescored: None,
+            holdout,
+        }
     }
 
     fn ask<'a>(

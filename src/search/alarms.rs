@@ -7,7 +7,7 @@ use super::prepare::Prepared;
 use super::run::Row;
 use crate::evaluate::TaskScores;
 use crate::ledger::Ledger;
-use crate::score::alarms::{Alarm, benchmark_test_sets, flat_fitness, truncation_asymmetry};
+use crate::score::alarms::{Alarm, benchmark_test_sets, flat_fitness, nothing_scored, truncation_asymmetry};
 
 /// Alarms that are there before anything is evaluated.
 pub(super) fn before(prepared: &Prepared) -> Vec<Alarm> {
@@ -24,6 +24,8 @@ pub(super) fn after(
 ) -> Result<Vec<Alarm>, SearchError> {
     let mut alarms = before(prepared);
     alarms.extend(flat_fitness(objectives));
+    alarms.extend(failures(ledger)?);
+    alarms.extend(super::repeats::alarm(ledger)?);
     let (Some(best), Some(baseline)) = (best, baseline) else { return Ok(alarms) };
     if best.candidate_id == baseline.candidate_id {
         return Ok(alarms);
@@ -42,6 +44,15 @@ pub(super) fn after(
         alarms.extend(truncation_asymmetry("hold-out", &winner, &other));
     }
     Ok(alarms)
+}
+
+fn failures(ledger: &Ledger) -> Result<Option<Alarm>, SearchError> {
+    let told = ledger.all_told()?;
+    let own = ledger.all_asked()?.into_iter().filter(|asked| !asked.genes.is_empty());
+    let own: Vec<_> = own.filter_map(|asked| told.get(&asked.index)).collect();
+    let scored = own.iter().filter(|record| record.status == "scored").count();
+    let reason = own.last().and_then(|record| record.error.as_deref()).unwrap_or_default();
+    Ok(nothing_scored(own.len(), scored, reason))
 }
 
 fn scores(tasks: &serde_json::Value) -> Option<BTreeMap<String, TaskScores>> {

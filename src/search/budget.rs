@@ -23,6 +23,16 @@ impl Budget {
         &self.limits
     }
 
+    /// Evaluations asked for.
+    pub fn evaluations(&self) -> u64 {
+        self.evaluations
+    }
+
+    /// Samples asked for, as far as the evaluator says how many there are.
+    pub fn samples(&self) -> u64 {
+        self.samples
+    }
+
     /// Counts an evaluation of `samples` samples that was asked for.
     pub fn spend(&mut self, samples: u64) {
         self.evaluations += 1;

@@ -6,6 +6,7 @@ use super::SearchError;
 use super::models::Models;
 use super::schedule::Identity;
 use crate::evaluate::{CandidateRequest, EvaluationRequest, Samples, TaskRequest};
+use crate::ledger::AskedRecord;
 use crate::recipe::Recipe;
 use crate::space::{Genome, SearchSpace, base_recipe, soup_recipe};
 use crate::strategy::{Content, Proposal};
@@ -76,6 +77,27 @@ impl Candidate {
             genes,
             canonical,
             tasks,
+        })
+    }
+
+    /// A candidate as the ledger has it, to be scored on the context's tasks under that replicate.
+    pub fn from_record(
+        asked: &AskedRecord,
+        models: &Models,
+        context: &EvaluationContext,
+        replicate: u32,
+    ) -> Result<Self, SearchError> {
+        let recipe = Recipe::from_toml(&asked.recipe)?;
+        let genome = asked.content.get("genome").cloned();
+        Ok(Self {
+            canonical: recipe.canonical(&models.content_ids)?,
+            recipe,
+            recipe_sha256: asked.recipe_sha256.clone(),
+            id: asked.candidate_id.clone(),
+            evaluation_id: context.evaluation_id(&asked.recipe_sha256, &context.tasks, 1.0, replicate),
+            tasks: context.tasks.clone(),
+            genome: genome.and_then(|genome| serde_json::from_value(genome).ok()).unwrap_or_default(),
+            genes: asked.genes.clone(),
         })
     }
 

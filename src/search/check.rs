@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::fidelity::Parts;
 use super::prepare::{Prepared, candidate_parent};
+use super::repeats::Repeats;
 use super::{SearchError, alarms, slots};
 use crate::evaluate::TaskCapability;
 use crate::score::alarms::Alarm;
@@ -32,6 +33,8 @@ pub struct Findings {
     pub racing: Option<String>,
     /// Where sources pull apart, by pair, the strongest conflict first.
     pub conflicts: Vec<Conflict>,
+    /// What is scored again, outside the budget.
+    pub repeats: String,
     pub holdout: String,
     /// Smallest gain in the objective that the hold-out shows with 80 % power, for scores of 0 or 1.
     pub smallest_gain: Option<f64>,
@@ -87,6 +90,7 @@ pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchErro
         budget: describe_budget(prepared),
         racing: describe_racing(prepared),
         conflicts: conflicts(prepared),
+        repeats: describe_repeats(prepared),
         holdout: describe_holdout(prepared, smallest_gain),
         smallest_gain,
         alarms: alarms::before(prepared),
@@ -183,6 +187,34 @@ fn conflicts(prepared: &Prepared) -> Vec<Conflict> {
     }
     found.sort_by(|one, other| one.cosine.total_cmp(&other.cosine));
     found
+}
+
+fn describe_repeats(prepared: &Prepared) -> String {
+    let repeats = Repeats::of(prepared);
+    let samples = prepared.samples;
+    let each = if samples > 0 { format!(", {samples} samples each") } else { String::new() };
+    let mut parts = Vec::new();
+    let mut most = Some(0);
+    if repeats.finalists {
+        let finalists = repeats.finalists_of(prepared);
+        parts.push(format!("{finalists} finalists and the best baseline before the verdict"));
+        most = most.map(|most| most + finalists as u64 + 1);
+    }
+    if let Some(every) = repeats.sentinel {
+        parts.push(format!("a baseline every {every} evaluations in full"));
+        let limits = &prepared.config.budget;
+        let by_samples = limits.samples.filter(|_| samples > 0).map(|limit| limit / samples);
+        let evaluations = [limits.evaluations, by_samples].into_iter().flatten().min();
+        // Once more at the end, where half of the distance has passed.
+        let sentinels = evaluations.map(|evaluations| (evaluations + every.get() / 2) / every);
+        most = most.zip(sentinels).map(|(most, sentinels)| most + sentinels);
+    }
+    if parts.is_empty() {
+        let deterministic = prepared.evaluator.capabilities().deterministic;
+        return if deterministic { "nothing: the evaluator is deterministic" } else { "nothing" }.into();
+    }
+    let most = most.map(|most| format!("; {most} evaluations at most, outside the budget")).unwrap_or_default();
+    format!("{}{each}{most}", parts.join(", "))
 }
 
 fn describe_holdout(prepared: &Prepared, smallest_gain: Option<f64>) -> String {

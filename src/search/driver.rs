@@ -2,6 +2,7 @@
 
 mod assembly;
 mod conclusion;
+mod sentinel;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use super::frozen::Frozen;
 use super::pipeline::{Finished, Line, MaterializeStage, Pipeline};
 use super::prepare::{Prepared, count_samples};
 use super::progress::{Progress, Snapshot};
+use super::repeats::Repeats;
 use super::run::{Row, RunOptions};
 use super::run_folder::RunFolder;
 use super::schedule::{Schedule, Step};
@@ -53,6 +55,9 @@ pub(super) struct Search {
     rows: BTreeMap<u64, Row>,
     /// Objective and index of the best evaluation at full fidelity; the earliest among equals.
     best: Option<(f64, u64)>,
+    /// What is scored again.
+    repeats: Repeats,
+    sentinel: sentinel::Sentinel,
     reusable: BTreeMap<String, ToldRecord>,
     active_before: Duration,
     started: Instant,
@@ -90,6 +95,7 @@ impl Search {
             attempt_event: "attempted",
         };
         let active_before = ledger.fact("active_seconds")?.and_then(|text| text.parse().ok()).unwrap_or(0.0);
+        let repeats = Repeats::of(&prepared);
         Ok(Self {
             schedule: Schedule::new(strategy, frozen.look_ahead),
             pipeline: Pipeline::new(line, stop.now.child_token()),
@@ -97,6 +103,8 @@ impl Search {
             parts,
             refused: None,
             stage,
+            repeats,
+            sentinel: sentinel::Sentinel::of(&ledger, repeats.sentinel)?,
             prepared,
             folder,
             ledger,
@@ -139,6 +147,14 @@ impl Search {
             "concurrency": self.prepared.evaluator.concurrency(),
         });
         self.ledger.event("started", None, &payload)?;
+        let concurrency = self.prepared.evaluator.concurrency().get();
+        if concurrency as u64 > self.frozen.look_ahead {
+            self.progress.line(&format!(
+                "warning: the evaluator takes {concurrency} evaluations at a time, but this run has at most {} open (its \
+                 look_ahead, which stays as it was at the first start); set strategy.look_ahead and start with --fresh to use all",
+                self.frozen.look_ahead
+            ));
+        }
         for alarm in alarms::before(&self.prepared) {
             self.progress.line(&format!("warning: {}", alarm.message));
         }
@@ -229,6 +245,7 @@ impl Search {
             let may_start = !self.stop.wanted() && !self.budget.out_of_time(self.active());
             if may_start {
                 while self.ask_one().await? {}
+                self.start_sentinel()?;
                 self.pipeline.start();
             } else {
                 self.pipeline.stop_merging();
@@ -339,6 +356,8 @@ impl Search {
         let outcome = outcome_of(&record)?;
         self.finish(Finished {
             index,
+            replicate: 0,
+            again: false,
             candidate: Arc::new(candidate),
             status: outcome.status,
             tasks: outcome.tasks,
@@ -352,6 +371,9 @@ impl Search {
 
     /// An evaluation ended: to the ledger first, then to everyone else.
     fn finish(&mut self, finished: Finished) -> Result<(), SearchError> {
+        if finished.again {
+            return self.finish_sentinel(&finished);
+        }
         let mut finished = finished;
         self.complete(&mut finished)?;
         let objective = match finished.status {

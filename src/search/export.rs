@@ -10,9 +10,21 @@ use crate::files::write_atomically;
 use crate::ledger::{AskedRecord, Ledger, ToldRecord, write_trials};
 use crate::recipe::Recipe;
 
-/// The best scored evaluation at full fidelity; the earliest among equals.
+const WINNER: &str = "winner";
+
+/// Notes which of the finalists was the best, after so many evaluations.
+pub(super) fn note_winner(ledger: &Ledger, index: u64, evaluations: usize) -> Result<(), SearchError> {
+    Ok(ledger.set_fact(WINNER, &serde_json::json!({ "index": index, "evaluations": evaluations }).to_string())?)
+}
+
+/// The winner of a finished search; else the best scored evaluation at full fidelity so far, the earliest among equals.
 pub fn best_record(ledger: &Ledger) -> Result<Option<(AskedRecord, ToldRecord)>, SearchError> {
     let mut told = ledger.all_told()?;
+    if let Some(index) = noted_winner(ledger, told.len())?
+        && let Some(asked) = ledger.all_asked()?.into_iter().find(|asked| asked.index == index)
+    {
+        return Ok(told.remove(&index).map(|outcome| (asked, outcome)));
+    }
     let mut best: Option<(AskedRecord, f64)> = None;
     for asked in ledger.all_asked()? {
         let objective = told.get(&asked.index).and_then(|outcome| outcome.objective);
@@ -22,6 +34,13 @@ pub fn best_record(ledger: &Ledger) -> Result<Option<(AskedRecord, ToldRecord)>,
         }
     }
     Ok(best.and_then(|(asked, _)| told.remove(&asked.index).map(|outcome| (asked, outcome))))
+}
+
+/// The winner, unless the search has gone on since.
+fn noted_winner(ledger: &Ledger, evaluations: usize) -> Result<Option<u64>, SearchError> {
+    let Some(fact) = ledger.fact(WINNER)? else { return Ok(None) };
+    let fact: serde_json::Value = serde_json::from_str(&fact).unwrap_or_default();
+    Ok(fact["index"].as_u64().filter(|_| fact["evaluations"].as_u64() == Some(evaluations as u64)))
 }
 
 /// Writes `best/recipe.toml` and `best/mergekit.yml`.

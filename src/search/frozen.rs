@@ -75,7 +75,14 @@ fn identity(prepared: &Prepared) -> Value {
 
 fn look_ahead(prepared: &Prepared) -> u64 {
     let chosen = prepared.config.strategy.look_ahead.map(std::num::NonZeroUsize::get);
-    chosen.unwrap_or_else(|| prepared.evaluator.concurrency().get().max(8)) as u64
+    chosen.unwrap_or_else(|| default_look_ahead(prepared.evaluator.concurrency().get())) as u64
+}
+
+/// A search pays for every outcome that a proposal cannot see with evaluations, and nobody should wait for work. So: one
+/// candidate merged for every one that is evaluated, which also lets some take longer than others; from 4 at a time on no more
+/// than 8, from 8 on as many as are evaluated.
+fn default_look_ahead(concurrency: usize) -> usize {
+    (2 * concurrency).min(concurrency.max(8))
 }
 
 fn task_names(prepared: &Prepared) -> Vec<String> {
@@ -96,4 +103,15 @@ fn new_run_id(config: &RunConfig) -> String {
     use sha2::{Digest, Sha256};
     let text = format!("{} {} {}", config.name, crate::ledger::now(), std::process::id());
     super::candidate::hex(&Sha256::digest(text.as_bytes()))[..12].to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::default_look_ahead;
+
+    #[test]
+    fn proposals_wait_for_no_more_than_the_evaluator_needs() {
+        let default: Vec<usize> = [1, 2, 3, 4, 6, 8, 20].map(default_look_ahead).to_vec();
+        assert_eq!(default, vec![2, 4, 6, 8, 8, 8, 20]);
+    }
 }

@@ -11,7 +11,6 @@ use super::run::Row;
 use super::{SearchError, Stop};
 use crate::evaluate::TaskScores;
 use crate::ledger::{AskedRecord, HoldoutRecord, Ledger, now};
-use crate::recipe::Recipe;
 use crate::score::{Contender, Verdict, VerdictQuestion, decide};
 use crate::strategy::Status;
 
@@ -27,6 +26,8 @@ pub(super) struct Ceremony<'a> {
     pub asked: &'a [AskedRecord],
     /// Search evaluations made so far.
     pub evaluations: u64,
+    /// Scores of those that were scored again on the search samples.
+    pub again: &'a BTreeMap<String, f64>,
     pub progress: &'a dyn Progress,
     pub stop: &'a Stop,
 }
@@ -43,6 +44,7 @@ impl Ceremony<'_> {
             index: row.index,
             origin: row.origin.clone(),
             search_score: row.objective.unwrap_or(f64::NAN),
+            rescored: self.again.get(&row.candidate_id).copied(),
             holdout: scores.get(&row.candidate_id),
         };
         let question = VerdictQuestion {
@@ -98,6 +100,7 @@ impl Ceremony<'_> {
                         candidate: Arc::new(candidate),
                         fidelity: 1.0,
                         replicate: 0,
+                        again: false,
                     });
                 }
             }
@@ -148,18 +151,7 @@ impl Ceremony<'_> {
             .iter()
             .find(|asked| asked.index == row.index)
             .ok_or_else(|| SearchError::BadData(format!("ledger: evaluation {} is gone", row.index)))?;
-        let recipe = Recipe::from_toml(&asked.recipe)?;
-        let genome = asked.content.get("genome").cloned();
-        Ok(Candidate {
-            canonical: recipe.canonical(&self.prepared.models.content_ids)?,
-            recipe,
-            recipe_sha256: asked.recipe_sha256.clone(),
-            id: asked.candidate_id.clone(),
-            evaluation_id: context.evaluation_id(&asked.recipe_sha256, &context.tasks, 1.0, 0),
-            tasks: context.tasks.clone(),
-            genome: genome.and_then(|genome| serde_json::from_value(genome).ok()).unwrap_or_default(),
-            genes: asked.genes.clone(),
-        })
+        Candidate::from_record(asked, &self.prepared.models, context, 0)
     }
 
     fn record(&self, plan: &HoldoutPlan, finished: Finished, scores: &mut Scores) -> Result<(), SearchError> {

@@ -1,5 +1,6 @@
 //! Evaluations on their way: materialized ahead of being evaluated, in order of index, in a bounded set of slots.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,20 +17,36 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::merge::{MergeError, MergeOptions, Merger};
 use crate::strategy::Status;
 
+/// Kind of the events of repeats' attempts.
+const REPEAT_ATTEMPTED: &str = "repeat_attempted";
+
 /// An evaluation to be made.
 #[derive(Clone, Debug)]
 pub struct Work {
-    /// The evaluation's index; hold-out evaluations count from 0 by themselves.
+    /// The evaluation's index, or that of the evaluation that it repeats.
     pub index: u64,
     pub candidate: Arc<Candidate>,
     pub fidelity: f64,
     pub replicate: u32,
+    /// It repeats an evaluation of the search and is none itself.
+    pub again: bool,
+}
+
+/// Open evaluations in the order in which they are started: repeats first, which are few, then by index.
+type Place = (Reverse<bool>, u64, u32);
+
+impl Work {
+    fn place(&self) -> Place {
+        (Reverse(self.again), self.index, self.replicate)
+    }
 }
 
 /// An evaluation that ended.
 #[derive(Clone, Debug)]
 pub struct Finished {
     pub index: u64,
+    pub replicate: u32,
+    pub again: bool,
     pub candidate: Arc<Candidate>,
     pub status: Status,
     pub tasks: BTreeMap<String, TaskScores>,
@@ -47,7 +64,7 @@ pub struct Line {
     pub ledger: Arc<Ledger>,
     /// `None`: the evaluator needs no checkpoints.
     pub stage: Option<MaterializeStage>,
-    /// Kind of the attempts' events in the ledger.
+    /// Kind of the attempts' events in the ledger; repeats have their own.
     pub attempt_event: &'static str,
 }
 
@@ -76,15 +93,15 @@ struct Open {
 }
 
 enum JobEnd {
-    Materialized { index: u64, result: Result<f64, MergeError> },
+    Materialized { place: Place, result: Result<f64, MergeError> },
     StatisticsSaved,
-    Evaluated { index: u64, started_at: String, seconds: f64, attempts: u32, result: Result<Evaluation, SearchError> },
+    Evaluated { place: Place, started_at: String, seconds: f64, attempts: u32, result: Result<Evaluation, SearchError> },
 }
 
 /// The evaluations between asked and told.
 pub struct Pipeline {
     line: Line,
-    open: BTreeMap<u64, Open>,
+    open: BTreeMap<Place, Open>,
     jobs: JoinSet<JobEnd>,
     /// Cancels evaluations.
     cancel: CancellationToken,
@@ -109,7 +126,7 @@ impl Pipeline {
 
     pub fn add(&mut self, work: Work) {
         let stage = if self.line.stage.is_some() { Stage::Waiting } else { Stage::Ready };
-        self.open.insert(work.index, Open { work, stage, materialize_s: None });
+        self.open.insert(work.place(), Open { work, stage, materialize_s: None });
     }
 
     /// Evaluations that are with the evaluator.
@@ -127,9 +144,9 @@ impl Pipeline {
         self.start_merge();
         let mut room = self.line.evaluator.concurrency().get().saturating_sub(self.evaluating());
         while room > 0 {
-            let ready = self.open.iter().find(|(_, open)| matches!(open.stage, Stage::Ready)).map(|(index, _)| *index);
-            let Some(index) = ready else { break };
-            self.start_evaluation(index);
+            let ready = self.open.iter().find(|(_, open)| matches!(open.stage, Stage::Ready)).map(|(place, _)| *place);
+            let Some(place) = ready else { break };
+            self.start_evaluation(place);
             room -= 1;
         }
     }
@@ -149,13 +166,13 @@ impl Pipeline {
     pub async fn next(&mut self) -> Result<Option<Finished>, SearchError> {
         let Some(end) = self.jobs.join_next().await else { return Ok(None) };
         match end.map_err(|error| SearchError::Worker(error.to_string()))? {
-            JobEnd::Materialized { index, result } => {
+            JobEnd::Materialized { place, result } => {
                 self.save_statistics();
-                self.materialized(index, result)
+                self.materialized(place, result)
             }
             JobEnd::StatisticsSaved => Ok(None),
-            JobEnd::Evaluated { index, started_at, seconds, attempts, result } => {
-                self.evaluated(index, started_at, seconds, attempts, result)
+            JobEnd::Evaluated { place, started_at, seconds, attempts, result } => {
+                self.evaluated(place, started_at, seconds, attempts, result)
             }
         }
     }
@@ -183,7 +200,7 @@ impl Pipeline {
                 ..MergeOptions::default()
             };
             let result = stage.merger.materialize(&work.candidate.recipe, &destination, &options);
-            JobEnd::Materialized { index: work.index, result: result.map(|_| started.elapsed().as_secs_f64()) }
+            JobEnd::Materialized { place: work.place(), result: result.map(|_| started.elapsed().as_secs_f64()) }
         });
     }
 
@@ -197,15 +214,15 @@ impl Pipeline {
         });
     }
 
-    fn start_evaluation(&mut self, index: u64) {
-        let Some(open) = self.open.get_mut(&index) else { return };
+    fn start_evaluation(&mut self, place: Place) {
+        let Some(open) = self.open.get_mut(&place) else { return };
         open.stage = Stage::Evaluating;
         let work = open.work.clone();
         let path = self.line.stage.as_ref().map(|stage| stage.slots.candidate(&slot_name(&work)));
         let request = work.candidate.request(&self.line.context, path, work.fidelity, work.replicate);
         let evaluator = self.line.evaluator.clone();
-        let observer =
-            LedgerAttempts::new(self.line.ledger.clone(), self.line.attempt_event, index, &request.evaluation_id);
+        let event = if work.again { REPEAT_ATTEMPTED } else { self.line.attempt_event };
+        let observer = LedgerAttempts::new(self.line.ledger.clone(), event, work.index, &request.evaluation_id);
         let cancel = self.cancel.child_token();
         self.jobs.spawn(async move {
             let started_at = crate::ledger::now();
@@ -217,29 +234,29 @@ impl Pipeline {
                 Some(fault) => Err(SearchError::from(fault)),
                 None => result,
             };
-            JobEnd::Evaluated { index, started_at, seconds, attempts, result }
+            JobEnd::Evaluated { place, started_at, seconds, attempts, result }
         });
     }
 
-    fn materialized(&mut self, index: u64, result: Result<f64, MergeError>) -> Result<Option<Finished>, SearchError> {
+    fn materialized(&mut self, place: Place, result: Result<f64, MergeError>) -> Result<Option<Finished>, SearchError> {
         match result {
             Ok(seconds) => {
                 let payload = serde_json::json!({ "seconds": seconds });
-                self.line.ledger.event("materialized", Some(index), &payload)?;
-                if let Some(open) = self.open.get_mut(&index) {
+                self.line.ledger.event("materialized", Some(place.1), &payload)?;
+                if let Some(open) = self.open.get_mut(&place) {
                     open.stage = Stage::Ready;
                     open.materialize_s = Some(seconds);
                 }
                 Ok(None)
             }
             Err(MergeError::Cancelled) => {
-                if let Some(open) = self.open.get_mut(&index) {
+                if let Some(open) = self.open.get_mut(&place) {
                     open.stage = Stage::Waiting;
                 }
                 Ok(None)
             }
             Err(error) if error.is_infeasible() => Ok(self
-                .close(index)
+                .close(place)
                 .map(|open| end(open, Status::Infeasible, BTreeMap::new(), Some(error.to_string())))),
             Err(error) => Err(error.into()),
         }
@@ -247,13 +264,13 @@ impl Pipeline {
 
     fn evaluated(
         &mut self,
-        index: u64,
+        place: Place,
         started_at: String,
         seconds: f64,
         attempts: u32,
         result: Result<Evaluation, SearchError>,
     ) -> Result<Option<Finished>, SearchError> {
-        let Some(open) = self.close(index) else { return Ok(None) };
+        let Some(open) = self.close(place) else { return Ok(None) };
         let finished = match result {
             Ok(evaluation) => end(open, Status::Scored, evaluation.tasks, None),
             Err(SearchError::Evaluate(EvaluateError::Candidate(fault))) => {
@@ -269,8 +286,8 @@ impl Pipeline {
         Ok(Some(Finished { started_at: Some(started_at), evaluate_s: Some(seconds), attempts, ..finished }))
     }
 
-    fn close(&mut self, index: u64) -> Option<Open> {
-        let open = self.open.remove(&index)?;
+    fn close(&mut self, place: Place) -> Option<Open> {
+        let open = self.open.remove(&place)?;
         if let Some(stage) = &self.line.stage {
             stage.slots.release(&slot_name(&open.work));
         }
@@ -289,6 +306,8 @@ fn slot_name(work: &Work) -> String {
 fn end(open: Open, status: Status, tasks: BTreeMap<String, TaskScores>, error: Option<String>) -> Finished {
     Finished {
         index: open.work.index,
+        replicate: open.work.replicate,
+        again: open.work.again,
         candidate: open.work.candidate,
         status,
         tasks,

@@ -1,6 +1,6 @@
 //! Opens everything a run needs and checks that it fits together, before a night is spent.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,12 +9,13 @@ use sha2::{Digest, Sha256};
 use super::models::Models;
 use super::progress::Progress;
 use super::{Budget, SearchError, Stop};
-use crate::config::{Goal, HoldoutSource, LayerGrouping, RunConfig, SpaceConfig, TaskConfig};
+use crate::config::{GeneConfig, Goal, HoldoutSource, LayerGrouping, RunConfig, SpaceConfig, TaskConfig};
 use crate::evaluate::{
     self, ConnectContext, EvaluateError, Evaluator, EvaluatorTask, Fault, FaultClass, SampleId, Samples,
     TaskCapability, TaskRequest,
 };
 use crate::merge::structure::group_layers;
+use crate::merge::{BaseUse, find_method};
 use crate::score::{Objective, ObjectiveTask};
 use crate::space::SearchSpace;
 
@@ -64,6 +65,7 @@ pub async fn prepare(
     progress: &Arc<dyn Progress>,
     stop: &Stop,
 ) -> Result<Prepared, SearchError> {
+    refuse_lone_source(&config)?;
     let evaluator = connect(&config, &evaluator_tasks(&config.tasks), scratch, progress, stop).await?;
     let objective = objective(&config, evaluator.as_ref())?;
     let tasks = task_requests(&config, &objective, evaluator.as_ref())?;
@@ -312,13 +314,14 @@ async fn holdout_plan(
     let mut tasks = Vec::new();
     for task in &prepared.tasks {
         let name = names.get(&task.name).unwrap_or(&task.name).clone();
-        let known = capability(evaluator.as_ref(), &name)?;
-        refuse_overlap(&task.name, capability(prepared.evaluator.as_ref(), &task.name)?, known, &holdout.source)?;
+        capability(evaluator.as_ref(), &name)?;
         let samples = samples.get(&task.name).cloned().unwrap_or(Samples::All);
         tasks.push(TaskRequest { name, metric: task.metric.clone(), samples, seed: task.seed });
     }
     let samples = count_samples(&tasks, evaluator.as_ref());
-    Ok(Some(HoldoutPlan { evaluator, tasks, names, finalists: holdout.finalists.get(), samples }))
+    let plan = HoldoutPlan { evaluator, tasks, names, finalists: holdout.finalists.get(), samples };
+    refuse_overlap(prepared, &plan, matches!(holdout.source, HoldoutSource::Fraction(_)))?;
+    Ok(Some(plan))
 }
 
 fn holdout_entry<T: Clone>(entries: &BTreeMap<String, T>, task: &str) -> Result<T, SearchError> {
@@ -329,26 +332,70 @@ fn holdout_entry<T: Clone>(entries: &BTreeMap<String, T>, task: &str) -> Result<
     })
 }
 
-/// A sample that the search saw proves nothing.
-fn refuse_overlap(
-    task: &str,
-    search: &TaskCapability,
-    holdout: &TaskCapability,
-    source: &HoldoutSource,
-) -> Result<(), SearchError> {
-    if matches!(source, HoldoutSource::Fraction(_)) {
+/// Content hashes of the samples that a request asks for, where the evaluator sees the data.
+fn content_hashes<'a>(known: &'a TaskCapability, samples: &Samples) -> Vec<&'a str> {
+    let Some(hashes) = &known.sample_hashes else { return Vec::new() };
+    match (samples, &known.sample_ids) {
+        (Samples::Ids(wanted), Some(ids)) => {
+            let wanted: HashSet<&SampleId> = wanted.iter().collect();
+            let asked = ids.iter().zip(hashes).filter(|(id, _)| wanted.contains(id));
+            asked.map(|(_, hash)| hash.as_str()).collect()
+        }
+        _ => hashes.iter().map(String::as_str).collect(),
+    }
+}
+
+/// A sample that the search saw, in whichever task, proves nothing.
+fn refuse_overlap(prepared: &Prepared, plan: &HoldoutPlan, is_fraction: bool) -> Result<(), SearchError> {
+    let search: Vec<(&TaskRequest, &TaskCapability)> = prepared
+        .tasks
+        .iter()
+        .map(|task| Ok((task, capability(prepared.evaluator.as_ref(), &task.name)?)))
+        .collect::<Result<_, SearchError>>()?;
+    let seen: BTreeSet<&str> = search.iter().flat_map(|(task, known)| content_hashes(known, &task.samples)).collect();
+    for (task, (run_task, _)) in plan.tasks.iter().zip(&search) {
+        let known = capability(plan.evaluator.as_ref(), &task.name)?;
+        let holdout = content_hashes(known, &task.samples);
+        let shared = holdout.iter().filter(|hash| seen.contains(*hash)).count();
+        let name = &run_task.name;
+        if shared > 0 {
+            let why = if is_fraction { "; the data has samples more than once: keep one of each" } else { "" };
+            return Err(SearchError::BadData(format!(
+                "task `{name}`: {shared} of {} hold-out samples are among the samples of the search; a hold-out must be data \
+                 that the search never saw{why}",
+                holdout.len()
+            )));
+        }
+        let same = search.iter().find(|(_, other)| other.sample_set.is_some() && other.sample_set == known.sample_set);
+        if let Some((other, _)) = same.filter(|_| !is_fraction) {
+            return Err(SearchError::BadData(format!(
+                "task `{name}`: its hold-out has the very samples of the search's task `{}` (both report the same \
+                 sample_set_sha256); a hold-out must be data that the search never saw",
+                other.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// One source without anything to merge it with is the only candidate there is.
+fn refuse_lone_source(config: &RunConfig) -> Result<(), SearchError> {
+    let Some(space) = config.search_space()? else { return Ok(()) };
+    let [source] = config.models.sources.as_slice() else { return Ok(()) };
+    let normalized = !space.genes.iter().any(|(name, gene)| name == "normalize" && *gene != GeneConfig::Bool(true));
+    let takes_base = |name: &String| find_method(name).is_none_or(|method| method.base != BaseUse::None);
+    let has_partner = config.models.base.is_some() && space.methods.iter().any(takes_base);
+    if has_partner || space.stack.is_some() || !normalized {
         return Ok(());
     }
-    let (Some(search), Some(holdout)) = (&search.sample_hashes, &holdout.sample_hashes) else { return Ok(()) };
-    let seen: BTreeSet<&String> = search.iter().collect();
-    let shared = holdout.iter().filter(|hash| seen.contains(hash)).count();
-    if shared == 0 {
-        return Ok(());
-    }
-    Err(SearchError::BadData(format!(
-        "task `{task}`: {shared} of {} hold-out samples are among the samples of the search; a hold-out must be data that the \
-         search never saw",
-        holdout.len()
+    let why = match config.models.base {
+        Some(_) => format!("{} takes no base", space.methods.join(", ")),
+        None => "there is no models.base".to_owned(),
+    };
+    Err(SearchError::Settings(format!(
+        "models.sources has one model (`{}`), and {why}: every merge of it is the model itself, so there is \
+         nothing to search; add sources, or the base that it was fine-tuned from",
+        source.name
     )))
 }
 

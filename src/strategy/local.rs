@@ -21,8 +21,9 @@ const FEWEST: usize = 5;
 const DRAWS: usize = 400;
 /// Of those, the ones that promise most at a first guess, whose uncertainty is worked out.
 const SHORT_LIST: usize = 60;
-/// Proposals between two fits of the length scales.
-const REFIT: u64 = 8;
+/// Own proposals between two fits of the length scales: the fewest, the most, and known points for one more.
+const REFIT: (u64, u64) = (3, 8);
+const REFIT_GROWTH: u64 = 20;
 /// The box's half side at the start, its least and its most.
 const START: f64 = 0.2;
 const LEAST: f64 = 0.02;
@@ -52,6 +53,8 @@ pub(super) struct Local {
     /// Own proposals whose outcome is not known.
     open: Vec<usize>,
     asked: u64,
+    /// Own proposals at which the length scales are to be fitted again.
+    fit_at: u64,
 }
 
 impl Local {
@@ -72,6 +75,7 @@ impl Local {
             scales,
             open: Vec::new(),
             asked: 0,
+            fit_at: 0,
         }
     }
 
@@ -94,7 +98,8 @@ impl Local {
             members.iter().map(|place| self.history.contributions(*place)).collect();
         let targets = composite::targets(&ranks, &contributions, self.history.parts());
         let genes = self.history.landscape().genes();
-        if self.asked % REFIT == 1 {
+        if self.asked >= self.fit_at {
+            self.fit_at = self.asked + (REFIT.0 + points.len() as u64 / REFIT_GROWTH).min(REFIT.1);
             let seen: Vec<Vec<f64>> = members.iter().map(|place| self.ties.seen(&points[*place].effective)).collect();
             let seen: Vec<&[f64]> = seen.iter().map(Vec::as_slice).collect();
             self.scales = composite::fit_all(genes, &self.scales, &seen, &targets);

@@ -13,8 +13,11 @@ use crate::space::{Gene, GeneKind};
 const FIT_POINTS: usize = 160;
 /// Most genes with a length scale of their own; in larger spaces all share one.
 const OWN_SCALES: usize = 64;
-/// Steps of a fit.
+/// Steps of a fit, and of one on few points, which is cheap and starts from further away.
 const FIT_STEPS: usize = 12;
+const FIRST_FIT_STEPS: usize = 20;
+/// Points up to which a fit counts as one on few.
+const FEW_POINTS: usize = 64;
 /// Bounds of the logarithm of a length scale.
 const SCALE_BOUNDS: (f64, f64) = (-3.0, 5.0);
 /// Bounds of the logarithm of the share of roughness.
@@ -242,10 +245,11 @@ impl Fit<'_> {
     /// Resilient propagation (Riedmiller and Braun 1993): steps by the signs of the gradient, which needs no step size.
     fn climb(&self, start: &Scales) -> Scales {
         let mut here: Vec<f64> = start.lengths.iter().copied().chain([start.rough]).collect();
-        let mut steps: Vec<f64> = vec![0.2; here.len()];
+        let mut widths: Vec<f64> = vec![0.2; here.len()];
         let mut last: Vec<f64> = vec![0.0; here.len()];
         let mut best = (f64::NEG_INFINITY, here.clone());
-        for _ in 0..FIT_STEPS {
+        let steps = if self.points.len() <= FEW_POINTS { FIRST_FIT_STEPS } else { FIT_STEPS };
+        for _ in 0..steps {
             let Some((value, gradient)) = self.posterior(&here) else { break };
             if value > best.0 {
                 best = (value, here.clone());
@@ -253,14 +257,14 @@ impl Fit<'_> {
             for place in 0..here.len() {
                 let agreement = gradient[place] * last[place];
                 if agreement > 0.0 {
-                    steps[place] = (steps[place] * 1.3).min(0.8);
+                    widths[place] = (widths[place] * 1.3).min(0.8);
                 } else if agreement < 0.0 {
-                    steps[place] *= 0.5;
+                    widths[place] *= 0.5;
                 }
                 last[place] = if agreement < 0.0 { 0.0 } else { gradient[place] };
                 let (low, high) = if place + 1 == here.len() { ROUGH_BOUNDS } else { SCALE_BOUNDS };
                 let sign = if last[place] == 0.0 { 0.0 } else { last[place].signum() };
-                here[place] = (here[place] + sign * steps[place]).clamp(low, high);
+                here[place] = (here[place] + sign * widths[place]).clamp(low, high);
             }
         }
         let rough = best.1.pop().unwrap_or(start.rough);

@@ -155,6 +155,7 @@ impl TaskData {
             supports_limit: true,
             supports_per_sample: true,
             sample_hashes: Some(self.samples.iter().map(|sample| sample.content.sha256()).collect()),
+            sample_set: None,
         }
     }
 }

@@ -1,9 +1,12 @@
 //! The arithmetic of the commonest methods in the form that [`crate::merge::fused`] keeps in registers.
 
+use std::sync::Arc;
+
 use super::task_vector_sum::{SourceTerm, TaskVectorSum};
 use crate::merge::block::BlockMerge;
 use crate::merge::fused::{CHUNK, PairMerge, fuse};
 use crate::merge::philox::{DRAWS, GroupDraws, Philox, pairs};
+use crate::merge::remembered::{RememberedMask, as_draws};
 use crate::merge::sparsify::Sparsifier;
 use crate::merge::tensor::Stored;
 use crate::merge::threshold::Threshold;
@@ -176,6 +179,8 @@ struct Drawn<const S: usize>([GroupDraws; S]);
 struct Sampled<const S: usize> {
     /// `None`: all elements are kept.
     generators: [Option<Philox>; S],
+    /// Masks that need not be drawn again.
+    remembered: [Option<Arc<RememberedMask>>; S],
     /// The highest draw that is kept, moved up, with ones below.
     highest: [u32; S],
     factors: [f32; S],
@@ -192,9 +197,11 @@ impl<const S: usize> Rule<S> for Sampled<S> {
 
     #[inline(always)]
     fn prepare<const COUNTERS: usize>(&self, first: u64, drawn: &mut Drawn<S>) -> bool {
-        for (generator, draws) in self.generators.iter().zip(&mut drawn.0) {
-            if let Some(generator) = generator {
-                generator.group::<COUNTERS>(first / DRAWS as u64, draws);
+        for ((generator, remembered), draws) in self.generators.iter().zip(&self.remembered).zip(&mut drawn.0) {
+            match (generator, remembered.as_ref().and_then(|mask| mask.chunk(first))) {
+                (Some(_), Some(dropped)) => as_draws(dropped, draws),
+                (Some(generator), None) => generator.group::<COUNTERS>(first / DRAWS as u64, draws),
+                (None, _) => {}
             }
         }
         true
@@ -247,15 +254,18 @@ impl<R: Rule<S>, const S: usize, const ELECTS: bool, const DIVIDES: bool> PairMe
         });
         let sum = |values: [f32; S]| values.iter().fold(0.0, |sum, value| sum + value);
         let merged = if ELECTS {
-            let elected = sum(terms);
-            let agree = terms.map(|term| if elected >= 0.0 { term > 0.0 } else { term < 0.0 });
-            let agreeing =
-                |values: [f32; S]| sum(std::array::from_fn(|source| if agree[source] { values[source] } else { 0.0 }));
+            // Seen from the elected side, what agrees is positive. Sums of numbers and of their opposites are opposites, so this
+            // changes no bit, and it saves comparing every term twice.
+            let side = sum(terms).to_bits() & 0x8000_0000;
+            let turned = terms.map(|term| f32::from_bits(term.to_bits() ^ side));
+            let agreeing = sum(turned.map(|term| if term > 0.0 { term } else { 0.0 }));
+            let agreeing = f32::from_bits(agreeing.to_bits() ^ side);
             if DIVIDES {
-                let divisor = agreeing(self.weights);
-                agreeing(terms) / if divisor == 0.0 { 1.0 } else { divisor }
+                let agrees = |source: usize| if turned[source] > 0.0 { self.weights[source] } else { 0.0 };
+                let divisor = sum(std::array::from_fn(agrees));
+                agreeing / if divisor == 0.0 { 1.0 } else { divisor }
             } else {
-                agreeing(terms)
+                agreeing
             }
         } else if DIVIDES {
             sum(terms) / self.divisor
@@ -307,7 +317,12 @@ fn sized<'a, const S: usize>(
         Sparsifier::Philox(mask) if mask.limit > 0 => Some((Some(mask.generator), (mask.limit - 1) << 16 | 0xFFFF)),
         _ => None,
     }) {
-        let rule = Sampled { generators: masks.map(|mask| mask.0), highest: masks.map(|mask| mask.1), factors };
+        let rule = Sampled {
+            generators: masks.map(|mask| mask.0),
+            remembered: std::array::from_fn(|source| sum.sources[source].mask.clone()),
+            highest: masks.map(|mask| mask.1),
+            factors,
+        };
         return ruled::<_, S>(base, inputs, sum, rule, tiled);
     }
     tiled
@@ -349,9 +364,12 @@ mod tests {
     use crate::checkpoint::Dtype;
     use crate::merge::MergeError;
     use crate::merge::block::{TileMerge, Tiled};
+    use crate::merge::l1::l1_factors;
+    use crate::merge::remembered::MaskMemory;
     use crate::merge::simd::Isa;
     use crate::merge::sparsify::PhiloxMask;
     use crate::merge::statistics::TensorKey;
+    use crate::merge::tensor::TaskVector;
 
     /// Whole chunks and a rest.
     const ELEMENTS: usize = 5 * CHUNK + 77;
@@ -411,17 +429,29 @@ mod tests {
         }
     }
 
+    /// A mask as the pass that measures task vectors leaves it.
+    fn remembered(base: Stored<'_>, source: Stored<'_>, index: usize) -> Option<Arc<RememberedMask>> {
+        let (vector, sparsifier) = (TaskVector { source, base }, sparsifier(3, index));
+        let isa = Isa::available()[index % Isa::available().len()];
+        let found = l1_factors::<f32>(isa, &[(vector, &sparsifier)], ELEMENTS as u64, &MaskMemory::new());
+        let mask = found.unwrap().remove(0).mask;
+        assert!(mask.is_none() || mask.as_ref().unwrap().chunk(0).is_some());
+        assert_eq!(mask.is_none(), matches!(sparsifier, Sparsifier::KeepAll));
+        mask.map(Arc::new)
+    }
+
     #[test]
     fn fused_task_vectors_are_the_tiled_ones_bit_by_bit() {
         let models: Vec<Vec<u8>> = (0..7).map(model).collect();
         let all: Vec<Stored<'_>> = (0..).zip(&models).map(|(index, bytes)| stored(bytes, index)).collect();
-        for case in 0..6 * 3 * 2 * 2 * 2 {
-            let (sources, kind) = (case % 6 + 1, case / 6 % 3);
-            let [elects_sign, normalize, scaled] = [18, 36, 72].map(|step| case / step % 2 == 1);
+        for case in 0..6 * 4 * 2 * 2 * 2 {
+            let (sources, kind) = (case % 6 + 1, case / 6 % 4);
+            let [elects_sign, normalize, scaled] = [24, 48, 96].map(|step| case / step % 2 == 1);
             let term = |source: usize| SourceTerm {
                 weight: [0.3, -0.7, 1.1, 0.25, 0.5, 0.9][source],
                 sparsifier: sparsifier(kind, source),
                 factor: (scaled && kind > 0).then_some(1.7),
+                mask: if kind == 3 && source != 1 { remembered(all[0], all[source + 1], source) } else { None },
             };
             let sum = TaskVectorSum {
                 sources: (0..sources).map(term).collect(),
@@ -486,7 +516,8 @@ mod tests {
         models[2][2 * 300..2 * 301].copy_from_slice(&0xFF80_u16.to_le_bytes());
         let all: Vec<Stored<'_>> = (0..).zip(&models).map(|(index, bytes)| stored(bytes, index)).collect();
         for kind in 0..3 {
-            let term = |source| SourceTerm { weight: 0.0, sparsifier: sparsifier(kind, source), factor: None };
+            let term =
+                |source| SourceTerm { weight: 0.0, sparsifier: sparsifier(kind, source), factor: None, mask: None };
             let sources = (0..2).map(term).collect();
             let sum = Arc::new(TaskVectorSum { sources, elects_sign: true, normalize: false, lambda: None });
             let fused = task_vector_sum(all[0], &all[1..], &sum, tiled(all.clone(), Arc::clone(&sum)));

@@ -10,7 +10,8 @@ use crate::checkpoint::Dtype;
 use crate::merge::MergeError;
 use crate::merge::block::{BlockMerge, TileMerge, Tiled};
 use crate::merge::element::Element;
-use crate::merge::reduce::{Lanes, sum_blocks};
+use crate::merge::fused::{ALARM, PAIRS, alarm, chunks_of, widen, words};
+use crate::merge::reduce::{LANES, Lanes, sum_blocks};
 use crate::merge::simd::{Isa, Kernel, dispatch};
 use crate::merge::specification::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
@@ -108,7 +109,13 @@ fn factors<W: Element>(norms: Norms, t: f64) -> (f64, f64) {
 }
 
 fn norms<W: Element>(isa: Isa, first: Stored<'_>, second: Stored<'_>, elements: u64) -> Result<Norms, MergeError> {
+    let narrow = W::KEY_BITS == f32::KEY_BITS && first.dtype == Dtype::Bfloat16 && second.dtype == Dtype::Bfloat16;
     let [first, second, dot] = sum_blocks(elements, |range| {
+        let (left, right) = (first.bytes, second.bytes);
+        if narrow && let Some(sums) = dispatch(isa, FusedProducts { left, right, range: range.clone() }) {
+            return Ok(sums);
+        }
+        // Something is not finite: this way says what.
         let (mut left, mut right) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
         dispatch(isa, Products::<W> { first, second, range, left: &mut left, right: &mut right })
     })?;
@@ -138,6 +145,66 @@ impl<W: Element> Kernel for Products<'_, W> {
             sums[2].add_pairs(left, right, |left, right| left.to_f64() * right.to_f64());
         }
         Ok(sums.map(|lanes| lanes.total()))
+    }
+}
+
+/// The same of bfloat16 tensors, in registers: the products of two such numbers are exact in float64, so that a fused addition gives
+/// the same bits as one that is not.
+struct FusedProducts<'a> {
+    left: &'a [u8],
+    right: &'a [u8],
+    range: Range<u64>,
+}
+
+impl Kernel for FusedProducts<'_> {
+    /// `None` where something is not finite.
+    type Output = Option<[f64; 3]>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        self.sums(|sum, left, right| sum + left * right)
+    }
+
+    #[inline(always)]
+    fn run_wide(self) -> Self::Output {
+        self.sums(|sum, left, right| left.mul_add(right, sum))
+    }
+}
+
+impl FusedProducts<'_> {
+    #[inline(always)]
+    fn sums(self, add: impl Fn(f64, f64, f64) -> f64) -> Option<[f64; 3]> {
+        let (left, left_rest) = chunks_of(self.left, &self.range);
+        let (right, right_rest) = chunks_of(self.right, &self.range);
+        let mut sums = [[0.0; LANES]; 3];
+        let mut alarms = [0; LANES];
+        for (left, right) in left.iter().zip(right) {
+            let (left, right) = (words(left), words(right));
+            for row in 0..PAIRS / LANES {
+                for lane in 0..LANES {
+                    let pair = LANES * row + lane;
+                    let (left, right) = (u32::from_le_bytes(left[pair]), u32::from_le_bytes(right[pair]));
+                    alarms[lane] |= alarm(left) | alarm(right);
+                    let (left, right) = (widen(left).map(f64::from), widen(right).map(f64::from));
+                    for half in 0..2 {
+                        sums[0][lane] = add(sums[0][lane], left[half], left[half]);
+                        sums[1][lane] = add(sums[1][lane], right[half], right[half]);
+                        sums[2][lane] = add(sums[2][lane], left[half], right[half]);
+                    }
+                }
+            }
+        }
+        let mut alarms = alarms.into_iter().fold(0, |alarms, lane| alarms | lane);
+        let mut sums = sums.map(Lanes::from);
+        for (left, right) in left_rest.as_chunks::<2>().0.iter().zip(right_rest.as_chunks::<2>().0) {
+            let (left, right) = (u32::from(u16::from_le_bytes(*left)), u32::from(u16::from_le_bytes(*right)));
+            alarms |= alarm(left) | alarm(right);
+            let (left, right) = (f64::from(widen(left)[0]), f64::from(widen(right)[0]));
+            for (sum, product) in sums.iter_mut().zip([left * left, right * right, left * right]) {
+                sum.add_each(&[product], |product| product);
+            }
+        }
+        (alarms & ALARM == 0).then(|| sums.map(|lanes| lanes.total()))
     }
 }
 

@@ -11,6 +11,7 @@ use crate::merge::block::{BlockMerge, Tiled};
 use crate::merge::element::Element;
 use crate::merge::l1::l1_factors;
 use crate::merge::ranked::RankedMask;
+use crate::merge::remembered::RememberedMask;
 use crate::merge::sparsify::Sparsifier;
 use crate::merge::specification::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
@@ -244,8 +245,12 @@ impl Generalized {
     ) -> Result<Vec<SourceTerm<'a, W>>, MergeError> {
         let weights = group.parameters.source_numbers("weight")?;
         if self.sparsification == Sparsification::None {
-            let term =
-                |weight| SourceTerm { weight: W::from_f64(weight), sparsifier: Sparsifier::KeepAll, factor: None };
+            let term = |weight| SourceTerm {
+                weight: W::from_f64(weight),
+                sparsifier: Sparsifier::KeepAll,
+                factor: None,
+                mask: None,
+            };
             return Ok(weights.into_iter().map(term).collect());
         }
         let densities = group.parameters.source_numbers("density")?;
@@ -256,16 +261,17 @@ impl Generalized {
         let sparsifiers = densities.into_iter().enumerate();
         let sparsifiers = sparsifiers.map(|(index, density)| self.sparsifier::<W>(group, index, density, context));
         let sparsifiers = sparsifiers.collect::<Result<Vec<_>, _>>()?;
-        let mut factors = vec![None; weights.len()];
+        let mut factors = vec![(None, None); weights.len()];
         if rescale {
             factors = rescale_factors::<W>(group, &sparsifiers, context)?;
         }
         let terms = weights.into_iter().zip(sparsifiers).zip(factors);
         Ok(terms
-            .map(|((weight, sparsifier), factor)| SourceTerm {
+            .map(|((weight, sparsifier), (factor, mask))| SourceTerm {
                 weight: W::from_f64(weight),
                 sparsifier,
                 factor: factor.map(W::from_f64),
+                mask,
             })
             .collect())
     }
@@ -451,28 +457,33 @@ fn ranked<'a, W: Element>(
     Ok(Sparsifier::Ranked(Box::new(mask)))
 }
 
-/// What restores each task vector's L1 norm; `None` where nothing is dropped, or everything.
+/// See [`SourceTerm`].
+type Factor = (Option<f64>, Option<Arc<RememberedMask>>);
+
+/// What restores each task vector's L1 norm; `None` where nothing is dropped, or everything. And the masks, where they were drawn
+/// to find that out.
 fn rescale_factors<W: Element>(
     group: &TensorGroup<'_>,
     sparsifiers: &[Sparsifier<'_>],
     context: &Context<'_>,
-) -> Result<Vec<Option<f64>>, MergeError> {
-    let mut factors = vec![None; sparsifiers.len()];
+) -> Result<Vec<Factor>, MergeError> {
+    let mut factors: Vec<Factor> = vec![(None, None); sparsifiers.len()];
     let (mut missing, mut vectors) = (Vec::new(), Vec::new());
     for (index, sparsifier) in sparsifiers.iter().enumerate() {
         if matches!(sparsifier, Sparsifier::KeepAll | Sparsifier::DropAll) {
             continue;
         }
         let (vector, key) = task_vector::<W>(group, index)?;
-        factors[index] = context.cache.find_factor(key, sparsifier.identity());
-        if factors[index].is_none() {
+        factors[index].0 = context.cache.find_factor(key, sparsifier.identity());
+        if factors[index].0.is_none() {
             missing.push((index, key));
             vectors.push((vector, sparsifier));
         }
     }
-    for ((index, key), factor) in missing.into_iter().zip(l1_factors::<W>(context.isa, &vectors, group.elements)?) {
-        context.cache.put_factor(key, sparsifiers[index].identity(), factor);
-        factors[index] = Some(factor);
+    let found = l1_factors::<W>(context.isa, &vectors, group.elements, &context.cache.masks)?;
+    for ((index, key), rescale) in missing.into_iter().zip(found) {
+        context.cache.put_factor(key, sparsifiers[index].identity(), rescale.factor);
+        factors[index] = (Some(rescale.factor), rescale.mask.map(Arc::new));
     }
     Ok(factors)
 }

@@ -1,7 +1,10 @@
 //! The arithmetic of the task arithmetic family: what becomes of sparsified task vectors.
 
+use std::sync::Arc;
+
 use crate::merge::block::TileMerge;
 use crate::merge::element::Element;
+use crate::merge::remembered::RememberedMask;
 use crate::merge::sparsify::{Course, Sparsifier};
 use crate::merge::tensor::TILE;
 
@@ -11,6 +14,8 @@ pub(super) struct SourceTerm<'a, W> {
     pub(super) sparsifier: Sparsifier<'a>,
     /// Restores the L1 norm.
     pub(super) factor: Option<W>,
+    /// The mask, where it has been drawn before.
+    pub(super) mask: Option<Arc<RememberedMask>>,
 }
 
 /// The family's arithmetic. Input 0 is the base. Every step is rounded, sums go over the sources in order.

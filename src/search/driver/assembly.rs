@@ -98,7 +98,8 @@ fn keep_statistics(
 }
 
 pub(super) fn work(index: u64, proposal: &Proposal, candidate: Candidate) -> Work {
-    Work { index, candidate: Arc::new(candidate), fidelity: proposal.fidelity, replicate: proposal.replicate }
+    let (fidelity, replicate) = (proposal.fidelity, proposal.replicate);
+    Work { index, candidate: Arc::new(candidate), fidelity, replicate, again: false }
 }
 
 pub(super) fn content_json(content: &Content) -> serde_json::Value {

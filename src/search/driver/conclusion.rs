@@ -1,9 +1,14 @@
-//! The end of a run: everything at rest, the tables written, the hold-out opened, the verdict decided.
+//! The end of a run: everything at rest, the tables written, the finalists scored again, the hold-out opened, the verdict
+//! decided.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Search;
+use crate::ledger::AskedRecord;
+use crate::recipe::Recipe;
 use crate::score::Verdict;
+use crate::score::repeats::{TwoScores, order};
+use crate::search::repeats::LastScoring;
 use crate::search::run::{Row, RunReport};
 use crate::search::{SearchError, alarms, export, holdout};
 use crate::strategy::Status;
@@ -54,9 +59,11 @@ impl Search {
             ));
         }
         let soup = self.schedule.strategy().soup_trace().cloned();
-        let best = self.best.and_then(|(_, index)| self.rows.get(&index)).cloned();
+        let asked = self.ledger.all_asked()?;
+        let choice = self.choose(&asked).await?;
+        let best = choice.finalists.first().cloned();
         let verdict = match &best {
-            Some(_) => Some(self.verdict().await?),
+            Some(_) => Some(self.verdict(&choice, &asked).await?),
             None => None,
         };
         let alarms =
@@ -83,20 +90,57 @@ impl Search {
         })
     }
 
-    async fn verdict(&self) -> Result<Verdict, SearchError> {
-        let finalists = self.finalists();
-        let asked = self.ledger.all_asked()?;
+    /// The finalists, scored again where the evaluator's answers may vary, the best first. The hold-out has no part in it.
+    async fn choose(&self, asked: &[AskedRecord]) -> Result<Choice, SearchError> {
+        let mut finalists = self.finalists(self.repeats.finalists_of(&self.prepared));
+        let sentinel = self.last_sentinel_due();
+        if finalists.is_empty() || !(self.repeats.finalists || sentinel.is_some()) {
+            return Ok(Choice { finalists, again: BTreeMap::new() });
+        }
+        let wanted = finalists.len();
+        let mut indices = Vec::new();
+        if self.repeats.finalists {
+            let ids: BTreeSet<String> = finalists.iter().map(|row| row.candidate_id.clone()).collect();
+            // The best baseline may turn out to be the best of all.
+            finalists.extend(self.best_baseline().filter(|row| !ids.contains(&row.candidate_id)).cloned());
+            indices.extend(finalists.iter().map(|row| row.index));
+        }
+        let last = LastScoring { again: self.again(), stage: self.stage.clone(), asked, stop: &self.stop };
+        let again = last.score(&indices, sentinel).await?;
+        if self.repeats.finalists {
+            let two = |row: &Row| TwoScores {
+                search: row.objective.unwrap_or(f64::NAN),
+                again: again.get(&row.candidate_id).copied(),
+            };
+            let places = order(&finalists.iter().map(two).collect::<Vec<_>>());
+            let baseline = finalists.get(wanted).map(|_| wanted);
+            finalists = places
+                .iter()
+                .enumerate()
+                .filter(|(place, of)| *place == 0 || Some(**of) != baseline)
+                .map(|(_, of)| finalists[*of].clone())
+                .collect();
+            if let Some(asked) = finalists.first().and_then(|row| asked.iter().find(|asked| asked.index == row.index)) {
+                export::write_best(self.folder.path(), &Recipe::from_toml(&asked.recipe)?, &asked.recipe)?;
+                export::note_winner(&self.ledger, asked.index, self.rows.len())?;
+            }
+        }
+        Ok(Choice { finalists, again })
+    }
+
+    async fn verdict(&self, choice: &Choice, asked: &[AskedRecord]) -> Result<Verdict, SearchError> {
         let ceremony = holdout::Ceremony {
             prepared: &self.prepared,
             ledger: &self.ledger,
             stage: self.stage.clone(),
             run_id: &self.frozen.run_id,
-            asked: &asked,
+            asked,
             evaluations: self.rows.len() as u64,
+            again: &choice.again,
             progress: self.progress.as_ref(),
             stop: &self.stop,
         };
-        ceremony.hold(&finalists, self.best_baseline()).await
+        ceremony.hold(&choice.finalists, self.best_baseline()).await
     }
 
     /// Objectives at full fidelity, one a candidate.
@@ -108,8 +152,7 @@ impl Search {
     }
 
     /// The best candidates at full fidelity, best first, earliest first among equals.
-    fn finalists(&self) -> Vec<Row> {
-        let wanted = self.prepared.holdout.as_ref().map_or(1, |holdout| holdout.finalists);
+    fn finalists(&self, wanted: usize) -> Vec<Row> {
         let full = |row: &&Row| self.asked.get(&row.index).is_some_and(|asked| asked.fidelity >= 1.0);
         let mut rows: Vec<&Row> = self.rows.values().filter(|row| row.objective.is_some()).filter(full).collect();
         rows.sort_by(|first, second| {
@@ -119,6 +162,12 @@ impl Search {
         let mut seen = BTreeSet::new();
         rows.into_iter().filter(|row| seen.insert(row.candidate_id.clone())).take(wanted).cloned().collect()
     }
+}
+
+/// Finalists in order, and the scores of those that were scored again.
+struct Choice {
+    finalists: Vec<Row>,
+    again: BTreeMap<String, f64>,
 }
 
 /// The verdict's own fields, then `more`.

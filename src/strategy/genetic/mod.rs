@@ -39,6 +39,9 @@ use crate::space::{Gene, GeneKind, Genome};
 const TRIES: usize = 1_000;
 /// Children of a brood whose uncertainty is worked out, after a ranking by expected value.
 const SHORT_LIST: usize = 24;
+/// Points from anywhere that compete with a brood, and those of them whose uncertainty is worked out.
+const SCOUTS: usize = 100;
+const SCOUT_LIST: usize = 12;
 /// Generations bred on the model alone, from so many founders with so many children each.
 const ROUNDS: usize = 3;
 const FOUNDERS: usize = 4;
@@ -250,6 +253,36 @@ impl Genetic {
         Child { genome: space_filling::uniform(rng, self.dimensions()), origin: "random", parents: vec![] }
     }
 
+    /// A point from anywhere; where genes are tied, every other one keeps the ties.
+    fn scout(&self, rng: &mut impl Rng) -> Child {
+        if self.ties.bind() && rng.random::<bool>() {
+            let genome = self.ties.spread(&space_filling::uniform(rng, self.ties.count()));
+            return Child { genome, origin: "random", parents: vec![] };
+        }
+        self.immigrant(rng)
+    }
+
+    /// The best `keep` of `count` new points by the model's first guess.
+    fn short_list(
+        &self,
+        count: usize,
+        keep: usize,
+        surrogate: &model::Ranked<'_>,
+        mut make: impl FnMut() -> Child,
+    ) -> Vec<(f64, Child)> {
+        let mut list: Vec<(f64, Child)> = Vec::with_capacity(count);
+        for _ in 0..count {
+            let child = make();
+            let effective = self.archive.effective(&Genome(child.genome.clone()));
+            if !self.archive.contains(&effective) {
+                list.push((surrogate.sketch(&effective), child));
+            }
+        }
+        list.sort_by(|a, b| b.0.total_cmp(&a.0));
+        list.truncate(keep);
+        list
+    }
+
     fn is_new(&self, child: &Child) -> bool {
         !self.archive.contains(&self.archive.effective(&Genome(child.genome.clone())))
     }
@@ -286,17 +319,11 @@ impl Genetic {
         }
         let surrogate = self.model.surrogate(&self.ties, &self.archive)?;
         let surrogate = model::Ranked { surrogate: &surrogate, ties: &self.ties };
-        let mut brood: Vec<(f64, Child)> = Vec::with_capacity(self.parameters.brood);
-        for _ in 0..self.parameters.brood {
-            let child = self.breed(members, niches, rng);
-            let effective = self.archive.effective(&Genome(child.genome.clone()));
-            if !self.archive.contains(&effective) {
-                brood.push((surrogate.sketch(&effective), child));
-            }
-        }
         let better = |a: &(f64, Child), b: &(f64, Child)| b.0.total_cmp(&a.0);
-        brood.sort_by(better);
-        brood.truncate(SHORT_LIST);
+        let mut brood =
+            self.short_list(self.parameters.brood, SHORT_LIST, &surrogate, || self.breed(members, niches, rng));
+        // A brood lives where its parents do; the model may know better places.
+        brood.extend(self.short_list(SCOUTS, SCOUT_LIST, &surrogate, || self.scout(rng)));
         for (value, child) in &mut brood {
             *value = surrogate.rate(&self.archive.effective(&Genome(child.genome.clone())));
         }

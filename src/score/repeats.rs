@@ -1,0 +1,192 @@
+//! A candidate scored again on the same samples: which finalist is the best by both scores, and whether the evaluator is
+//! still the one that it was.
+
+use std::collections::BTreeMap;
+
+use super::objective::Objective;
+use super::paired::difference_by_chance;
+use crate::evaluate::TaskScores;
+
+/// Standard errors beyond which a difference is no chance any more: 0.3 % of repeats are by chance.
+const BEYOND_CHANCE: f64 = 3.0;
+/// Earlier scores that are needed to know their spread.
+const FEWEST_SCORES: usize = 4;
+/// Points of Student's t distribution at the same level, from [`FEWEST_SCORES`] less one degrees of freedom up.
+const STUDENT: [f64; 8] = [9.22, 6.62, 5.51, 4.90, 4.53, 4.28, 4.09, 3.96];
+/// Relative difference that the rounding of printed numbers explains.
+const ROUNDING: f64 = 1e-9;
+
+/// Scores by task.
+pub type Scores = BTreeMap<String, TaskScores>;
+
+/// How far a repeated score is from the first one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Drift {
+    /// Latest less first, in objective direction.
+    pub difference: f64,
+    /// How many standard errors that is; `None` where the evaluator says that nothing changes by chance.
+    pub errors: Option<f64>,
+}
+
+/// Whether the latest score of a candidate differs from its earlier ones, oldest first, by more than chance allows.
+///
+/// A `deterministic` evaluator has no chance. Else, the differences sample by sample are compared with zero; without
+/// scores by sample, the difference to the first score is compared with both standard errors; without those, the latest
+/// score is compared with the spread of at least four earlier ones. `None`: within chance, or nothing is known of it.
+pub fn drift(objective: &Objective, earlier: &[&Scores], latest: &Scores, deterministic: bool) -> Option<Drift> {
+    let first = *earlier.first()?;
+    let (before, now) = (objective.value(first)?, objective.value(latest)?);
+    let difference = now - before;
+    let paired = difference_by_chance(objective, latest, first);
+    if deterministic {
+        let difference = paired.map_or(difference, |(paired, _)| paired);
+        let same_samples = paired.is_none_or(|(_, error)| error <= ROUNDING);
+        let same = difference.abs() <= ROUNDING * before.abs().max(1.0) && same_samples;
+        return (!same).then_some(Drift { difference, errors: None });
+    }
+    let (difference, errors, most) = match (paired, objective.stderr(first).zip(objective.stderr(latest))) {
+        (Some((difference, error)), _) => (difference, difference / error, BEYOND_CHANCE),
+        (None, Some((first, second))) => (difference, difference / first.hypot(second), BEYOND_CHANCE),
+        (None, None) => {
+            let values: Vec<f64> = earlier.iter().filter_map(|scores| objective.value(scores)).collect();
+            let (distance, most) = distance_to(&values, now)?;
+            (difference, distance, most)
+        }
+    };
+    // Nothing over nothing is no difference.
+    (errors.abs() > most).then_some(Drift { difference, errors: Some(errors) })
+}
+
+/// How many of their standard deviations a value is from earlier ones, and from where on that is no chance.
+fn distance_to(values: &[f64], now: f64) -> Option<(f64, f64)> {
+    let freedom = values.len().checked_sub(1).filter(|_| values.len() >= FEWEST_SCORES)?;
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / freedom as f64;
+    let most = STUDENT.get(values.len() - FEWEST_SCORES).or(STUDENT.last()).copied()?;
+    Some(((now - mean) / (variance * (1.0 + 1.0 / n)).sqrt(), most))
+}
+
+/// A finalist's two scores.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TwoScores {
+    /// By which it became a finalist.
+    pub search: f64,
+    /// On the same samples, answered anew; `None`: it could not be scored again.
+    pub again: Option<f64>,
+}
+
+/// The places of finalists in order, best first: by the mean of their scores, the earlier first among equals. Those
+/// without a second score come last, in order: a lucky first score is all that they have.
+///
+/// Both scores are measurements of the same thing with the same error, and what made someone a finalist is one of them: so
+/// their mean has all that is known of a finalist, although the first score alone over-states it.
+pub fn order(finalists: &[TwoScores]) -> Vec<usize> {
+    let mean = |place: &usize| {
+        let finalist = finalists[*place];
+        finalist.again.map(|again| 0.5 * (finalist.search + again))
+    };
+    let mut places: Vec<usize> = (0..finalists.len()).collect();
+    // Nothing is less than any number.
+    places.sort_by(|first, second| mean(second).partial_cmp(&mean(first)).unwrap_or(std::cmp::Ordering::Equal));
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluate::{MetricValue, PerSample, SampleId};
+    use crate::random;
+    use crate::score::ObjectiveTask;
+    use rand::Rng as _;
+
+    fn objective() -> Objective {
+        let task = |name: &str| ObjectiveTask { name: name.into(), metric: "acc".into(), weight: 1.0, maximize: true };
+        Objective { tasks: vec![task("a"), task("b")] }
+    }
+
+    fn scores(values: &[f64], per_sample: bool, stderr: Option<f64>) -> Scores {
+        let value = values.iter().sum::<f64>() / values.len() as f64;
+        let samples = PerSample {
+            ids: (0..values.len() as i64).map(SampleId::Number).collect(),
+            scores: BTreeMap::from([("acc".to_owned(), values.to_vec())]),
+        };
+        let task = TaskScores {
+            n: values.len() as u64,
+            metrics: BTreeMap::from([("acc".to_owned(), MetricValue { value, stderr })]),
+            per_sample: per_sample.then_some(samples),
+            ..TaskScores::default()
+        };
+        BTreeMap::from([("a".to_owned(), task.clone()), ("b".to_owned(), task)])
+    }
+
+    /// Answers of a model that is right at `rate` of the samples, drawn anew by `draw`.
+    fn answers(rate: f64, draw: u64) -> Vec<f64> {
+        let mut dice = random::stream(5, "answers", draw);
+        (0..200).map(|_| f64::from(u8::from(f64::from(dice.next_u32()) < rate * 2f64.powi(32)))).collect()
+    }
+
+    #[test]
+    fn chance_is_no_drift_and_a_worse_evaluator_is() {
+        let objective = objective();
+        for (per_sample, stderr) in [(true, None), (false, Some(0.034))] {
+            let first = scores(&answers(0.6, 0), per_sample, stderr);
+            let alarms = |rate: f64| {
+                let latest = (1..=200).map(|draw| scores(&answers(rate, draw), per_sample, stderr));
+                latest.filter(|latest| drift(&objective, &[&first], latest, false).is_some()).count()
+            };
+            assert!(alarms(0.6) <= 3, "{} of 200", alarms(0.6));
+            assert!(alarms(0.3) >= 195, "{} of 200", alarms(0.3));
+        }
+    }
+
+    #[test]
+    fn few_samples_do_not_raise_it_and_the_same_shift_everywhere_does() {
+        let objective = objective();
+        let shifted = |n: usize| {
+            drift(&objective, &[&scores(&vec![0.2; n], true, None)], &scores(&vec![0.1; n], true, None), false)
+        };
+        assert_eq!(shifted(3), None, "six differences of one sign are chance once in 32 times");
+        let drift = shifted(20).unwrap();
+        assert!((drift.difference + 0.1).abs() < 1e-12 && drift.errors.unwrap() < -3.0, "{drift:?}");
+    }
+
+    #[test]
+    fn without_errors_the_spread_of_earlier_scores_decides() {
+        let objective = objective();
+        let earlier: Vec<Scores> =
+            [0.60, 0.61, 0.59, 0.60, 0.605].iter().map(|value| scores(&[*value], false, None)).collect();
+        let earlier: Vec<&Scores> = earlier.iter().collect();
+        let latest =
+            |value: f64, known: usize| drift(&objective, &earlier[..known], &scores(&[value], false, None), false);
+        assert_eq!(latest(0.2, 3), None, "three scores have no spread to speak of");
+        assert_eq!(latest(0.62, 5), None);
+        assert!((latest(0.5, 5).unwrap().difference + 0.1).abs() < 1e-12);
+        let same: Vec<Scores> = vec![scores(&[0.6], false, None); 4];
+        let same: Vec<&Scores> = same.iter().collect();
+        assert_eq!(drift(&objective, &same, same[0], false), None);
+        assert!(drift(&objective, &same, earlier[1], false).is_some(), "it never varied before");
+    }
+
+    #[test]
+    fn a_deterministic_evaluator_may_not_change_a_single_sample() {
+        let objective = objective();
+        let first = scores(&[1.0, 0.0, 1.0], true, Some(0.1));
+        assert_eq!(drift(&objective, &[&first], &first.clone(), true), None);
+        // The same mean from other answers.
+        let other = drift(&objective, &[&first], &scores(&[0.0, 1.0, 1.0], true, Some(0.1)), true);
+        assert_eq!(other.map(|drift| drift.errors), Some(None));
+        let bare = |value: f64| scores(&[value], false, None);
+        assert_eq!(drift(&objective, &[&bare(0.5)], &bare(0.5), true), None);
+        assert!(drift(&objective, &[&bare(0.5)], &bare(0.501), true).is_some());
+    }
+
+    #[test]
+    fn finalists_are_ordered_by_the_mean_of_both_scores() {
+        let two = |search: f64, again: f64| TwoScores { search, again: Some(again) };
+        assert_eq!(order(&[two(0.9, 0.5), two(0.8, 0.7), two(0.75, 0.72)]), [1, 2, 0]);
+        assert_eq!(order(&[two(0.8, 0.8), two(0.8, 0.8)]), [0, 1]);
+        let lost = TwoScores { search: 0.99, again: None };
+        assert_eq!(order(&[lost, two(0.5, 0.4), lost]), [1, 0, 2]);
+    }
+}

@@ -1,0 +1,90 @@
+//! The sentinel: a baseline that is scored again now and then, to see whether the evaluator is still the one that it was.
+
+use std::num::NonZeroU64;
+
+use super::Search;
+use crate::ledger::Ledger;
+use crate::search::SearchError;
+use crate::search::pipeline::Finished;
+use crate::search::repeats::{Again, last_sentinel};
+
+/// Where the sentinel stands.
+pub(super) struct Sentinel {
+    /// Its evaluation, once it was scored again.
+    index: Option<u64>,
+    /// What had been spent when it was due last, in evaluations in full.
+    due_at: u64,
+    /// The same when it was scored again last.
+    made_at: u64,
+    /// It is being scored.
+    open: bool,
+}
+
+impl Sentinel {
+    pub(super) fn of(ledger: &Ledger, every: Option<NonZeroU64>) -> Result<Self, SearchError> {
+        let last = last_sentinel(ledger)?;
+        let made_at = last.as_ref().map_or(0, |last| last.after);
+        let due_at = every.map_or(0, |every| made_at / every * every.get());
+        Ok(Self { index: last.map(|last| last.index), due_at, made_at, open: false })
+    }
+}
+
+impl Search {
+    /// What has been spent, in evaluations in full.
+    pub(super) fn spent(&self) -> u64 {
+        match self.prepared.samples {
+            0 => self.budget.evaluations(),
+            samples => self.budget.samples() / samples,
+        }
+    }
+
+    pub(super) fn again(&self) -> Again<'_> {
+        Again {
+            prepared: &self.prepared,
+            ledger: &self.ledger,
+            context: self.pipeline.context(),
+            outcomes: self.schedule.outcomes(),
+            spent: self.spent(),
+            progress: self.progress.as_ref(),
+        }
+    }
+
+    /// At the end of a search, the evaluation to be made again: where half of the usual distance has passed.
+    pub(super) fn last_sentinel_due(&self) -> Option<u64> {
+        let every = self.repeats.sentinel?.get();
+        let due = self.spent() >= self.sentinel.made_at + every.div_ceil(2);
+        self.sentinel.index.or_else(|| self.choose_sentinel()).filter(|_| due)
+    }
+
+    /// The uniform soup, whose score is neither at the bottom nor at the top; else the first baseline that has a score.
+    fn choose_sentinel(&self) -> Option<u64> {
+        let baselines = self.prepared.baselines();
+        let told = || self.rows.range(..baselines).map(|(_, row)| row);
+        let scored = || told().filter(|row| row.objective.is_some());
+        let chosen = scored().find(|row| row.origin == "uniform_soup").or_else(|| scored().next());
+        chosen.filter(|_| told().count() as u64 == baselines).map(|row| row.index)
+    }
+
+    /// Has the sentinel scored again if it is time.
+    pub(super) fn start_sentinel(&mut self) -> Result<(), SearchError> {
+        let Some(every) = self.repeats.sentinel else { return Ok(()) };
+        if self.sentinel.open || self.spent() < self.sentinel.due_at + every.get() {
+            return Ok(());
+        }
+        let Some(index) = self.sentinel.index.or_else(|| self.choose_sentinel()) else { return Ok(()) };
+        let Some(asked) = self.ledger.all_asked()?.into_iter().find(|asked| asked.index == index) else {
+            return Ok(());
+        };
+        let work = self.again().next_sentinel(&asked)?;
+        self.pipeline.add(work);
+        let spent = self.spent();
+        self.sentinel =
+            Sentinel { index: Some(index), due_at: spent / every * every.get(), made_at: spent, open: true };
+        Ok(())
+    }
+
+    pub(super) fn finish_sentinel(&mut self, finished: &Finished) -> Result<(), SearchError> {
+        self.sentinel.open = false;
+        self.again().sentinel(finished)
+    }
+}

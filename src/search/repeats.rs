@@ -1,0 +1,262 @@
+//! Candidates scored again on the samples that the search scored them on: finalists and best baseline before the verdict,
+//! because the luckiest answers win a search; and a sentinel now and then, because an evaluator that changes under way makes
+//! scores from before and after two different things. Neither counts against the budget, and no strategy hears of them.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+use super::candidate::{Candidate, EvaluationContext};
+use super::pipeline::{Finished, Line, MaterializeStage, Pipeline, Work};
+use super::prepare::Prepared;
+use super::progress::Progress;
+use super::{SearchError, Stop};
+use crate::ledger::{AskedRecord, Ledger, RepeatRecord, now};
+use crate::score::alarms::{Alarm, AlarmKind};
+use crate::score::repeats::{Scores, drift};
+use crate::strategy::{Outcome, Status};
+
+const FINALIST: &str = "finalist";
+const SENTINEL: &str = "sentinel";
+/// Evaluations in full between two scorings of the sentinel, for evaluators whose answers may vary.
+const SENTINEL_EVERY: NonZeroU64 = NonZeroU64::new(50).unwrap();
+/// Finalists of a run without a hold-out.
+const FINALISTS: usize = 5;
+
+/// What a run scores again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Repeats {
+    /// Finalists and best baseline, before the verdict.
+    pub finalists: bool,
+    /// Evaluations in full between two scorings of the sentinel.
+    pub sentinel: Option<NonZeroU64>,
+}
+
+impl Repeats {
+    /// As the run file says; by default, nothing where the evaluator is known to give the same scores again.
+    pub fn of(prepared: &Prepared) -> Self {
+        let varies = !prepared.evaluator.capabilities().deterministic;
+        let config = &prepared.config.repeats;
+        Self {
+            finalists: config.finalists.unwrap_or(varies),
+            sentinel: match config.sentinel {
+                Some(every) => NonZeroU64::new(every),
+                None => varies.then_some(SENTINEL_EVERY),
+            },
+        }
+    }
+
+    /// How many of the best candidates there are to choose from in the end.
+    pub fn finalists_of(&self, prepared: &Prepared) -> usize {
+        let alone = if self.finalists { FINALISTS } else { 1 };
+        prepared.holdout.as_ref().map_or(alone, |holdout| holdout.finalists)
+    }
+}
+
+/// What scoring again takes and where it is recorded.
+pub struct Again<'a> {
+    pub prepared: &'a Prepared,
+    pub ledger: &'a Arc<Ledger>,
+    pub context: &'a EvaluationContext,
+    /// The search's own outcomes.
+    pub outcomes: &'a BTreeMap<u64, Outcome>,
+    /// What the search has spent, in evaluations in full.
+    pub spent: u64,
+    pub progress: &'a dyn Progress,
+}
+
+impl Again<'_> {
+    /// A finalist's second scoring.
+    fn finalist(&self, asked: &AskedRecord) -> Result<Work, SearchError> {
+        self.work(asked, 1)
+    }
+
+    /// The next scoring of the sentinel; after a kill it is the same again, so that an evaluator knows it.
+    pub fn next_sentinel(&self, asked: &AskedRecord) -> Result<Work, SearchError> {
+        let repeats = self.ledger.all_repeats()?;
+        let of_it = repeats.iter().filter(|repeat| repeat.index == asked.index && repeat.purpose == SENTINEL);
+        // The first replicate is kept for a sentinel that becomes a finalist.
+        self.work(asked, 2 + of_it.count() as u32)
+    }
+
+    fn work(&self, asked: &AskedRecord, replicate: u32) -> Result<Work, SearchError> {
+        let replicate = asked.replicate + replicate;
+        let candidate = Candidate::from_record(asked, &self.prepared.models, self.context, replicate)?;
+        Ok(Work { index: asked.index, candidate: Arc::new(candidate), fidelity: 1.0, replicate, again: true })
+    }
+
+    /// Takes a sentinel's scores in and says so if they are not what they were.
+    pub fn sentinel(&self, finished: &Finished) -> Result<(), SearchError> {
+        let alarm = self.sentinel_alarm(finished)?;
+        if let Some(alarm) = &alarm {
+            self.progress.line(&format!("warning: {}", alarm.message));
+        }
+        self.record(finished, SENTINEL, alarm).map(|_| ())
+    }
+
+    fn sentinel_alarm(&self, finished: &Finished) -> Result<Option<Alarm>, SearchError> {
+        let Some(first) = self.outcomes.get(&finished.index) else { return Ok(None) };
+        let repeats = self.ledger.all_repeats()?;
+        let of_it = repeats.iter().filter(|repeat| repeat.index == finished.index && repeat.purpose == SENTINEL);
+        let known: Vec<Scores> = of_it.filter_map(scores_of).collect();
+        let earlier: Vec<&Scores> = std::iter::once(&first.tasks).chain(&known).collect();
+        let what = match finished.status {
+            Status::Failed => return Ok(None),
+            Status::Infeasible => {
+                format!("could be scored at first, and not any more: {}", finished.error.clone().unwrap_or_default())
+            }
+            Status::Scored => {
+                let deterministic = self.prepared.evaluator.capabilities().deterministic;
+                let objective = &self.prepared.objective;
+                let Some(drift) = drift(objective, &earlier, &finished.tasks, deterministic) else { return Ok(None) };
+                let value = |scores: &Scores| objective.value(scores).unwrap_or(f64::NAN);
+                let why = match drift.errors {
+                    Some(errors) => format!("{:.1} times what chance explains", errors.abs()),
+                    None => "and the evaluator says that it is deterministic".to_owned(),
+                };
+                let (before, now) = (value(&first.tasks), value(&finished.tasks));
+                format!("had {before:.4} at first and has {now:.4} now ({:+.4}, {why})", drift.difference)
+            }
+        };
+        Ok(Some(Alarm {
+            kind: AlarmKind::SentinelDrift,
+            task: None,
+            message: format!(
+                "after {} evaluations in full, the sentinel ({}, evaluation {}) was scored again: it {what}. The evaluator has \
+                 changed since the search began, so its scores from before and after are not comparable: find out what \
+                 changed, and start anew with --fresh",
+                self.spent, finished.candidate.id, finished.index
+            ),
+        }))
+    }
+
+    fn record(&self, finished: &Finished, purpose: &str, alarm: Option<Alarm>) -> Result<RepeatRecord, SearchError> {
+        let objective = match finished.status {
+            Status::Scored => self.prepared.objective.value(&finished.tasks),
+            Status::Infeasible | Status::Failed => None,
+        };
+        let status = match finished.status {
+            Status::Scored => "scored",
+            Status::Infeasible => "infeasible",
+            Status::Failed => "failed",
+        };
+        let record = RepeatRecord {
+            evaluation_id: finished.candidate.evaluation_id.clone(),
+            index: finished.index,
+            candidate_id: finished.candidate.id.clone(),
+            purpose: purpose.to_owned(),
+            replicate: finished.replicate,
+            after: self.spent,
+            status: status.to_owned(),
+            objective,
+            tasks: serde_json::to_value(&finished.tasks).unwrap_or_default(),
+            alarm: serde_json::to_value(alarm).unwrap_or_default(),
+            error: finished.error.clone(),
+            finished_at: now(),
+        };
+        self.ledger.repeat(&record)?;
+        Ok(record)
+    }
+}
+
+/// The end of a search: finalists, best baseline and, if it is due, the sentinel.
+pub struct LastScoring<'a> {
+    pub again: Again<'a>,
+    pub stage: Option<MaterializeStage>,
+    pub asked: &'a [AskedRecord],
+    pub stop: &'a Stop,
+}
+
+impl LastScoring<'_> {
+    /// Scores the candidates of these evaluations again (what is recorded is not asked again); their new objectives by
+    /// candidate.
+    pub async fn score(&self, finalists: &[u64], sentinel: Option<u64>) -> Result<BTreeMap<String, f64>, SearchError> {
+        let mut found = BTreeMap::new();
+        let line = Line {
+            evaluator: self.again.prepared.evaluator.clone(),
+            context: self.again.context.clone(),
+            ledger: self.again.ledger.clone(),
+            stage: self.stage.clone(),
+            attempt_event: "attempted",
+        };
+        let mut pipeline = Pipeline::new(line, self.stop.now.child_token());
+        let recorded = self.again.ledger.all_repeats()?;
+        let mut open = 0;
+        for index in finalists {
+            let of_it = |repeat: &&RepeatRecord| repeat.index == *index && repeat.purpose == FINALIST;
+            if let Some(repeat) = recorded.iter().find(of_it) {
+                found.extend(repeat.objective.map(|objective| (repeat.candidate_id.clone(), objective)));
+                continue;
+            }
+            pipeline.add(self.again.finalist(self.asked(*index)?)?);
+            open += 1;
+        }
+        if open > 0 {
+            let samples = self.again.prepared.samples;
+            self.again.progress.line(&format!(
+                "scoring {open} finalists and baselines again{}",
+                if samples > 0 { format!(", on {samples} samples each") } else { String::new() }
+            ));
+        }
+        self.run(&mut pipeline, |finished| {
+            if finished.status != Status::Scored {
+                let reason = finished.error.clone().unwrap_or_default();
+                self.again.progress.line(&format!("{} could not be scored again: {reason}", finished.candidate.id));
+            }
+            // A failure says nothing of the candidate: the next start tries again.
+            if finished.status == Status::Failed {
+                return Ok(());
+            }
+            let record = self.again.record(&finished, FINALIST, None)?;
+            found.extend(record.objective.map(|objective| (record.candidate_id, objective)));
+            Ok(())
+        })
+        .await?;
+        if let Some(index) = sentinel {
+            pipeline.add(self.again.next_sentinel(self.asked(index)?)?);
+            self.run(&mut pipeline, |finished| self.again.sentinel(&finished)).await?;
+        }
+        Ok(found)
+    }
+
+    fn asked(&self, index: u64) -> Result<&AskedRecord, SearchError> {
+        let record = self.asked.iter().find(|asked| asked.index == index);
+        record.ok_or_else(|| SearchError::BadData(format!("ledger: evaluation {index} is gone")))
+    }
+
+    async fn run(
+        &self,
+        pipeline: &mut Pipeline,
+        mut take: impl FnMut(Finished) -> Result<(), SearchError>,
+    ) -> Result<(), SearchError> {
+        loop {
+            if self.stop.wanted() {
+                pipeline.stop_merging();
+            } else {
+                pipeline.start();
+            }
+            if pipeline.idle() {
+                break;
+            }
+            if let Some(finished) = pipeline.next().await? {
+                take(finished)?;
+            }
+        }
+        if self.stop.wanted() { Err(SearchError::Stopped) } else { Ok(()) }
+    }
+}
+
+fn scores_of(repeat: &RepeatRecord) -> Option<Scores> {
+    (repeat.status == "scored").then(|| serde_json::from_value(repeat.tasks.clone()).ok()).flatten()
+}
+
+/// The sentinel's latest scoring.
+pub fn last_sentinel(ledger: &Ledger) -> Result<Option<RepeatRecord>, SearchError> {
+    Ok(ledger.all_repeats()?.into_iter().rfind(|repeat| repeat.purpose == SENTINEL))
+}
+
+/// The latest alarm that scoring again gave cause for.
+pub fn alarm(ledger: &Ledger) -> Result<Option<Alarm>, SearchError> {
+    let repeats = ledger.all_repeats()?;
+    Ok(repeats.iter().rev().find_map(|repeat| serde_json::from_value(repeat.alarm.clone()).ok()))
+}

@@ -1,0 +1,337 @@
+//! Candidates that are scored again: finalists before the verdict, and a sentinel now and then, through the program.
+
+#[path = "support/fault_server.rs"]
+#[allow(dead_code, reason = "shared with the tests of the HTTP evaluator")]
+mod fault_server;
+#[path = "support/runs.rs"]
+#[allow(dead_code, reason = "shared with the tests of whole searches")]
+mod runs;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use evomerge::ledger::{Ledger, RepeatRecord};
+use fault_server::{FaultServer, Reply, capabilities};
+use runs::{SPACE, Scratch, TASKS, cell, command, stderr};
+use serde_json::{Value, json};
+
+fn hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// What a candidate is worth, below 0.5.
+fn skill(candidate: &str) -> f64 {
+    (hash(candidate) % 1000) as f64 / 2000.0
+}
+
+/// Every fourth candidate is lucky once.
+fn luck(candidate: &str) -> f64 {
+    if hash(&format!("luck of {candidate}")).is_multiple_of(4) { 0.5 } else { 0.0 }
+}
+
+fn set_accuracy(answer: &mut Value, accuracy: f64) {
+    for scores in answer["tasks"].as_object_mut().unwrap().values_mut() {
+        scores["metrics"]["accuracy"] = json!({ "value": accuracy, "stderr": 0.02 });
+        scores.as_object_mut().unwrap().remove("per_sample");
+    }
+}
+
+/// Luck does not strike twice.
+fn lucky(request: &Value, answer: &mut Value) {
+    let candidate = request["candidate"]["id"].as_str().unwrap();
+    let luck = if request["replicate"] == 0 { luck(candidate) } else { 0.0 };
+    set_accuracy(answer, skill(candidate) + luck);
+}
+
+/// The second time that the sentinel is scored again, something has happened to the endpoint.
+fn drifting(request: &Value, answer: &mut Value) {
+    let candidate = request["candidate"]["id"].as_str().unwrap();
+    let lost = if request["replicate"].as_u64() > Some(2) { 0.2 } else { 0.0 };
+    set_accuracy(answer, 0.3 + 0.5 * skill(candidate) - lost);
+}
+
+/// An endpoint whose answers may vary, without scores by sample.
+fn server(score: fn(&Value, &mut Value)) -> FaultServer {
+    let server = FaultServer::start(Vec::new());
+    let mut known = capabilities();
+    known["deterministic"] = json!(false);
+    for task in known["tasks"].as_array_mut().unwrap() {
+        task["supports"] = json!(["limit", "sample_ids", "seed"]);
+    }
+    *server.inner.capabilities.lock().unwrap() = known;
+    *server.inner.otherwise.lock().unwrap() = Reply::Scored(score);
+    server
+}
+
+fn run_file(scratch: &Scratch, server: &FaultServer, more: &str) -> PathBuf {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+    let text = format!(
+        "name = \"run\"\nseed = 3\n[models]\nbase = {:?}\nsources = [{:?}, {:?}]\n[space]\nmethod = \"task_arithmetic\"\n\
+         layer_groups = 2\n[strategy]\nkind = \"random\"\n[budget]\nevaluations = 20\n[evaluator]\nkind = \"http\"\n\
+         endpoints = [{:?}]\nmax_attempts = 2\n[[tasks]]\nname = \"add\"\n[[tasks]]\nname = \"rev\"\n{more}",
+        golden.join("base"),
+        golden.join("a"),
+        golden.join("b"),
+        server.url()
+    );
+    let path = scratch.path("run.toml");
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+fn repeats(scratch: &Scratch, results: &str) -> Vec<RepeatRecord> {
+    let ledger = Ledger::open_for_reading(&scratch.path(results).join("run/ledger.sqlite")).unwrap();
+    ledger.all_repeats().unwrap()
+}
+
+/// Requests by evaluation id, with the number of times that each came.
+fn posts(server: &FaultServer) -> BTreeMap<String, (Value, usize)> {
+    let mut posts: BTreeMap<String, (Value, usize)> = BTreeMap::new();
+    for seen in server.seen("POST") {
+        assert_eq!(seen.header("idempotency-key"), seen.json()["evaluation_id"].as_str());
+        let id = seen.json()["evaluation_id"].as_str().unwrap().to_owned();
+        posts.entry(id).or_insert((seen.json(), 0)).1 += 1;
+    }
+    posts
+}
+
+#[test]
+fn a_lucky_candidate_does_not_carry_the_verdict() {
+    let (scratch, server) = (Scratch::new(), server(lucky));
+    let holdout = "[holdout]\nfraction = 0.4\nfinalists = 4\n";
+    let report = scratch.search(&run_file(&scratch, &server, holdout), &[]);
+    let trials = scratch.trials("results", "run");
+    assert_eq!(trials.len(), 20, "scoring again has no row and costs no budget");
+
+    let mut ranked: Vec<(&str, f64)> =
+        trials.iter().map(|row| (cell(row, "candidate_id"), cell(row, "objective").parse().unwrap())).collect();
+    ranked.sort_by(|first, second| second.1.total_cmp(&first.1));
+    let mean = |candidate: &str| skill(candidate) + 0.5 * luck(candidate);
+    let baseline = report["baseline"]["candidate_id"].as_str().unwrap();
+    let candidates: BTreeSet<&str> = ranked[..4].iter().map(|(id, _)| *id).chain([baseline]).collect();
+    let expected = candidates.iter().copied().max_by(|first, second| mean(first).total_cmp(&mean(second))).unwrap();
+
+    let winner = &report["winner"];
+    assert_eq!(winner["candidate_id"], expected);
+    assert_ne!(winner["candidate_id"], ranked[0].0, "the seed was chosen so that the luckiest is not the best");
+    assert_eq!(report["best"]["candidate_id"], expected);
+    assert!((winner["rescored"].as_f64().unwrap() - skill(expected)).abs() < 1e-12);
+    assert!((report["rescoring_over_statement"].as_f64().unwrap() - luck(expected)).abs() < 1e-12);
+    let lucky = report["finalists"].as_array().unwrap().iter().find(|finalist| finalist["candidate_id"] == ranked[0].0);
+    let lucky = lucky.unwrap();
+    assert!((lucky["search_score"].as_f64().unwrap() - lucky["rescored"].as_f64().unwrap() - 0.5).abs() < 1e-12);
+    assert!(report["sentence"].as_str().unwrap().contains("Scored again on the search samples"));
+
+    // One request each, under an id of its own, of the very samples of the search.
+    let posts = posts(&server);
+    let again: Vec<&Value> = posts.values().map(|(post, _)| post).filter(|post| post["replicate"] == 1).collect();
+    let asked: BTreeSet<&str> = again.iter().map(|post| post["candidate"]["id"].as_str().unwrap()).collect();
+    assert_eq!(asked, candidates);
+    assert_eq!((again.len(), posts.values().all(|(_, times)| *times == 1)), (candidates.len(), true));
+    for post in again {
+        let of_it =
+            posts.values().map(|(post, _)| post).filter(|other| other["candidate"]["id"] == post["candidate"]["id"]);
+        assert!(of_it.clone().any(|other| other["replicate"] == 0 && other["tasks"] == post["tasks"]));
+    }
+
+    // Whatever speaks of the best speaks of the winner.
+    let recipe = std::fs::read_to_string(scratch.path("results/run/best/recipe.toml")).unwrap();
+    let ledger = Ledger::open_for_reading(&scratch.path("results/run/ledger.sqlite")).unwrap();
+    assert_eq!(ledger.all_asked().unwrap().iter().find(|asked| asked.candidate_id == expected).unwrap().recipe, recipe);
+    let status = scratch.evomerge(&["status", "results/run", "--json"]);
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(status["best"]["candidate_id"], expected);
+    assert_eq!(status["scored_again"], candidates.len());
+    let verdict = std::fs::read_to_string(scratch.path("results/run/verdict.json")).unwrap();
+    let verdict: Value = serde_json::from_str(&verdict).unwrap();
+    assert_eq!((&verdict["winner"], &verdict["finalists"]), (winner, &report["finalists"]));
+
+    // Started once more, everything is on record.
+    let before = server.posts();
+    let text = scratch.evomerge(&["search", "run.toml"]);
+    assert!(String::from_utf8_lossy(&text.stdout).contains("again"), "{}", stderr(&text));
+    assert_eq!(server.posts(), before);
+    let more = scratch.search(Path::new("run.toml"), &["--max-evaluations", "24"]);
+    assert_eq!(more["evaluations"], 24);
+    assert!(self::posts(&server).values().all(|(_, times)| *times == 1));
+}
+
+#[test]
+fn a_run_without_a_holdout_chooses_among_its_finalists_too() {
+    let (scratch, server) = (Scratch::new(), server(lucky));
+    let report = scratch.search(&run_file(&scratch, &server, ""), &[]);
+    assert_eq!(report["verdict"], "no_holdout");
+    assert_eq!(report["finalists"].as_array().unwrap().len(), 5);
+    assert!(report["winner"]["rescored"].is_f64());
+
+    let other = Scratch::new();
+    let report = other.search(&run_file(&other, &server, "[repeats]\nfinalists = false\n"), &[]);
+    assert_eq!(report["finalists"].as_array().unwrap().len(), 1);
+    assert!(report["winner"]["rescored"].is_null() && report["rescoring_over_statement"].is_null());
+    assert!(repeats(&other, "results").is_empty());
+}
+
+#[test]
+fn a_finalist_that_cannot_be_scored_again_is_no_winner() {
+    let (scratch, server) = (
+        Scratch::new(),
+        server(|request, answer| {
+            let candidate = request["candidate"]["id"].as_str().unwrap();
+            set_accuracy(answer, skill(candidate));
+            if request["replicate"] == 1 && skill(candidate) > 0.4 {
+                let error =
+                    json!({"code": "candidate_invalid", "class": "candidate", "title": "gone", "detail": "gone"});
+                answer["status"] = json!("failed");
+                answer["error"] = error;
+            }
+        }),
+    );
+    let report = scratch.search(&run_file(&scratch, &server, "[repeats]\nsentinel = 0\n"), &[]);
+    let best = report["winner"]["search_score"].as_f64().unwrap();
+    let trials = scratch.trials("results", "run");
+    let scores = trials.iter().map(|row| cell(row, "objective").parse::<f64>().unwrap());
+    assert!(scores.clone().any(|score| score > 0.4), "the test needs one");
+    let expected = scores.filter(|score| *score <= 0.4).fold(0.0, f64::max);
+    if repeats(&scratch, "results").iter().any(|repeat| repeat.status == "scored") {
+        assert_eq!(best, expected);
+    }
+    assert!(repeats(&scratch, "results").iter().any(|repeat| repeat.status == "infeasible"));
+}
+
+/// Killed while finalists are being scored again: nothing that was answered is asked again, and what was on its way is asked
+/// under the same id.
+#[test]
+fn a_kill_while_finalists_are_scored_again_loses_nothing() {
+    let calm = Scratch::new();
+    let quiet = server(lucky);
+    let holdout = "[holdout]\nfraction = 0.4\n";
+    let expected = calm.search(&run_file(&calm, &quiet, holdout), &["--quiet"]);
+
+    let (scratch, server) = (Scratch::new(), server(lucky));
+    server.inner.posts.lock().unwrap().extend(vec![Reply::Scored(lucky); 22]);
+    *server.inner.otherwise.lock().unwrap() = Reply::Hang;
+    let run_file = run_file(&scratch, &server, holdout);
+    let arguments = ["search", run_file.to_str().unwrap(), "--quiet"];
+    let mut child = command(scratch.folder.path(), &arguments).stdout(Stdio::null()).spawn().unwrap();
+    while server.posts() < 23 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(repeats(&scratch, "results").len(), 2);
+
+    *server.inner.otherwise.lock().unwrap() = Reply::Scored(lucky);
+    let report = scratch.search(&run_file, &["--quiet"]);
+    for key in ["winner", "finalists", "baseline", "verdict", "sentence", "rescoring_over_statement"] {
+        assert_eq!(report[key], expected[key], "{key}");
+    }
+    let twice = posts(&server).values().filter(|(_, times)| *times == 2).count();
+    assert_eq!((twice, server.posts()), (1, quiet.posts() + 1));
+    assert_eq!(scratch.trials("results", "run"), calm.trials("results", "run"));
+}
+
+#[test]
+fn a_sentinel_that_drifts_raises_an_alarm_and_changes_no_proposal() {
+    let (scratch, server) = (Scratch::new(), server(drifting));
+    let report = scratch.search(&run_file(&scratch, &server, "[repeats]\nfinalists = false\nsentinel = 6\n"), &[]);
+    let made = repeats(&scratch, "results");
+    // At 12 and 18 of 20 evaluations: before, the soup has no score yet, because others are asked for ahead of it.
+    let soup = scratch.trials("results", "run")[3].clone();
+    assert_eq!(cell(&soup, "origin"), "uniform_soup");
+    assert!(made.iter().all(|repeat| repeat.index == 3 && repeat.purpose == "sentinel"));
+    assert_eq!(made.iter().map(|repeat| repeat.replicate).collect::<Vec<_>>(), [2, 3]);
+    assert_eq!(made.iter().map(|repeat| repeat.alarm.is_null()).collect::<Vec<_>>(), [true, false]);
+    let alarms = report["alarms"].as_array().unwrap();
+    assert_eq!((alarms.len(), &alarms[0]["kind"]), (1, &json!("sentinel_drift")));
+    let message = alarms[0]["message"].as_str().unwrap();
+    for word in ["sentinel", cell(&soup, "candidate_id"), "-0.2000", "--fresh"] {
+        assert!(message.contains(word), "{word}: {message}");
+    }
+    let verdict = std::fs::read_to_string(scratch.path("results/run/verdict.json")).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&verdict).unwrap()["alarms"], report["alarms"]);
+    let status = scratch.evomerge(&["status", "results/run"]);
+    assert!(String::from_utf8_lossy(&status.stdout).contains("sentinel"), "{status:?}");
+    // While a search runs there is no verdict to read it from.
+    std::fs::remove_file(scratch.path("results/run/verdict.json")).unwrap();
+    let status = scratch.evomerge(&["status", "results/run", "--json"]);
+    assert_eq!(serde_json::from_slice::<Value>(&status.stdout).unwrap()["alarms"], report["alarms"]);
+
+    let without = Scratch::new();
+    let calm = without.search(&run_file(&without, &server, "[repeats]\nfinalists = false\nsentinel = 0\n"), &[]);
+    assert_eq!(calm["alarms"], json!([]));
+    assert_eq!(without.trials("results", "run"), scratch.trials("results", "run"));
+}
+
+#[test]
+fn a_sentinel_is_quiet_where_only_chance_is_at_work() {
+    let scratch = Scratch::new();
+    let rest = format!("{SPACE}{TASKS}[repeats]\nsentinel = 4\n");
+    let noise = |name: &str| format!("name = \"{name}\"\nsamples = 60\nnoise = 0.4\nlatency = \"4ms\"\nin_flight = 3");
+    let run_file = scratch.run_file("run", 60, &noise("sphere"), &rest);
+    let report = scratch.search(&run_file, &["--results", "calm"]);
+    assert_eq!(report["alarms"], json!([]));
+    let made = repeats(&scratch, "calm");
+    let sentinels = made.iter().filter(|repeat| repeat.purpose == "sentinel").count();
+    assert!((14..=15).contains(&sentinels), "{sentinels}");
+    assert_eq!(made.len() - sentinels, 6, "five finalists and the best baseline, which was none of them");
+
+    // Killed now and then, the search is the same, and so is its end.
+    for _ in 0..5 {
+        let arguments = ["search", run_file.to_str().unwrap(), "--results", "stormy", "--quiet"];
+        let mut child = command(scratch.folder.path(), &arguments).stdout(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(90));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let stormy = scratch.search(&run_file, &["--results", "stormy"]);
+    assert_eq!(scratch.trials("calm", "run"), scratch.trials("stormy", "run"));
+    for key in ["winner", "finalists", "baseline", "verdict", "rescoring_over_statement"] {
+        assert_eq!(stormy[key], report[key], "{key}");
+    }
+    let ids: Vec<String> = repeats(&scratch, "stormy").into_iter().map(|repeat| repeat.evaluation_id).collect();
+    assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len());
+}
+
+#[test]
+fn deterministic_evaluators_are_not_asked_twice() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 60, "name = \"sphere\"", &format!("{SPACE}{TASKS}"));
+    let report = scratch.search(&run_file, &[]);
+    assert!(repeats(&scratch, "results").is_empty() && report["winner"]["rescored"].is_null());
+    let check = |run_file: &Path| {
+        let output = scratch.evomerge(&["check", run_file.to_str().unwrap()]);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(check(&run_file).contains("nothing: the evaluator is deterministic"), "{}", check(&run_file));
+
+    let noisy = scratch.run_file("noisy", 60, "name = \"sphere\"\nnoise = 0.1", &format!("{SPACE}{TASKS}"));
+    let text = check(&noisy);
+    for word in ["5 finalists and the best baseline", "every 50", "7 evaluations at most, outside the budget"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+}
+
+/// A program that says nothing of itself may vary; the run file can say that it does not.
+#[test]
+fn a_command_is_deterministic_if_the_run_file_says_so() {
+    let scratch = Scratch::new();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+    let script = "echo x >> calls; echo '{\"tasks\": {\"t\": {\"metrics\": {\"score\": {\"value\": 0.5}}}}}' > $1";
+    std::fs::write(scratch.path("score.sh"), script).unwrap();
+    for (says, calls) in [("", 11), ("deterministic = true\n", 6)] {
+        let _ = std::fs::remove_file(scratch.path("calls"));
+        let text = format!(
+            "name = \"run\"\n[models]\nbase = {:?}\nsources = [{:?}, {:?}]\n[space]\nmethod = \"task_arithmetic\"\n[strategy]\n\
+             kind = \"random\"\n[budget]\nevaluations = 6\n[evaluator]\nkind = \"command\"\nargv = [\"sh\", \"score.sh\", \
+             \"{{result_file}}\"]\n{says}[[tasks]]\nname = \"t\"\n",
+            golden.join("base"),
+            golden.join("a"),
+            golden.join("b"),
+        );
+        std::fs::write(scratch.path("run.toml"), text).unwrap();
+        scratch.search(Path::new("run.toml"), &["--fresh", "--quiet"]);
+        assert_eq!(std::fs::read_to_string(scratch.path("calls")).unwrap().lines().count(), calls, "{says}");
+    }
+}
