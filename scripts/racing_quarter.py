@@ -47,7 +47,7 @@ density = {{ low = 0.1, high = 1.0, per = ["model", "layer_group"] }}
 kind = "function"
 name = "{name}"
 samples = 1000
-noise = 0.27   # as much as siblings among the quickstart's candidates differ from sample to sample
+noise = 0.27   # siblings that answer about one question in seven differently; an assumption, not a measurement
 [repeats]
 finalists = false
 sentinel = 0
