@@ -10,7 +10,7 @@ set -euo pipefail
 work=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
 cd "$(dirname "$0")/.."
-root=$work/root/usr
+root=$work/unpacked/usr
 target=aarch64-unknown-linux-gnu
 
 fetch() {
@@ -27,7 +27,7 @@ fetch() {
   (cd "$work/debs" && apt-get "${options[@]}" download -qq rustc-web libstd-rust-web-dev "$std" libstd-rust-web-dev:arm64 \
     "$std:arm64" "$llvm" $cross libbinutils binutils-common libjansson4 qemu-user-static)
   for package in "$work"/debs/*.deb; do
-    dpkg -x "$package" "$work/root"
+    dpkg -x "$package" "$work/unpacked"
   done
   # Linker scripts name their files by absolute paths.
   grep -lI 'GNU ld script' "$root"/aarch64-linux-gnu/lib/*.so | xargs sed -i 's#/usr/aarch64-linux-gnu/lib/##g'
