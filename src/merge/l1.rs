@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::MergeError;
 use super::element::Element;
-use super::fused::{ALARM, CHUNK, PAIRS, alarm, chunks_of, widen, words};
+use super::fused::{CHUNK, PAIRS, chunks_of, widen, words};
 use super::philox::{DRAWS, FEW, MANY, each, pairs};
 use super::reduce::{LANES, Lanes, sum_block_rows};
 use super::remembered::{Dropped, MaskMemory, RememberedMask, note};
@@ -115,7 +115,7 @@ struct FusedNorms<'a> {
 }
 
 impl Kernel for FusedNorms<'_> {
-    /// `None` where something is not finite.
+    /// `None` where something is not finite: the distance of such an element is not either, nor is any sum with it.
     type Output = Option<[f64; 2]>;
 
     #[inline(always)]
@@ -143,7 +143,6 @@ impl FusedNorms<'_> {
         let (sources, source_rest) = chunks_of(source, &range);
         let highest = (mask.limit - 1) << 16 | 0xFFFF;
         let (mut all, mut kept) = (Lanes::ZERO, Lanes::ZERO);
-        let mut alarms = [0; LANES];
         if let Some(remembered) = &mut remembered {
             remembered.reserve_exact(bases.len());
         }
@@ -158,7 +157,6 @@ impl FusedNorms<'_> {
                 for lane in 0..LANES {
                     let pair = LANES * row + lane;
                     let (base, source) = (u32::from_le_bytes(base[pair]), u32::from_le_bytes(source[pair]));
-                    alarms[lane] |= alarm(base) | alarm(source);
                     let draws = u32::from_le_bytes(draws[pair]);
                     let ([low, high], [base_low, base_high]) = (widen(source), widen(base));
                     let (low, high) = ((low - base_low).abs(), (high - base_high).abs());
@@ -177,19 +175,18 @@ impl FusedNorms<'_> {
             all.add_lanes(&sum);
             kept.add_lanes(&sum_kept);
         }
-        let mut alarms = alarms.into_iter().fold(0, |alarms, lane| alarms | lane);
         if !base_rest.is_empty() {
             let group = range.start / CHUNK as u64 + bases.len() as u64;
             mask.generator.group::<COUNTERS>(group, &mut draws);
             let rest = base_rest.as_chunks::<2>().0.iter().zip(source_rest.as_chunks::<2>().0);
             for ((base, source), draw) in rest.zip(each(&draws)) {
                 let (base, source) = (u32::from(u16::from_le_bytes(*base)), u32::from(u16::from_le_bytes(*source)));
-                alarms |= alarm(base) | alarm(source);
                 let delta = (widen(source)[0] - widen(base)[0]).abs();
                 all.add_each(&[delta], f64::from);
                 kept.add_each(&[if u32::from(draw) < mask.limit { delta } else { 0.0 }], f64::from);
             }
         }
-        (alarms & ALARM == 0).then(|| [all.total(), kept.total()])
+        let sums = [all.total(), kept.total()];
+        sums[0].is_finite().then_some(sums)
     }
 }
