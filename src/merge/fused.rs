@@ -31,9 +31,9 @@ pub(crate) trait PairMerge<const S: usize>: Send + Sync {
     /// A chunk's place.
     fn begin(&self) -> Self::Chunk;
 
-    /// Prepares the chunk that starts at element `first`; false: its elements do not share one preparation. `COUNTERS` is the
-    /// batch of [`super::philox::Philox::group`].
-    fn prepare<const COUNTERS: usize>(&self, first: u64, chunk: &mut Self::Chunk) -> bool;
+    /// Prepares the chunk that starts at element `first` and has the bytes `sources`; false: its elements do not share one
+    /// preparation. `COUNTERS` is the batch of [`super::philox::Philox::group`].
+    fn prepare<const COUNTERS: usize>(&self, first: u64, sources: [&[u8]; S], chunk: &mut Self::Chunk) -> bool;
 
     /// Merges element `2 pair + HIGH` of the chunk.
     fn element<const HIGH: bool>(&self, chunk: &Self::Chunk, pair: usize, base: f32, sources: [f32; S]) -> f32;
@@ -170,7 +170,7 @@ impl<M: PairMerge<S>, const S: usize> Pass<'_, '_, M, S> {
         let mut reached = range.start;
         let mut chunk = arithmetic.begin();
         for (index, output) in output.as_chunks_mut::<BYTES>().0.iter_mut().enumerate() {
-            if !arithmetic.prepare::<COUNTERS>(reached, &mut chunk) {
+            if !arithmetic.prepare::<COUNTERS>(reached, sources.map(|chunks| &chunks[index][..]), &mut chunk) {
                 break;
             }
             let base = words(&base[index]);

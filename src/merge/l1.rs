@@ -8,7 +8,7 @@ use super::fused::{CHUNK, PAIRS, chunks_of, widen, words};
 use super::philox::{DRAWS, FEW, MANY, each, pairs};
 use super::reduce::{LANES, Lanes, sum_block_rows};
 use super::remembered::{Dropped, MaskMemory, RememberedMask, note};
-use super::simd::{Isa, Kernel, dispatch};
+use super::simd::{Isa, Kernel, dispatch, prefetch};
 use super::sparsify::{Course, PhiloxMask, Sparsifier};
 use super::tensor::{TILE, TaskVector, tiles};
 use crate::checkpoint::Dtype;
@@ -147,7 +147,12 @@ impl FusedNorms<'_> {
             remembered.reserve_exact(bases.len());
         }
         let mut draws = [[0; 8]; DRAWS / 4];
-        for (group, (base, source)) in (range.start / CHUNK as u64..).zip(bases.iter().zip(sources)) {
+        for (index, (base, source)) in bases.iter().zip(sources).enumerate() {
+            // Drawing takes longer than memory needs for the next chunk, but the core does not look that far ahead by itself.
+            if let Some(next) = sources.get(index + 1) {
+                prefetch(next);
+            }
+            let group = range.start / CHUNK as u64 + index as u64;
             mask.generator.group::<COUNTERS>(group, &mut draws);
             let draws = pairs(&draws);
             let (base, source) = (words(base), words(source));

@@ -7,6 +7,7 @@ use crate::merge::block::BlockMerge;
 use crate::merge::fused::{CHUNK, PairMerge, fuse};
 use crate::merge::philox::{DRAWS, GroupDraws, Philox, pairs};
 use crate::merge::remembered::{RememberedMask, as_draws};
+use crate::merge::simd::prefetch;
 use crate::merge::sparsify::Sparsifier;
 use crate::merge::tensor::Stored;
 use crate::merge::threshold::Threshold;
@@ -25,7 +26,7 @@ impl<const S: usize, const DIVIDES: bool> PairMerge<S> for Weighted<S, DIVIDES> 
     fn begin(&self) {}
 
     #[inline(always)]
-    fn prepare<const COUNTERS: usize>(&self, _first: u64, _chunk: &mut ()) -> bool {
+    fn prepare<const COUNTERS: usize>(&self, _first: u64, _sources: [&[u8]; S], _chunk: &mut ()) -> bool {
         true
     }
 
@@ -80,7 +81,7 @@ impl PairMerge<2> for Combined {
     fn begin(&self) {}
 
     #[inline(always)]
-    fn prepare<const COUNTERS: usize>(&self, _first: u64, _chunk: &mut ()) -> bool {
+    fn prepare<const COUNTERS: usize>(&self, _first: u64, _sources: [&[u8]; 2], _chunk: &mut ()) -> bool {
         true
     }
 
@@ -107,7 +108,7 @@ trait Rule<const S: usize>: Send + Sync {
     const KEEPS_ALL: bool;
 
     fn begin(&self) -> Self::Chunk;
-    fn prepare<const COUNTERS: usize>(&self, first: u64, chunk: &mut Self::Chunk) -> bool;
+    fn prepare<const COUNTERS: usize>(&self, first: u64, sources: [&[u8]; S], chunk: &mut Self::Chunk) -> bool;
     fn keeps<const HIGH: bool>(&self, chunk: &Self::Chunk, pair: usize, source: usize, delta: f32) -> bool;
     /// Restores the L1 norm; 1 where it is not restored.
     fn factor(&self, source: usize) -> f32;
@@ -123,7 +124,7 @@ impl<const S: usize> Rule<S> for KeepAll {
     fn begin(&self) {}
 
     #[inline(always)]
-    fn prepare<const COUNTERS: usize>(&self, _first: u64, _chunk: &mut ()) -> bool {
+    fn prepare<const COUNTERS: usize>(&self, _first: u64, _sources: [&[u8]; S], _chunk: &mut ()) -> bool {
         true
     }
 
@@ -155,7 +156,7 @@ impl<const S: usize> Rule<S> for Largest<S> {
 
     /// A chunk in which equal magnitudes change from kept to dropped has more than one smallest key.
     #[inline(always)]
-    fn prepare<const COUNTERS: usize>(&self, first: u64, smallest: &mut [u32; S]) -> bool {
+    fn prepare<const COUNTERS: usize>(&self, first: u64, _sources: [&[u8]; S], smallest: &mut [u32; S]) -> bool {
         let last = first + CHUNK as u64 - 1;
         *smallest = self.thresholds.map(|threshold| threshold.key as u32 + u32::from(threshold.last < first));
         self.thresholds.iter().all(|threshold| threshold.last >= last || threshold.last < first)
@@ -196,8 +197,11 @@ impl<const S: usize> Rule<S> for Sampled<S> {
     }
 
     #[inline(always)]
-    fn prepare<const COUNTERS: usize>(&self, first: u64, drawn: &mut Drawn<S>) -> bool {
-        for ((generator, remembered), draws) in self.generators.iter().zip(&self.remembered).zip(&mut drawn.0) {
+    fn prepare<const COUNTERS: usize>(&self, first: u64, sources: [&[u8]; S], drawn: &mut Drawn<S>) -> bool {
+        let masks = self.generators.iter().zip(&self.remembered);
+        for (((generator, remembered), draws), source) in masks.zip(&mut drawn.0).zip(sources) {
+            // Memory answers while the mask is drawn.
+            prefetch(source);
             match (generator, remembered.as_ref().and_then(|mask| mask.chunk(first))) {
                 (Some(_), Some(dropped)) => as_draws(dropped, draws),
                 (Some(generator), None) => generator.group::<COUNTERS>(first / DRAWS as u64, draws),
@@ -241,8 +245,8 @@ impl<R: Rule<S>, const S: usize, const ELECTS: bool, const DIVIDES: bool> PairMe
     }
 
     #[inline(always)]
-    fn prepare<const COUNTERS: usize>(&self, first: u64, chunk: &mut R::Chunk) -> bool {
-        self.rule.prepare::<COUNTERS>(first, chunk)
+    fn prepare<const COUNTERS: usize>(&self, first: u64, sources: [&[u8]; S], chunk: &mut R::Chunk) -> bool {
+        self.rule.prepare::<COUNTERS>(first, sources, chunk)
     }
 
     #[inline(always)]
