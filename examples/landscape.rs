@@ -2,10 +2,13 @@
 //! JSON line a run. docs/search.md has the commands; scripts/digits_images.py prepares the images.
 //!
 //! `landscape --zoo evals/digits/tasks --images tasks.safetensors --space dare8 --strategy portfolio --seeds 0-9 --budget 1000`
+//!
+//! With `--listen` it answers an optimizer of another program instead (scripts/landscape_peers.py): a line with the names of the
+//! genes first, then one line for each line `{"genes": [numbers from 0 to 1], "split": "validation" or "test"}`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
-use std::io::Write as _;
+use std::io::{BufRead as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,7 +21,7 @@ use evomerge::merge::{MergeOptions, Merger};
 use evomerge::recipe::Recipe;
 use evomerge::score::ObjectiveTask;
 use evomerge::search::Models;
-use evomerge::space::{SearchSpace, base_recipe, soup_recipe};
+use evomerge::space::{Genome, SearchSpace, base_recipe, soup_recipe};
 use evomerge::strategy::{self, Ask, Content, Landscape, Outcome, Placement, Setup, Status, Strategy};
 
 /// The best so far is reported at these numbers of evaluations.
@@ -55,11 +58,32 @@ struct Arguments {
     /// Candidates are written here.
     #[arg(long, default_value = "/dev/shm")]
     scratch: PathBuf,
+    /// Scores genomes that come in on the standard input.
+    #[arg(long)]
+    listen: bool,
+}
+
+/// A genome to be scored for another program.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Question {
+    genes: Vec<f64>,
+    split: Split,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Split {
+    Validation,
+    Test,
 }
 
 fn main() -> Result<(), Failure> {
     let arguments = Arguments::parse();
     let bench = Bench::open(&arguments)?;
+    if arguments.listen {
+        return bench.listen();
+    }
     let (first, last) = arguments.seeds.split_once('-').unwrap_or((&arguments.seeds, &arguments.seeds));
     for seed in first.parse::<u64>()?..=last.parse()? {
         let line = bench.run(&arguments, seed)?;
@@ -151,6 +175,32 @@ impl Bench {
         let hits: Vec<Vec<f64>> = images.iter().map(|images| hits(&weights, images)).collect::<Result<_, _>>()?;
         let accuracy = |hits: &Vec<f64>| hits.iter().sum::<f64>() / hits.len() as f64;
         Ok(Scores { mean: hits.iter().map(accuracy).sum::<f64>() / hits.len() as f64, hits })
+    }
+
+    fn listen(&self) -> Result<(), Failure> {
+        let mut out = std::io::stdout().lock();
+        let names: Vec<&str> = self.space.genes().iter().map(|gene| gene.name.as_str()).collect();
+        writeln!(out, "{}", serde_json::json!({ "genes": names }))?;
+        out.flush()?;
+        for line in std::io::stdin().lock().lines() {
+            let question: Question = serde_json::from_str(&line?)?;
+            let in_range = |value: &f64| (0.0..=1.0).contains(value);
+            if question.genes.len() != names.len() || !question.genes.iter().all(in_range) {
+                return Err(format!("expected {} numbers from 0 to 1", names.len()).into());
+            }
+            let images = match question.split {
+                Split::Validation => &self.validation,
+                Split::Test => &self.test,
+            };
+            let scores = self.score(&Content::Genome(Genome(question.genes)), images)?;
+            let accuracies = images.iter().zip(&scores.hits);
+            let tasks: BTreeMap<&str, f64> = accuracies
+                .map(|(images, hits)| (images.task.as_str(), hits.iter().sum::<f64>() / hits.len() as f64))
+                .collect();
+            writeln!(out, "{}", serde_json::json!({ "mean": scores.mean, "tasks": tasks }))?;
+            out.flush()?;
+        }
+        Ok(())
     }
 
     fn setup(&self, arguments: &Arguments, seed: u64) -> Setup {
