@@ -5,7 +5,7 @@
                     [--test N] [--results DIR] [--binary target/release/evomerge]
   racing_quarter.py --landscape rastrigin ...
 
-Each seed runs three searches of RUN.toml (default: search-spaces/quickstart.toml), whose evaluator must be `native`, or of a
+Each seed runs three searches of RUN.toml (default: search-spaces/quickstart.toml), which has a sealed hold-out, or of a
 closed-form landscape with 24 genes and about 800 noisy samples:
 
   full         `evaluations` candidates, each on all samples: S samples in all

@@ -149,13 +149,13 @@ fn stratum(task: &ObjectiveTask, total: f64, first: &TaskScores, second: &TaskSc
 }
 
 /// One candidate's samples of a metric whose value is their (weighted) mean.
-pub(super) struct MeanSamples<'a> {
-    pub(super) ids: &'a [SampleId],
-    pub(super) values: &'a [f64],
-    pub(super) weights: Option<&'a [f64]>,
+pub(crate) struct MeanSamples<'a> {
+    pub(crate) ids: &'a [SampleId],
+    pub(crate) values: &'a [f64],
+    pub(crate) weights: Option<&'a [f64]>,
 }
 
-pub(super) fn mean_samples<'a>(scores: &'a TaskScores, metric: &str) -> Option<MeanSamples<'a>> {
+pub(crate) fn mean_samples<'a>(scores: &'a TaskScores, metric: &str) -> Option<MeanSamples<'a>> {
     let samples = scores.per_sample.as_ref()?;
     let values = samples.scores.get(metric).filter(|values| values.len() == samples.ids.len() && !values.is_empty())?;
     let value = scores.metrics.get(metric)?.value;

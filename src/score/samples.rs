@@ -1,39 +1,8 @@
-//! Parts of a task's samples: means over some of them, and scores put together from two parts.
+//! Scores put together from two parts of a task's samples.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
-use super::objective::Objective;
-use super::paired::mean_samples;
 use crate::evaluate::{MetricValue, PerSample, SampleId, TaskScores};
-
-/// Samples by task.
-pub type Subset = BTreeMap<String, HashSet<SampleId>>;
-
-/// The samples that scores were taken on; `None` where a task has no per-sample scores.
-pub fn subset_of(scores: &BTreeMap<String, TaskScores>) -> Option<Subset> {
-    let ids = |scores: &TaskScores| Some(scores.per_sample.as_ref()?.ids.iter().cloned().collect());
-    scores.iter().map(|(task, scores)| Some((task.clone(), ids(scores)?))).collect()
-}
-
-impl Objective {
-    /// The objective on a part of the samples. `None` unless every task is the plain mean of its per-sample scores and
-    /// every sample of the part was scored.
-    pub fn value_on(&self, scores: &BTreeMap<String, TaskScores>, subset: &Subset) -> Option<f64> {
-        let mut sum = 0.0;
-        for task in &self.tasks {
-            let samples =
-                mean_samples(scores.get(&task.name)?, &task.metric).filter(|samples| samples.weights.is_none())?;
-            let wanted = subset.get(&task.name)?;
-            let scored = samples.ids.iter().zip(samples.values).filter(|(id, _)| wanted.contains(*id));
-            let (count, total) = scored.fold((0usize, 0.0), |(count, total), (_, value)| (count + 1, total + value));
-            if count == 0 || count != wanted.len() {
-                return None;
-            }
-            sum += task.signed_weight() * total / count as f64;
-        }
-        self.divide(sum)
-    }
-}
 
 /// One task's scores over the samples of both parts, which must not overlap, for a metric that is the plain mean of its
 /// per-sample scores; ids ascend. `None` where one part lacks per-sample scores of `metric`, or a sample is in both.
@@ -72,7 +41,6 @@ pub fn union(first: &TaskScores, second: &TaskScores, metric: &str) -> Option<Ta
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::score::ObjectiveTask;
 
     fn scores(ids: &[i64], values: &[f64]) -> TaskScores {
         let mean = values.iter().sum::<f64>() / values.len() as f64;
@@ -105,16 +73,5 @@ mod tests {
         assert_eq!(union(&part, &scores(&[3], &[0.0]), "f1"), None);
         let bare = TaskScores { per_sample: None, ..scores(&[3], &[0.0]) };
         assert_eq!(union(&part, &bare, "acc"), None);
-    }
-
-    #[test]
-    fn a_part_has_its_own_mean() {
-        let task = ObjectiveTask { name: "t".into(), metric: "acc".into(), weight: 2.0, maximize: false };
-        let objective = Objective { tasks: vec![task] };
-        let all = BTreeMap::from([("t".to_owned(), scores(&[1, 2, 3], &[1.0, 0.0, 0.5]))]);
-        let part = BTreeMap::from([("t".to_owned(), scores(&[3, 1], &[0.5, 1.0]))]);
-        let subset = subset_of(&part).unwrap();
-        assert_eq!(objective.value_on(&all, &subset), Some(-0.75));
-        assert_eq!(objective.value_on(&part, &subset_of(&all).unwrap()), None, "a sample is missing");
     }
 }

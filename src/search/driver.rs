@@ -163,11 +163,12 @@ impl Search {
 
     /// Takes the recorded history through ask and tell again, comparing every proposal with the record.
     pub(super) fn replay(&mut self) -> Result<(), SearchError> {
-        let told = self.ledger.all_told()?;
-        for record in told.values() {
-            self.schedule.finished(outcome_of(record)?);
+        let (asked, told) = (self.ledger.all_asked()?, self.ledger.all_told()?);
+        for record in &asked {
+            if let Some(told) = told.get(&record.index) {
+                self.schedule.finished(outcome_of(told, record.fidelity)?);
+            }
         }
-        let asked = self.ledger.all_asked()?;
         if !asked.is_empty() {
             self.progress.line(&format!(
                 "continuing run {} ({} evaluations recorded, {} of them to be made again)",
@@ -187,7 +188,7 @@ impl Search {
             self.asked.insert(index, Asked::from_record(record, self.parts.as_ref()));
             match told.get(&index) {
                 Some(outcome) => {
-                    self.note(index, &outcome_of(outcome)?);
+                    self.note(index, &outcome_of(outcome, record.fidelity)?);
                 }
                 None => self.begin(index, &proposal, candidate)?,
             }
@@ -351,9 +352,14 @@ impl Search {
         }
     }
 
+    /// The share of the samples that an evaluation asked for.
+    fn fidelity(&self, index: u64) -> f64 {
+        self.asked.get(&index).map_or(1.0, |asked| asked.fidelity)
+    }
+
     /// Takes a score that another run paid for.
     fn take_over(&mut self, index: u64, candidate: Candidate, record: ToldRecord) -> Result<(), SearchError> {
-        let outcome = outcome_of(&record)?;
+        let outcome = outcome_of(&record, self.fidelity(index))?;
         self.finish(Finished {
             index,
             replicate: 0,
@@ -399,7 +405,7 @@ impl Search {
         };
         self.ledger.told(&record, &[("active_seconds", &format!("{:.3}", self.active().as_secs_f64()))])?;
         self.finished_here += 1;
-        let outcome = outcome_of(&record)?;
+        let outcome = outcome_of(&record, self.fidelity(finished.index))?;
         let improved = self.note(finished.index, &outcome);
         self.schedule.finished(outcome);
         if improved {

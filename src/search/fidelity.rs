@@ -6,7 +6,7 @@ use crate::config::RacingConfig;
 use crate::evaluate::{Evaluator, SampleId, Samples, TaskRequest};
 
 /// Rungs where the run file names none.
-const RUNGS: u32 = 3;
+const RUNGS: u32 = 2;
 /// Fewest samples of a task on the first rung, where the run file names no rungs.
 const FEWEST: u64 = 8;
 

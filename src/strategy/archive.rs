@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+use super::composite::Contributions;
 use super::{Landscape, Placement};
 use crate::space::{GeneKind, Genome};
 
@@ -52,7 +53,7 @@ pub(super) struct Archive {
     told: BTreeMap<u64, Fitness>,
     by_index: BTreeMap<u64, Vec<usize>>,
     /// What the parts of the objective contributed, by evaluation.
-    contributions: BTreeMap<u64, Vec<f64>>,
+    contributions: BTreeMap<u64, Contributions>,
 }
 
 impl Archive {
@@ -119,13 +120,13 @@ impl Archive {
     }
 
     /// Notes what the parts of the objective contributed to an evaluation.
-    pub(super) fn note(&mut self, index: u64, contributions: Vec<f64>) {
+    pub(super) fn note(&mut self, index: u64, contributions: Contributions) {
         self.contributions.insert(index, contributions);
     }
 
     /// What the parts of the objective contributed to a point, where that is known.
-    pub(super) fn contributions(&self, point: usize) -> Option<&[f64]> {
-        self.contributions.get(&self.points[point].index?).map(Vec::as_slice)
+    pub(super) fn contributions(&self, point: usize) -> Option<&Contributions> {
+        self.contributions.get(&self.points[point].index?)
     }
 
     /// Takes an outcome; the places of the points that it belongs to.

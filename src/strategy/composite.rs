@@ -18,20 +18,32 @@ pub(super) fn parts(tasks: &[ObjectiveTask]) -> usize {
     tasks.len().clamp(1, MOST_PARTS)
 }
 
-/// What each part contributes to an outcome's objective; `None` where it has none.
-pub(super) fn contributions(tasks: &[ObjectiveTask], outcome: &Outcome) -> Option<Vec<f64>> {
+/// What the parts contribute to an objective.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Contributions {
+    values: Vec<f64>,
+    /// Variances of their errors, where the objective is an estimate.
+    errors: Vec<f64>,
+}
+
+/// What each part contributes to an outcome's objective; `None` where it has none. The tasks' standard errors count only below
+/// full fidelity: what is searched for is the best score on the samples that there are.
+pub(super) fn contributions(tasks: &[ObjectiveTask], outcome: &Outcome) -> Option<Contributions> {
     let objective = outcome.objective?;
     let parts = parts(tasks);
     let total: f64 = tasks.iter().map(|task| task.weight.abs()).sum();
-    let mut values = vec![0.0; parts];
+    let (mut values, mut errors) = (vec![0.0; parts], vec![0.0; parts]);
     for (place, task) in tasks.iter().enumerate() {
         let metric = outcome.tasks.get(&task.name).and_then(|scores| scores.metrics.get(&task.metric));
         // A task without a score counts evenly with the others.
         let value = metric.map_or(0.0, |metric| task.signed_weight() * metric.value / total);
         values[place % parts] += if value.is_finite() { value } else { 0.0 };
+        let stderr = metric.and_then(|metric| metric.stderr).filter(|_| outcome.fidelity < 1.0).unwrap_or(0.0);
+        let error = (task.weight * stderr / total).powi(2);
+        errors[place % parts] += if error.is_finite() { error } else { 0.0 };
     }
     level(&mut values, objective);
-    Some(values)
+    Some(Contributions { values, errors })
 }
 
 /// Shifts all values evenly until they add up to `sum`.
@@ -40,23 +52,36 @@ fn level(values: &mut [f64], sum: f64) {
     values.iter_mut().for_each(|value| *value += shift);
 }
 
-/// Ranks (scores; infeasible: minus infinity) and contributions of the same points, as values to learn: by part, then by point.
-/// Their sums over the parts have mean 0 and variance 1, after [`standardise`] has drawn up the worst.
-pub(super) fn targets(ranks: &[f64], contributions: &[Option<&[f64]>], parts: usize) -> Vec<Vec<f64>> {
+/// What is to be learnt of some points: by part, then by point.
+#[derive(Clone, Debug)]
+pub(super) struct Targets {
+    /// Their sums over the parts have mean 0 and variance 1, after [`standardise`] has drawn up the worst.
+    values: Vec<Vec<f64>>,
+    /// Variances of their errors, as shares of the variance that is not error.
+    errors: Vec<Vec<f64>>,
+}
+
+/// The share of a part's variance that is not error, at least.
+const LEAST_SIGNAL: f64 = 0.1;
+
+/// Ranks (scores; infeasible: minus infinity) and contributions of the same points, as values to learn.
+pub(super) fn targets(ranks: &[f64], contributions: &[Option<&Contributions>], parts: usize) -> Targets {
     let mut order: Vec<usize> = (0..ranks.len()).collect();
     order.sort_by(|a, b| ranks[*b].partial_cmp(&ranks[*a]).unwrap_or(std::cmp::Ordering::Equal));
     let sorted: Vec<f64> = order.iter().map(|place| ranks[*place]).collect();
     let (standard, deviation) = standardise(&sorted);
     let mut means = vec![0.0; parts];
-    let known: Vec<&[f64]> = contributions.iter().flatten().copied().filter(|values| values.len() == parts).collect();
-    for values in &known {
-        means.iter_mut().zip(*values).for_each(|(mean, value)| *mean += value / known.len() as f64);
+    let known: Vec<&Contributions> =
+        contributions.iter().flatten().copied().filter(|own| own.values.len() == parts).collect();
+    for own in &known {
+        means.iter_mut().zip(&own.values).for_each(|(mean, value)| *mean += value / known.len() as f64);
     }
     let mut targets = vec![vec![0.0; ranks.len()]; parts];
     for (place, sum) in order.into_iter().zip(standard) {
         let mut values = vec![0.0; parts];
-        if let (Some(deviation), Some(own)) = (deviation, contributions[place].filter(|own| own.len() == parts)) {
-            let apart = own.iter().zip(&means).map(|(value, mean)| (value - mean) / deviation);
+        if let (Some(deviation), Some(own)) = (deviation, contributions[place].filter(|own| own.values.len() == parts))
+        {
+            let apart = own.values.iter().zip(&means).map(|(value, mean)| (value - mean) / deviation);
             values = apart.collect();
             if values.iter().any(|value| !value.is_finite()) {
                 values = vec![0.0; parts];
@@ -65,8 +90,26 @@ pub(super) fn targets(ranks: &[f64], contributions: &[Option<&[f64]>], parts: us
         level(&mut values, sum);
         targets.iter_mut().zip(values).for_each(|(part, value)| part[place] = value);
     }
-    targets
+    let errors = (0..parts).map(|part| errors(part, &targets[part], contributions, deviation.unwrap_or(1.0))).collect();
+    Targets { values: targets, errors }
 }
+
+/// Variances of the errors of a part's `values`, which were divided by `deviation`, as shares of their variance but for errors.
+fn errors(part: usize, values: &[f64], contributions: &[Option<&Contributions>], deviation: f64) -> Vec<f64> {
+    let count = values.len().max(1) as f64;
+    let error = |own: &Option<&Contributions>| {
+        own.and_then(|own| own.errors.get(part)).map_or(0.0, |error| error / deviation / deviation)
+    };
+    let errors: Vec<f64> = contributions.iter().map(error).collect();
+    let mean = values.iter().sum::<f64>() / count;
+    let variance = values.iter().map(|value| (value - mean) * (value - mean)).sum::<f64>() / count;
+    let signal = (variance - errors.iter().sum::<f64>() / count).max(LEAST_SIGNAL * variance);
+    let share = |error: f64| if signal > 0.0 && error > 0.0 { (error / signal).min(MOST_ERROR) } else { 0.0 };
+    errors.into_iter().map(share).collect()
+}
+
+/// Errors larger than this say as little.
+const MOST_ERROR: f64 = 1e6;
 
 /// How far below the median scores count in full, in distances from the median to the best.
 const DEPTH: f64 = 3.0;
@@ -104,8 +147,9 @@ pub(super) fn prior(genes: usize, parts: usize) -> AllScales {
 }
 
 /// Fits every part from `start`.
-pub(super) fn fit_all(genes: &[Gene], start: &AllScales, points: &[&[f64]], targets: &[Vec<f64>]) -> AllScales {
-    start.iter().zip(targets).map(|(start, values)| fit(genes, start, points, values)).collect()
+pub(super) fn fit_all(genes: &[Gene], start: &AllScales, points: &[&[f64]], targets: &Targets) -> AllScales {
+    let targets = targets.values.iter().zip(&targets.errors);
+    start.iter().zip(targets).map(|(start, (values, errors))| fit(genes, start, points, values, errors)).collect()
 }
 
 /// The logarithm of the expected positive part of a normal variable (Jones et al. 1998; Ament et al. 2023 for the logarithm).
@@ -149,16 +193,17 @@ impl Composite {
         Self { parts: scales.iter().map(part).collect(), best: f64::NEG_INFINITY }
     }
 
-    /// Adds a point, whose values follow by [`Self::set_targets`].
-    pub(super) fn add(&mut self, point: &[f64]) {
-        for part in &mut self.parts {
-            let taken = part.surrogate.add(point);
+    /// Adds point `place` of `targets`, whose values follow by [`Self::set_targets`].
+    pub(super) fn add(&mut self, point: &[f64], targets: &Targets, place: usize) {
+        for (part, errors) in self.parts.iter_mut().zip(&targets.errors) {
+            let taken = part.surrogate.add(point, errors[place]);
             part.taken.push(taken);
         }
     }
 
     /// Sets the values of all points by part, in the order in which they were added.
-    pub(super) fn set_targets(&mut self, targets: &[Vec<f64>]) {
+    pub(super) fn set_targets(&mut self, targets: &Targets) {
+        let targets = &targets.values;
         let points = targets.first().map_or(0, Vec::len);
         let value = |point: usize| targets.iter().map(|part| part[point]).sum::<f64>();
         self.best = (0..points).map(value).fold(f64::NEG_INFINITY, f64::max);
@@ -210,6 +255,10 @@ mod tests {
         ObjectiveTask { name: name.to_owned(), metric: "acc".to_owned(), weight, maximize }
     }
 
+    fn known(values: &[f64]) -> Contributions {
+        Contributions { values: values.to_vec(), errors: vec![0.0; values.len()] }
+    }
+
     fn scores(value: f64) -> TaskScores {
         let metrics = BTreeMap::from([("acc".to_owned(), MetricValue { value, stderr: None })]);
         TaskScores { n: 10, n_truncated: None, metrics, per_sample: None }
@@ -221,16 +270,16 @@ mod tests {
         let mut scored = outcome(0, Answer::Score(0.5));
         scored.tasks = BTreeMap::from([("a".to_owned(), scores(0.8)), ("b".to_owned(), scores(0.4))]);
         let exact = contributions(&tasks, &scored).unwrap();
-        assert!((exact[0] - 0.6).abs() < 1e-12 && (exact[1] + 0.1).abs() < 1e-12, "{exact:?}");
+        assert!((exact.values[0] - 0.6).abs() < 1e-12 && (exact.values[1] + 0.1).abs() < 1e-12, "{exact:?}");
         // An estimate that differs from the tasks' mean is shared out evenly; so is an objective without tasks.
         scored.objective = Some(0.7);
         let shifted = contributions(&tasks, &scored).unwrap();
-        assert!((shifted[0] - 0.7).abs() < 1e-12 && shifted[1].abs() < 1e-12, "{shifted:?}");
-        assert_eq!(contributions(&tasks, &outcome(0, Answer::Score(0.5))), Some(vec![0.25, 0.25]));
-        assert_eq!(contributions(&[], &outcome(0, Answer::Score(0.5))), Some(vec![0.5]));
+        assert!((shifted.values[0] - 0.7).abs() < 1e-12 && shifted.values[1].abs() < 1e-12, "{shifted:?}");
+        assert_eq!(contributions(&tasks, &outcome(0, Answer::Score(0.5))), Some(known(&[0.25, 0.25])));
+        assert_eq!(contributions(&[], &outcome(0, Answer::Score(0.5))), Some(known(&[0.5])));
         assert_eq!(contributions(&tasks, &outcome(0, Answer::Infeasible)), None);
         let many: Vec<ObjectiveTask> = (0..20).map(|number| task(&number.to_string(), 1.0, true)).collect();
-        assert_eq!(contributions(&many, &outcome(0, Answer::Score(0.8))).unwrap().len(), MOST_PARTS);
+        assert_eq!(contributions(&many, &outcome(0, Answer::Score(0.8))).unwrap().values.len(), MOST_PARTS);
     }
 
     #[test]
@@ -239,9 +288,10 @@ mod tests {
             (0..6).map(|point| vec![0.1 * f64::from(point), 0.5 - 0.05 * f64::from(point)]).collect();
         let mut ranks: Vec<f64> = own.iter().map(|values| values.iter().sum()).collect();
         ranks[2] = f64::NEG_INFINITY;
-        let known: Vec<Option<&[f64]>> =
-            own.iter().enumerate().map(|(point, values)| (point != 2).then_some(values.as_slice())).collect();
-        let targets = targets(&ranks, &known, 2);
+        let own: Vec<Contributions> = own.iter().map(|values| known(values)).collect();
+        let known: Vec<Option<&Contributions>> =
+            own.iter().enumerate().map(|(point, values)| (point != 2).then_some(values)).collect();
+        let targets = targets(&ranks, &known, 2).values;
         let sums: Vec<f64> = (0..6).map(|point| targets[0][point] + targets[1][point]).collect();
         assert!((sums.iter().sum::<f64>() / 6.0).abs() < 1e-9, "{sums:?}");
         assert!(sums[5] > sums[4] && sums[2] <= sums[0] + 1e-9, "{sums:?}");
@@ -258,13 +308,14 @@ mod tests {
         let own: Vec<Vec<f64>> = points.iter().map(|point| split(point)).collect();
         let ranks: Vec<f64> = own.iter().map(|values| values.iter().sum()).collect();
         let error = |parts: usize| {
-            let known: Vec<Option<&[f64]>> = own.iter().map(|values| Some(values.as_slice())).collect();
+            let own: Vec<Contributions> = own.iter().map(|values| known(values)).collect();
+            let known: Vec<Option<&Contributions>> = own.iter().map(Some).collect();
             let targets = targets(&ranks, &known, parts);
             let mut model = Composite::new(&genes, &fit_all(&genes, &prior(6, parts), &seen, &targets));
-            seen.iter().for_each(|point| model.add(point));
+            seen.iter().enumerate().for_each(|(place, point)| model.add(point, &targets, place));
             model.set_targets(&targets);
             // Standard scores of the true sums, by the two ends of the data.
-            let sum = |point: usize| targets.iter().map(|part| part[point]).sum::<f64>();
+            let sum = |point: usize| targets.values.iter().map(|part| part[point]).sum::<f64>();
             let slope = (sum(0) - sum(1)) / (ranks[0] - ranks[1]);
             let miss = |index: u64| {
                 let point = sobol(7, index, 6);
@@ -276,6 +327,29 @@ mod tests {
         };
         let (whole, parts) = (error(1), error(3));
         assert!(parts < 0.5 * whole, "{parts} {whole}");
+    }
+
+    #[test]
+    fn errors_count_below_full_fidelity_only_and_are_shares_of_the_signal() {
+        let tasks = [task("a", 1.0, true), task("b", 1.0, true)];
+        let rough = |value: f64, fidelity: f64| {
+            let mut scored = outcome(0, Answer::Score(value));
+            let metric = MetricValue { value, stderr: Some(0.2) };
+            let scores = TaskScores { metrics: BTreeMap::from([("acc".to_owned(), metric)]), ..scores(value) };
+            scored.tasks = BTreeMap::from([("a".to_owned(), scores.clone()), ("b".to_owned(), scores)]);
+            contributions(&tasks, &Outcome { fidelity, ..scored }).unwrap()
+        };
+        assert_eq!(rough(0.5, 1.0).errors, [0.0, 0.0]);
+        let own = [rough(0.1, 1.0), rough(0.9, 1.0), rough(0.4, 0.25), rough(0.6, 0.25)];
+        assert!((own[2].errors[1] - 0.01).abs() < 1e-12);
+        let ranks = [0.1, 0.9, 0.4, 0.6];
+        let targets = targets(&ranks, &own.each_ref().map(Some), 2);
+        // A part's distances from its mean are 0.2 and 0.05, twice each, and half of the points err.
+        let expected = 0.01 / ((2.0 * 0.04 + 2.0 * 0.0025) / 4.0 - 0.005);
+        for errors in &targets.errors {
+            assert_eq!(errors[..2], [0.0, 0.0]);
+            assert!((errors[2] - expected).abs() < 1e-9 && errors[2] == errors[3], "{errors:?} {expected}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::archive::{Archive, Fitness, Point};
-use super::composite;
+use super::composite::{self, Contributions};
 use super::contract::objective;
 use super::{Ask, Content, Landscape, Outcome, Placement, Proposal, Setup, Status, StrategyError};
 use crate::score::ObjectiveTask;
@@ -55,7 +55,7 @@ impl History {
     }
 
     /// What the parts of the objective contributed to a point, where that is known.
-    pub(super) fn contributions(&self, point: usize) -> Option<&[f64]> {
+    pub(super) fn contributions(&self, point: usize) -> Option<&Contributions> {
         self.archive.contributions(point)
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rand::{Rng, RngExt};
 
 use super::archive::{Fitness, levels};
-use super::composite::{self, AllScales, Composite};
+use super::composite::{self, AllScales, Composite, Contributions};
 use super::genetic::ties::Ties;
 use super::history::History;
 use super::{Ask, Content, Landscape, Outcome, Placement, Setup, Strategy, StrategyError, space_filling};
@@ -94,7 +94,7 @@ impl Local {
         let rank = |place: usize| points[place].fitness.rank().unwrap_or(f64::NEG_INFINITY);
         let members: Vec<usize> = near.into_iter().map(|(place, _)| place).collect();
         let ranks: Vec<f64> = members.iter().map(|place| rank(*place)).collect();
-        let contributions: Vec<Option<&[f64]>> =
+        let contributions: Vec<Option<&Contributions>> =
             members.iter().map(|place| self.history.contributions(*place)).collect();
         let targets = composite::targets(&ranks, &contributions, self.history.parts());
         let genes = self.history.landscape().genes();
@@ -105,7 +105,9 @@ impl Local {
             self.scales = composite::fit_all(genes, &self.scales, &seen, &targets);
         }
         let mut surrogate = Composite::new(genes, &self.scales);
-        members.iter().for_each(|place| surrogate.add(&self.ties.seen(&points[*place].effective)));
+        for (row, place) in members.iter().enumerate() {
+            surrogate.add(&self.ties.seen(&points[*place].effective), &targets, row);
+        }
         surrogate.set_targets(&targets);
         for point in
             points.iter().rev().filter(|point| point.fitness == Fitness::Pending && point.index.is_some()).take(64)

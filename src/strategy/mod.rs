@@ -10,6 +10,7 @@ mod cma_es;
 mod composite;
 pub mod conformance;
 mod contract;
+mod extrapolate;
 mod genetic;
 mod history;
 mod linear_algebra;

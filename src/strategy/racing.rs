@@ -2,31 +2,34 @@
 //!
 //! Asynchronous successive halving (Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning"): a candidate's
 //! result on a rung is ranked among the latest results of that rung, and the best share goes on to the next rung, at once
-//! and without a barrier. All candidates of a rung are scored on the same samples, and a rung's samples are among those of
+//! and without a barrier, as far as they may well be better than the best. All candidates of a rung are scored on the same samples, and a rung's samples are among those of
 //! the next, so every comparison is paired.
 //!
-//! The wrapped strategy hears of a candidate once, when its race is over, in the order in which it proposed. A candidate that
-//! stopped early is told at an estimate of its full score: its score on the rung, corrected by how much easier or harder
-//! the rung's samples were for those scored in full, and never above the best full score: it lost its race.
+//! Results are compared, and told, as estimates of the score on all samples (see [`super::extrapolate`]). The wrapped strategy
+//! hears of a candidate once, when its race is over, in the order in which it proposed; one that stopped early at its
+//! estimate, with the standard errors of its tasks, but never above the best full score: it lost its race.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rand::Rng as _;
 
 use super::contract::objective;
+use super::extrapolate::{Part, Reference, extrapolate};
 use super::{Ask, Content, Outcome, Placement, Proposal, SoupTrace, Status, Strategy, StrategyError};
 use crate::evaluate::TaskScores;
 use crate::random;
 use crate::score::Objective;
-use crate::score::samples::{Subset, subset_of};
 use crate::space::Genome;
 
 /// Origin of the proposals that take a candidate to more samples. Its one parent is the evaluation on fewer.
 pub const PROMOTION: &str = "promotion";
 /// Latest results of a rung that a result is ranked among.
 const WINDOW: usize = 32;
-/// Latest candidates scored in full that correct for the difficulty of a rung's samples.
+/// Latest candidates scored in full that estimates rest on, beside the baselines.
 const REFERENCES: usize = 32;
+/// Standard errors above its estimate that a candidate may be: with less than one chance in ten to be the best one, it is not
+/// worth more samples.
+const HOPE: f64 = 1.3;
 
 /// The course of a race.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,10 +50,17 @@ struct Entry {
     generation: u32,
     /// Its latest evaluation.
     latest: u64,
-    /// Its latest score.
+    /// Its latest score, as an estimate of that on all samples.
     scored: Option<Outcome>,
     /// What the wrapped strategy will hear.
     over: Option<Outcome>,
+}
+
+/// A candidate scored on all samples, and what it is on the part of each rung.
+struct Full {
+    tasks: BTreeMap<String, TaskScores>,
+    objective: f64,
+    on: Vec<Option<Reference>>,
 }
 
 /// The proposal that waits for its placement.
@@ -72,11 +82,12 @@ pub(super) struct Racing {
     promotions: BTreeSet<(usize, u64)>,
     /// Latest results by rung, each with a number that breaks ties.
     results: Vec<VecDeque<(f64, u64)>>,
-    subsets: Vec<Option<Subset>>,
-    /// Baselines' scores; they are in no rung.
-    baselines: Vec<BTreeMap<String, TaskScores>>,
-    /// Latest scores of candidates at full fidelity.
-    references: VecDeque<BTreeMap<String, TaskScores>>,
+    /// The samples of each rung, once they are known.
+    parts: Vec<Option<Part>>,
+    /// They are in no rung.
+    baselines: Vec<Full>,
+    /// Latest candidates at full fidelity.
+    references: VecDeque<Full>,
     best: Option<f64>,
 }
 
@@ -91,7 +102,7 @@ impl Racing {
             evaluations: BTreeMap::new(),
             promotions: BTreeSet::new(),
             results: vec![VecDeque::new(); rungs],
-            subsets: vec![None; rungs],
+            parts: vec![None; rungs],
             baselines: Vec::new(),
             references: VecDeque::new(),
             best: None,
@@ -115,26 +126,49 @@ impl Racing {
         })
     }
 
-    /// A full score: guides all later comparisons.
-    fn full(&mut self, outcome: &Outcome) {
-        if let Some(value) = outcome.objective {
-            self.best = Some(self.best.map_or(value, |best| best.max(value)));
+    /// A full score: guides all later comparisons. `None` where it has no value.
+    fn full(&mut self, outcome: &Outcome) -> Option<Full> {
+        let objective = outcome.objective?;
+        self.best = Some(self.best.map_or(objective, |best| best.max(objective)));
+        let on = self.parts.iter().map(|part| Reference::new(&self.race.objective, part.as_ref()?, &outcome.tasks));
+        Some(Full { tasks: outcome.tasks.clone(), objective, on: on.collect() })
+    }
+
+    /// Takes the first result of a rung for what the rung's samples are.
+    fn learn_part(&mut self, rung: usize, scores: &BTreeMap<String, TaskScores>) {
+        if rung == self.last_rung() || self.parts[rung].is_some() {
+            return;
         }
-        self.references.push_back(outcome.tasks.clone());
-        if self.references.len() > REFERENCES {
-            self.references.pop_front();
+        let Some(part) = Part::of(&self.race.objective, scores) else { return };
+        for full in self.baselines.iter_mut().chain(&mut self.references) {
+            full.on[rung] = Reference::new(&self.race.objective, &part, &full.tasks);
         }
+        self.parts[rung] = Some(part);
+    }
+
+    /// What an outcome on a rung says about all samples; `None` where nothing is known to judge it by.
+    fn estimate(&self, rung: usize, outcome: &Outcome) -> Option<Outcome> {
+        let references = self.baselines.iter().chain(&self.references);
+        let references: Vec<&Reference> = references.filter_map(|full| full.on[rung].as_ref()).collect();
+        let tasks = extrapolate(&self.race.objective, self.parts[rung].as_ref()?, &outcome.tasks, &references)?;
+        let objective = self.race.objective.value(&tasks)?;
+        Some(Outcome { objective: Some(objective), tasks, ..outcome.clone() })
+    }
+
+    /// Whether a candidate with this estimate may well be the best one.
+    fn is_hopeful(&self, estimate: &Outcome) -> bool {
+        let highest = estimate.objective.zip(self.race.objective.stderr(&estimate.tasks));
+        let highest = highest.map(|(value, stderr)| value + HOPE * stderr);
+        highest.zip(self.best).is_none_or(|(highest, best)| highest >= best)
     }
 
     /// Whether a result goes on: it is in the best share of the rung's latest results.
     fn wins(&mut self, rung: usize, value: f64, index: u64) -> bool {
         let tie = random::stream(self.race.seed, "racing ties", index).next_u64();
         let mut rivals: Vec<(f64, u64)> = self.results[rung].iter().copied().collect();
-        if rivals.len() < WINDOW
-            && let Some(subset) = &self.subsets[rung]
-        {
-            let known = self.baselines.iter().filter_map(|scores| self.race.objective.value_on(scores, subset));
-            rivals.extend(known.map(|value| (value, u64::MAX / 2)));
+        if rivals.len() < WINDOW {
+            let known = self.baselines.iter().filter(|full| full.on[rung].is_some());
+            rivals.extend(known.map(|full| (full.objective, u64::MAX / 2)));
         }
         let better = rivals.iter().filter(|rival| rival.0 > value || (rival.0 == value && rival.1 > tie)).count();
         self.results[rung].push_back((value, tie));
@@ -144,23 +178,10 @@ impl Racing {
         (better as f64) < self.race.keep * (rivals.len() + 1) as f64
     }
 
-    /// What a score on a rung stands for at full fidelity.
-    fn estimate(&self, rung: usize, value: f64) -> f64 {
-        let correction = self.subsets[rung].as_ref().and_then(|subset| {
-            let gap = |scores: &BTreeMap<String, TaskScores>| {
-                Some(self.race.objective.value(scores)? - self.race.objective.value_on(scores, subset)?)
-            };
-            let gaps: Vec<f64> = self.references.iter().filter_map(gap).collect();
-            (!gaps.is_empty()).then(|| gaps.iter().sum::<f64>() / gaps.len() as f64)
-        });
-        let estimate = value + correction.unwrap_or(0.0);
-        self.best.map_or(estimate, |best| estimate.min(best))
-    }
-
-    /// Ends the race of an entry on this rung with its latest score.
-    fn stop(&mut self, first: u64, rung: usize) {
+    /// Ends the race of an entry with its latest score.
+    fn stop(&mut self, first: u64) {
         let Some(outcome) = self.entries.get(&first).and_then(|entry| entry.scored.clone()) else { return };
-        let objective = outcome.objective.map(|value| self.estimate(rung, value));
+        let objective = outcome.objective.map(|value| self.best.map_or(value, |best| value.min(best)));
         self.end(first, Outcome { objective, ..outcome });
     }
 
@@ -231,7 +252,7 @@ impl Strategy for Racing {
                 }
             }
             // Another candidate with the same recipe had this evaluation already.
-            (Some(Open::Promotion { first, rung }), Placement::Duplicate { .. }) => self.stop(first, rung - 1),
+            (Some(Open::Promotion { first, .. }), Placement::Duplicate { .. }) => self.stop(first),
             (None, _) => {}
         }
     }
@@ -242,24 +263,31 @@ impl Strategy for Racing {
             return Err(StrategyError::Unknown { index: outcome.index });
         };
         match (outcome.status, value) {
+            (Status::Scored, Some(_)) if rung == self.last_rung() => {
+                if let Some(full) = self.full(outcome) {
+                    self.references.push_back(full);
+                    if self.references.len() > REFERENCES {
+                        self.references.pop_front();
+                    }
+                }
+                self.end(first, outcome.clone());
+            }
             (Status::Scored, Some(value)) => {
-                if self.subsets[rung].is_none() && rung < self.last_rung() {
-                    self.subsets[rung] = subset_of(&outcome.tasks);
-                }
+                self.learn_part(rung, &outcome.tasks);
+                let estimate = self.estimate(rung, outcome);
+                let hopeful = estimate.as_ref().is_none_or(|estimate| self.is_hopeful(estimate));
+                let value = estimate.as_ref().and_then(|estimate| estimate.objective).unwrap_or(value);
                 if let Some(entry) = self.entries.get_mut(&first) {
-                    entry.scored = Some(outcome.clone());
+                    entry.scored = Some(estimate.unwrap_or_else(|| outcome.clone()));
                 }
-                if rung == self.last_rung() {
-                    self.full(outcome);
-                    self.end(first, outcome.clone());
-                } else if self.wins(rung, value, outcome.index) {
+                if self.wins(rung, value, outcome.index) && hopeful {
                     self.promotions.insert((rung + 1, first));
                 } else {
-                    self.stop(first, rung);
+                    self.stop(first);
                 }
             }
             // Nothing is known of the rung: what was known before stands.
-            (Status::Failed, _) if rung > 0 => self.stop(first, rung - 1),
+            (Status::Failed, _) if rung > 0 => self.stop(first),
             _ => self.end(first, outcome.clone()),
         }
         self.report()
@@ -267,8 +295,8 @@ impl Strategy for Racing {
 
     fn learn(&mut self, content: &Content, outcome: &Outcome) -> Result<(), StrategyError> {
         if objective(outcome)?.is_some() {
-            self.full(outcome);
-            self.baselines.push(outcome.tasks.clone());
+            let full = self.full(outcome);
+            self.baselines.extend(full);
         }
         self.inner.learn(content, outcome)
     }

@@ -102,6 +102,8 @@ pub(super) struct Surrogate {
     /// Points divided by their length scales (categorical genes as they are).
     points: Vec<Vec<f64>>,
     values: Vec<f64>,
+    /// Variances of the values' own errors, as shares of the signal variance.
+    errors: Vec<f64>,
     factor: Cholesky,
     weights: Vec<f64>,
     /// Signal variance.
@@ -117,16 +119,17 @@ impl Surrogate {
             rough: scales.rough.exp(),
             points: Vec::new(),
             values: Vec::new(),
+            errors: Vec::new(),
             factor: Cholesky::default(),
             weights: Vec::new(),
             variance: 1.0,
         }
     }
 
-    /// Adds a point, whose value follows by [`Self::set_values`]. `false`, and nothing changed, for a point on top of others
-    /// that the noise does not tell apart.
-    pub(super) fn add(&mut self, point: &[f64]) -> bool {
-        self.push(point, 0.0)
+    /// Adds a point, whose value follows by [`Self::set_values`]; `error` is the variance of the value's own error as a share of
+    /// the signal variance. `false`, and nothing changed, for a point on top of others that the noise does not tell apart.
+    pub(super) fn add(&mut self, point: &[f64], error: f64) -> bool {
+        self.push(point, 0.0, error)
     }
 
     /// Sets the values of all points, about standardised, in the order in which they were added.
@@ -140,19 +143,20 @@ impl Surrogate {
     /// Adds a point whose outcome is not known yet at the value that the model expects: it lowers the variance around it.
     pub(super) fn imagine(&mut self, point: &[f64]) {
         let mean = self.mean(point);
-        if self.push(point, mean) {
+        if self.push(point, mean, 0.0) {
             self.solve();
         }
     }
 
-    fn push(&mut self, point: &[f64], value: f64) -> bool {
+    fn push(&mut self, point: &[f64], value: f64, error: f64) -> bool {
         let scaled = self.scale(point);
         let mut row = self.covariances(&scaled);
-        row.push(self.own() + NOISE * self.rough + NUGGET);
+        row.push(self.seen_variance() + error);
         let fits = self.factor.push(&row);
         if fits {
             self.points.push(scaled);
             self.values.push(value);
+            self.errors.push(error);
         }
         fits
     }
@@ -191,6 +195,11 @@ impl Surrogate {
         1.0 + self.rough
     }
 
+    /// The variance of an exact value at a point.
+    fn seen_variance(&self) -> f64 {
+        self.own() + NOISE * self.rough + NUGGET
+    }
+
     fn covariances(&self, scaled: &[f64]) -> Vec<f64> {
         let mut values: Vec<f64> = self.points.iter().map(|other| self.square(scaled, other)).collect();
         values.iter_mut().for_each(|value| *value = covariance(*value, self.rough));
@@ -202,11 +211,12 @@ impl Surrogate {
         dot(&self.covariances(&self.scale(point)), &self.weights)
     }
 
-    /// The expected value at a point and an upper bound of its standard deviation: what the point most like it leaves.
+    /// The expected value at a point and an upper bound of its standard deviation: what the point that tells most leaves.
     pub(super) fn sketch(&self, point: &[f64]) -> (f64, f64) {
         let covariances = self.covariances(&self.scale(point));
-        let nearest = covariances.iter().copied().fold(0.0, f64::max);
-        let variance = self.own() - nearest * nearest / (self.own() + NOISE * self.rough + NUGGET);
+        let seen = self.seen_variance();
+        let explained = covariances.iter().zip(&self.errors).map(|(value, error)| value * value / (seen + error));
+        let variance = self.own() - explained.fold(0.0, f64::max);
         (dot(&covariances, &self.weights), (variance.max(1e-12) * self.variance).sqrt())
     }
 
@@ -219,8 +229,8 @@ impl Surrogate {
     }
 }
 
-/// Fits length scales and noise from `start` on the first [`FIT_POINTS`] points.
-pub(super) fn fit(genes: &[Gene], start: &Scales, points: &[&[f64]], values: &[f64]) -> Scales {
+/// Fits length scales and noise from `start` on the first [`FIT_POINTS`] points; `errors` as in [`Surrogate::add`].
+pub(super) fn fit(genes: &[Gene], start: &Scales, points: &[&[f64]], values: &[f64], errors: &[f64]) -> Scales {
     let n = points.len().min(FIT_POINTS);
     if n < 3 {
         return start.clone();
@@ -230,6 +240,7 @@ pub(super) fn fit(genes: &[Gene], start: &Scales, points: &[&[f64]], values: &[f
         prior: length_prior(genes.len()),
         points: &points[..n],
         values: &values[..n],
+        errors: &errors[..n],
     };
     problem.climb(start)
 }
@@ -239,6 +250,7 @@ struct Fit<'a> {
     prior: f64,
     points: &'a [&'a [f64]],
     values: &'a [f64],
+    errors: &'a [f64],
 }
 
 impl Fit<'_> {
@@ -296,7 +308,7 @@ impl Fit<'_> {
                 slope.push(5.0 / 3.0 * (1.0 + root) * decay + rough * 10.0 * decay * decay / root.max(1e-9));
                 overlap.push(decay * decay);
             }
-            row.push(1.0 + rough + NOISE * rough + NUGGET);
+            row.push(1.0 + rough + NOISE * rough + NUGGET + self.errors[i]);
             if !factor.push(&row) {
                 return None;
             }
@@ -364,7 +376,7 @@ mod tests {
 
     fn model(genes: &[Gene], scales: &Scales, points: &[&[f64]], values: &[f64]) -> Surrogate {
         let mut model = Surrogate::new(genes, scales);
-        assert!(points.iter().all(|point| model.add(point)));
+        assert!(points.iter().all(|point| model.add(point, 0.0)));
         model.set_values(values);
         model
     }
@@ -374,7 +386,13 @@ mod tests {
         let points: Vec<Vec<f64>> = (0..20).map(|index| sobol(7, index, 3)).collect();
         let points: Vec<&[f64]> = points.iter().map(Vec::as_slice).collect();
         let values: Vec<f64> = points.iter().map(|point| (5.0 * point[0]).sin() + 0.3 * point[1]).collect();
-        let fit = Fit { categories: vec![false, false, true], prior: 0.5, points: &points, values: &values };
+        let fit = Fit {
+            categories: vec![false, false, true],
+            prior: 0.5,
+            points: &points,
+            values: &values,
+            errors: &[0.1; 20],
+        };
         let at = [0.1, 0.4, 0.8, -3.0];
         let (_, gradient) = fit.posterior(&at).unwrap();
         for place in 0..at.len() {
@@ -414,7 +432,8 @@ mod tests {
         let points: Vec<Vec<f64>> = (0..30).map(|index| sobol(7, index, 3)).collect();
         let points: Vec<&[f64]> = points.iter().map(Vec::as_slice).collect();
         let values: Vec<f64> = points.iter().map(|point| point[0] - point[1] * point[2]).collect();
-        let model = model(&genes(3), &fit(&genes(3), &Scales::prior(3), &points, &values), &points, &values);
+        let model =
+            model(&genes(3), &fit(&genes(3), &Scales::prior(3), &points, &values, &[0.0; 30]), &points, &values);
         for index in 100..150 {
             let point = sobol(7, index, 3);
             let ((mean, bound), (exact, deviation)) = (model.sketch(&point), model.predict(&point));
@@ -428,7 +447,7 @@ mod tests {
         let points: Vec<&[f64]> = points.iter().map(Vec::as_slice).collect();
         let function = |point: &[f64]| 2.0 * (4.0 * point[1]).sin();
         let values: Vec<f64> = points.iter().map(|point| function(point)).collect();
-        let scales = fit(&genes(4), &Scales::prior(4), &points, &values);
+        let scales = fit(&genes(4), &Scales::prior(4), &points, &values, &vec![0.0; points.len()]);
         let shortest = (0..4).min_by(|a, b| scales.lengths[*a].total_cmp(&scales.lengths[*b])).unwrap();
         assert_eq!(shortest, 1);
         let mut model = model(&genes(4), &scales, &points, &values);

@@ -118,7 +118,8 @@ pub(super) fn status_name(status: Status) -> &'static str {
     }
 }
 
-pub(super) fn outcome_of(record: &ToldRecord) -> Result<Outcome, SearchError> {
+/// The outcome of an evaluation on the share `fidelity` of the samples.
+pub(super) fn outcome_of(record: &ToldRecord, fidelity: f64) -> Result<Outcome, SearchError> {
     let unreadable = |what: &str| {
         SearchError::BadData(format!("ledger: the outcome of evaluation {} has an unreadable {what}", record.index))
     };
@@ -130,5 +131,5 @@ pub(super) fn outcome_of(record: &ToldRecord) -> Result<Outcome, SearchError> {
     };
     let tasks: BTreeMap<String, TaskScores> =
         serde_json::from_value(record.tasks.clone()).map_err(|_| unreadable("table of scores"))?;
-    Ok(Outcome { index: record.index, status, objective: record.objective, tasks, fidelity: 1.0 })
+    Ok(Outcome { index: record.index, status, objective: record.objective, tasks, fidelity })
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::super::archive::{Archive, Fitness};
-use super::super::composite::{self, AllScales, Composite};
+use super::super::composite::{self, AllScales, Composite, Contributions, Targets};
 use super::population;
 use super::ties::Ties;
 use crate::space::Gene;
@@ -63,9 +63,7 @@ impl Model {
         let known = |place: &usize| points[*place].fitness.rank().is_some();
         let news: Vec<usize> = (0..points.len()).filter(known).filter(|place| !self.seen.contains(place)).collect();
         self.seen.extend(&news);
-        for place in news {
-            self.add(place, ties, archive);
-        }
+        self.extend(news, ties, archive);
         let scored = self.members.iter().filter(|place| matches!(points[**place].fitness, Fitness::Scored(_))).count();
         if scored < FEWEST {
             return None;
@@ -87,9 +85,17 @@ impl Model {
         Some(surrogate)
     }
 
-    fn add(&mut self, place: usize, ties: &Ties, archive: &Archive) {
-        self.surrogate.add(&features(ties, &archive.points()[place].effective));
-        self.members.push(place);
+    /// Takes points in, whose errors are judged by all that are members then.
+    fn extend(&mut self, places: Vec<usize>, ties: &Ties, archive: &Archive) {
+        if places.is_empty() {
+            return;
+        }
+        let known = self.members.len();
+        self.members.extend(places);
+        let targets = self.targets(&self.members, archive);
+        for (row, place) in self.members.iter().enumerate().skip(known) {
+            self.surrogate.add(&features(ties, &archive.points()[*place].effective), &targets, row);
+        }
     }
 
     /// Keeps the best points, fits the scales if that is due, and makes the surrogate anew.
@@ -107,17 +113,16 @@ impl Model {
         }
         self.surrogate = Composite::new(&self.features, &self.scales);
         self.members.clear();
-        for place in members {
-            self.add(place, ties, archive);
-        }
+        self.extend(members, ties, archive);
     }
 
     /// What the model learns of these points.
-    fn targets(&self, places: &[usize], archive: &Archive) -> Vec<Vec<f64>> {
+    fn targets(&self, places: &[usize], archive: &Archive) -> Targets {
         let worst = f64::NEG_INFINITY;
         let ranks: Vec<f64> =
             places.iter().map(|place| archive.points()[*place].fitness.rank().unwrap_or(worst)).collect();
-        let contributions: Vec<Option<&[f64]>> = places.iter().map(|place| archive.contributions(*place)).collect();
+        let contributions: Vec<Option<&Contributions>> =
+            places.iter().map(|place| archive.contributions(*place)).collect();
         composite::targets(&ranks, &contributions, self.parts)
     }
 }

@@ -1,0 +1,266 @@
+//! What scores on a part of the samples say about all of them.
+//!
+//! Candidates that were scored on all samples show how much easier or harder the part is than the whole. A candidate that answers
+//! like one of them finds the part as easy as that one does; so its answers on the part are put together from theirs, by
+//! ridge regression, and what they gain or lose from the part to the whole, it is taken to gain or lose. This is the
+//! regression estimator of survey sampling (Cochran 1977, chapter 7), shrunk towards the mean of all of them.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::linear_algebra::{Cholesky, dot};
+use crate::evaluate::{SampleId, TaskScores};
+use crate::score::Objective;
+use crate::score::paired::mean_samples;
+
+/// Ridge penalties, in mean squares of what the references differ by from their mean.
+const PENALTIES: [f64; 7] = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0];
+
+/// Samples by task of the objective, ids ascending.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Part(Vec<Vec<SampleId>>);
+
+impl Part {
+    /// The samples that scores were taken on; `None` unless every task is the plain mean of its per-sample scores.
+    pub(super) fn of(objective: &Objective, scores: &BTreeMap<String, TaskScores>) -> Option<Self> {
+        let ids = |name: &String, metric: &str| {
+            let samples = mean_samples(scores.get(name)?, metric).filter(|samples| samples.weights.is_none())?;
+            let mut ids = samples.ids.to_vec();
+            ids.sort_unstable();
+            Some(ids)
+        };
+        objective.tasks.iter().map(|task| ids(&task.name, &task.metric)).collect::<Option<_>>().map(Self)
+    }
+
+    /// Scores of these samples, task by task; `None` where one was not scored.
+    fn values(&self, objective: &Objective, scores: &BTreeMap<String, TaskScores>) -> Option<Vec<Vec<f64>>> {
+        let values = |name: &String, metric: &str, ids: &[SampleId]| -> Option<Vec<f64>> {
+            let samples = mean_samples(scores.get(name)?, metric).filter(|samples| samples.weights.is_none())?;
+            let scored: HashMap<&SampleId, f64> = samples.ids.iter().zip(samples.values.iter().copied()).collect();
+            ids.iter().map(|id| scored.get(id).copied()).collect()
+        };
+        objective.tasks.iter().zip(&self.0).map(|(task, ids)| values(&task.name, &task.metric, ids)).collect()
+    }
+}
+
+/// A candidate that was scored on all samples, seen on a part.
+#[derive(Clone, Debug)]
+pub(super) struct Reference {
+    /// Scores of the part's samples less their mean by task, task after task.
+    centred: Vec<f64>,
+    /// The mean over all samples less that over the part, by task.
+    gaps: Vec<f64>,
+    /// Samples in all, by task.
+    counts: Vec<usize>,
+}
+
+impl Reference {
+    /// `None` where the candidate has no score of one of the part's samples.
+    pub(super) fn new(objective: &Objective, part: &Part, scores: &BTreeMap<String, TaskScores>) -> Option<Self> {
+        let values = part.values(objective, scores)?;
+        let whole = objective.tasks.iter().map(|task| {
+            let samples = mean_samples(scores.get(&task.name)?, &task.metric)?;
+            Some((mean(samples.values), samples.values.len()))
+        });
+        let whole = whole.collect::<Option<Vec<(f64, usize)>>>()?;
+        Some(Self {
+            gaps: whole.iter().zip(&values).map(|((all, _), part)| all - mean(part)).collect(),
+            counts: whole.into_iter().map(|(_, count)| count).collect(),
+            centred: centred(&values),
+        })
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+fn centred(values: &[Vec<f64>]) -> Vec<f64> {
+    let less_mean = |values: &Vec<f64>| {
+        let mean = mean(values);
+        values.iter().map(move |value| value - mean).collect::<Vec<f64>>()
+    };
+    values.iter().flat_map(less_mean).collect()
+}
+
+/// The scores of a part's samples with every task's metric replaced by what it is expected to be over all samples, and its
+/// standard error by that of the expectation. `None` without references, or where the scores are not those of the part.
+pub(super) fn extrapolate(
+    objective: &Objective,
+    part: &Part,
+    scores: &BTreeMap<String, TaskScores>,
+    references: &[&Reference],
+) -> Option<BTreeMap<String, TaskScores>> {
+    let first = references.first()?;
+    let values = part.values(objective, scores)?;
+    let combination = combine(&centred(&values), references, values.len());
+    let mut estimated = scores.clone();
+    for (place, (task, values)) in objective.tasks.iter().zip(&values).enumerate() {
+        let gap: f64 = references.iter().zip(&combination.shares).map(|(other, share)| share * other.gaps[place]).sum();
+        let metric = estimated.get_mut(&task.name)?.metrics.get_mut(&task.metric)?;
+        let (known, all) = (values.len() as f64, first.counts[place].max(values.len()) as f64);
+        metric.value = mean(values) + gap;
+        metric.stderr = Some((combination.variance / known * (1.0 - known / all)).sqrt());
+    }
+    Some(estimated)
+}
+
+/// How a candidate's answers are put together from others'.
+struct Combination {
+    /// One a reference; their sum is 1, because what references differ by from their mean adds up to nothing.
+    shares: Vec<f64>,
+    /// Variance of what is left of a sample's score.
+    variance: f64,
+}
+
+/// Ridge regression of a candidate's answers on the references', with the penalty of the least generalised cross-validation
+/// error (Golub et al. 1979); `groups` means were subtracted.
+fn combine(own: &[f64], references: &[&Reference], groups: usize) -> Combination {
+    let count = references.len();
+    let even = 1.0 / count as f64;
+    let mut middle = vec![0.0; own.len()];
+    for other in references {
+        middle.iter_mut().zip(&other.centred).for_each(|(sum, value)| *sum += even * value);
+    }
+    let less_middle =
+        |values: &[f64]| values.iter().zip(&middle).map(|(value, middle)| value - middle).collect::<Vec<f64>>();
+    let left = less_middle(own);
+    let apart: Vec<Vec<f64>> = references.iter().map(|other| less_middle(&other.centred)).collect();
+    let gram: Vec<Vec<f64>> = (0..count).map(|i| (0..=i).map(|j| dot(&apart[i], &apart[j])).collect()).collect();
+    let pulls: Vec<f64> = apart.iter().map(|values| dot(values, &left)).collect();
+    let scale = gram.iter().enumerate().map(|(i, row)| row[i]).sum::<f64>() / count as f64;
+    let square = dot(&left, &left);
+    let free = own.len() as f64 - groups as f64;
+    let mut best = Combination { shares: vec![even; count], variance: square / free.max(1.0) };
+    let mut least = best.variance / free.max(1.0);
+    for penalty in PENALTIES.map(|penalty| penalty * scale) {
+        let Some((moved, taken)) = ridge(&gram, &pulls, penalty) else { continue };
+        let rest = free - taken;
+        if rest < 1.0 {
+            continue;
+        }
+        let explained: f64 = dot(&moved, &pulls) + penalty * dot(&moved, &moved);
+        let variance = (square - explained).max(0.0) / rest;
+        if variance / rest < least {
+            least = variance / rest;
+            best = Combination { shares: moved.iter().map(|moved| even + moved).collect(), variance };
+        }
+    }
+    best
+}
+
+/// Coefficients, and the degrees of freedom that they take.
+fn ridge(gram: &[Vec<f64>], pulls: &[f64], penalty: f64) -> Option<(Vec<f64>, f64)> {
+    let mut factor = Cholesky::default();
+    for (place, row) in gram.iter().enumerate() {
+        let mut row = row.clone();
+        row[place] += penalty;
+        if !factor.push(&row) {
+            return None;
+        }
+    }
+    let coefficients = factor.backward(&factor.forward(pulls));
+    let inverse = factor.inverse();
+    let trace: f64 = inverse.iter().enumerate().map(|(place, row)| row[place]).sum();
+    Some((coefficients, pulls.len() as f64 - penalty * trace))
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng as _, RngExt as _};
+
+    use super::*;
+    use crate::evaluate::{MetricValue, PerSample};
+    use crate::random;
+    use crate::score::ObjectiveTask;
+
+    fn objective() -> Objective {
+        let task = |name: &str| ObjectiveTask { name: name.into(), metric: "acc".into(), weight: 1.0, maximize: true };
+        Objective { tasks: vec![task("a"), task("b")] }
+    }
+
+    fn scores(ids: &[i64], values: &[&[f64]; 2]) -> BTreeMap<String, TaskScores> {
+        let task = |values: &[f64]| TaskScores {
+            n: ids.len() as u64,
+            n_truncated: None,
+            metrics: BTreeMap::from([("acc".to_owned(), MetricValue { value: mean(values), stderr: None })]),
+            per_sample: Some(PerSample {
+                ids: ids.iter().map(|id| SampleId::Number(*id)).collect(),
+                scores: BTreeMap::from([("acc".to_owned(), values.to_vec())]),
+            }),
+        };
+        BTreeMap::from([("a".to_owned(), task(values[0])), ("b".to_owned(), task(values[1]))])
+    }
+
+    fn restricted(all: &BTreeMap<String, TaskScores>, count: usize) -> BTreeMap<String, TaskScores> {
+        let values = |task: &str| all[task].per_sample.as_ref().unwrap().scores["acc"][..count].to_vec();
+        let ids: Vec<i64> = (0..count as i64).collect();
+        scores(&ids, &[&values("a"), &values("b")])
+    }
+
+    #[test]
+    fn one_reference_corrects_by_how_hard_it_found_the_part() {
+        let objective = objective();
+        let known = scores(&[0, 1, 2, 3], &[&[1.0, 0.0, 1.0, 1.0], &[0.0, 0.0, 1.0, 1.0]]);
+        let seen = scores(&[1, 0], &[&[1.0, 1.0], &[1.0, 0.0]]);
+        let part = Part::of(&objective, &seen).unwrap();
+        let reference = Reference::new(&objective, &part, &known).unwrap();
+        let estimated = extrapolate(&objective, &part, &seen, &[&reference]).unwrap();
+        assert!((estimated["a"].metrics["acc"].value - 1.25).abs() < 1e-12);
+        assert!((estimated["b"].metrics["acc"].value - 1.0).abs() < 1e-12);
+        assert!(extrapolate(&objective, &part, &seen, &[]).is_none());
+        assert!(Reference::new(&objective, &part, &scores(&[0, 2], &[&[1.0, 0.0], &[1.0, 0.0]])).is_none());
+    }
+
+    /// Answers of a candidate that is `share` of one model and the rest of another, each good at other questions.
+    fn answers(share: f64, number: u64) -> BTreeMap<String, TaskScores> {
+        let task = |task: u64| -> Vec<f64> {
+            let right = |sample: u64| {
+                let mut question = random::stream(3, "question", 1_000 * task + sample);
+                let (first, second): (f64, f64) = (question.random(), question.random());
+                let chance = random::stream(number, "answer", 1_000 * task + sample).random::<f64>();
+                f64::from(u8::from(share * first.powi(2) + (1.0 - share) * second.powi(2) + 0.05 * chance > 0.3))
+            };
+            (0..400).map(right).collect()
+        };
+        let ids: Vec<i64> = (0..400).collect();
+        scores(&ids, &[&task(0), &task(1)])
+    }
+
+    #[test]
+    fn answers_like_those_of_others_make_the_estimate_better_than_the_mean_of_others() {
+        let objective = objective();
+        let references: Vec<_> = (0..12).map(|number| answers(f64::from(number as u32) / 11.0, number)).collect();
+        let part = Part::of(&objective, &restricted(&references[0], 60)).unwrap();
+        let references: Vec<Reference> =
+            references.iter().map(|scores| Reference::new(&objective, &part, scores).unwrap()).collect();
+        let references: Vec<&Reference> = references.iter().collect();
+        let (mut raw, mut even, mut regression, mut claimed) = (0.0, 0.0, 0.0, 0.0);
+        let mut dice = random::stream(5, "share", 0);
+        for number in 100..160 {
+            let _ = dice.next_u64();
+            let all = answers(dice.random(), number);
+            let seen = restricted(&all, 60);
+            let truth = objective.value(&all).unwrap();
+            let estimated = extrapolate(&objective, &part, &seen, &references).unwrap();
+            let value = objective.value(&seen).unwrap();
+            let gap = references.iter().map(|other| mean(&other.gaps)).sum::<f64>() / references.len() as f64;
+            raw += (value - truth).powi(2);
+            even += (value + gap - truth).powi(2);
+            regression += (objective.value(&estimated).unwrap() - truth).powi(2);
+            claimed += objective.stderr(&estimated).unwrap().powi(2);
+        }
+        assert!(even < raw && regression < 0.8 * even, "{raw} {even} {regression}");
+        assert!(claimed > 0.5 * regression && claimed < 2.0 * regression, "{claimed} {regression}");
+    }
+
+    #[test]
+    fn answers_that_are_like_nobody_s_change_little() {
+        let objective = objective();
+        let same = |value: f64| scores(&[0, 1, 2, 3], &[&[value; 4], &[1.0 - value; 4]]);
+        let seen = scores(&[0, 1], &[&[1.0, 0.0], &[0.0, 1.0]]);
+        let part = Part::of(&objective, &seen).unwrap();
+        let references = [same(1.0), same(0.0)].map(|scores| Reference::new(&objective, &part, &scores).unwrap());
+        let estimated = extrapolate(&objective, &part, &seen, &[&references[0], &references[1]]).unwrap();
+        assert_eq!(objective.value(&estimated), objective.value(&seen));
+    }
+}
