@@ -1,5 +1,6 @@
 //! Races over a landscape with questions of different difficulty.
 
+use super::super::Setup;
 use super::super::build::build_raced;
 use super::super::conformance::{TestSpace, check, setup};
 use super::*;
@@ -46,7 +47,12 @@ fn answer(content: &Content, index: u64, fidelity: f64) -> Outcome {
 
 /// Runs a raced strategy, every outcome told `late` proposals later.
 fn run(kind: &str, evaluations: u64, late: u64) -> Vec<(Proposal, Outcome)> {
-    let mut strategy = build_raced(&config(kind), setup(TestSpace::reals(4), late as usize), Some(race())).unwrap();
+    run_seeded(kind, evaluations, late, 7)
+}
+
+fn run_seeded(kind: &str, evaluations: u64, late: u64, seed: u64) -> Vec<(Proposal, Outcome)> {
+    let setup = Setup { seed, ..setup(TestSpace::reals(4), late as usize) };
+    let mut strategy = build_raced(&config(kind), setup, Some(race())).unwrap();
     let mut rows: Vec<(Proposal, Outcome)> = Vec::new();
     let mut told = 0;
     while (rows.len() as u64) < evaluations {
@@ -99,8 +105,9 @@ fn candidates_start_small_and_climb_rung_by_rung() {
             assert_eq!(parent.fidelity, race().fidelities[rung - 1]);
         }
     }
-    assert!(count[1] * 5 < count[0] * 2 && count[1] * 10 > count[0], "{count:?}");
-    assert!(count[2] > 2 && count[2] * 5 < count[1] * 3, "{count:?}");
+    // The best quarter of a rung goes on at most, as far as there is hope.
+    assert!(count[1] * 5 < count[0] * 2 && count[1] > 8, "{count:?}");
+    assert!(count[2] > 2 && count[2] <= count[1], "{count:?}");
 }
 
 #[test]
@@ -112,15 +119,18 @@ fn a_race_finds_more_for_the_same_samples() {
         };
         rows.iter().map(paid).sum::<u64>()
     };
-    let rows = run("random", 400, 8);
-    let full: Vec<f64> = rows.iter().filter(|row| row.0.fidelity == 1.0).filter_map(|row| row.1.objective).collect();
-    let best = full.iter().copied().fold(0.0, f64::max);
-    // The same strategy without a race spends all samples on full evaluations: the first of the very same candidates.
-    let budget = (samples(&rows) / SAMPLES) as usize;
-    let fresh = rows.iter().filter(|row| row.0.origin != PROMOTION).take(budget);
-    let uniform = fresh.filter_map(|row| answer(&row.0.content, 0, 1.0).objective).fold(0.0, f64::max);
-    assert!(budget < 150, "{budget}");
-    assert!(best >= uniform, "{best} against {uniform}");
+    let (mut race_best, mut uniform_best) = (0.0, 0.0);
+    for seed in 1..=12 {
+        let rows = run_seeded("random", 400, 8, seed);
+        let full = rows.iter().filter(|row| row.0.fidelity == 1.0).filter_map(|row| row.1.objective);
+        race_best += full.fold(0.0, f64::max);
+        // The same strategy without a race spends all samples on full evaluations: the first of the very same candidates.
+        let budget = (samples(&rows) / SAMPLES) as usize;
+        let fresh = rows.iter().filter(|row| row.0.origin != PROMOTION).take(budget);
+        uniform_best += fresh.filter_map(|row| answer(&row.0.content, 0, 1.0).objective).fold(0.0, f64::max);
+        assert!(budget < 150, "{budget}");
+    }
+    assert!(race_best > uniform_best, "{race_best} against {uniform_best}");
 }
 
 #[test]
