@@ -14,8 +14,10 @@ use super::{Ask, Content, Landscape, Outcome, Placement, Setup, Strategy, Strate
 use crate::random;
 use crate::space::{GeneKind, Genome};
 
-/// Points that the model is made of at most: the nearest to the centre.
+/// Points that the model is made of at most: the nearest to the centre, and some evenly spread over all others, by their distance, so
+/// that it knows where the good surroundings end.
 const POINTS: usize = 120;
+const FAR_POINTS: usize = 48;
 const FEWEST: usize = 5;
 /// Points drawn in the box for one that is proposed.
 const DRAWS: usize = 400;
@@ -79,7 +81,7 @@ impl Local {
         }
     }
 
-    /// The model of the points around the centre, and the box's half side in every gene.
+    /// The model of the points around the centre and a few others, and the box's half side in every gene.
     fn model(&mut self, centre: &[f64]) -> Option<(Composite, Vec<f64>)> {
         let points = self.history.points();
         let mut near: Vec<(usize, f64)> = (0..points.len())
@@ -87,7 +89,7 @@ impl Local {
             .map(|place| (place, square(&points[place].effective, centre)))
             .collect();
         near.sort_by(|a, b| a.1.total_cmp(&b.1));
-        near.truncate(POINTS);
+        let near = nearest_and_others(near);
         if near.iter().filter(|(place, _)| matches!(points[*place].fitness, Fitness::Scored(_))).count() < FEWEST {
             return None;
         }
@@ -250,6 +252,15 @@ impl Local {
     }
 }
 
+/// What the model is made of, of points in the order of their distance.
+fn nearest_and_others<T: Copy>(mut points: Vec<T>) -> Vec<T> {
+    if points.len() > POINTS {
+        let others = points.split_off(POINTS - FAR_POINTS);
+        points.extend((0..FAR_POINTS).map(|step| others[step * others.len() / FAR_POINTS]));
+    }
+    points
+}
+
 fn square(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(x, y)| (x - y) * (x - y)).sum()
 }
@@ -290,5 +301,21 @@ impl Strategy for Local {
 
     fn watch(&mut self, genome: &Genome, placement: Placement) {
         self.history.watch(genome, placement);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_looks_at_the_nearest_points_and_at_others_up_to_the_far_end() {
+        let few: Vec<usize> = (0..POINTS).collect();
+        assert_eq!(nearest_and_others(few.clone()), few);
+        let chosen = nearest_and_others((0..1_000).collect());
+        let nearest = POINTS - FAR_POINTS;
+        assert!(chosen.len() == POINTS && chosen.is_sorted_by(|a, b| a < b), "{chosen:?}");
+        assert_eq!(chosen[..=nearest], (0..=nearest).collect::<Vec<usize>>());
+        assert!(chosen[POINTS - 1] > 970, "{chosen:?}");
     }
 }

@@ -1,9 +1,9 @@
 //! Racing: candidates start on few samples, and only the promising get more. A wrapper around any strategy.
 //!
 //! Asynchronous successive halving (Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning"): a candidate's
-//! result on a rung is ranked among the latest results of that rung, and the best share goes on to the next rung, at once
-//! and without a barrier, as far as they may well be better than the best. All candidates of a rung are scored on the same samples, and a rung's samples are among those of
-//! the next, so every comparison is paired.
+//! result on a rung is ranked among the latest results of that rung, and of the best share those that may well beat the best
+//! go on to the next rung, at once and without a barrier. All candidates of a rung are scored on the same samples, and a
+//! rung's samples are among those of the next, so every comparison is paired.
 //!
 //! Results are compared, and told, as estimates of the score on all samples (see [`super::extrapolate`]). The wrapped strategy
 //! hears of a candidate once, when its race is over, in the order in which it proposed; one that stopped early at its

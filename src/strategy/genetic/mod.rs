@@ -474,3 +474,31 @@ impl Strategy for Genetic {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::conformance::{Answer, TestSpace, drive, real, setup};
+    use super::super::settings::Settings;
+    use super::*;
+
+    /// Proposals from anywhere after the design, on a slope that the population climbs.
+    fn scouts(space: TestSpace) -> usize {
+        let setup = Setup { seeds: vec![], ..setup(space, 4) };
+        let table = toml::Table::new();
+        let parameters = Parameters::read(&mut Settings::new(&table)).unwrap();
+        let mut genetic = Genetic::new(parameters, setup.landscape.clone().unwrap(), &setup);
+        let oracle = |_: u64, content: &Content| match content {
+            Content::Genome(genome) => Answer::Score(genome.0.iter().map(|x| (9.0 * x).sin()).sum()),
+            _ => Answer::Infeasible,
+        };
+        let rows = drive(&mut genetic, &oracle, 2, 60).unwrap();
+        rows.iter().filter(|row| row.proposal.origin == "random").count()
+    }
+
+    #[test]
+    fn points_from_anywhere_compete_where_no_genes_are_tied() {
+        let untied = (0..6).map(|gene| real(&format!("x{gene}"))).collect();
+        assert!(scouts(TestSpace::new(untied)) > 0);
+        assert_eq!(scouts(TestSpace::reals(6)), 0);
+    }
+}

@@ -12,8 +12,11 @@ use crate::space::Gene;
 const POINTS: usize = 220;
 /// Pending points that are imagined at most, the latest.
 const PENDING: usize = 64;
-/// Points that stay, the best ones, when the model would have more.
+/// Points that stay when the model would have more.
 const KEPT: usize = 160;
+/// Share of the points that are not the best ones, but evenly spread over all others: a model that knows good places only takes
+/// every place for a good one, and asks for the same bad ones again and again.
+const OTHERS: f64 = 0.4;
 /// Points that its length scales are fitted on at most.
 const FIT_POINTS: usize = 128;
 /// Scored points below which there is no model.
@@ -98,13 +101,14 @@ impl Model {
         }
     }
 
-    /// Keeps the best points, fits the scales if that is due, and makes the surrogate anew.
+    /// Chooses among all known points, fits the scales if that is due, and makes the surrogate anew.
     fn rebuild(&mut self, fit_scales: bool, ties: &Ties, archive: &Archive) {
         let points = archive.points();
         let limit = if self.members.len() > POINTS { KEPT } else { POINTS };
-        let members = population::best(points, self.members.iter().copied(), limit);
+        let ranked = population::best(points, 0..points.len(), points.len());
+        let members: Vec<usize> = spread(ranked.len(), limit, OTHERS).into_iter().map(|at| ranked[at]).collect();
         if fit_scales {
-            let chosen: Vec<usize> = spread(members.len(), FIT_POINTS).into_iter().map(|at| members[at]).collect();
+            let chosen: Vec<usize> = spread(members.len(), FIT_POINTS, 0.5).into_iter().map(|at| members[at]).collect();
             let seen: Vec<Vec<f64>> = chosen.iter().map(|place| features(ties, &points[*place].effective)).collect();
             let seen: Vec<&[f64]> = seen.iter().map(Vec::as_slice).collect();
             let targets = self.targets(&chosen, archive);
@@ -145,24 +149,51 @@ impl Ranked<'_> {
     }
 }
 
-/// The first half of `limit` places of `0..n`, and the rest evenly spread.
-fn spread(n: usize, limit: usize) -> Vec<usize> {
+/// `limit` places of `0..n`: a share of `others` evenly spread behind the first ones.
+fn spread(n: usize, limit: usize, others: f64) -> Vec<usize> {
     if n <= limit {
         return (0..n).collect();
     }
-    let first = limit / 2;
-    let rest = limit - first;
+    let rest = (limit as f64 * others) as usize;
+    let first = limit - rest;
     (0..first).chain((0..rest).map(|step| first + step * (n - first) / rest)).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use super::super::super::Placement;
+    use super::super::super::conformance::{TestSpace, real};
+    use super::super::super::space_filling::sobol;
     use super::*;
+    use crate::space::Genome;
 
     #[test]
     fn fits_look_at_the_best_and_at_all_the_rest() {
-        assert_eq!(spread(3, 8), vec![0, 1, 2]);
-        let chosen = spread(100, 8);
+        assert_eq!(spread(3, 8, 0.5), vec![0, 1, 2]);
+        let chosen = spread(100, 8, 0.5);
         assert_eq!(chosen, vec![0, 1, 2, 3, 4, 28, 52, 76]);
+        assert_eq!(spread(100, 5, 0.4), vec![0, 1, 2, 3, 51]);
+    }
+
+    #[test]
+    fn a_model_of_a_long_history_knows_bad_places_too() {
+        let genes = vec![real("x"), real("y")];
+        let mut archive = Archive::new(Arc::new(TestSpace::new(genes.clone())));
+        let ties = Ties::new(&genes);
+        let mut model = Model::new(&genes, &ties, 1);
+        let count = 2 * POINTS as u64;
+        for index in 0..count {
+            let point = archive.add(Genome(sobol(1, index, 2)), 0);
+            archive.place(point, Placement::Asked { index });
+            archive.tell(index, Fitness::Scored(index as f64));
+            assert!(index < FEWEST as u64 || model.surrogate(&ties, &archive).is_some());
+        }
+        assert!(model.members.len() <= POINTS, "{}", model.members.len());
+        let above = |share: f64| model.members.iter().filter(|place| **place as f64 >= share * count as f64).count();
+        let all = model.members.len();
+        assert!(above(0.7) > all / 2, "the best ones first: {} of {all}", above(0.7));
+        assert!(all - above(0.25) >= 10, "the worst ones too: {} of {all}", all - above(0.25));
     }
 }
