@@ -52,6 +52,23 @@ fn pool_size_and_latency_change_nothing() {
 }
 
 #[test]
+fn a_larger_pool_than_a_run_can_use_is_said() {
+    let scratch = Scratch::new();
+    let landscape = "name = \"sphere\"\nsamples = 50";
+    let said = |in_flight: u32, evaluations: &str| {
+        let evaluator = format!("{landscape}\nin_flight = {in_flight}");
+        let run_file = scratch.run_file("run", 12, &evaluator, &rest());
+        let output = scratch.evomerge(&["search", run_file.to_str().unwrap(), "--max-evaluations", evaluations]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        stderr(&output).contains("this run has at most 4 open")
+    };
+    // Two at a time look four ahead, and that stays.
+    assert!(!said(2, "12"));
+    assert!(!said(4, "14"));
+    assert!(said(5, "16"));
+}
+
+#[test]
 fn a_killed_search_ends_as_if_it_had_not_been() {
     let scratch = Scratch::new();
     let run_file =

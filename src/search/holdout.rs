@@ -108,22 +108,7 @@ impl Ceremony<'_> {
         if open > 0 {
             self.progress.line(&format!("hold-out: scoring {open} candidates on {} samples each", plan.samples));
         }
-        loop {
-            if self.stop.wanted() {
-                pipeline.stop_merging();
-            } else {
-                pipeline.start();
-            }
-            if pipeline.idle() {
-                break;
-            }
-            if let Some(finished) = pipeline.next().await? {
-                self.record(plan, finished, &mut scores)?;
-            }
-        }
-        if self.stop.wanted() {
-            return Err(SearchError::Stopped);
-        }
+        pipeline.finish(self.stop, |finished| self.record(plan, finished, &mut scores)).await?;
         Ok(scores)
     }
 

@@ -9,9 +9,9 @@ use std::time::Instant;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::SearchError;
 use super::candidate::{Candidate, EvaluationContext};
 use super::slots::Slots;
+use super::{SearchError, Stop};
 use crate::evaluate::{Attempt, AttemptObserver, EvaluateError, Evaluation, Evaluator, TaskScores};
 use crate::ledger::{Ledger, LedgerError};
 use crate::merge::{MergeError, MergeOptions, Merger};
@@ -175,6 +175,32 @@ impl Pipeline {
                 self.evaluated(place, started_at, seconds, attempts, result)
             }
         }
+    }
+
+    /// Runs everything that was added, and hands over what ends.
+    ///
+    /// # Errors
+    ///
+    /// [`SearchError::Stopped`] when a stop was asked for, after what was under way has ended; what `take` fails with.
+    pub async fn finish(
+        &mut self,
+        stop: &Stop,
+        mut take: impl FnMut(Finished) -> Result<(), SearchError>,
+    ) -> Result<(), SearchError> {
+        loop {
+            if stop.wanted() {
+                self.stop_merging();
+            } else {
+                self.start();
+            }
+            if self.idle() {
+                break;
+            }
+            if let Some(finished) = self.next().await? {
+                take(finished)?;
+            }
+        }
+        if stop.wanted() { Err(SearchError::Stopped) } else { Ok(()) }
     }
 
     /// One merge at a time: it uses all cores.

@@ -198,23 +198,24 @@ impl LastScoring<'_> {
                 if samples > 0 { format!(", on {samples} samples each") } else { String::new() }
             ));
         }
-        self.run(&mut pipeline, |finished| {
-            if finished.status != Status::Scored {
-                let reason = finished.error.clone().unwrap_or_default();
-                self.again.progress.line(&format!("{} could not be scored again: {reason}", finished.candidate.id));
-            }
-            // A failure says nothing of the candidate: the next start tries again.
-            if finished.status == Status::Failed {
-                return Ok(());
-            }
-            let record = self.again.record(&finished, FINALIST, None)?;
-            found.extend(record.objective.map(|objective| (record.candidate_id, objective)));
-            Ok(())
-        })
-        .await?;
+        pipeline
+            .finish(self.stop, |finished| {
+                if finished.status != Status::Scored {
+                    let reason = finished.error.clone().unwrap_or_default();
+                    self.again.progress.line(&format!("{} could not be scored again: {reason}", finished.candidate.id));
+                }
+                // A failure says nothing of the candidate: the next start tries again.
+                if finished.status == Status::Failed {
+                    return Ok(());
+                }
+                let record = self.again.record(&finished, FINALIST, None)?;
+                found.extend(record.objective.map(|objective| (record.candidate_id, objective)));
+                Ok(())
+            })
+            .await?;
         if let Some(index) = sentinel {
             pipeline.add(self.again.next_sentinel(self.asked(index)?)?);
-            self.run(&mut pipeline, |finished| self.again.sentinel(&finished)).await?;
+            pipeline.finish(self.stop, |finished| self.again.sentinel(&finished)).await?;
         }
         Ok(found)
     }
@@ -222,27 +223,6 @@ impl LastScoring<'_> {
     fn asked(&self, index: u64) -> Result<&AskedRecord, SearchError> {
         let record = self.asked.iter().find(|asked| asked.index == index);
         record.ok_or_else(|| SearchError::BadData(format!("ledger: evaluation {index} is gone")))
-    }
-
-    async fn run(
-        &self,
-        pipeline: &mut Pipeline,
-        mut take: impl FnMut(Finished) -> Result<(), SearchError>,
-    ) -> Result<(), SearchError> {
-        loop {
-            if self.stop.wanted() {
-                pipeline.stop_merging();
-            } else {
-                pipeline.start();
-            }
-            if pipeline.idle() {
-                break;
-            }
-            if let Some(finished) = pipeline.next().await? {
-                take(finished)?;
-            }
-        }
-        if self.stop.wanted() { Err(SearchError::Stopped) } else { Ok(()) }
     }
 }
 
