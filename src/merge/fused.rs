@@ -33,7 +33,10 @@ pub(crate) trait PairMerge<const S: usize>: Send + Sync {
 
     /// Prepares the chunk that starts at element `first` and has the bytes `sources`; false: its elements do not share one
     /// preparation. `COUNTERS` is the batch of [`super::philox::Philox::group`].
-    fn prepare<const COUNTERS: usize>(&self, first: u64, sources: [&[u8]; S], chunk: &mut Self::Chunk) -> bool;
+    #[inline(always)]
+    fn prepare<const COUNTERS: usize>(&self, _first: u64, _sources: [&[u8]; S], _chunk: &mut Self::Chunk) -> bool {
+        true
+    }
 
     /// Merges element `2 pair + HIGH` of the chunk.
     fn element<const HIGH: bool>(&self, chunk: &Self::Chunk, pair: usize, base: f32, sources: [f32; S]) -> f32;

@@ -26,11 +26,6 @@ impl<const S: usize, const DIVIDES: bool> PairMerge<S> for Weighted<S, DIVIDES> 
     fn begin(&self) {}
 
     #[inline(always)]
-    fn prepare<const COUNTERS: usize>(&self, _first: u64, _sources: [&[u8]; S], _chunk: &mut ()) -> bool {
-        true
-    }
-
-    #[inline(always)]
     fn element<const HIGH: bool>(&self, _chunk: &(), _pair: usize, _base: f32, sources: [f32; S]) -> f32 {
         let sum = sources.iter().zip(&self.weights).fold(0.0, |sum, (source, weight)| source.mul_add(*weight, sum));
         if DIVIDES { sum / self.divisor } else { sum }
@@ -81,11 +76,6 @@ impl PairMerge<2> for Combined {
     fn begin(&self) {}
 
     #[inline(always)]
-    fn prepare<const COUNTERS: usize>(&self, _first: u64, _sources: [&[u8]; 2], _chunk: &mut ()) -> bool {
-        true
-    }
-
-    #[inline(always)]
     fn element<const HIGH: bool>(&self, _chunk: &(), _pair: usize, _base: f32, sources: [f32; 2]) -> f32 {
         self.factors[0] * sources[0] + self.factors[1] * sources[1]
     }
@@ -108,7 +98,13 @@ trait Rule<const S: usize>: Send + Sync {
     const KEEPS_ALL: bool;
 
     fn begin(&self) -> Self::Chunk;
-    fn prepare<const COUNTERS: usize>(&self, first: u64, sources: [&[u8]; S], chunk: &mut Self::Chunk) -> bool;
+
+    /// As [`PairMerge::prepare`].
+    #[inline(always)]
+    fn prepare<const COUNTERS: usize>(&self, _first: u64, _sources: [&[u8]; S], _chunk: &mut Self::Chunk) -> bool {
+        true
+    }
+
     fn keeps<const HIGH: bool>(&self, chunk: &Self::Chunk, pair: usize, source: usize, delta: f32) -> bool;
     /// Restores the L1 norm; 1 where it is not restored.
     fn factor(&self, source: usize) -> f32;
@@ -122,11 +118,6 @@ impl<const S: usize> Rule<S> for KeepAll {
     const KEEPS_ALL: bool = true;
 
     fn begin(&self) {}
-
-    #[inline(always)]
-    fn prepare<const COUNTERS: usize>(&self, _first: u64, _sources: [&[u8]; S], _chunk: &mut ()) -> bool {
-        true
-    }
 
     #[inline(always)]
     fn keeps<const HIGH: bool>(&self, _chunk: &(), _pair: usize, _source: usize, _delta: f32) -> bool {
