@@ -481,7 +481,7 @@ mod tests {
     use super::super::settings::Settings;
     use super::*;
 
-    /// Proposals from anywhere after the design, on a slope that the population climbs.
+    /// Proposals from anywhere on a landscape of many peaks.
     fn scouts(space: TestSpace) -> usize {
         let setup = Setup { seeds: vec![], ..setup(space, 4) };
         let table = toml::Table::new();
