@@ -40,9 +40,9 @@ struct Arguments {
     /// Images and labels, made by scripts/digits_images.py.
     #[arg(long)]
     images: PathBuf,
-    /// dare8: dare_ties, weight and density a source; dare24: the same in each of three layer groups; ties24: so with ties;
-    /// arithmetic12: task_arithmetic, a weight a source and layer group.
-    #[arg(long, value_parser = ["dare8", "ties24", "dare24", "arithmetic12"])]
+    /// dare8: dare_ties, weight and density a source; dare24 and dare48: the same in each of three or six layer groups; ties24 and
+    /// ties48: so with ties; arithmetic12: task_arithmetic, a weight a source and layer group.
+    #[arg(long, value_parser = ["dare8", "ties24", "dare24", "arithmetic12", "ties48", "dare48"])]
     space: String,
     /// A `[strategy]` table, or only its kind.
     #[arg(long, default_value = "portfolio")]
@@ -103,6 +103,8 @@ fn run_file(zoo: &Path, space: &str) -> Result<RunConfig, Failure> {
     let (method, groups) = match space {
         "dare8" => ("dare_ties", 1),
         "dare24" => ("dare_ties", 3),
+        "dare48" => ("dare_ties", 6),
+        "ties48" => ("ties", 6),
         "arithmetic12" => ("task_arithmetic", 3),
         _ => ("ties", 3),
     };

@@ -27,6 +27,10 @@ use crate::space::Genome;
 const MEMORY: f64 = 0.9;
 /// Outcomes that earn anything: those among this many best.
 const ELITE: usize = 20;
+/// Genes, less so many, for each proposal of the genetic algorithm before the others join; and the fewest and most of these. Models
+/// need more points where there are more genes, and the genetic algorithm spreads them best.
+const START_LESS: usize = 12;
+const START: (usize, usize) = (12, 60);
 /// While a team is new, one proposal in so many is left to the team with the best point.
 const BEST_TURN: u64 = 2;
 
@@ -48,11 +52,16 @@ impl Parameters {
         let patience = genetic.patience().unwrap_or((150 + 2 * genes).min(300));
         Ok(Self {
             genetic: genetic.without_restarts(),
-            start: settings.whole("start", 12, 0..=1_000_000)?,
+            start: settings.whole("start", start(genes), 0..=1_000_000)?,
             least: settings.number("least", 0.1, 0.0..=0.25)?,
             patience,
         })
     }
+}
+
+/// The genetic algorithm's proposals before the others join, unless the settings say how many.
+fn start(genes: usize) -> usize {
+    genes.saturating_sub(START_LESS).clamp(START.0, START.1)
 }
 
 struct Member {
@@ -318,6 +327,11 @@ mod tests {
         assert!(designs.iter().any(|at| *at < 20) && designs.iter().any(|at| *at > 35), "{designs:?}");
         let rows = run("patience = 1000", 100, &|_| 0.5);
         assert!(origins(&rows, "sobol").iter().all(|at| *at < 20));
+    }
+
+    #[test]
+    fn the_others_join_later_where_there_are_more_genes() {
+        assert_eq!([1, 24, 48, 72, 500].map(start), [12, 12, 36, 60, 60]);
     }
 
     #[test]
