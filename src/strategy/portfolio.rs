@@ -27,8 +27,8 @@ use crate::space::Genome;
 const MEMORY: f64 = 0.9;
 /// Outcomes that earn anything: those among this many best.
 const ELITE: usize = 20;
-/// Genes, less so many, for each proposal of the genetic algorithm before the others join; and the fewest and most of these. Models
-/// need more points where there are more genes, and the genetic algorithm spreads them best.
+/// The genetic algorithm proposes alone until it has made so many fewer proposals than there are genes, and from the fewest to the most
+/// of these. The others' models need more points where there are more genes.
 const START_LESS: usize = 12;
 const START: (usize, usize) = (12, 60);
 /// While a team is new, one proposal in so many is left to the team with the best point.
