@@ -138,7 +138,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("/dev/shm/evomerge-bench-out"))
     parser.add_argument("methods", nargs="*", default=METHODS)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     models = options.models.resolve()
     (models / "recipes").mkdir(exist_ok=True)
     layers = json.loads((models / "base" / "config.json").read_text())["num_hidden_layers"]

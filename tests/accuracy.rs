@@ -36,6 +36,8 @@ struct Errors {
     largest: f64,
     sum: f64,
     elements: usize,
+    /// Elements that are farther away than roundings bring them.
+    elsewhere: usize,
 }
 
 impl Errors {
@@ -49,6 +51,7 @@ impl Errors {
                 self.largest = self.largest.max(error);
                 self.sum += error;
                 self.elements += 1;
+                self.elsewhere += usize::from(error > 2.0_f64.powi(-20));
             }
         }
     }
@@ -77,7 +80,8 @@ fn half_step(recipe: &Recipe) -> f64 {
 
 /// The reference has the masks of the merge (draws are compared as multiples of 2^-24 in both), and weights that are not
 /// rounded. Thresholds and signs could be decided otherwise in float64 where float32 differences are equal or cancel out;
-/// such an element would be off by far more than roundings are.
+/// such an element would be off by far more than roundings are. `arcee_fusion` makes the roundings of mergekit on purpose, and
+/// with them its decisions: so many elements at the threshold are off, and no others.
 #[test]
 fn no_method_errs_more_than_mergekit() {
     let temporary = tempfile::tempdir().unwrap();
@@ -96,7 +100,13 @@ fn no_method_errs_more_than_mergekit() {
             errors
         };
         // Else the reference is another merge.
-        assert!(measure(&ours).largest < 4.0 * half_step(&recipe), "{case}: {:e}", measure(&ours).largest);
+        let ours_from_it = measure(&ours);
+        if recipe.merge_method == "arcee_fusion" {
+            assert!(ours_from_it.elsewhere * 1000 < ours_from_it.elements, "{case}: {}", ours_from_it.elsewhere);
+            assert_eq!(ours_from_it.elsewhere, measure(&mergekit).elsewhere, "{case}");
+        } else {
+            assert!(ours_from_it.largest < 4.0 * half_step(&recipe), "{case}: {:e}", ours_from_it.largest);
+        }
         for (errors, merged) in families.entry(family(&recipe)).or_default().iter_mut().zip([&ours, &mergekit]) {
             errors.add(merged, &reference);
         }

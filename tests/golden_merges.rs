@@ -52,15 +52,12 @@ fn check(case: &str, merger: &Merger) -> (usize, usize, Vec<String>) {
         unequal += pairs().filter(|(left, right)| left != right).count();
         elements += expected.len();
         let count = pairs().filter(far).count();
-        if count > 0 && !(recipe.merge_method == "arcee_fusion" && count <= 1 + expected.len() / 400) {
+        if count > 0 {
             let worst = pairs().map(|(left, right)| (left - right).abs() / largest).fold(0.0_f64, f64::max);
             wrong.push(format!("{name}: {count} of {} elements are off, by up to {worst:e}", expected.len()));
         }
     }
-    // arcee_fusion's threshold hangs on a divergence of which float32 leaves three digits: elements next to it may fall on
-    // either side.
-    let rounds_otherwise = recipe.merge_method == "arcee_fusion";
-    if unequal > 0 && !has_norms(case, &recipe) && !rounds_otherwise {
+    if unequal > 0 && !has_norms(case, &recipe) {
         wrong.push(format!("{unequal} elements are not equal to the last bit"));
     }
     wrong.extend(config_difference(&folder.join("expected_config.json"), &destination.join("config.json")));

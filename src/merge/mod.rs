@@ -9,6 +9,8 @@
 //! of an element only, and sums over tensors have a fixed order: the bytes depend neither on threads nor on the machine.
 
 mod block;
+mod cascade_sum;
+mod divergence;
 mod element;
 mod error;
 mod execute;

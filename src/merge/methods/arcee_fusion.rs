@@ -4,13 +4,13 @@ use std::marker::PhantomData;
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
-use libm::{exp, log};
-
 use super::{Context, MergeMethod};
 use crate::merge::MergeError;
-use crate::merge::block::{BlockMerge, Buffered, TileMerge, Tiled};
+use crate::merge::block::{BlockMerge, TileMerge, Tiled};
+use crate::merge::divergence::{Divergence, RowPair, Rows};
 use crate::merge::element::Element;
 use crate::merge::gram::Lines;
+use crate::merge::reduce::sum_block_rows;
 use crate::merge::simd::Isa;
 use crate::merge::specification::{BaseUse, InputCount, MethodSpecification, Survivor};
 use crate::merge::tensor::{BLOCK, Stored, TILE, TensorGroup, Values, tiles};
@@ -25,9 +25,6 @@ static ARCEE_FUSION: MethodSpecification = MethodSpecification {
     samples_masks: false,
     help: "takes over a model's most important changes: size times divergence of rows above median + 1.5 IQR",
 };
-
-/// Added to both probabilities.
-const SMOOTHING: f64 = 1e-8;
 
 /// `base + delta [importance >= median + 1.5 interquartile range]`, where an element's importance is `|delta|` times the
 /// divergence between the softmax of its row in the model and in the base.
@@ -47,7 +44,7 @@ impl MergeMethod for ArceeFusion {
     }
 }
 
-fn prepare<'a, W: Buffered>(group: &TensorGroup<'a>, isa: Isa) -> Result<Box<dyn BlockMerge + 'a>, MergeError> {
+fn prepare<'a, W: Divergence>(group: &TensorGroup<'a>, isa: Isa) -> Result<Box<dyn BlockMerge + 'a>, MergeError> {
     let (Some(base), [source]) = (group.base, &group.inputs[..]) else {
         return Err(MergeError::Internal("arcee_fusion takes a base and one model".into()));
     };
@@ -56,13 +53,25 @@ fn prepare<'a, W: Buffered>(group: &TensorGroup<'a>, isa: Isa) -> Result<Box<dyn
     let threshold = if group.elements == 0 {
         W::ZERO
     } else {
-        let importances = Importances { source: *source, base, lines, divergences: &divergences };
-        let quantile = |share: f64| {
-            // From the smallest, at the whole part of `share (n - 1)`.
-            let kept = group.elements - (share * (group.elements - 1) as f64) as u64;
+        let magnitudes = |negative| Importances { source: *source, base, lines, divergences: &divergences, negative };
+        let negative = if divergences.iter().any(|divergence| *divergence < W::ZERO) {
+            count_positive(magnitudes(true), group.elements)?
+        } else {
+            0
+        };
+        let largest = |kept: u64, importances: Importances<'_, W>| {
             let coarse = || coarse_histogram::<W, _>(isa, importances, group.elements);
             let threshold = select::<W, _>(isa, importances, group.elements, kept, coarse)?;
             Ok::<W, MergeError>(W::from_key(W::key_from_u64(threshold.key)))
+        };
+        let quantile = |share: f64| {
+            // From the smallest, at the whole part of `share (n - 1)`. The most negative has the largest magnitude.
+            let rank = (share * (group.elements - 1) as f64) as u64;
+            if rank < negative {
+                largest(rank + 1, magnitudes(true)).map(|magnitude| W::ZERO - magnitude)
+            } else {
+                largest(group.elements - rank, magnitudes(false))
+            }
         };
         let (lower, median, upper) = (quantile(0.25)?, quantile(0.5)?, quantile(0.75)?);
         median + W::from_f64(1.5) * (upper - lower)
@@ -71,8 +80,8 @@ fn prepare<'a, W: Buffered>(group: &TensorGroup<'a>, isa: Isa) -> Result<Box<dyn
     Ok(Box::new(Tiled { tensor: group.name, inputs: vec![base, *source], arithmetic, precision: PhantomData }))
 }
 
-/// The divergence of each row, `sum p ln(p / q)` with the softmax of the model as `p` and of the base as `q`.
-fn divergences<W: Element>(
+/// The divergence of each row from the base's.
+fn divergences<W: Divergence>(
     source: Stored<'_>,
     base: Stored<'_>,
     elements: u64,
@@ -86,9 +95,12 @@ fn divergences<W: Element>(
     let parts: Vec<Result<Vec<W>, MergeError>> = (0..rows.div_ceil(step))
         .into_par_iter()
         .map(|part| {
-            let mut buffers = [vec![0.0; TILE], vec![0.0; TILE]];
+            let mut tiles = RowPair::new();
             (part * step..rows.min((part + 1) * step))
-                .map(|row| divergence(source, base, row * width..(row + 1) * width, &mut buffers).map(W::from_f64))
+                .map(|row| {
+                    let elements = row * width..(row + 1) * width;
+                    W::divergence(&Rows { model: source, base, elements }, &mut tiles)
+                })
                 .collect()
         })
         .collect();
@@ -99,43 +111,14 @@ fn divergences<W: Element>(
     Ok(all)
 }
 
-fn divergence(
-    source: Stored<'_>,
-    base: Stored<'_>,
-    row: std::ops::Range<u64>,
-    buffers: &mut [Vec<f64>; 2],
-) -> Result<f64, MergeError> {
-    let mut each = |work: &mut dyn FnMut(f64, f64)| {
-        for (first, length) in tiles(row.clone()) {
-            let [left, right] = &mut *buffers;
-            source.decode(first, &mut left[..length])?;
-            base.decode(first, &mut right[..length])?;
-            for (left, right) in left[..length].iter().zip(&right[..length]) {
-                work(*left, *right);
-            }
-        }
-        Ok::<(), MergeError>(())
-    };
-    let mut largest = [f64::NEG_INFINITY; 2];
-    each(&mut |left, right| largest = [largest[0].max(left), largest[1].max(right)])?;
-    let mut sums = [0.0; 2];
-    each(&mut |left, right| sums = [sums[0] + exp(left - largest[0]), sums[1] + exp(right - largest[1])])?;
-    let mut divergence = 0.0;
-    each(&mut |left, right| {
-        let p = exp(left - largest[0]) / sums[0] + SMOOTHING;
-        let q = exp(right - largest[1]) / sums[1] + SMOOTHING;
-        divergence += p * log(p / q);
-    })?;
-    Ok(divergence.abs())
-}
-
-/// The importances as values to select among.
+/// The importances of one sign as magnitudes to select among; those of the other sign are zero.
 #[derive(Clone, Copy)]
 struct Importances<'a, W> {
     source: Stored<'a>,
     base: Stored<'a>,
     lines: Lines,
     divergences: &'a [W],
+    negative: bool,
 }
 
 impl<W: Element> Values<W> for Importances<'_, W> {
@@ -149,10 +132,25 @@ impl<W: Element> Values<W> for Importances<'_, W> {
         self.source.decode(first, values)?;
         self.base.decode(first, base)?;
         for ((element, value), base) in (first..).zip(values.iter_mut()).zip(base) {
-            *value = (*value - *base).abs() * self.divergences[self.lines.of(element)];
+            let importance = (*value - *base).abs() * self.divergences[self.lines.of(element)];
+            let counts = (importance < W::ZERO) == self.negative;
+            *value = if counts { importance.abs() } else { W::ZERO };
         }
         Ok(())
     }
+}
+
+/// How many of the values are not zero.
+fn count_positive<W: Element>(values: Importances<'_, W>, elements: u64) -> Result<u64, MergeError> {
+    let counts = sum_block_rows(elements, 1, |range, count| {
+        let (mut tile, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
+        for (first, length) in tiles(range) {
+            values.tile(first, &mut tile[..length], &mut scratch)?;
+            count[0] += tile[..length].iter().filter(|value| **value > W::ZERO).count() as f64;
+        }
+        Ok(())
+    })?;
+    Ok(counts[0] as u64)
 }
 
 struct Fusion<W> {

@@ -151,6 +151,14 @@ impl<W: Element> Values<W> for Variances<'_> {
     }
 }
 
+/// How many of the elements that vary are selected: their number times the share, rounded to float32, then down.
+///
+/// mergekit's count is a tensor, which makes the product a float32. It is a whole number far more often than the exact product
+/// is, most of all where a gradient's share is a hair below the decimal that it stands for.
+fn selected(varied: u64, share: f64) -> u64 {
+    ((varied as f32 * share.max(0.0) as f32) as u64).min(varied)
+}
+
 fn selection<W: Element>(isa: Isa, inputs: &[Stored<'_>], elements: u64, share: f64) -> Result<Selection, MergeError> {
     if share >= 1.0 {
         return Ok(Selection::All);
@@ -160,7 +168,7 @@ fn selection<W: Element>(isa: Isa, inputs: &[Stored<'_>], elements: u64, share: 
         let mut buffer = vec![W::ZERO; (inputs.len() + 1) * TILE];
         dispatch(isa, CountVaried::<W> { values, range, buffer: &mut buffer, count })
     })?;
-    let kept = (nonzero[0] * share.max(0.0)) as u64;
+    let kept = selected(nonzero[0] as u64, share);
     if kept == 0 {
         return Ok(Selection::None);
     }
@@ -274,5 +282,26 @@ impl<W: Element> TileMerge<W> for Fusion<W> {
         for ((value, divisor), base) in output.iter_mut().zip(divisor).zip(base) {
             *value = *base + *value / if *divisor > least { *divisor } else { least };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::selected;
+
+    #[test]
+    fn the_count_is_that_of_a_float32_product() {
+        let hair_below = 0.588 + (0.088 - 0.588) * 0.4;
+        assert!(500.0 * hair_below < 194.0);
+        assert_eq!(selected(500, hair_below), 194);
+        assert_eq!(selected(500, 0.387), 193);
+    }
+
+    #[test]
+    fn the_count_stays_between_none_and_all() {
+        assert_eq!(selected(500, -0.5), 0);
+        assert_eq!(selected(0, 0.5), 0);
+        let odd = (1 << 25) + 3;
+        assert_eq!(selected(odd, 1.0 - 1e-12), odd);
     }
 }

@@ -1,0 +1,154 @@
+//! Sums of float32 values in the order that PyTorch adds the elements of a row in.
+//!
+//! Eight lanes in four groups are added to side by side, and every so many rounds what they hold moves on to the next of four
+//! levels, so that large sums do not swallow small values (a cascade, or pairwise summation). The order depends on nothing but
+//! the number of values.
+
+/// Values that lie next to each other in a vector.
+const LANES: usize = 8;
+/// Vectors that are added side by side.
+const GROUPS: usize = 4;
+const LEVELS: usize = 4;
+
+type Round = [[f32; LANES]; GROUPS];
+
+/// A sum of a known number of values, which come in order.
+pub(crate) struct CascadeSum {
+    levels: [Round; LEVELS],
+    /// Lanes in use: one where there are too few values for a vector.
+    lanes: u64,
+    /// Whole rounds of `GROUPS` vectors.
+    rounds: u64,
+    /// Whole vectors.
+    vectors: u64,
+    /// Rounds after which a level moves on to the next one, as a power of two.
+    step: u32,
+    added: u64,
+    rest: f32,
+}
+
+impl CascadeSum {
+    /// A sum of `count` values.
+    pub(crate) fn new(count: u64) -> Self {
+        let lanes = if count < LANES as u64 { 1 } else { LANES as u64 };
+        let vectors = count / lanes;
+        let rounds = vectors / GROUPS as u64;
+        let bits = u64::BITS - rounds.saturating_sub(1).leading_zeros();
+        let step = (bits / LEVELS as u32).max(4);
+        Self { levels: [[[0.0; LANES]; GROUPS]; LEVELS], lanes, rounds, vectors, step, added: 0, rest: 0.0 }
+    }
+
+    /// Adds the next value.
+    #[inline]
+    pub(crate) fn add(&mut self, value: f32) {
+        let (vector, lane) = (self.added / self.lanes, (self.added % self.lanes) as usize);
+        let in_rounds = self.rounds * GROUPS as u64;
+        if vector < in_rounds {
+            let group = (vector % GROUPS as u64) as usize;
+            self.levels[0][group][lane] += value;
+            if group + 1 == GROUPS && lane as u64 + 1 == self.lanes {
+                self.end_round(vector / GROUPS as u64 + 1);
+            }
+        } else if vector < self.vectors {
+            if vector == in_rounds && lane == 0 {
+                self.join_levels();
+            }
+            self.levels[0][0][lane] += value;
+        } else {
+            self.rest += value;
+        }
+        self.added += 1;
+    }
+
+    fn end_round(&mut self, ended: u64) {
+        if ended % (1 << self.step) != 0 {
+            return;
+        }
+        for level in 1..LEVELS {
+            self.move_up(level);
+            let mask = ((1_u64 << self.step) - 1) << (level as u32 * self.step);
+            if ended & mask != 0 {
+                break;
+            }
+        }
+    }
+
+    /// Adds the level below to this one and empties it.
+    fn move_up(&mut self, level: usize) {
+        let below = std::mem::take(&mut self.levels[level - 1]);
+        add_round(&mut self.levels[level], &below);
+    }
+
+    fn join_levels(&mut self) {
+        for level in 1..LEVELS {
+            let above = std::mem::take(&mut self.levels[level]);
+            add_round(&mut self.levels[0], &above);
+        }
+    }
+
+    /// The sum of what was added.
+    pub(crate) fn total(mut self) -> f32 {
+        // A second time, where vectors were left over, this adds zeros.
+        self.join_levels();
+        let [mut sums, others @ ..] = self.levels[0];
+        for group in &others {
+            for (sum, value) in sums.iter_mut().zip(group) {
+                *sum += *value;
+            }
+        }
+        sums.iter().take(self.lanes as usize).fold(self.rest, |sum, value| sum + value)
+    }
+}
+
+fn add_round(sums: &mut Round, round: &Round) {
+    for (sum, value) in sums.iter_mut().flatten().zip(round.iter().flatten()) {
+        *sum += *value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::CascadeSum;
+
+    fn sum(values: &[f32]) -> f32 {
+        let mut sum = CascadeSum::new(values.len() as u64);
+        values.iter().for_each(|value| sum.add(*value));
+        sum.total()
+    }
+
+    /// Multiples of a power of two, whose sums are exact in any order.
+    #[test]
+    fn whole_numbers_are_summed_exactly() {
+        for count in (0..70).chain([255, 256, 511, 512, 513, 2048, 4096, 14_336, 100_003]) {
+            let values: Vec<f32> = (0..count).map(|index| (index % 7) as f32 - 3.0).collect();
+            let exact: i64 = (0..i64::from(count)).map(|index| index % 7 - 3).sum();
+            assert_eq!(sum(&values), exact as f32, "{count} values");
+        }
+    }
+
+    /// As `torch.sum` (2.15, one thread) gives it for the same values, which are `((i * 7919) mod 1009) / 1009 - 0.5` in float32.
+    #[test]
+    fn the_order_is_that_of_pytorch() {
+        let expected: [(u64, u32); 15] = [
+            (3, 0x3d38_b4a0),
+            (7, 0xbf2f_30fa),
+            (8, 0xbe7b_afd4),
+            (24, 0x3e18_3ad8),
+            (31, 0xbc2a_8000),
+            (33, 0xbf10_3ce6),
+            (56, 0x3ef6_9ccb),
+            (100, 0x3ecf_8a46),
+            (255, 0xbe55_a114),
+            (512, 0xbea4_688c),
+            (1000, 0x3e34_a574),
+            (4096, 0xc019_3ea9),
+            (14_336, 0xc0d4_5c59),
+            (65_537, 0xc1fe_95b1),
+            (400_009, 0xc345_8cb1),
+        ];
+        for (count, bits) in expected {
+            let values: Vec<f32> = (0..count).map(|index: u64| ((index * 7919) % 1009) as f32 / 1009.0 - 0.5).collect();
+            assert_eq!(sum(&values).to_bits(), bits, "{count} values");
+        }
+    }
+}

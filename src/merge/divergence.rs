@@ -1,0 +1,236 @@
+//! How far the softmax of a row lies from that of another one (Kullback-Leibler divergence).
+//!
+//! The divergence of two rows that are nearly equal is a small difference of large sums: float32 leaves it about three digits, and
+//! fewer the nearer the rows are. Which elements a threshold on it selects is therefore decided by roundings. So that models stored
+//! in at most float32 select the elements that mergekit selects, the float32 path makes the same ones: those of PyTorch on a
+//! processor with AVX-512, which are the exponential and the sum in sixteen lanes below, the product with a reciprocal, and
+//! [`CascadeSum`]. (Its logarithm is a library's that is correctly rounded in all but a few cases in a thousand; ours always is.)
+
+use std::ops::Range;
+
+use libm::{exp, log};
+
+use super::MergeError;
+use super::block::Buffered;
+use super::cascade_sum::CascadeSum;
+use super::element::Element;
+use super::tensor::{Stored, TILE, tiles};
+
+/// Added to both probabilities.
+const SMOOTHING: f64 = 1e-8;
+/// Values that PyTorch sums side by side.
+const LANES: usize = 16;
+
+/// Tiles of two rows, decoded.
+pub(crate) struct RowPair<W> {
+    model: Vec<W>,
+    base: Vec<W>,
+}
+
+impl<W: Element> RowPair<W> {
+    /// Room for a tile of each.
+    pub(crate) fn new() -> Self {
+        Self { model: vec![W::ZERO; TILE], base: vec![W::ZERO; TILE] }
+    }
+
+    /// Calls `work` with the tiles of both rows in order; every tile but the last has [`TILE`] elements.
+    fn each(&mut self, rows: &Rows<'_>, mut work: impl FnMut(&[W], &[W])) -> Result<(), MergeError> {
+        for (first, length) in tiles(rows.elements.clone()) {
+            let (model, base) = (&mut self.model[..length], &mut self.base[..length]);
+            rows.model.decode(first, model)?;
+            rows.base.decode(first, base)?;
+            work(model, base);
+        }
+        Ok(())
+    }
+}
+
+/// A row of a model and the same one of the base.
+pub(crate) struct Rows<'a> {
+    pub(crate) model: Stored<'a>,
+    pub(crate) base: Stored<'a>,
+    /// Which elements of their tensors.
+    pub(crate) elements: Range<u64>,
+}
+
+/// A precision that divergences are computed in.
+pub(crate) trait Divergence: Buffered {
+    /// `sum p ln(p / q)` with the softmax of the model's row as `p` and of the base's as `q`. Where roundings are larger than it, it
+    /// may be negative.
+    ///
+    /// # Errors
+    ///
+    /// When an element is not finite.
+    fn divergence(rows: &Rows<'_>, tiles: &mut RowPair<Self>) -> Result<Self, MergeError>;
+}
+
+impl Divergence for f64 {
+    fn divergence(rows: &Rows<'_>, tiles: &mut RowPair<Self>) -> Result<Self, MergeError> {
+        let mut largest = [Self::NEG_INFINITY; 2];
+        tiles.each(rows, |model, base| {
+            largest =
+                [model.iter().copied().fold(largest[0], Self::max), base.iter().copied().fold(largest[1], Self::max)];
+        })?;
+        let mut sums = [0.0; 2];
+        tiles.each(rows, |model, base| {
+            for (model, base) in model.iter().zip(base) {
+                sums = [sums[0] + exp(model - largest[0]), sums[1] + exp(base - largest[1])];
+            }
+        })?;
+        let mut divergence = 0.0;
+        tiles.each(rows, |model, base| {
+            for (model, base) in model.iter().zip(base) {
+                let p = exp(model - largest[0]) / sums[0] + SMOOTHING;
+                let q = exp(base - largest[1]) / sums[1] + SMOOTHING;
+                divergence += p * log(p / q);
+            }
+        })?;
+        Ok(divergence)
+    }
+}
+
+impl Divergence for f32 {
+    fn divergence(rows: &Rows<'_>, tiles: &mut RowPair<Self>) -> Result<Self, MergeError> {
+        let mut largest = [Self::NEG_INFINITY; 2];
+        tiles.each(rows, |model, base| {
+            largest =
+                [model.iter().copied().fold(largest[0], Self::max), base.iter().copied().fold(largest[1], Self::max)];
+        })?;
+        let mut sums = [LaneSum::new(), LaneSum::new()];
+        tiles.each(rows, |model, base| {
+            sums[0].add(model.iter().map(|value| exponential(value - largest[0])));
+            sums[1].add(base.iter().map(|value| exponential(value - largest[1])));
+        })?;
+        let shares = sums.map(|sum| 1.0 / sum.total());
+        let smoothing = SMOOTHING as Self;
+        let mut divergence = CascadeSum::new(rows.elements.end - rows.elements.start);
+        tiles.each(rows, |model, base| {
+            for (model, base) in model.iter().zip(base) {
+                let p = exponential(model - largest[0]) * shares[0] + smoothing;
+                let q = exponential(base - largest[1]) * shares[1] + smoothing;
+                let logarithm = log(f64::from(p / q)) as Self;
+                divergence.add(p * logarithm);
+            }
+        })?;
+        Ok(divergence.total())
+    }
+}
+
+/// A sum in sixteen lanes, halved until one is left; up to fifteen values are added one after the other.
+struct LaneSum {
+    lanes: [f32; LANES],
+    count: usize,
+}
+
+impl LaneSum {
+    fn new() -> Self {
+        Self { lanes: [0.0; LANES], count: 0 }
+    }
+
+    fn add(&mut self, values: impl Iterator<Item = f32>) {
+        for value in values {
+            self.lanes[self.count % LANES] += value;
+            self.count += 1;
+        }
+    }
+
+    fn total(mut self) -> f32 {
+        if self.count < LANES {
+            return self.lanes.iter().take(self.count).sum();
+        }
+        let mut width = LANES / 2;
+        while width > 0 {
+            let (left, right) = self.lanes.split_at_mut(width);
+            for (left, right) in left.iter_mut().zip(right) {
+                *left += *right;
+            }
+            width /= 2;
+        }
+        self.lanes[0]
+    }
+}
+
+/// `left * right + addend`, rounded once but for the rarest cases (the product is exact in float64, the sum nearly always).
+#[inline(always)]
+fn fused(left: f32, right: f32, addend: f32) -> f32 {
+    (f64::from(left) * f64::from(right) + f64::from(addend)) as f32
+}
+
+/// `2^exponent`, for exponents from -126 to 127.
+#[inline(always)]
+fn power_of_two(exponent: i32) -> f32 {
+    f32::from_bits(((exponent + 127) as u32) << 23)
+}
+
+/// `exp(value)` for a value up to 0, within one unit in the last place.
+///
+/// Reduction by powers of two and a polynomial, with the constants of SLEEF's single-precision exponential (Shibata and
+/// Petrogalli, 2020), which is PyTorch's.
+#[inline(always)]
+fn exponential(value: f32) -> f32 {
+    /// Adding and subtracting it rounds to a whole number, to an even one in doubt.
+    const WHOLE: f32 = 12_582_912.0;
+    const LN_2: [f32; 2] = [0.693_145_75, 1.428_606_8e-6];
+    const POLYNOMIAL: [f32; 5] = [0.001_393_043_6, 0.008_333_361, 0.041_666_485, 0.166_666_67, 0.5];
+    let whole = (value * std::f32::consts::LOG2_E + WHOLE) - WHOLE;
+    let rest = fused(whole, -LN_2[1], fused(whole, -LN_2[0], value));
+    let mut series = 0.000_198_527_62_f32;
+    for coefficient in POLYNOMIAL {
+        series = fused(series, rest, coefficient);
+    }
+    let power = 1.0 + fused(rest * rest, series, rest);
+    // In two steps, since the smallest results are subnormal.
+    let exponent = (whole as i32).clamp(-160, 0);
+    let scaled = power * power_of_two(exponent / 2) * power_of_two(exponent - exponent / 2);
+    if value < -104.0 { 0.0 } else { scaled }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exponential_is_within_one_unit_in_the_last_place() {
+        for step in 0..200_000 {
+            let value = -1e-3 * step as f32 * 0.52;
+            let exact = f64::from(value).exp();
+            let unit = (exact * 2.0_f64.powi(-23)).max(f64::from(f32::from_bits(1)));
+            let found = f64::from(exponential(value));
+            assert!((found - exact).abs() <= unit, "exp({value}) = {found}, not {exact}");
+        }
+        assert_eq!(exponential(0.0), 1.0);
+        assert_eq!(exponential(-200.0), 0.0);
+        assert_eq!(exponential(f32::MIN), 0.0);
+    }
+
+    #[test]
+    fn lanes_are_halved_and_few_values_are_added_in_order() {
+        let sum = |values: &[f32]| {
+            let mut sum = LaneSum::new();
+            sum.add(values.iter().copied());
+            sum.total()
+        };
+        assert_eq!(sum(&[]), 0.0);
+        // In order, the ones are lost one by one; as pairs they are not.
+        let mut values = [1.0_f32; 16];
+        values[0] = 16_777_216.0;
+        assert_eq!(sum(&values[..15]), 16_777_216.0);
+        assert_eq!(sum(&values), 16_777_230.0);
+    }
+
+    #[test]
+    fn equal_rows_do_not_diverge() {
+        let bytes: Vec<u8> = (0..40).flat_map(|index| (index as f32 * 0.01).to_le_bytes()).collect();
+        let stored = Stored {
+            model: "model",
+            tensor: "row",
+            dtype: crate::checkpoint::Dtype::Float32,
+            bytes: &bytes,
+            key: crate::merge::statistics::TensorKey { model: 0, tensor: 0 },
+            delta: None,
+        };
+        let rows = Rows { model: stored, base: stored, elements: 0..40 };
+        assert_eq!(f32::divergence(&rows, &mut RowPair::new()).unwrap(), 0.0);
+        assert_eq!(f64::divergence(&rows, &mut RowPair::new()).unwrap(), 0.0);
+    }
+}
