@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Times `evomerge merge`, mergekit (where it can be imported) and the machine itself, side by side in one run.
 
-  merge_speed.py MODELS [--evomerge target/release/evomerge] [--candidates BENCH] [--repeats 3] [--out DIR] [METHOD ...]
+  merge_speed.py MODELS [--evomerge target/release/evomerge] [--candidates BENCH] [--repeats 3] [--peer-repeats N] [--out DIR] [METHOD ...]
 
 MODELS holds base and ft1..ft4 (make_bench_models.py). Recipes are written to MODELS/recipes. A merge is the whole process with
 a fresh output, timed from outside; mergekit runs in this process, its imports not counted. With `--candidates`, the program
 that `cargo bench --bench candidates --no-run` builds: merges inside a search, with statistics cached and slots in use.
-Seconds are medians over the repeats, with the fastest beside them; user and system time tell how much of a slow one was
+METHOD is any of evomerge's but passthrough; without one, those that have a goal. mergekit's repeats are as many as ours unless
+told otherwise. Seconds are medians over the repeats, with the fastest beside them; user and system time tell how much of a slow one was
 somebody else's load.
 """
 
@@ -23,7 +24,13 @@ import time
 
 WEIGHTS = [0.3, 0.25, 0.25, 0.2]
 METHODS = ["linear", "task_arithmetic", "slerp", "dare_linear", "dare_ties", "ties"]
-DENSITY = {"ties": 0.5, "dare_linear": 0.3, "dare_ties": 0.3}
+DENSITY = {"ties": 0.5, "dare_linear": 0.3, "dare_ties": 0.3, "della": 0.5, "della_linear": 0.5, "breadcrumbs": 0.5,
+           "breadcrumbs_ties": 0.5}
+WEIGHTED = ["linear", "task_arithmetic", "nuslerp", "multislerp", *DENSITY]
+# Methods that take other than the four models, and those without a base.
+SOURCES = {"slerp": 2, "nuslerp": 2, "nearswap": 1, "arcee_fusion": 1}
+BASELESS = ["linear", "karcher"]
+SETTINGS = {"sce": {"select_topk": 0.3}, "nearswap": {"t": 0.001}, "della": {"epsilon": 0.1}, "della_linear": {"epsilon": 0.1}}
 # Seconds of mergekit 0.1.5, warm and in process, on a quiet machine of two AVX-512 cores with the `half` family.
 RECORDED = {"linear": 2.42, "task_arithmetic": 4.54, "slerp": 6.81, "dare_linear": 26.1, "dare_ties": 39.0, "ties": 89.0}
 # How many times faster than that a process, and a candidate inside a search, shall be.
@@ -37,15 +44,20 @@ def recipe(method, layers):
         pair = [{"model": model, "layer_range": [0, layers]} for model in ("ft1", "ft2")]
         return {"merge_method": "slerp", "base_model": "ft1", "dtype": "bfloat16", "parameters": {"t": 0.4},
                 "slices": [{"sources": pair}]}
-    density = {"density": DENSITY[method]} if method in DENSITY else {}
-    models = [{"model": f"ft{index + 1}", "parameters": {"weight": weight, **density}} for index, weight in enumerate(WEIGHTS)]
-    base = {} if method == "linear" else {"base_model": "base"}
-    return {"merge_method": method, "dtype": "bfloat16", **base, "models": models}
+    count = SOURCES.get(method, 4)
+    models = [{"model": f"ft{index + 1}"} for index in range(count)]
+    if method in WEIGHTED:
+        density = {"density": DENSITY[method]} if method in DENSITY else {}
+        for model, weight in zip(models, WEIGHTS):
+            model["parameters"] = {"weight": weight, **density}
+    base = {} if method in BASELESS else {"base_model": "base"}
+    settings = {"parameters": SETTINGS[method]} if method in SETTINGS else {}
+    return {"merge_method": method, "dtype": "bfloat16", **base, "models": models, **settings}
 
 
 def moved(models, method):
     """Bytes of the inputs and of the output."""
-    read = {"linear": 4, "slerp": 2}.get(method, 5)
+    read = SOURCES.get(method, 4) + (method not in BASELESS and method != "slerp")
     size = (models / "ft1" / "model.safetensors").stat().st_size
     return read * size, size
 
@@ -136,6 +148,7 @@ def main():
     parser.add_argument("--evomerge", default="target/release/evomerge")
     parser.add_argument("--candidates")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--peer-repeats", type=int)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("/dev/shm/evomerge-bench-out"))
     parser.add_argument("methods", nargs="*", default=METHODS)
     options = parser.parse_intermixed_args()
@@ -156,21 +169,22 @@ def main():
           f"{'goal':>5} | {'candidate s':>11} {'fastest':>8} {'limit s':>8} {'ratio':>6} {'times':>6} {'goal':>5}")
     for method in options.methods:
         calls = ours(options.evomerge, models, method, options.out, options.repeats)
-        peer = theirs(models, method, options.out, options.repeats)
-        other, mark = (statistics.median(peer), " ") if peer else (RECORDED[method], "*")
+        peer = theirs(models, method, options.out, options.peer_repeats or options.repeats)
+        other, mark = (statistics.median(peer), " ") if peer else (RECORDED.get(method, float("nan")), "*")
+        goal, inside_goal = GOALS.get(method, ("-", "-"))
         read, written = moved(models, method)
         seconds, fastest = statistics.median(call[0] for call in calls), min(call[0] for call in calls)
         cpu = statistics.median(call[1] for call in calls)
         fresh = read / limit["read"] + written / limit["fresh"]
         line = (f"{method:16} {seconds:8.3f} {fastest:8.3f} {cpu:6.2f} {(read + written) / seconds / 1e9:6.2f} {fresh:8.3f} "
-                f"{other:10.2f}{mark} {other / seconds:6.1f} {GOALS[method][0]:5}")
+                f"{other:10.2f}{mark} {other / seconds:6.1f} {goal:>5}")
         if method in inside:
             times = inside[method]
             middle, memory = statistics.median(times), read / limit["read"] + written / limit["write"]
             line += (f" | {middle:11.3f} {min(times):8.3f} {memory:8.3f} {middle / memory:6.2f} {other / middle:6.1f} "
-                     f"{GOALS[method][1]:5}")
+                     f"{inside_goal:>5}")
         print(line, flush=True)
-    print("*: recorded on a comparable machine, mergekit is not installed here. limit s: all inputs read and the output written "
+    print("*: recorded on a comparable machine. limit s: all inputs read and the output written "
           "once, at the rates above;\nfresh file for a merge, memory to memory for a candidate. Output on", options.out.parent)
 
 

@@ -38,9 +38,28 @@ impl CascadeSum {
         Self { levels: [[[0.0; LANES]; GROUPS]; LEVELS], lanes, rounds, vectors, step, added: 0, rest: 0.0 }
     }
 
-    /// Adds the next value.
-    #[inline]
-    pub(crate) fn add(&mut self, value: f32) {
+    /// Adds the next values.
+    #[inline(always)]
+    pub(crate) fn add(&mut self, values: &[f32]) {
+        let mut left = values;
+        while let Some((round, rest)) = left.split_first_chunk::<{ LANES * GROUPS }>() {
+            let ended = self.added / (LANES * GROUPS) as u64 + 1;
+            if self.lanes < LANES as u64 || ended > self.rounds || !self.added.is_multiple_of((LANES * GROUPS) as u64) {
+                break;
+            }
+            for (sum, value) in self.levels[0].as_flattened_mut().iter_mut().zip(round) {
+                *sum += *value;
+            }
+            self.added += round.len() as u64;
+            self.end_round(ended);
+            left = rest;
+        }
+        for value in left {
+            self.add_one(*value);
+        }
+    }
+
+    fn add_one(&mut self, value: f32) {
         let (vector, lane) = (self.added / self.lanes, (self.added % self.lanes) as usize);
         let in_rounds = self.rounds * GROUPS as u64;
         if vector < in_rounds {
@@ -61,7 +80,7 @@ impl CascadeSum {
     }
 
     fn end_round(&mut self, ended: u64) {
-        if ended % (1 << self.step) != 0 {
+        if !ended.is_multiple_of(1 << self.step) {
             return;
         }
         for level in 1..LEVELS {
@@ -111,9 +130,14 @@ mod tests {
     use super::CascadeSum;
 
     fn sum(values: &[f32]) -> f32 {
-        let mut sum = CascadeSum::new(values.len() as u64);
-        values.iter().for_each(|value| sum.add(*value));
-        sum.total()
+        let total = |tile: usize| {
+            let mut sum = CascadeSum::new(values.len() as u64);
+            values.chunks(tile).for_each(|values| sum.add(values));
+            sum.total()
+        };
+        // However the values come.
+        assert_eq!([1, 7, 48].map(total), [total(512); 3]);
+        total(512)
     }
 
     /// Multiples of a power of two, whose sums are exact in any order.

@@ -14,6 +14,7 @@ use super::MergeError;
 use super::block::Buffered;
 use super::cascade_sum::CascadeSum;
 use super::element::Element;
+use super::simd::{Isa, Kernel, dispatch};
 use super::tensor::{Stored, TILE, tiles};
 
 /// Added to both probabilities.
@@ -33,15 +34,14 @@ impl<W: Element> RowPair<W> {
         Self { model: vec![W::ZERO; TILE], base: vec![W::ZERO; TILE] }
     }
 
-    /// Calls `work` with the tiles of both rows in order; every tile but the last has [`TILE`] elements.
-    fn each(&mut self, rows: &Rows<'_>, mut work: impl FnMut(&[W], &[W])) -> Result<(), MergeError> {
-        for (first, length) in tiles(rows.elements.clone()) {
-            let (model, base) = (&mut self.model[..length], &mut self.base[..length]);
-            rows.model.decode(first, model)?;
-            rows.base.decode(first, base)?;
-            work(model, base);
-        }
-        Ok(())
+    /// The tiles of both rows that start at element `first`. (No closure does what follows: one would not be compiled for the
+    /// instruction set of its caller.)
+    #[inline(always)]
+    fn decode(&mut self, rows: &Rows<'_>, first: u64, length: usize) -> Result<(&mut [W], &mut [W]), MergeError> {
+        let (model, base) = (&mut self.model[..length], &mut self.base[..length]);
+        rows.model.decode(first, model)?;
+        rows.base.decode(first, base)?;
+        Ok((model, base))
     }
 }
 
@@ -61,58 +61,101 @@ pub(crate) trait Divergence: Buffered {
     /// # Errors
     ///
     /// When an element is not finite.
-    fn divergence(rows: &Rows<'_>, tiles: &mut RowPair<Self>) -> Result<Self, MergeError>;
+    fn divergence(isa: Isa, rows: &Rows<'_>, pair: &mut RowPair<Self>) -> Result<Self, MergeError>;
 }
 
 impl Divergence for f64 {
-    fn divergence(rows: &Rows<'_>, tiles: &mut RowPair<Self>) -> Result<Self, MergeError> {
+    fn divergence(_isa: Isa, rows: &Rows<'_>, pair: &mut RowPair<Self>) -> Result<Self, MergeError> {
         let mut largest = [Self::NEG_INFINITY; 2];
-        tiles.each(rows, |model, base| {
+        for (first, length) in tiles(rows.elements.clone()) {
+            let (model, base) = pair.decode(rows, first, length)?;
             largest =
                 [model.iter().copied().fold(largest[0], Self::max), base.iter().copied().fold(largest[1], Self::max)];
-        })?;
+        }
         let mut sums = [0.0; 2];
-        tiles.each(rows, |model, base| {
+        for (first, length) in tiles(rows.elements.clone()) {
+            let (model, base) = pair.decode(rows, first, length)?;
             for (model, base) in model.iter().zip(base) {
-                sums = [sums[0] + exp(model - largest[0]), sums[1] + exp(base - largest[1])];
+                sums = [sums[0] + exp(*model - largest[0]), sums[1] + exp(*base - largest[1])];
             }
-        })?;
+        }
         let mut divergence = 0.0;
-        tiles.each(rows, |model, base| {
+        for (first, length) in tiles(rows.elements.clone()) {
+            let (model, base) = pair.decode(rows, first, length)?;
             for (model, base) in model.iter().zip(base) {
-                let p = exp(model - largest[0]) / sums[0] + SMOOTHING;
-                let q = exp(base - largest[1]) / sums[1] + SMOOTHING;
+                let p = exp(*model - largest[0]) / sums[0] + SMOOTHING;
+                let q = exp(*base - largest[1]) / sums[1] + SMOOTHING;
                 divergence += p * log(p / q);
             }
-        })?;
+        }
         Ok(divergence)
     }
 }
 
 impl Divergence for f32 {
-    fn divergence(rows: &Rows<'_>, tiles: &mut RowPair<Self>) -> Result<Self, MergeError> {
-        let mut largest = [Self::NEG_INFINITY; 2];
-        tiles.each(rows, |model, base| {
-            largest =
-                [model.iter().copied().fold(largest[0], Self::max), base.iter().copied().fold(largest[1], Self::max)];
-        })?;
-        let mut sums = [LaneSum::new(), LaneSum::new()];
-        tiles.each(rows, |model, base| {
-            sums[0].add(model.iter().map(|value| exponential(value - largest[0])));
-            sums[1].add(base.iter().map(|value| exponential(value - largest[1])));
-        })?;
-        let shares = sums.map(|sum| 1.0 / sum.total());
-        let smoothing = SMOOTHING as Self;
+    fn divergence(isa: Isa, rows: &Rows<'_>, pair: &mut RowPair<Self>) -> Result<Self, MergeError> {
+        dispatch(isa, Narrow { rows, pair })
+    }
+}
+
+/// The divergence in float32.
+struct Narrow<'a, 'b> {
+    rows: &'a Rows<'b>,
+    pair: &'a mut RowPair<f32>,
+}
+
+impl Kernel for Narrow<'_, '_> {
+    type Output = Result<f32, MergeError>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let Self { rows, pair } = self;
+        let mut largest = [[f32::NEG_INFINITY; LANES]; 2];
+        for (first, length) in tiles(rows.elements.clone()) {
+            let (model, base) = pair.decode(rows, first, length)?;
+            raise(&mut largest[0], model);
+            raise(&mut largest[1], base);
+        }
+        let [largest, base_largest] = largest.map(|lanes| lanes.into_iter().fold(f32::NEG_INFINITY, f32::max));
+        let (mut sum, mut base_sum) = (LaneSum::new(), LaneSum::new());
+        for (first, length) in tiles(rows.elements.clone()) {
+            let (model, base) = pair.decode(rows, first, length)?;
+            exponentials(model, largest);
+            exponentials(base, base_largest);
+            sum.add(model);
+            base_sum.add(base);
+        }
+        let (share, base_share) = (1.0 / sum.total(), 1.0 / base_sum.total());
+        let smoothing = SMOOTHING as f32;
         let mut divergence = CascadeSum::new(rows.elements.end - rows.elements.start);
-        tiles.each(rows, |model, base| {
-            for (model, base) in model.iter().zip(base) {
-                let p = exponential(model - largest[0]) * shares[0] + smoothing;
-                let q = exponential(base - largest[1]) * shares[1] + smoothing;
-                let logarithm = log(f64::from(p / q)) as Self;
-                divergence.add(p * logarithm);
+        for (first, length) in tiles(rows.elements.clone()) {
+            let (model, base) = pair.decode(rows, first, length)?;
+            exponentials(model, largest);
+            exponentials(base, base_largest);
+            for (value, base) in model.iter_mut().zip(base) {
+                let (p, q) = (*value * share + smoothing, *base * base_share + smoothing);
+                *value = p * logarithm(p / q);
             }
-        })?;
+            divergence.add(model);
+        }
         Ok(divergence.total())
+    }
+}
+
+/// Raises the lanes to the values.
+#[inline(always)]
+fn raise(lanes: &mut [f32; LANES], values: &[f32]) {
+    for values in values.chunks(LANES) {
+        for (lane, value) in lanes.iter_mut().zip(values) {
+            *lane = if *value > *lane { *value } else { *lane };
+        }
+    }
+}
+
+#[inline(always)]
+fn exponentials(values: &mut [f32], largest: f32) {
+    for value in values {
+        *value = exponential(*value - largest);
     }
 }
 
@@ -127,11 +170,15 @@ impl LaneSum {
         Self { lanes: [0.0; LANES], count: 0 }
     }
 
-    fn add(&mut self, values: impl Iterator<Item = f32>) {
-        for value in values {
-            self.lanes[self.count % LANES] += value;
-            self.count += 1;
+    /// Adds the next values: a multiple of sixteen of them, or the last ones.
+    #[inline(always)]
+    fn add(&mut self, values: &[f32]) {
+        for values in values.chunks(LANES) {
+            for (lane, value) in self.lanes.iter_mut().zip(values) {
+                *lane += *value;
+            }
         }
+        self.count += values.len();
     }
 
     fn total(mut self) -> f32 {
@@ -150,12 +197,6 @@ impl LaneSum {
     }
 }
 
-/// `left * right + addend`, rounded once but for the rarest cases (the product is exact in float64, the sum nearly always).
-#[inline(always)]
-fn fused(left: f32, right: f32, addend: f32) -> f32 {
-    (f64::from(left) * f64::from(right) + f64::from(addend)) as f32
-}
-
 /// `2^exponent`, for exponents from -126 to 127.
 #[inline(always)]
 fn power_of_two(exponent: i32) -> f32 {
@@ -165,7 +206,7 @@ fn power_of_two(exponent: i32) -> f32 {
 /// `exp(value)` for a value up to 0, within one unit in the last place.
 ///
 /// Reduction by powers of two and a polynomial, with the constants of SLEEF's single-precision exponential (Shibata and
-/// Petrogalli, 2020), which is PyTorch's.
+/// Petrogalli, 2020), which is PyTorch's. It has fused multiplications, on every machine.
 #[inline(always)]
 fn exponential(value: f32) -> f32 {
     /// Adding and subtracting it rounds to a whole number, to an even one in doubt.
@@ -173,16 +214,38 @@ fn exponential(value: f32) -> f32 {
     const LN_2: [f32; 2] = [0.693_145_75, 1.428_606_8e-6];
     const POLYNOMIAL: [f32; 5] = [0.001_393_043_6, 0.008_333_361, 0.041_666_485, 0.166_666_67, 0.5];
     let whole = (value * std::f32::consts::LOG2_E + WHOLE) - WHOLE;
-    let rest = fused(whole, -LN_2[1], fused(whole, -LN_2[0], value));
+    let rest = whole.mul_add(-LN_2[1], whole.mul_add(-LN_2[0], value));
     let mut series = 0.000_198_527_62_f32;
     for coefficient in POLYNOMIAL {
-        series = fused(series, rest, coefficient);
+        series = series.mul_add(rest, coefficient);
     }
-    let power = 1.0 + fused(rest * rest, series, rest);
+    let power = 1.0 + (rest * rest).mul_add(series, rest);
     // In two steps, since the smallest results are subnormal.
-    let exponent = (whole as i32).clamp(-160, 0);
-    let scaled = power * power_of_two(exponent / 2) * power_of_two(exponent - exponent / 2);
+    let exponent = whole.max(-160.0) as i32;
+    let half = exponent >> 1;
+    let scaled = power * power_of_two(half) * power_of_two(exponent - half);
     if value < -104.0 { 0.0 } else { scaled }
+}
+
+/// The natural logarithm of a positive normal number, computed in float64 and rounded: correctly, but for one case in millions.
+#[inline(always)]
+fn logarithm(value: f32) -> f32 {
+    /// The bits of the square root of one half, rounded down.
+    const ROOT_OF_HALF: u64 = 0x3FE6_A09E_0000_0000;
+    /// `1 / (2 k + 1)`, the last one first.
+    const SERIES: [f64; 9] =
+        [1.0 / 17.0, 1.0 / 15.0, 1.0 / 13.0, 1.0 / 11.0, 1.0 / 9.0, 1.0 / 7.0, 1.0 / 5.0, 1.0 / 3.0, 1.0];
+    let bits = f64::from(value).to_bits();
+    let exponent = (bits.wrapping_sub(ROOT_OF_HALF) as i64 >> 52) as i32;
+    let mantissa = f64::from_bits(bits.wrapping_sub((i64::from(exponent) as u64) << 52));
+    // Twice the inverse hyperbolic tangent of `(m - 1) / (m + 1)`, which is 0.172 at most.
+    let ratio = (mantissa - 1.0) / (mantissa + 1.0);
+    let square = ratio * ratio;
+    let mut series = 0.0;
+    for coefficient in SERIES {
+        series = series * square + coefficient;
+    }
+    (f64::from(exponent) * std::f64::consts::LN_2 + 2.0 * ratio * series) as f32
 }
 
 #[cfg(test)]
@@ -204,10 +267,18 @@ mod tests {
     }
 
     #[test]
+    fn the_logarithm_is_rounded_correctly() {
+        for bits in (0x0080_0000..0x7F80_0000_u32).step_by(9973).chain(0x3F7F_0000..0x3F81_0000) {
+            let value = f32::from_bits(bits);
+            assert_eq!(logarithm(value), log(f64::from(value)) as f32, "ln({value:e})");
+        }
+    }
+
+    #[test]
     fn lanes_are_halved_and_few_values_are_added_in_order() {
         let sum = |values: &[f32]| {
             let mut sum = LaneSum::new();
-            sum.add(values.iter().copied());
+            sum.add(values);
             sum.total()
         };
         assert_eq!(sum(&[]), 0.0);
@@ -230,7 +301,7 @@ mod tests {
             delta: None,
         };
         let rows = Rows { model: stored, base: stored, elements: 0..40 };
-        assert_eq!(f32::divergence(&rows, &mut RowPair::new()).unwrap(), 0.0);
-        assert_eq!(f64::divergence(&rows, &mut RowPair::new()).unwrap(), 0.0);
+        assert_eq!(f32::divergence(Isa::detect(), &rows, &mut RowPair::new()).unwrap(), 0.0);
+        assert_eq!(f64::divergence(Isa::detect(), &rows, &mut RowPair::new()).unwrap(), 0.0);
     }
 }

@@ -7,7 +7,7 @@ use super::element::Element;
 use super::fused::{CHUNK, PAIRS, chunks_of, widen, words};
 use super::philox::{DRAWS, FEW, MANY, each, pairs};
 use super::reduce::{LANES, Lanes, sum_block_rows};
-use super::remembered::{Dropped, MaskMemory, RememberedMask, note};
+use super::remembered::{Dropped, MaskMemory, RememberedMask, note, pack};
 use super::simd::{Isa, Kernel, dispatch, prefetch};
 use super::sparsify::{Course, PhiloxMask, Sparsifier};
 use super::tensor::{TILE, TaskVector, tiles};
@@ -29,7 +29,7 @@ pub(crate) fn l1_factors<W: Element>(
     memory: &MaskMemory,
 ) -> Result<Vec<Rescale>, MergeError> {
     let reserve = |(_, sparsifier): &(TaskVector<'_>, &Sparsifier<'_>)| match sparsifier {
-        Sparsifier::Philox(_) => memory.reserve(elements),
+        Sparsifier::Philox(_) | Sparsifier::Ranked(_) => memory.reserve(elements),
         _ => None,
     };
     let masks: Vec<Option<RememberedMask>> = vectors.iter().map(reserve).collect();
@@ -72,6 +72,9 @@ fn norms<W: Element>(
     }
     let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
     let course = sparsifier.begin::<W>(range.start);
+    if let (Some(remembered), Course::Drawn { kept, .. }) = (remembered, &course) {
+        remembered.keep(range.start, pack(kept));
+    }
     dispatch(isa, Norms { vector, sparsifier, course, range, delta: &mut delta, scratch: &mut scratch })
 }
 

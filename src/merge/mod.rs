@@ -27,6 +27,7 @@ mod output;
 mod parameters;
 mod philox;
 mod plan;
+mod rank;
 mod ranked;
 mod reduce;
 mod remembered;

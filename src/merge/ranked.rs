@@ -3,11 +3,14 @@
 //! The mask of a block is drawn where the block is computed: rows that it touches are decoded and ranked, and forgotten.
 //! Only where rows (with what lies between their elements) are longer than [`LONG`] is the whole mask kept, a byte an element.
 
+use super::MergeError;
 use super::element::{Element, bf16_to_f32, f32_to_bf16};
 use super::mersenne::MersenneTwister;
-use super::philox::{DRAW_RANGE, DRAWS, FEW, Philox, each};
+use super::philox::{DRAW_RANGE, DRAWS, FEW, MANY, Philox, each};
+use super::rank::Ranking;
+use super::simd::{Isa, Kernel, dispatch};
 use super::sparsify::{MersenneMask, digest};
-use super::tensor::{BLOCK, TaskVector};
+use super::tensor::{BLOCK, TILE, TaskVector};
 
 /// Longest slab that is ranked again for every block that touches it.
 const LONG: u64 = 4 * BLOCK;
@@ -28,6 +31,9 @@ pub(crate) struct RankedMask<'a> {
     /// Probabilities are rounded to bfloat16 at every step, as mergekit does it for bfloat16 tensors.
     coarse: bool,
     draws: Draws,
+    isa: Isa,
+    /// By rank: draws must be below these numbers for an element to be kept. Empty where rows are long.
+    limits: Vec<u32>,
     /// The whole mask, where its rows are long.
     whole: Option<Vec<bool>>,
 }
@@ -57,6 +63,7 @@ impl Rows {
 impl<'a> RankedMask<'a> {
     /// The mask of a task vector of that shape. Needs `0 < density - epsilon` and `density + epsilon < 1`.
     pub(crate) fn new<W: Element>(
+        isa: Isa,
         vector: TaskVector<'a>,
         shape: &[usize],
         [density, epsilon]: [f64; 2],
@@ -65,9 +72,12 @@ impl<'a> RankedMask<'a> {
     ) -> Self {
         let elements = shape.iter().map(|length| *length as u64).product();
         let rows = Rows::of(shape);
-        let mut mask = Self { vector, elements, rows, density, epsilon, coarse, draws, whole: None };
+        let mut mask =
+            Self { vector, elements, rows, density, epsilon, coarse, draws, isa, limits: Vec::new(), whole: None };
         if rows.slab() > LONG {
             mask.whole = Some(mask.draw::<W>(0, elements));
+        } else {
+            mask.limits = (0..rows.width).map(|rank| mask.limit(rank)).collect();
         }
         mask
     }
@@ -88,9 +98,14 @@ impl<'a> RankedMask<'a> {
         digest(b"evomerge ranked mask", &numbers)
     }
 
+    /// How many elements the block that starts at `first` has.
+    pub(crate) fn block_length(&self, first: u64) -> usize {
+        (self.elements.min(first + BLOCK) - first) as usize
+    }
+
     /// Which elements of the block that starts at `first` are kept.
     pub(crate) fn kept<W: Element>(&self, first: u64) -> Vec<bool> {
-        let end = self.elements.min(first + BLOCK);
+        let end = first + self.block_length(first) as u64;
         match &self.whole {
             Some(whole) => whole[first as usize..end as usize].to_vec(),
             None => self.draw::<W>(first, end),
@@ -101,20 +116,17 @@ impl<'a> RankedMask<'a> {
     fn draw<W: Element>(&self, first: u64, end: u64) -> Vec<bool> {
         let slab = self.rows.slab();
         let mut limits = Vec::with_capacity((end - first) as usize);
+        let (mut of_slab, mut keys, mut ranking) = (Vec::new(), Vec::new(), Ranking::default());
         for slab_start in (first / slab.max(1) * slab..end).step_by(slab.max(1) as usize) {
-            let of_slab = self.limits::<W>(slab_start);
+            self.slab_limits::<W>(slab_start, &mut keys, &mut ranking, &mut of_slab);
             let from = first.saturating_sub(slab_start) as usize;
             let to = (end - slab_start).min(slab) as usize;
             limits.extend_from_slice(&of_slab[from..to]);
         }
         match &self.draws {
             Draws::Philox(generator) => {
-                let mut kept = Vec::with_capacity(limits.len());
-                let mut draws = [[0; 8]; DRAWS / 4];
-                for (group, limits) in (first / DRAWS as u64..).zip(limits.chunks(DRAWS)) {
-                    generator.group::<FEW>(group, &mut draws);
-                    kept.extend(limits.iter().zip(each(&draws)).map(|(limit, draw)| u32::from(draw) < *limit));
-                }
+                let mut kept = vec![false; limits.len()];
+                dispatch(self.isa, Draw { generator, first, limits: &limits, kept: &mut kept });
                 kept
             }
             Draws::Mersenne(mask) => {
@@ -125,33 +137,26 @@ impl<'a> RankedMask<'a> {
     }
 
     /// The draws of a slab's elements must be below these numbers for them to be kept.
-    fn limits<W: Element>(&self, slab_start: u64) -> Vec<u32> {
+    fn slab_limits<W: Element>(
+        &self,
+        slab_start: u64,
+        keys: &mut Vec<W::Key>,
+        ranking: &mut Ranking,
+        limits: &mut Vec<u32>,
+    ) {
         let Rows { width, spread } = self.rows;
-        let keys = self.keys::<W>(slab_start);
-        let mut limits = vec![0; keys.len()];
-        let mut order: Vec<(W::Key, u32)> = Vec::with_capacity(width);
-        for row in 0..spread {
-            order.clear();
-            order.extend((0..width).map(|index| (keys[index * spread + row], index as u32)));
-            // Of equal magnitudes, the one with the lowest index ranks highest.
-            order.sort_unstable_by(|left, right| left.0.cmp(&right.0).then(right.1.cmp(&left.1)));
-            for (rank, (_, index)) in order.iter().enumerate() {
-                limits[*index as usize * spread + row] = self.limit(rank);
-            }
-        }
-        limits
-    }
-
-    /// Magnitudes, as ordered bits. Numbers that are not finite are told of where the block itself is decoded.
-    fn keys<W: Element>(&self, slab_start: u64) -> Vec<W::Key> {
         let length = self.rows.slab() as usize;
-        let decode = |stored: super::tensor::Stored<'_>| {
-            let mut values = vec![W::ZERO; length];
-            let _ = stored.decode(slab_start, &mut values);
-            values
-        };
-        let (source, base) = (decode(self.vector.source), decode(self.vector.base));
-        source.into_iter().zip(base).map(|(source, base)| (source - base).key()).collect()
+        keys.resize(length, W::Key::default());
+        limits.resize(length, 0);
+        // Numbers that are not finite are told of where the block itself is decoded.
+        let _ = dispatch(self.isa, Keys::<W> { vector: self.vector, first: slab_start, keys });
+        for row in 0..spread {
+            let of_row = keys[row.min(length)..].iter().step_by(spread).take(width).map(|key| W::key_to_u64(*key));
+            ranking.rank(of_row, W::KEY_BITS, |index, rank| {
+                let limit = self.limits.get(rank).copied().unwrap_or_else(|| self.limit(rank));
+                limits[index * spread + row] = limit;
+            });
+        }
     }
 
     /// From `density - epsilon` for the smallest magnitude of a row to `density + epsilon` for the largest, in float32 step by
@@ -169,5 +174,65 @@ impl<'a> RankedMask<'a> {
             Draws::Philox(_) => (f64::from(probability) * f64::from(DRAW_RANGE)).round() as u32,
             Draws::Mersenne(_) => (f64::from(probability) * 16_777_216.0).ceil() as u32,
         }
+    }
+}
+
+/// Magnitudes of a task vector, as ordered bits.
+struct Keys<'a, W: Element> {
+    vector: TaskVector<'a>,
+    first: u64,
+    keys: &'a mut [W::Key],
+}
+
+impl<W: Element> Kernel for Keys<'_, W> {
+    type Output = Result<(), MergeError>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let (mut delta, mut base) = ([W::ZERO; TILE], [W::ZERO; TILE]);
+        for (first, keys) in (self.first..).step_by(TILE).zip(self.keys.chunks_mut(TILE)) {
+            let delta = &mut delta[..keys.len()];
+            self.vector.tile(first, delta, &mut base)?;
+            for (key, value) in keys.iter_mut().zip(delta) {
+                *key = value.key();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Compares the draws of the elements from `first` on, a multiple of [`DRAWS`], with their limits.
+struct Draw<'a> {
+    generator: &'a Philox,
+    first: u64,
+    limits: &'a [u32],
+    kept: &'a mut [bool],
+}
+
+impl Draw<'_> {
+    #[inline(always)]
+    fn compare<const COUNTERS: usize>(self) {
+        let mut draws = [[0; 8]; DRAWS / 4];
+        let groups = self.limits.chunks(DRAWS).zip(self.kept.chunks_mut(DRAWS));
+        for (group, (limits, kept)) in (self.first / DRAWS as u64..).zip(groups) {
+            self.generator.group::<COUNTERS>(group, &mut draws);
+            for ((limit, kept), draw) in limits.iter().zip(kept).zip(each(&draws)) {
+                *kept = u32::from(draw) < *limit;
+            }
+        }
+    }
+}
+
+impl Kernel for Draw<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        self.compare::<FEW>();
+    }
+
+    #[inline(always)]
+    fn run_wide(self) {
+        self.compare::<MANY>();
     }
 }

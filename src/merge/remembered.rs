@@ -52,6 +52,12 @@ impl RememberedMask {
         }
     }
 
+    /// Which of the `length` elements of the block that starts at element `first` are kept, where all of them are known.
+    pub(crate) fn block(&self, first: u64, length: usize) -> Option<Vec<bool>> {
+        let chunks = self.blocks.get((first / BLOCK) as usize)?.get()?;
+        (first.is_multiple_of(BLOCK) && chunks.len() * CHUNK == length).then(|| unpack(chunks))
+    }
+
     /// The chunk that starts at element `first`, where it was kept.
     #[inline(always)]
     pub(crate) fn chunk(&self, first: u64) -> Option<&Dropped> {
@@ -90,6 +96,34 @@ pub(crate) fn note(dropped: &mut u32, draws: u32, highest: u32) {
     *dropped = *dropped >> 1 | bits;
 }
 
+/// The elements that are kept as whole chunks; what is left at the end of the last one is not among them.
+pub(crate) fn pack(kept: &[bool]) -> Vec<Dropped> {
+    let chunk = |kept: &[bool; CHUNK]| {
+        let mut dropped = [0; LANES];
+        let (pairs, _) = kept.as_chunks::<2>();
+        for (row, pairs) in pairs.chunks(LANES).enumerate() {
+            for (dropped, [first, second]) in dropped.iter_mut().zip(pairs) {
+                *dropped |= u32::from(!first) << row | u32::from(!second) << (16 + row);
+            }
+        }
+        dropped
+    };
+    kept.as_chunks::<CHUNK>().0.iter().map(chunk).collect()
+}
+
+fn unpack(chunks: &[Dropped]) -> Vec<bool> {
+    let mut kept = vec![false; chunks.len() * CHUNK];
+    for (kept, dropped) in kept.as_chunks_mut::<CHUNK>().0.iter_mut().zip(chunks) {
+        for (row, pairs) in kept.as_chunks_mut::<2>().0.chunks_mut(LANES).enumerate() {
+            for (dropped, [first, second]) in dropped.iter().zip(pairs) {
+                *first = dropped >> row & 1 == 0;
+                *second = dropped >> (16 + row) & 1 == 0;
+            }
+        }
+    }
+    kept
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,6 +150,16 @@ mod tests {
                 assert_eq!(words <= highest, words >> 16 == 0);
             }
         }
+    }
+
+    #[test]
+    fn whole_chunks_are_packed_and_unpacked() {
+        let kept: Vec<bool> = (0..3 * CHUNK + 7).map(|element| element % 7 == 1 || element % 31 < 9).collect();
+        let packed = pack(&kept);
+        assert_eq!(unpack(&packed), kept[..3 * CHUNK]);
+        let mut draws = [[0; 8]; DRAWS / 4];
+        as_draws(&packed[1], &mut draws);
+        assert!(each(&draws).zip(&kept[CHUNK..]).all(|(draw, kept)| (draw == 0) == *kept));
     }
 
     #[test]

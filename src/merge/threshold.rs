@@ -63,6 +63,11 @@ impl Histogram {
         size_of_val(&*self.bins)
     }
 
+    /// How many elements are zero, in a [`coarse_histogram`].
+    pub(crate) fn zeros(&self) -> u64 {
+        self.bins.iter().take_while(|(bin, _)| *bin == 0).map(|(_, count)| u64::from(*count)).sum()
+    }
+
     /// The bin with the `rank`-th largest element (from 1).
     fn find(&self, rank: u64) -> Result<Found, MergeError> {
         let mut above = 0;
@@ -265,6 +270,21 @@ pub(crate) fn select<W: Element, V: Values<W>>(
     }
 }
 
+/// As [`select`], without the pass that looks for the last of equal elements: the key alone.
+pub(crate) fn select_key<W: Element, V: Values<W>>(
+    isa: Isa,
+    vector: V,
+    elements: u64,
+    kept: u64,
+    coarse: impl FnOnce() -> Result<Arc<Histogram>, MergeError>,
+) -> Result<u64, MergeError> {
+    if elements <= SMALL {
+        select_copied::<W, V>(vector, elements, kept).map(|threshold| threshold.key)
+    } else {
+        find_key::<W, V>(isa, vector, elements, kept, &*coarse()?).map(|(key, _)| key)
+    }
+}
+
 fn select_copied<W: Element, V: Values<W>>(vector: V, elements: u64, kept: u64) -> Result<Threshold, MergeError> {
     let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; vector.scratch()]);
     let mut keys = Vec::with_capacity(elements as usize);
@@ -288,6 +308,24 @@ fn select_counted<W: Element, V: Values<W>>(
     kept: u64,
     coarse: &Histogram,
 ) -> Result<Threshold, MergeError> {
+    let (key, wanted) = find_key::<W, V>(isa, vector, elements, kept, coarse)?;
+    // A threshold of zero keeps only what changes nothing; all of the equal ones need no limit.
+    let last = if key == 0 || wanted.nth == wanted.equal {
+        u64::MAX
+    } else {
+        last_kept::<W, V>(isa, vector, elements, key, wanted)?
+    };
+    Ok(Threshold { key, last })
+}
+
+/// The key of the threshold, digit by digit, and which of the elements with that key is the last that is kept.
+fn find_key<W: Element, V: Values<W>>(
+    isa: Isa,
+    vector: V,
+    elements: u64,
+    kept: u64,
+    coarse: &Histogram,
+) -> Result<(u64, Wanted), MergeError> {
     let Found { bin, mut above, count: mut equal } = coarse.find(kept)?;
     let mut remaining = W::KEY_BITS - DIGIT_BITS;
     let mut key = bin >> 1;
@@ -304,14 +342,7 @@ fn select_counted<W: Element, V: Values<W>>(
         above += found.above;
         equal = found.count;
     }
-    let wanted = kept - above;
-    // A threshold of zero keeps only what changes nothing; all of the equal ones need no limit.
-    let last = if key == 0 || wanted == equal {
-        u64::MAX
-    } else {
-        last_kept::<W, V>(isa, vector, elements, key, Wanted { nth: wanted, equal })?
-    };
-    Ok(Threshold { key, last })
+    Ok((key, Wanted { nth: kept - above, equal }))
 }
 
 /// Which of the elements at the threshold is the last that is kept: the `nth` of `equal`, from 1.

@@ -1,6 +1,9 @@
 //! Takes over a model's most important changes only (Arcee Fusion).
 
+use std::cell::OnceCell;
 use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::Arc;
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
@@ -14,7 +17,7 @@ use crate::merge::reduce::sum_block_rows;
 use crate::merge::simd::Isa;
 use crate::merge::specification::{BaseUse, InputCount, MethodSpecification, Survivor};
 use crate::merge::tensor::{BLOCK, Stored, TILE, TensorGroup, Values, tiles};
-use crate::merge::threshold::{coarse_histogram, select};
+use crate::merge::threshold::{Histogram, coarse_histogram, select_key};
 
 static ARCEE_FUSION: MethodSpecification = MethodSpecification {
     name: "arcee_fusion",
@@ -48,21 +51,32 @@ fn prepare<'a, W: Divergence>(group: &TensorGroup<'a>, isa: Isa) -> Result<Box<d
     let (Some(base), [source]) = (group.base, &group.inputs[..]) else {
         return Err(MergeError::Internal("arcee_fusion takes a base and one model".into()));
     };
-    let lines = Lines::last_dimension(group.shape);
-    let divergences = divergences::<W>(*source, base, group.elements, lines)?;
+    let Lines::Rows(width) = Lines::last_dimension(group.shape) else {
+        return Err(MergeError::Internal("arcee_fusion compares rows".into()));
+    };
+    let divergences = divergences::<W>(isa, *source, base, group.elements, width)?;
     let threshold = if group.elements == 0 {
         W::ZERO
     } else {
-        let magnitudes = |negative| Importances { source: *source, base, lines, divergences: &divergences, negative };
+        let magnitudes = |negative| Importances { source: *source, base, width, divergences: &divergences, negative };
         let negative = if divergences.iter().any(|divergence| *divergence < W::ZERO) {
             count_positive(magnitudes(true), group.elements)?
         } else {
             0
         };
+        // One for each sign, counted where a quantile has it.
+        let histograms = [const { OnceCell::new() }; 2];
         let largest = |kept: u64, importances: Importances<'_, W>| {
-            let coarse = || coarse_histogram::<W, _>(isa, importances, group.elements);
-            let threshold = select::<W, _>(isa, importances, group.elements, kept, coarse)?;
-            Ok::<W, MergeError>(W::from_key(W::key_from_u64(threshold.key)))
+            let known: &OnceCell<Arc<Histogram>> = &histograms[usize::from(importances.negative)];
+            let coarse = || match known.get() {
+                Some(histogram) => Ok(Arc::clone(histogram)),
+                None => {
+                    let histogram = coarse_histogram::<W, _>(isa, importances, group.elements)?;
+                    Ok(Arc::clone(known.get_or_init(|| histogram)))
+                }
+            };
+            let key = select_key::<W, _>(isa, importances, group.elements, kept, coarse)?;
+            Ok::<W, MergeError>(W::from_key(W::key_from_u64(key)))
         };
         let quantile = |share: f64| {
             // From the smallest, at the whole part of `share (n - 1)`. The most negative has the largest magnitude.
@@ -76,20 +90,18 @@ fn prepare<'a, W: Divergence>(group: &TensorGroup<'a>, isa: Isa) -> Result<Box<d
         let (lower, median, upper) = (quantile(0.25)?, quantile(0.5)?, quantile(0.75)?);
         median + W::from_f64(1.5) * (upper - lower)
     };
-    let arithmetic = Fusion { lines, divergences, threshold };
+    let arithmetic = Fusion { width, divergences, threshold };
     Ok(Box::new(Tiled { tensor: group.name, inputs: vec![base, *source], arithmetic, precision: PhantomData }))
 }
 
 /// The divergence of each row from the base's.
 fn divergences<W: Divergence>(
+    isa: Isa,
     source: Stored<'_>,
     base: Stored<'_>,
     elements: u64,
-    lines: Lines,
+    width: u64,
 ) -> Result<Vec<W>, MergeError> {
-    let Lines::Rows(width) = lines else {
-        return Err(MergeError::Internal("arcee_fusion compares rows".into()));
-    };
     let rows = elements.checked_div(width).unwrap_or(0);
     let step = (BLOCK / width.max(1)).max(1);
     let parts: Vec<Result<Vec<W>, MergeError>> = (0..rows.div_ceil(step))
@@ -99,7 +111,7 @@ fn divergences<W: Divergence>(
             (part * step..rows.min((part + 1) * step))
                 .map(|row| {
                     let elements = row * width..(row + 1) * width;
-                    W::divergence(&Rows { model: source, base, elements }, &mut tiles)
+                    W::divergence(isa, &Rows { model: source, base, elements }, &mut tiles)
                 })
                 .collect()
         })
@@ -116,7 +128,7 @@ fn divergences<W: Divergence>(
 struct Importances<'a, W> {
     source: Stored<'a>,
     base: Stored<'a>,
-    lines: Lines,
+    width: u64,
     divergences: &'a [W],
     negative: bool,
 }
@@ -131,13 +143,34 @@ impl<W: Element> Values<W> for Importances<'_, W> {
         let base = &mut scratch[..values.len()];
         self.source.decode(first, values)?;
         self.base.decode(first, base)?;
-        for ((element, value), base) in (first..).zip(values.iter_mut()).zip(base) {
-            let importance = (*value - *base).abs() * self.divergences[self.lines.of(element)];
-            let counts = (importance < W::ZERO) == self.negative;
-            *value = if counts { importance.abs() } else { W::ZERO };
+        for (row, elements) in row_parts(first, values.len(), self.width) {
+            let divergence = self.divergences[row];
+            let parts = values[elements.clone()].iter_mut().zip(&base[elements]);
+            if (divergence < W::ZERO) == self.negative {
+                let size = divergence.abs();
+                parts.for_each(|(value, base)| *value = (*value - *base).abs() * size);
+            } else {
+                parts.for_each(|(value, _)| *value = W::ZERO);
+            }
         }
         Ok(())
     }
+}
+
+/// The rows that a tile of `length` elements from `first` on has a part of, and which of its elements are theirs.
+#[inline(always)]
+fn row_parts(first: u64, length: usize, width: u64) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let end = first + length as u64;
+    let mut row = first / width.max(1);
+    let mut next = first;
+    std::iter::from_fn(move || {
+        (next < end).then(|| {
+            let part = (next - first) as usize..(end.min((row + 1) * width) - first) as usize;
+            next = (row + 1) * width;
+            row += 1;
+            (row as usize - 1, part)
+        })
+    })
 }
 
 /// How many of the values are not zero.
@@ -154,7 +187,7 @@ fn count_positive<W: Element>(values: Importances<'_, W>, elements: u64) -> Resu
 }
 
 struct Fusion<W> {
-    lines: Lines,
+    width: u64,
     divergences: Vec<W>,
     threshold: W,
 }
@@ -167,10 +200,14 @@ impl<W: Element> TileMerge<W> for Fusion<W> {
     #[inline(always)]
     fn merge_tile(&self, _state: &mut (), first: u64, inputs: &mut [W], output: &mut [W]) {
         let (base, source) = inputs.split_at(TILE);
-        for ((element, value), (base, source)) in (first..).zip(output.iter_mut()).zip(base.iter().zip(source)) {
-            let delta = *source - *base;
-            let important = delta.abs() * self.divergences[self.lines.of(element)] >= self.threshold;
-            *value = *base + if important { delta } else { W::ZERO };
+        for (row, elements) in row_parts(first, output.len(), self.width) {
+            let divergence = self.divergences[row];
+            let inputs = base[elements.clone()].iter().zip(&source[elements.clone()]);
+            for (value, (base, source)) in output[elements].iter_mut().zip(inputs) {
+                let delta = *source - *base;
+                let important = delta.abs() * divergence >= self.threshold;
+                *value = *base + if important { delta } else { W::ZERO };
+            }
         }
     }
 }

@@ -106,20 +106,23 @@ fn subtract<W: Element>(inputs: &mut [W]) -> (&mut [W], &mut [W]) {
     (base, models)
 }
 
-/// Variance of each element over the models, by Welford's recurrence in float64: equal values have none, exactly.
+/// Variance of each element over the models, by Welford's recurrence in float64: equal values have none, exactly. Model by model, so
+/// that elements share vectors.
 #[inline(always)]
 fn variances<W: Element>(deltas: &[W], output: &mut [W]) {
-    let models = deltas.len() / TILE;
-    for (element, variance) in output.iter_mut().enumerate() {
-        let (mut mean, mut sum, mut count) = (0.0, 0.0, 0.0);
-        for model in 0..models {
-            let value = deltas[model * TILE + element].to_f64();
-            count += 1.0;
-            let distance = value - mean;
-            mean += distance / count;
-            sum += distance * (value - mean);
+    let (mut means, mut sums) = ([0.0_f64; TILE], [0.0_f64; TILE]);
+    let mut count = 0.0;
+    for model in deltas.chunks_exact(TILE) {
+        count += 1.0;
+        for ((value, mean), sum) in model.iter().zip(&mut means).zip(&mut sums) {
+            let value = value.to_f64();
+            let distance = value - *mean;
+            *mean += distance / count;
+            *sum += distance * (value - *mean);
         }
-        *variance = W::from_f64(sum / count);
+    }
+    for (variance, sum) in output.iter_mut().zip(&sums) {
+        *variance = W::from_f64(*sum / count);
     }
 }
 
@@ -164,38 +167,12 @@ fn selection<W: Element>(isa: Isa, inputs: &[Stored<'_>], elements: u64, share: 
         return Ok(Selection::All);
     }
     let values = Variances { inputs };
-    let nonzero = sum_block_rows(elements, 1, |range, count| {
-        let mut buffer = vec![W::ZERO; (inputs.len() + 1) * TILE];
-        dispatch(isa, CountVaried::<W> { values, range, buffer: &mut buffer, count })
-    })?;
-    let kept = selected(nonzero[0] as u64, share);
+    let coarse = coarse_histogram::<W, _>(isa, values, elements)?;
+    let kept = selected(elements - coarse.zeros(), share);
     if kept == 0 {
         return Ok(Selection::None);
     }
-    let coarse = || coarse_histogram::<W, _>(isa, values, elements);
-    select::<W, _>(isa, values, elements, kept, coarse).map(Selection::Variance)
-}
-
-struct CountVaried<'a, W> {
-    values: Variances<'a>,
-    range: Range<u64>,
-    buffer: &'a mut [W],
-    count: &'a mut [f64],
-}
-
-impl<W: Element> Kernel for CountVaried<'_, W> {
-    type Output = Result<(), MergeError>;
-
-    #[inline(always)]
-    fn run(self) -> Self::Output {
-        for (first, length) in tiles(self.range) {
-            let (values, scratch) = self.buffer.split_at_mut(TILE);
-            let values = &mut values[..length];
-            self.values.tile(first, values, scratch)?;
-            self.count[0] += values.iter().map(|value| f64::from(u8::from(*value > W::ZERO))).sum::<f64>();
-        }
-        Ok(())
-    }
+    select::<W, _>(isa, values, elements, kept, || Ok(coarse)).map(Selection::Variance)
 }
 
 /// Sums of squares of the selected task vectors.

@@ -453,7 +453,7 @@ fn ranked<'a, W: Element>(
     }
     let (vector, _) = task_vector::<W>(group, index)?;
     let (draws, coarse) = context.masks.draws(group.inputs[index], group.elements)?;
-    let mask = RankedMask::new::<W>(vector, group.shape, [density, epsilon], coarse, draws);
+    let mask = RankedMask::new::<W>(context.isa, vector, group.shape, [density, epsilon], coarse, draws);
     Ok(Sparsifier::Ranked(Box::new(mask)))
 }
 

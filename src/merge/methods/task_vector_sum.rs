@@ -36,7 +36,7 @@ impl<W: Element> TileMerge<W> for TaskVectorSum<'_, W> {
     type State = Running;
 
     fn begin(&self, first: u64) -> Running {
-        Running { courses: self.sources.iter().map(|source| source.sparsifier.begin::<W>(first)).collect() }
+        Running { courses: self.sources.iter().map(|source| source.begin(first)).collect() }
     }
 
     #[inline(always)]
@@ -65,6 +65,16 @@ impl<W: Element> TileMerge<W> for TaskVectorSum<'_, W> {
 }
 
 impl<W: Element> SourceTerm<'_, W> {
+    /// Ranks are not taken a second time where the mask is remembered.
+    fn begin(&self, first: u64) -> Course {
+        if let (Sparsifier::Ranked(ranked), Some(mask)) = (&self.sparsifier, &self.mask)
+            && let Some(kept) = mask.block(first, ranked.block_length(first))
+        {
+            return Course::Drawn { first, kept };
+        }
+        self.sparsifier.begin::<W>(first)
+    }
+
     /// Turns a source's values into its sparsified, rescaled and weighted task vector.
     #[inline(always)]
     fn weigh(&self, course: &mut Course, first: u64, values: &mut [W], base: &[W]) {
