@@ -296,14 +296,33 @@ impl Lines {
         Self::Columns(shape.iter().skip(1).map(|length| *length as u64).product())
     }
 
-    /// The line of an element.
+    /// Cuts `length` elements from `first` on into runs.
     #[inline(always)]
-    pub(crate) fn of(self, element: u64) -> usize {
-        match self {
-            Self::Rows(width) => (element / width) as usize,
-            Self::Columns(stride) => (element % stride) as usize,
-        }
+    pub(crate) fn runs(self, first: u64, length: usize) -> impl Iterator<Item = Run> {
+        let (width, step) = match self {
+            Self::Rows(width) => (width, 0),
+            Self::Columns(stride) => (stride, 1),
+        };
+        let width = width.max(1);
+        let (mut row, mut column) = (first / width, first % width);
+        let mut start = 0_usize;
+        std::iter::from_fn(move || {
+            let end = length.min(start.saturating_add(usize::try_from(width - column).unwrap_or(usize::MAX)));
+            let run = Run { line: if step == 0 { row } else { column } as usize, step, elements: start..end };
+            (row, column, start) = (row + 1, 0, end);
+            (!run.elements.is_empty()).then_some(run)
+        })
     }
+}
+
+/// Consecutive elements of a tile whose lines follow from the first one's.
+pub(crate) struct Run {
+    /// The first element's line.
+    pub(crate) line: usize,
+    /// From one element's line to the next one's: 0, all have the same, or 1.
+    pub(crate) step: usize,
+    /// Places in the tile.
+    pub(crate) elements: Range<usize>,
 }
 
 /// Factors of the vectors in a weighted sum.
@@ -360,9 +379,12 @@ impl TileMerge<f64> for Combination {
                 }
             }
             Factors::Lines(lines, factors) => {
-                for (index, vector) in vectors.chunks_exact(TILE).enumerate() {
-                    for ((element, sum), value) in (first..).zip(output.iter_mut()).zip(vector) {
-                        *sum += factors[lines.of(element) * self.count + index] * value;
+                for Run { line, step, elements } in lines.runs(first, length) {
+                    for (index, vector) in vectors.chunks_exact(TILE).enumerate() {
+                        let pairs = output[elements.clone()].iter_mut().zip(&vector[elements.clone()]);
+                        for (place, (sum, value)) in pairs.enumerate() {
+                            *sum += factors[(line + place * step) * self.count + index] * value;
+                        }
                     }
                 }
             }
@@ -372,14 +394,41 @@ impl TileMerge<f64> for Combination {
                         *sum += value;
                     }
                 }
-                for (element, sum) in (first..).zip(output.iter_mut()) {
-                    *sum *= factors[lines.of(element)];
+                for Run { line, step, elements } in lines.runs(first, length) {
+                    for (place, sum) in output[elements].iter_mut().enumerate() {
+                        *sum *= factors[line + place * step];
+                    }
                 }
             }
         }
         if self.has_base {
             for (sum, base) in output.iter_mut().zip(base.iter()) {
                 *sum += *base;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_say_the_line_of_every_element() {
+        for width in [1, 3, 7, 512, 5000] {
+            for (lines, of) in [
+                (Lines::Rows(width), (|element, width| element / width) as fn(u64, u64) -> u64),
+                (Lines::Columns(width), |element, width| element % width),
+            ] {
+                for (first, length) in [(0, 512), (512, 512), (1024, 17), (0, 0)] {
+                    let mut found = Vec::new();
+                    for run in lines.runs(first, length) {
+                        assert_eq!(run.elements.start, found.len());
+                        found.extend((0..run.elements.len()).map(|place| (run.line + place * run.step) as u64));
+                    }
+                    let expected: Vec<u64> = (first..first + length as u64).map(|element| of(element, width)).collect();
+                    assert_eq!(found, expected, "{lines:?} from {first}");
+                }
             }
         }
     }

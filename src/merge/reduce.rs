@@ -31,11 +31,14 @@ impl Lanes {
     pub(crate) fn add_pairs<W: Copy>(&mut self, left: &[W], right: &[W], term: impl Fn(W, W) -> f64) {
         let (left_chunks, left_rest) = left.as_chunks::<LANES>();
         let (right_chunks, right_rest) = right.as_chunks::<LANES>();
+        // A copy stays in registers, and the compiler makes vectors of it.
+        let mut lanes = self.0;
         for (left, right) in left_chunks.iter().zip(right_chunks) {
-            for ((lane, left), right) in self.0.iter_mut().zip(left).zip(right) {
-                *lane += term(*left, *right);
+            for index in 0..LANES {
+                lanes[index] += term(left[index], right[index]);
             }
         }
+        self.0 = lanes;
         for ((lane, left), right) in self.0.iter_mut().zip(left_rest).zip(right_rest) {
             *lane += term(*left, *right);
         }

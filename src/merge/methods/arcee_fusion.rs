@@ -2,7 +2,6 @@
 
 use std::cell::OnceCell;
 use std::marker::PhantomData;
-use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
@@ -12,7 +11,7 @@ use crate::merge::MergeError;
 use crate::merge::block::{BlockMerge, TileMerge, Tiled};
 use crate::merge::divergence::{Divergence, RowPair, Rows};
 use crate::merge::element::Element;
-use crate::merge::gram::Lines;
+use crate::merge::gram::{Lines, Run};
 use crate::merge::reduce::sum_block_rows;
 use crate::merge::simd::Isa;
 use crate::merge::specification::{BaseUse, InputCount, MethodSpecification, Survivor};
@@ -51,14 +50,13 @@ fn prepare<'a, W: Divergence>(group: &TensorGroup<'a>, isa: Isa) -> Result<Box<d
     let (Some(base), [source]) = (group.base, &group.inputs[..]) else {
         return Err(MergeError::Internal("arcee_fusion takes a base and one model".into()));
     };
-    let Lines::Rows(width) = Lines::last_dimension(group.shape) else {
-        return Err(MergeError::Internal("arcee_fusion compares rows".into()));
-    };
+    let lines = Lines::last_dimension(group.shape);
+    let width = group.shape.last().map_or(1, |length| *length as u64);
     let divergences = divergences::<W>(isa, *source, base, group.elements, width)?;
     let threshold = if group.elements == 0 {
         W::ZERO
     } else {
-        let magnitudes = |negative| Importances { source: *source, base, width, divergences: &divergences, negative };
+        let magnitudes = |negative| Importances { source: *source, base, lines, divergences: &divergences, negative };
         let negative = if divergences.iter().any(|divergence| *divergence < W::ZERO) {
             count_positive(magnitudes(true), group.elements)?
         } else {
@@ -90,7 +88,7 @@ fn prepare<'a, W: Divergence>(group: &TensorGroup<'a>, isa: Isa) -> Result<Box<d
         let (lower, median, upper) = (quantile(0.25)?, quantile(0.5)?, quantile(0.75)?);
         median + W::from_f64(1.5) * (upper - lower)
     };
-    let arithmetic = Fusion { width, divergences, threshold };
+    let arithmetic = Fusion { lines, divergences, threshold };
     Ok(Box::new(Tiled { tensor: group.name, inputs: vec![base, *source], arithmetic, precision: PhantomData }))
 }
 
@@ -128,7 +126,8 @@ fn divergences<W: Divergence>(
 struct Importances<'a, W> {
     source: Stored<'a>,
     base: Stored<'a>,
-    width: u64,
+    /// Rows.
+    lines: Lines,
     divergences: &'a [W],
     negative: bool,
 }
@@ -143,8 +142,8 @@ impl<W: Element> Values<W> for Importances<'_, W> {
         let base = &mut scratch[..values.len()];
         self.source.decode(first, values)?;
         self.base.decode(first, base)?;
-        for (row, elements) in row_parts(first, values.len(), self.width) {
-            let divergence = self.divergences[row];
+        for Run { line, elements, .. } in self.lines.runs(first, values.len()) {
+            let divergence = self.divergences[line];
             let parts = values[elements.clone()].iter_mut().zip(&base[elements]);
             if (divergence < W::ZERO) == self.negative {
                 let size = divergence.abs();
@@ -155,22 +154,6 @@ impl<W: Element> Values<W> for Importances<'_, W> {
         }
         Ok(())
     }
-}
-
-/// The rows that a tile of `length` elements from `first` on has a part of, and which of its elements are theirs.
-#[inline(always)]
-fn row_parts(first: u64, length: usize, width: u64) -> impl Iterator<Item = (usize, Range<usize>)> {
-    let end = first + length as u64;
-    let mut row = first / width.max(1);
-    let mut next = first;
-    std::iter::from_fn(move || {
-        (next < end).then(|| {
-            let part = (next - first) as usize..(end.min((row + 1) * width) - first) as usize;
-            next = (row + 1) * width;
-            row += 1;
-            (row as usize - 1, part)
-        })
-    })
 }
 
 /// How many of the values are not zero.
@@ -187,7 +170,8 @@ fn count_positive<W: Element>(values: Importances<'_, W>, elements: u64) -> Resu
 }
 
 struct Fusion<W> {
-    width: u64,
+    /// Rows.
+    lines: Lines,
     divergences: Vec<W>,
     threshold: W,
 }
@@ -200,8 +184,8 @@ impl<W: Element> TileMerge<W> for Fusion<W> {
     #[inline(always)]
     fn merge_tile(&self, _state: &mut (), first: u64, inputs: &mut [W], output: &mut [W]) {
         let (base, source) = inputs.split_at(TILE);
-        for (row, elements) in row_parts(first, output.len(), self.width) {
-            let divergence = self.divergences[row];
+        for Run { line, elements, .. } in self.lines.runs(first, output.len()) {
+            let divergence = self.divergences[line];
             let inputs = base[elements.clone()].iter().zip(&source[elements.clone()]);
             for (value, (base, source)) in output[elements].iter_mut().zip(inputs) {
                 let delta = *source - *base;
