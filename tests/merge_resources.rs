@@ -14,7 +14,7 @@ const THREADS: u64 = 2;
 /// 64 MiB and 8 MiB a thread.
 const LIMIT: u64 = (64 + 8 * THREADS) * MIB;
 const MODELS: [&str; 3] = ["base", "a", "b"];
-const METHODS: [&str; 5] = ["linear", "slerp", "ties", "dare_linear", "dare_ties"];
+const METHODS: [&str; 7] = ["linear", "slerp", "ties", "dare_linear", "dare_ties", "della", "sce"];
 
 /// Three models of two bfloat16 tensors of `elements` each, and a recipe for every method.
 struct Family {
@@ -27,8 +27,10 @@ impl Family {
     fn new(elements: u64, dense: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let family = Self { folder };
+        let columns = if elements.is_multiple_of(4096) { 4096 } else { elements };
+        let rows = elements / columns;
         let header = format!(
-            r#"{{"layers.0.w":{{"dtype":"BF16","shape":[{elements}],"data_offsets":[0,{}]}},"layers.1.w":{{"dtype":"BF16","shape":[{elements}],"data_offsets":[{},{}]}}}}"#,
+            r#"{{"layers.0.w":{{"dtype":"BF16","shape":[{rows},{columns}],"data_offsets":[0,{}]}},"layers.1.w":{{"dtype":"BF16","shape":[{rows},{columns}],"data_offsets":[{},{}]}}}}"#,
             2 * elements,
             2 * elements,
             4 * elements
@@ -82,6 +84,10 @@ fn recipe(method: &str) -> String {
         "slerp" => {
             "merge_method: slerp\nbase_model: a\nparameters: {t: 0.3}\nmodels: [{model: a}, {model: b}]\n".to_owned()
         }
+        "sce" => {
+            "merge_method: sce\nbase_model: base\nparameters: {select_topk: 0.4}\nmodels: [{model: a}, {model: b}]\n"
+                .to_owned()
+        }
         _ => {
             let density = if method == "linear" { "" } else { ", density: 0.4" };
             let base = if method == "linear" { "" } else { "base_model: base\n" };
@@ -132,8 +138,8 @@ fn anonymous_memory_does_not_grow_with_the_models() {
     // 48 MiB a model, and eight times as much: a buffer of one byte an element would show with 84 MiB.
     let [small, large] = [12 << 20, 96 << 20].map(|elements| peaks(&Family::new(elements, 1 << 20), elements));
     for (method, (small, large)) in METHODS.iter().zip(small.iter().zip(large)) {
-        // DARE remembers masks, one bit an element, in 32 MiB at most.
-        let bounded = if method.starts_with("dare") { 32 * MIB } else { 0 };
+        // Masks are remembered, one bit an element, in 32 MiB at most.
+        let bounded = if method.starts_with('d') { 32 * MIB } else { 0 };
         assert!(large < small + bounded + 4 * MIB, "{method}: {} KiB, then {} KiB", small >> 10, large >> 10);
     }
 }
