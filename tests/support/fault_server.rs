@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -18,6 +19,9 @@ pub enum Reply {
     /// The same by what was asked.
     #[allow(dead_code, reason = "not every test needs it")]
     Scored(fn(&Value, &mut Value)),
+    /// The proper answer, after that long.
+    #[allow(dead_code, reason = "not every test needs it")]
+    Slow(Duration),
     Status(u16, &'static [(&'static str, &'static str)], String),
     /// These bytes as they are, then the end of the connection.
     Raw(String),
@@ -65,6 +69,7 @@ pub struct Inner {
     pub otherwise: Mutex<Reply>,
     pub capabilities: Mutex<Value>,
     pub seen: Mutex<Vec<Seen>>,
+    /// The most evaluations that were being worked on at the same time.
     pub most_at_once: AtomicUsize,
     at_once: AtomicUsize,
     generation: AtomicUsize,
@@ -160,12 +165,16 @@ fn serve(connection: TcpStream, inner: &Inner) {
         (_, "/v1/capabilities") => Reply::Good,
         _ => inner.polls.lock().unwrap().pop_front().unwrap_or(Reply::Good),
     };
-    let at_once = inner.at_once.fetch_add(1, Ordering::SeqCst) + 1;
     if seen.method == "POST" {
+        let at_once = inner.at_once.fetch_add(1, Ordering::SeqCst) + 1;
         inner.most_at_once.fetch_max(at_once, Ordering::SeqCst);
+        if let Reply::Slow(work) = reply {
+            std::thread::sleep(work);
+        }
+        // Before the answer leaves: who has it may send the next request, which this one must not be counted with.
+        inner.at_once.fetch_sub(1, Ordering::SeqCst);
     }
     let _ = write_reply(connection, &mut reader, &reply, &seen, inner);
-    inner.at_once.fetch_sub(1, Ordering::SeqCst);
 }
 
 fn read_request(reader: &mut BufReader<TcpStream>) -> Option<Seen> {
@@ -199,7 +208,7 @@ fn write_reply(
         let _ = reader.read(&mut [0]);
     };
     match reply {
-        Reply::Good => out.write_all(http(200, &[], &good()).as_bytes()),
+        Reply::Good | Reply::Slow(_) => out.write_all(http(200, &[], &good()).as_bytes()),
         Reply::Edited(edit) => {
             let mut answer = good_answer(seen, inner);
             edit(&mut answer);

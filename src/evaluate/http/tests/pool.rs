@@ -257,6 +257,7 @@ async fn the_fingerprint_follows_the_endpoints_and_the_task_versions() {
 #[tokio::test]
 async fn an_endpoint_gets_no_more_at_once_than_it_bears() {
     let server = FaultServer::start(vec![]);
+    *server.inner.otherwise.lock().unwrap() = Reply::Slow(Duration::from_millis(20));
     server.inner.capabilities.lock().unwrap()["limits"]["max_inflight"] = json!(2);
     let mut bench = Bench::of(&[&server]);
     bench.config.in_flight = NonZeroUsize::new(8).unwrap();
