@@ -334,6 +334,23 @@ fn unknown_keys_and_genes_get_a_suggestion() {
 }
 
 #[test]
+fn check_refuses_a_strategy_setting_that_a_search_would_refuse() {
+    let scratch = Scratch::new();
+    for (setting, words) in
+        [("replacement = 1", "neither true nor false"), ("populaton = 9", "did you mean `population`")]
+    {
+        let text = format!("{}\n[strategy]\nkind = \"genetic\"\n{setting}\n", rest());
+        let run_file = scratch.run_file("run", 20, "name = \"sphere\"", &text);
+        for arguments in [&["check"][..], &["search", "--results", "results"]] {
+            let output = scratch.evomerge(&[arguments, &[run_file.to_str().unwrap()]].concat());
+            assert_eq!(output.status.code(), Some(78), "{arguments:?}: {}", stderr(&output));
+            assert!(stderr(&output).contains(words), "{arguments:?}: {}", stderr(&output));
+            assert!(!scratch.path("results/run/ledger.sqlite").exists(), "{arguments:?} began a run");
+        }
+    }
+}
+
+#[test]
 fn check_says_what_the_budget_buys() {
     let scratch = Scratch::new();
     let run_file = scratch.run_file("run", 20, "name = \"sphere\"\nsamples = 100", &rest());

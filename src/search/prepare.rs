@@ -18,6 +18,7 @@ use crate::merge::structure::group_layers;
 use crate::merge::{BaseUse, find_method};
 use crate::score::{Objective, ObjectiveTask};
 use crate::space::SearchSpace;
+use crate::strategy;
 
 /// How the sealed hold-out is scored.
 pub struct HoldoutPlan {
@@ -66,6 +67,7 @@ pub async fn prepare(
     stop: &Stop,
 ) -> Result<Prepared, SearchError> {
     refuse_lone_source(&config)?;
+    strategy::check_settings(&config.strategy)?;
     let evaluator = connect(&config, &evaluator_tasks(&config.tasks), scratch, progress, stop).await?;
     let objective = objective(&config, evaluator.as_ref())?;
     let tasks = task_requests(&config, &objective, evaluator.as_ref())?;

@@ -70,50 +70,91 @@ pub fn build_raced(
     setup: Setup,
     race: Option<Race>,
 ) -> Result<Box<dyn Strategy>, StrategyError> {
-    let kind = kind(&config.kind)?;
-    let mut settings = Settings::new(&config.settings);
-    let keep = [Keep::Better, Keep::NotWorse][settings.choice("keep", &["better", "not_worse"])?];
-    let passes =
-        Passes { replacement: settings.truth("replacement", false)?, backward: settings.truth("backward", false)? };
+    let landscape = setup.landscape.clone();
+    let genes = landscape.as_ref().map_or(0, |space| space.genes().len());
+    let Choice { kind, keep, passes, search } = Choice::read(config, genes)?;
     let greedy = match kind {
         "greedy-soup" => true,
         "uniform-soup" => false,
         _ => setup.sources <= GREEDY_SOUP_SOURCES,
     };
     let plan = Plan { has_base: setup.has_base, sources: setup.sources, greedy, keep, passes };
-    let landscape = || setup.landscape.clone().ok_or_else(|| StrategyError::NoSpace { kind: kind.to_owned() });
-    let inner: Option<Box<dyn Strategy>> = match kind {
-        "random" => Some(Box::new(Sampling::new(Source::Uniform, setup.seed, landscape()?))),
-        "sobol" => Some(Box::new(Sampling::new(Source::Sobol, setup.seed, landscape()?))),
-        "genetic" => {
-            let parameters = genetic::Parameters::read(&mut settings)?;
-            Some(Box::new(Genetic::new(parameters, landscape()?, &setup)))
+    let inner: Option<Box<dyn Strategy>> = match search {
+        Some(search) => {
+            let landscape = landscape.ok_or_else(|| StrategyError::NoSpace { kind: kind.to_owned() })?;
+            Some(search.build(landscape, &setup))
         }
-        "cma-es" => {
-            let parameters = cma_es::Parameters::read(&mut settings)?;
-            Some(Box::new(CmaEs::new(parameters, landscape()?, &setup)))
-        }
-        "tpe" => {
-            let parameters = tpe::Parameters::read(&mut settings)?;
-            Some(Box::new(Tpe::new(parameters, landscape()?, &setup)))
-        }
-        "nsga2" => {
-            let parameters = nsga2::Parameters::read(&mut settings)?;
-            Some(Box::new(Nsga2::new(parameters, landscape()?, &setup)))
-        }
-        "portfolio" => {
-            let landscape = landscape()?;
-            let parameters = portfolio::Parameters::read(&mut settings, landscape.genes().len())?;
-            Some(Box::new(Portfolio::new(parameters, landscape, &setup)))
-        }
-        _ => None,
+        None => None,
     };
-    settings.finish(kind)?;
     let inner = match race {
         Some(race) => inner.map(|inner| Box::new(Racing::new(inner, race)) as Box<dyn Strategy>),
         None => inner,
     };
     Ok(Box::new(Checked::new(Box::new(Baselines::new(kind, plan, inner)))))
+}
+
+/// Checks what can be said of `[strategy]` before anything is opened.
+///
+/// # Errors
+/// [`StrategyError::Setting`] for unknown kinds and settings.
+pub fn check_settings(config: &StrategyConfig) -> Result<(), StrategyError> {
+    // The number of genes decides defaults alone.
+    Choice::read(config, 0).map(|_| ())
+}
+
+/// What `[strategy]` says.
+struct Choice {
+    kind: &'static str,
+    keep: Keep,
+    passes: Passes,
+    /// `None`: the soups are all there is.
+    search: Option<Search>,
+}
+
+/// What proposes candidates after the baselines.
+enum Search {
+    Sampling(Source),
+    Genetic(genetic::Parameters),
+    CmaEs(cma_es::Parameters),
+    Tpe(tpe::Parameters),
+    Nsga2(nsga2::Parameters),
+    Portfolio(portfolio::Parameters),
+}
+
+impl Choice {
+    /// `genes` is the number of genes of the search space.
+    fn read(config: &StrategyConfig, genes: usize) -> Result<Self, StrategyError> {
+        let kind = kind(&config.kind)?;
+        let mut settings = Settings::new(&config.settings);
+        let keep = [Keep::Better, Keep::NotWorse][settings.choice("keep", &["better", "not_worse"])?];
+        let passes =
+            Passes { replacement: settings.truth("replacement", false)?, backward: settings.truth("backward", false)? };
+        let search = match kind {
+            "random" => Some(Search::Sampling(Source::Uniform)),
+            "sobol" => Some(Search::Sampling(Source::Sobol)),
+            "genetic" => Some(Search::Genetic(genetic::Parameters::read(&mut settings)?)),
+            "cma-es" => Some(Search::CmaEs(cma_es::Parameters::read(&mut settings)?)),
+            "tpe" => Some(Search::Tpe(tpe::Parameters::read(&mut settings)?)),
+            "nsga2" => Some(Search::Nsga2(nsga2::Parameters::read(&mut settings)?)),
+            "portfolio" => Some(Search::Portfolio(portfolio::Parameters::read(&mut settings, genes)?)),
+            _ => None,
+        };
+        settings.finish(kind)?;
+        Ok(Self { kind, keep, passes, search })
+    }
+}
+
+impl Search {
+    fn build(self, landscape: Arc<dyn Landscape>, setup: &Setup) -> Box<dyn Strategy> {
+        match self {
+            Self::Sampling(source) => Box::new(Sampling::new(source, setup.seed, landscape)),
+            Self::Genetic(parameters) => Box::new(Genetic::new(parameters, landscape, setup)),
+            Self::CmaEs(parameters) => Box::new(CmaEs::new(parameters, landscape, setup)),
+            Self::Tpe(parameters) => Box::new(Tpe::new(parameters, landscape, setup)),
+            Self::Nsga2(parameters) => Box::new(Nsga2::new(parameters, landscape, setup)),
+            Self::Portfolio(parameters) => Box::new(Portfolio::new(parameters, landscape, setup)),
+        }
+    }
 }
 
 fn kind(name: &str) -> Result<&'static str, StrategyError> {

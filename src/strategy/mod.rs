@@ -28,7 +28,7 @@ mod tpe;
 
 use std::collections::BTreeMap;
 
-pub use build::{KINDS, SeedGenome, Setup, build, build_raced};
+pub use build::{KINDS, SeedGenome, Setup, build, build_raced, check_settings};
 pub use racing::{PROMOTION, Race};
 pub use soup::{SoupRemoval, SoupStep, SoupTrace};
 
