@@ -14,6 +14,8 @@ const FEWEST: u64 = 8;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parts {
     tasks: Vec<Part>,
+    /// Scores are means over samples and come sample by sample: what a part says of the whole can be estimated.
+    pub per_sample: bool,
     /// A promotion asks for the samples that are missing only.
     pub incremental: bool,
     /// Shares of the samples, ascending, the last one 1.
@@ -60,12 +62,13 @@ impl Parts {
             });
         }
         let fidelities = (0..rungs).rev().map(|below| 1.0 / reduction.pow(below) as f64).collect();
-        let incremental = tasks.iter().zip(&parts).all(|(task, part)| {
+        let per_sample = tasks.iter().all(|task| {
             let known = evaluator.capabilities().tasks.get(&task.name);
             let mean = known.and_then(|known| known.metrics.get(&task.metric)).is_some_and(|metric| metric.is_mean);
-            matches!(part, Part::Ids(_)) && mean && known.is_some_and(|known| known.supports_per_sample)
+            mean && known.is_some_and(|known| known.supports_per_sample)
         });
-        Ok(Self { tasks: parts, incremental, fidelities, keep: 1.0 / reduction as f64 })
+        let incremental = per_sample && parts.iter().all(|part| matches!(part, Part::Ids(_)));
+        Ok(Self { tasks: parts, per_sample, incremental, fidelities, keep: 1.0 / reduction as f64 })
     }
 
     /// The requests of an evaluation at `fidelity`, of which the samples at fidelity `after` are known.
@@ -130,7 +133,13 @@ mod tests {
         let samples = Samples::All;
         let task = TaskRequest { name: "t".into(), metric: "m".into(), samples, seed: 3 };
         let ids = shuffled(&task, (0..50).map(SampleId::Number).collect());
-        let parts = Parts { tasks: vec![Part::Ids(ids)], incremental, fidelities: vec![0.25, 1.0], keep: 0.25 };
+        let parts = Parts {
+            tasks: vec![Part::Ids(ids)],
+            per_sample: incremental,
+            incremental,
+            fidelities: vec![0.25, 1.0],
+            keep: 0.25,
+        };
         (parts, vec![task])
     }
 

@@ -29,7 +29,7 @@ mod tpe;
 use std::collections::BTreeMap;
 
 pub use build::{KINDS, SeedGenome, Setup, build, build_raced, check_settings};
-pub use racing::{PROMOTION, Race};
+pub use racing::{ONE_REFERENCE_IN, PROMOTION, Race};
 pub use soup::{SoupRemoval, SoupStep, SoupTrace};
 
 use crate::evaluate::TaskScores;

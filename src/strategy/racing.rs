@@ -5,9 +5,10 @@
 //! go on to the next rung, at once and without a barrier. All candidates of a rung are scored on the same samples, and a
 //! rung's samples are among those of the next, so every comparison is paired.
 //!
-//! Results are compared, and told, as estimates of the score on all samples (see [`super::extrapolate`]). The wrapped strategy
-//! hears of a candidate once, when its race is over, in the order in which it proposed; one that stopped early at its
-//! estimate, with the standard errors of its tasks, but never above the best full score: it lost its race.
+//! A few candidates, by lot, do not race but are scored in full: references. Results are compared, and told, as estimates of
+//! the score on all samples that rest on these (see [`super::extrapolate`]). The wrapped strategy hears of a candidate once,
+//! when its race is over, in the order in which it proposed; one that stopped early at its estimate, with the standard errors
+//! of its tasks, but never above the best full score: it lost its race.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -25,8 +26,11 @@ use crate::space::Genome;
 pub const PROMOTION: &str = "promotion";
 /// Latest results of a rung that a result is ranked among.
 const WINDOW: usize = 32;
-/// Latest candidates scored in full that estimates rest on, beside the baselines.
+/// Latest references that estimates rest on, beside the baselines.
 const REFERENCES: usize = 32;
+/// One candidate in so many, by lot, is scored in full at once, as a reference. Those that won their way up cannot be references: they
+/// did better on the part than on the whole, which is why they won, and would make all others look worse than they are.
+pub const ONE_REFERENCE_IN: u64 = 16;
 /// Standard errors above its estimate that a candidate may be: with less than one chance in ten to be the best one, it is not
 /// worth more samples.
 const HOPE: f64 = 1.3;
@@ -63,6 +67,15 @@ struct Full {
     on: Vec<Option<Reference>>,
 }
 
+/// A result of a rung that others are ranked among.
+struct Rival {
+    outcome: Outcome,
+    /// Its score as an estimate of that on all samples, by the references of now.
+    value: f64,
+    /// Breaks ties.
+    tie: u64,
+}
+
 /// The proposal that waits for its placement.
 enum Open {
     Fresh { content: Content, generation: u32, rung: usize },
@@ -74,19 +87,21 @@ pub(super) struct Racing {
     inner: Box<dyn Strategy>,
     race: Race,
     open: Option<Open>,
+    /// Candidates so far.
+    begun: u64,
     /// By the index of their first evaluation, by which the wrapped strategy knows them.
     entries: BTreeMap<u64, Entry>,
     /// Entry and rung of every evaluation that is not told yet.
     evaluations: BTreeMap<u64, (u64, usize)>,
     /// Entries to be promoted, by rung.
     promotions: BTreeSet<(usize, u64)>,
-    /// Latest results by rung, each with a number that breaks ties.
-    results: Vec<VecDeque<(f64, u64)>>,
+    /// Latest results by rung.
+    results: Vec<VecDeque<Rival>>,
     /// The samples of each rung, once they are known.
     parts: Vec<Option<Part>>,
     /// They are in no rung.
     baselines: Vec<Full>,
-    /// Latest candidates at full fidelity.
+    /// Latest candidates that were scored in full without having won.
     references: VecDeque<Full>,
     best: Option<f64>,
 }
@@ -98,10 +113,11 @@ impl Racing {
             inner,
             race,
             open: None,
+            begun: 0,
             entries: BTreeMap::new(),
             evaluations: BTreeMap::new(),
             promotions: BTreeSet::new(),
-            results: vec![VecDeque::new(); rungs],
+            results: (0..rungs).map(|_| VecDeque::new()).collect(),
             parts: vec![None; rungs],
             baselines: Vec::new(),
             references: VecDeque::new(),
@@ -111,6 +127,12 @@ impl Racing {
 
     fn last_rung(&self) -> usize {
         self.race.fidelities.len() - 1
+    }
+
+    /// Whether the next candidate is to be a reference: where references are of use at all.
+    fn is_reference(&self) -> bool {
+        let lot = || random::stream(self.race.seed, "racing references", self.begun).next_u64();
+        self.parts[0].is_some() && lot() < u64::MAX / ONE_REFERENCE_IN
     }
 
     fn promote(&mut self, rung: usize, first: u64) -> Option<Proposal> {
@@ -163,19 +185,35 @@ impl Racing {
     }
 
     /// Whether a result goes on: it is in the best share of the rung's latest results.
-    fn wins(&mut self, rung: usize, value: f64, index: u64) -> bool {
-        let tie = random::stream(self.race.seed, "racing ties", index).next_u64();
-        let mut rivals: Vec<(f64, u64)> = self.results[rung].iter().copied().collect();
+    fn wins(&mut self, rung: usize, value: f64, outcome: &Outcome) -> bool {
+        let tie = random::stream(self.race.seed, "racing ties", outcome.index).next_u64();
+        let mut rivals: Vec<(f64, u64)> = self.results[rung].iter().map(|rival| (rival.value, rival.tie)).collect();
         if rivals.len() < WINDOW {
             let known = self.baselines.iter().filter(|full| full.on[rung].is_some());
             rivals.extend(known.map(|full| (full.objective, u64::MAX / 2)));
         }
         let better = rivals.iter().filter(|rival| rival.0 > value || (rival.0 == value && rival.1 > tie)).count();
-        self.results[rung].push_back((value, tie));
+        self.results[rung].push_back(Rival { outcome: outcome.clone(), value, tie });
         if self.results[rung].len() > WINDOW {
             self.results[rung].pop_front();
         }
         (better as f64) < self.race.keep * (rivals.len() + 1) as f64
+    }
+
+    /// Takes a candidate that was scored in full without having won, and estimates the latest results anew: what is compared with
+    /// them later rests on it too.
+    fn add_reference(&mut self, full: Full) {
+        self.references.push_back(full);
+        if self.references.len() > REFERENCES {
+            self.references.pop_front();
+        }
+        for rung in 0..self.last_rung() {
+            let anew: Vec<Option<f64>> =
+                self.results[rung].iter().map(|rival| self.estimate(rung, &rival.outcome)?.objective).collect();
+            for (rival, value) in self.results[rung].iter_mut().zip(anew) {
+                rival.value = value.unwrap_or(rival.value);
+            }
+        }
     }
 
     /// Ends the race of an entry with its latest score.
@@ -221,7 +259,7 @@ impl Strategy for Racing {
         }
         match self.inner.ask()? {
             Ask::Proposal(mut proposal) => {
-                let races = proposal.fidelity >= 1.0 && proposal.replicate == 0;
+                let races = proposal.fidelity >= 1.0 && proposal.replicate == 0 && !self.is_reference();
                 let rung = if races { 0 } else { self.last_rung() };
                 if races {
                     proposal.fidelity = self.race.fidelities[rung];
@@ -240,6 +278,7 @@ impl Strategy for Racing {
         match (self.open.take(), placement) {
             (Some(Open::Fresh { content, generation, rung }), Placement::Asked { index }) => {
                 let entry = Entry { content, generation, latest: index, scored: None, over: None };
+                self.begun += 1;
                 self.entries.insert(index, entry);
                 self.evaluations.insert(index, (index, rung));
                 self.inner.place(placement);
@@ -264,11 +303,10 @@ impl Strategy for Racing {
         };
         match (outcome.status, value) {
             (Status::Scored, Some(_)) if rung == self.last_rung() => {
-                if let Some(full) = self.full(outcome) {
-                    self.references.push_back(full);
-                    if self.references.len() > REFERENCES {
-                        self.references.pop_front();
-                    }
+                if let Some(full) = self.full(outcome)
+                    && first == outcome.index
+                {
+                    self.add_reference(full);
                 }
                 self.end(first, outcome.clone());
             }
@@ -280,7 +318,7 @@ impl Strategy for Racing {
                 if let Some(entry) = self.entries.get_mut(&first) {
                     entry.scored = Some(estimate.unwrap_or_else(|| outcome.clone()));
                 }
-                if self.wins(rung, value, outcome.index) && hopeful {
+                if self.wins(rung, value, outcome) && hopeful {
                     self.promotions.insert((rung + 1, first));
                 } else {
                     self.stop(first);

@@ -95,8 +95,13 @@ fn candidates_start_small_and_climb_rung_by_rung() {
     let baselines = rows.iter().take_while(|(proposal, _)| !matches!(proposal.content, Content::Genome(_))).count();
     assert!(rows[..baselines].iter().all(|(proposal, _)| proposal.fidelity == 1.0));
     let mut count = [0usize; 3];
+    let mut references = 0;
     for (proposal, _) in &rows[baselines..] {
         let rung = race().fidelities.iter().position(|fidelity| *fidelity == proposal.fidelity).unwrap();
+        if rung == 2 && proposal.origin != PROMOTION {
+            references += 1;
+            continue;
+        }
         count[rung] += 1;
         assert_eq!(proposal.origin == PROMOTION, rung > 0);
         if rung > 0 {
@@ -105,6 +110,7 @@ fn candidates_start_small_and_climb_rung_by_rung() {
             assert_eq!(parent.fidelity, race().fidelities[rung - 1]);
         }
     }
+    assert!((8..30).contains(&references), "one in sixteen: {references}");
     // The best quarter of a rung goes on at most, as far as there is hope.
     assert!(count[1] * 5 < count[0] * 2 && count[1] > 8, "{count:?}");
     assert!(count[2] > 2 && count[2] <= count[1], "{count:?}");
