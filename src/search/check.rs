@@ -151,17 +151,16 @@ fn describe_racing(prepared: &Prepared) -> Option<String> {
         rungs.iter().map(u64::to_string).collect::<Vec<_>>().join(", "),
         1.0 / parts.keep
     );
-    let references = if parts.per_sample { 1.0 / ONE_REFERENCE_IN as f64 } else { 0.0 };
-    if parts.per_sample {
-        text.push_str(&format!(", one in {ONE_REFERENCE_IN} is scored in full at once"));
-    }
     // What a candidate costs on average: the first rung, and the later ones as often as they are reached.
     let mut price = 0.0;
     for (rung, samples) in rungs.iter().enumerate() {
         let known = if rung > 0 && parts.incremental { rungs[rung - 1] } else { 0 };
         price += samples.saturating_sub(known) as f64 * parts.keep.powi(rung as i32);
     }
-    price += references * (prepared.samples as f64 - price);
+    if parts.per_sample {
+        text.push_str(&format!(", one in {ONE_REFERENCE_IN} is scored in full at once"));
+        price += (prepared.samples as f64 - price) / ONE_REFERENCE_IN as f64;
+    }
     let baselines = prepared.baselines().saturating_mul(prepared.samples);
     if let Some(limit) = prepared.config.budget.samples
         && price > 0.0

@@ -155,6 +155,31 @@ fn who_stopped_early_is_never_told_as_better_than_the_best() {
     }
 }
 
+#[test]
+fn who_won_the_way_up_is_no_reference() {
+    let mut racing = Racing::new(Box::new(Listening::default()), race());
+    let seen = answer(&Content::Soup(vec![0]), 0, 1.0);
+    racing.learn(&Content::Soup(vec![0]), &seen).unwrap();
+    let (mut drawn, mut winners) = (0, 0);
+    for index in 1..300 {
+        let Ask::Proposal(proposal) = racing.ask().unwrap() else { panic!("no proposal") };
+        racing.place(Placement::Asked { index });
+        racing.tell(&answer(&proposal.content, index, proposal.fidelity)).unwrap();
+        if proposal.fidelity == 1.0 {
+            *(if proposal.origin == PROMOTION { &mut winners } else { &mut drawn }) += 1;
+        }
+    }
+    assert!(drawn > 0 && drawn < REFERENCES && winners > 0, "{drawn} by lot, {winners} won");
+    assert_eq!(racing.references.len(), drawn);
+    // Rivals stand at what the references of now say.
+    for rung in 0..2 {
+        for rival in &racing.results[rung] {
+            let anew = racing.estimate(rung, &rival.outcome).and_then(|estimate| estimate.objective);
+            assert_eq!(anew, Some(rival.value), "rung {rung}");
+        }
+    }
+}
+
 /// Proposes a walk, and checks that outcomes come in order.
 #[derive(Default)]
 struct Listening {
