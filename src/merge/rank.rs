@@ -8,54 +8,131 @@ const MAX_DIGIT: u32 = 11;
 /// What ranking a row needs, kept from row to row.
 #[derive(Default)]
 pub(crate) struct Ranking {
-    entries: Vec<u64>,
-    sorted: Vec<u64>,
-    counts: Vec<u32>,
+    /// The keys other than zero, with their indices.
+    entries: Vec<(u32, u32)>,
+    narrow: Sorting<u32>,
+    wide: Sorting<u64>,
 }
 
 impl Ranking {
-    /// Calls `ranked` with the index and the rank, from 0 for the smallest, of each key. Of equal keys, the one with the lowest
-    /// index ranks highest. `bits`: those of a key that can be set.
+    /// The rank of each key, from 0 for the smallest. Of equal keys, the one with the lowest index ranks highest. `bits`: those of
+    /// a key that can be set.
     pub(crate) fn rank(
         &mut self,
-        keys: impl ExactSizeIterator<Item = u64>,
+        keys: impl ExactSizeIterator<Item = u64> + DoubleEndedIterator,
         bits: u32,
-        ranked: impl FnMut(usize, usize),
+        ranks: &mut Vec<u32>,
     ) {
+        ranks.resize(keys.len(), 0);
         if bits <= NARROW {
-            self.count_digits(keys, ranked);
+            self.count_digits(keys, ranks);
         } else {
-            compare(keys, ranked);
+            compare(keys, ranks);
         }
     }
 
-    /// Sorts by the digits that differ, the lowest first, and starts in the order of falling indices: equal keys stay in it.
-    fn count_digits(&mut self, keys: impl ExactSizeIterator<Item = u64>, mut ranked: impl FnMut(usize, usize)) {
-        let (mut some, mut all) = (0, u64::MAX);
-        self.entries.clear();
-        self.entries.extend(keys.zip(0_u64..).map(|(key, index)| {
+    /// Goes through the keys from the last to the first. Zeros, the most frequent key of task vectors by far, rank in that order
+    /// before all others, which are then sorted.
+    fn count_digits(&mut self, keys: impl ExactSizeIterator<Item = u64> + DoubleEndedIterator, ranks: &mut [u32]) {
+        let count = keys.len();
+        self.entries.resize(count, (0, 0));
+        let (mut some, mut all) = (0, u32::MAX);
+        let (mut others, mut zeros) = (0, 0);
+        for (index, key) in (0..count).zip(keys).rev() {
+            let (key, zero) = (key as u32, key == 0);
+            // The next key is written over what should not have been; no branch has to be foretold.
+            self.entries[others] = (key, index as u32);
+            ranks[index] = zeros;
+            others += usize::from(!zero);
+            zeros += u32::from(zero);
             some |= key;
-            all &= key;
-            key << 32 | index
-        }));
-        self.entries.reverse();
-        let count = self.entries.len();
-        let varied = if count == 0 { 0 } else { some & !all };
-        if varied == 0 {
-            self.entries.iter().enumerate().for_each(|(rank, entry)| ranked(*entry as u32 as usize, rank));
+            all &= if zero { u32::MAX } else { key };
+        }
+        let entries = &self.entries[..others];
+        let mut ranked = |index: usize, rank: u32| ranks[index] = zeros + rank;
+        let varied = some & !all;
+        if others == 0 || varied == 0 {
+            entries.iter().zip(0..).for_each(|((_, index), rank)| ranked(*index as usize, rank));
             return;
         }
-        let (lowest, bits) = (varied.trailing_zeros(), u64::BITS - varied.leading_zeros() - varied.trailing_zeros());
+        let digits = Digits {
+            lowest: varied.trailing_zeros(),
+            bits: u32::BITS - varied.leading_zeros() - varied.trailing_zeros(),
+            index_bits: usize::BITS - count.leading_zeros(),
+        };
+        if digits.bits + digits.index_bits <= u32::BITS {
+            self.narrow.sort(entries, digits, ranked);
+        } else {
+            self.wide.sort(entries, digits, ranked);
+        }
+    }
+}
+
+/// What is sorted: the bits of a key that vary, above the index.
+trait Packed: Copy + Default {
+    fn pack(key: u32, index: u32, index_bits: u32) -> Self;
+    fn shifted(self, bits: u32) -> usize;
+}
+
+impl Packed for u32 {
+    #[inline(always)]
+    fn pack(key: u32, index: u32, index_bits: u32) -> Self {
+        key << index_bits | index
+    }
+
+    #[inline(always)]
+    fn shifted(self, bits: u32) -> usize {
+        (self >> bits) as usize
+    }
+}
+
+impl Packed for u64 {
+    #[inline(always)]
+    fn pack(key: u32, index: u32, index_bits: u32) -> Self {
+        u64::from(key) << index_bits | u64::from(index)
+    }
+
+    #[inline(always)]
+    fn shifted(self, bits: u32) -> usize {
+        (self >> bits) as usize
+    }
+}
+
+/// Where the varied bits of keys lie, and how many an index takes.
+#[derive(Clone, Copy)]
+struct Digits {
+    lowest: u32,
+    bits: u32,
+    index_bits: u32,
+}
+
+#[derive(Default)]
+struct Sorting<T> {
+    from: Vec<T>,
+    to: Vec<T>,
+    counts: Vec<u32>,
+}
+
+impl<T: Packed> Sorting<T> {
+    /// Sorts by the digits that differ, the lowest first; equal keys stay in their order. Calls `ranked` with the index and the
+    /// rank of each entry.
+    fn sort(&mut self, entries: &[(u32, u32)], digits: Digits, mut ranked: impl FnMut(usize, u32)) {
+        let Digits { lowest, bits, index_bits } = digits;
+        let count = entries.len();
         let widest = (usize::BITS - count.leading_zeros()).clamp(4, MAX_DIGIT);
         let passes = bits.div_ceil(widest);
         let digit = bits.div_ceil(passes);
-        self.sorted.resize(count, 0);
+        let mask = |bits: u32| (1_usize << bits) - 1;
+        let (key_mask, index_mask, digit_mask) = (mask(bits), mask(index_bits), mask(digit));
+        self.from.clear();
+        self.from
+            .extend(entries.iter().map(|(key, index)| T::pack(key >> lowest & key_mask as u32, *index, index_bits)));
+        self.to.resize(count, T::default());
         for pass in 0..passes {
-            let shift = 32 + lowest + pass * digit;
-            let value = |entry: u64| (entry >> shift) as usize & ((1 << digit) - 1);
+            let value = |entry: T| entry.shifted(index_bits + pass * digit) & digit_mask;
             self.counts.clear();
             self.counts.resize(1 << digit, 0);
-            for entry in &self.entries {
+            for entry in &self.from {
                 self.counts[value(*entry)] += 1;
             }
             let mut before = 0;
@@ -63,27 +140,27 @@ impl Ranking {
                 before += std::mem::replace(count, before);
             }
             let counts = &mut self.counts[..];
-            let mut place = |entry: u64| {
+            let mut place = |entry: T| {
                 let next = &mut counts[value(entry)];
                 *next += 1;
-                *next as usize - 1
+                *next - 1
             };
             if pass + 1 == passes {
-                self.entries.iter().for_each(|entry| ranked(*entry as u32 as usize, place(*entry)));
+                self.from.iter().for_each(|entry| ranked(entry.shifted(0) & index_mask, place(*entry)));
             } else {
-                for entry in &self.entries {
-                    self.sorted[place(*entry)] = *entry;
+                for entry in &self.from {
+                    self.to[place(*entry) as usize] = *entry;
                 }
-                std::mem::swap(&mut self.entries, &mut self.sorted);
+                std::mem::swap(&mut self.from, &mut self.to);
             }
         }
     }
 }
 
-fn compare(keys: impl Iterator<Item = u64>, mut ranked: impl FnMut(usize, usize)) {
+fn compare(keys: impl Iterator<Item = u64>, ranks: &mut [u32]) {
     let mut order: Vec<(u64, usize)> = keys.zip(0..).collect();
     order.sort_unstable_by(|left, right| left.0.cmp(&right.0).then(right.1.cmp(&left.1)));
-    order.into_iter().enumerate().for_each(|(rank, (_, index))| ranked(index, rank));
+    order.into_iter().zip(0..).for_each(|((_, index), rank)| ranks[index] = rank);
 }
 
 #[cfg(test)]
@@ -92,9 +169,9 @@ mod tests {
 
     use super::*;
 
-    fn ranks(keys: &[u64], bits: u32) -> Vec<usize> {
-        let mut ranks = vec![usize::MAX; keys.len()];
-        Ranking::default().rank(keys.iter().copied(), bits, |index, rank| ranks[index] = rank);
+    fn ranks(keys: &[u64], bits: u32) -> Vec<u32> {
+        let mut ranks = vec![7; 3];
+        Ranking::default().rank(keys.iter().copied(), bits, &mut ranks);
         ranks
     }
 
@@ -103,7 +180,9 @@ mod tests {
         for bits in [32, 63] {
             assert_eq!(ranks(&[5, 3, 5, 0, 3, 5], bits), [5, 2, 4, 0, 1, 3]);
             assert_eq!(ranks(&[7, 7, 7], bits), [2, 1, 0]);
+            assert_eq!(ranks(&[0, 0, 9, 0], bits), [2, 1, 3, 0]);
             assert_eq!(ranks(&[9], bits), [0]);
+            assert_eq!(ranks(&[0], bits), [0]);
             assert!(ranks(&[], bits).is_empty());
         }
     }

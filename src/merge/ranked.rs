@@ -116,7 +116,7 @@ impl<'a> RankedMask<'a> {
     fn draw<W: Element>(&self, first: u64, end: u64) -> Vec<bool> {
         let slab = self.rows.slab();
         let mut limits = Vec::with_capacity((end - first) as usize);
-        let (mut of_slab, mut keys, mut ranking) = (Vec::new(), Vec::new(), Ranking::default());
+        let (mut of_slab, mut keys, mut ranking) = (Vec::new(), Vec::new(), RowRanks::default());
         for slab_start in (first / slab.max(1) * slab..end).step_by(slab.max(1) as usize) {
             self.slab_limits::<W>(slab_start, &mut keys, &mut ranking, &mut of_slab);
             let from = first.saturating_sub(slab_start) as usize;
@@ -141,7 +141,7 @@ impl<'a> RankedMask<'a> {
         &self,
         slab_start: u64,
         keys: &mut Vec<W::Key>,
-        ranking: &mut Ranking,
+        rows: &mut RowRanks,
         limits: &mut Vec<u32>,
     ) {
         let Rows { width, spread } = self.rows;
@@ -150,12 +150,18 @@ impl<'a> RankedMask<'a> {
         limits.resize(length, 0);
         // Numbers that are not finite are told of where the block itself is decoded.
         let _ = dispatch(self.isa, Keys::<W> { vector: self.vector, first: slab_start, keys });
-        for row in 0..spread {
-            let of_row = keys[row.min(length)..].iter().step_by(spread).take(width).map(|key| W::key_to_u64(*key));
-            ranking.rank(of_row, W::KEY_BITS, |index, rank| {
-                let limit = self.limits.get(rank).copied().unwrap_or_else(|| self.limit(rank));
-                limits[index * spread + row] = limit;
-            });
+        let RowRanks { ranking, ranks } = rows;
+        let limit = |rank: u32| self.limits.get(rank as usize).copied().unwrap_or_else(|| self.limit(rank as usize));
+        if spread == 1 {
+            ranking.rank(keys.iter().map(|key| W::key_to_u64(*key)), W::KEY_BITS, ranks);
+            limits.iter_mut().zip(ranks).for_each(|(of_element, rank)| *of_element = limit(*rank));
+            return;
+        }
+        for row in 0..spread.min(length) {
+            let of_row = keys[row..].iter().step_by(spread).take(width).map(|key| W::key_to_u64(*key));
+            ranking.rank(of_row, W::KEY_BITS, ranks);
+            let of_elements = limits[row..].iter_mut().step_by(spread);
+            of_elements.zip(&*ranks).for_each(|(of_element, rank)| *of_element = limit(*rank));
         }
     }
 
@@ -175,6 +181,13 @@ impl<'a> RankedMask<'a> {
             Draws::Mersenne(_) => (f64::from(probability) * 16_777_216.0).ceil() as u32,
         }
     }
+}
+
+/// What ranking rows needs, and the ranks of the last one.
+#[derive(Default)]
+struct RowRanks {
+    ranking: Ranking,
+    ranks: Vec<u32>,
 }
 
 /// Magnitudes of a task vector, as ordered bits.
