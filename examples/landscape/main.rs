@@ -1,10 +1,12 @@
-//! Runs a strategy on the digits merge landscapes, in process: our merge core, a forward pass of the small residual MLP, one
+//! Runs a strategy on the digits merge landscapes, in process: our merge core, a forward pass of the small network, one
 //! JSON line a run. docs/search.md has the commands; scripts/digits_images.py prepares the images.
 //!
 //! `landscape --zoo evals/digits/tasks --images tasks.safetensors --space dare8 --strategy portfolio --seeds 0-9 --budget 1000`
 //!
 //! With `--listen` it answers an optimizer of another program instead (scripts/landscape_peers.py): a line with the names of the
 //! genes first, then one line for each line `{"genes": [numbers from 0 to 1], "split": "validation" or "test"}`.
+
+mod network;
 
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
@@ -13,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use clap::Parser;
 use evomerge::config::RunConfig;
 use evomerge::evaluate::{MetricValue, PerSample, SampleId, TaskScores};
@@ -26,8 +28,8 @@ use evomerge::strategy::{self, Ask, Content, Landscape, Outcome, Placement, Setu
 
 /// The best so far is reported at these numbers of evaluations.
 const BUDGETS: [u64; 6] = [50, 100, 200, 300, 500, 1000];
-const LAYERS: usize = 6;
-const EPSILON: f64 = 1e-5;
+/// The task of a zoo that has only one.
+const ONLY_TASK: &str = "digits";
 
 type Failure = Box<dyn Error>;
 
@@ -41,8 +43,9 @@ struct Arguments {
     #[arg(long)]
     images: PathBuf,
     /// dare8: dare_ties, weight and density a source; dare24 and dare48: the same in each of three or six layer groups; ties24 and
-    /// ties48: so with ties; arithmetic12: task_arithmetic, a weight a source and layer group.
-    #[arg(long, value_parser = ["dare8", "ties24", "dare24", "arithmetic12", "ties48", "dare48"])]
+    /// ties48: so with ties; arithmetic12: task_arithmetic, a weight a source and layer group; slerp6: slerp of the first two
+    /// experts, a t a layer; soup: linear, a weight a source, for the zoos with one task.
+    #[arg(long, value_parser = ["dare8", "ties24", "dare24", "arithmetic12", "ties48", "dare48", "slerp6", "soup"])]
     space: String,
     /// A `[strategy]` table, or only its kind.
     #[arg(long, default_value = "portfolio")]
@@ -95,31 +98,45 @@ fn main() -> Result<(), Failure> {
 
 /// The run file of a landscape.
 fn run_file(zoo: &Path, space: &str) -> Result<RunConfig, Failure> {
-    let mut experts: Vec<String> = std::fs::read_dir(zoo)?
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| name.starts_with("expert-"))
-        .collect();
-    experts.sort();
-    let (method, groups) = match space {
-        "dare8" => ("dare_ties", 1),
-        "dare24" => ("dare_ties", 3),
-        "dare48" => ("dare_ties", 6),
-        "ties48" => ("ties", 6),
-        "arithmetic12" => ("task_arithmetic", 3),
-        _ => ("ties", 3),
+    let weights_and_densities = |groups: usize, densities: bool| {
+        let per = if groups > 1 { "[\"model\", \"layer_group\"]" } else { "[\"model\"]" };
+        let gene = format!("{{ low = 0.0, high = 1.0, per = {per} }}");
+        let density = if densities { format!("density = {gene}\n") } else { String::new() };
+        format!("layer_groups = {groups}\n[space.genes]\nweight = {gene}\n{density}lambda = 1.0\nnormalize = false\n")
     };
-    let per = if groups > 1 { "[\"model\", \"layer_group\"]" } else { "[\"model\"]" };
-    let density = match method {
-        "task_arithmetic" => String::new(),
-        _ => format!("density = {{ low = 0.0, high = 1.0, per = {per} }}\n"),
+    let (method, rest) = match space {
+        "dare8" => ("dare_ties", weights_and_densities(1, true)),
+        "dare24" => ("dare_ties", weights_and_densities(3, true)),
+        "dare48" => ("dare_ties", weights_and_densities(6, true)),
+        "ties48" => ("ties", weights_and_densities(6, true)),
+        "arithmetic12" => ("task_arithmetic", weights_and_densities(3, false)),
+        "slerp6" => (
+            "slerp",
+            "layer_groups = 6\n[space.genes]\nt = { low = 0.0, high = 1.0, per = [\"layer_group\"] }\n".to_owned(),
+        ),
+        "soup" => ("linear", "[space.genes]\nweight = { low = 0.0, high = 1.0, per = [\"model\"] }\n".to_owned()),
+        _ => ("ties", weights_and_densities(3, true)),
     };
+    let (base, mut sources) = if space == "soup" {
+        ("", models(&zoo.join("models"), "models/")?)
+    } else {
+        ("base = \"base\"\n", models(zoo, "")?.into_iter().filter(|name| name.starts_with("expert-")).collect())
+    };
+    sources.truncate(if space == "slerp6" { 2 } else { usize::MAX });
     let text = format!(
-        "name = \"landscape\"\nseed = 0\n[models]\nbase = \"base\"\nsources = {experts:?}\n[space]\nmethod = \"{method}\"\n\
-         layer_groups = {groups}\n[space.genes]\nweight = {{ low = 0.0, high = 1.0, per = {per} }}\n{density}lambda = 1.0\n\
-         normalize = false\n[budget]\nevaluations = 1000\n[evaluator]\nkind = \"function\"\nname = \"sphere\"\n[[tasks]]\nname = \
-         \"t\"\n[output]\ndtype = \"float32\"\n"
+        "name = \"landscape\"\nseed = 0\n[models]\n{base}sources = {sources:?}\n[space]\nmethod = \"{method}\"\n{rest}\
+         [budget]\nevaluations = 1000\n[evaluator]\nkind = \"function\"\nname = \"sphere\"\n[[tasks]]\nname = \"t\"\n\
+         [output]\ndtype = \"float32\"\n"
     );
     Ok(RunConfig::parse(&text, &std::path::absolute(zoo)?)?)
+}
+
+/// The names of what is in a folder, in order, with a prefix.
+fn models(folder: &Path, prefix: &str) -> Result<Vec<String>, Failure> {
+    let entries = std::fs::read_dir(folder)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names: Vec<String> = entries.map(|name| format!("{prefix}{name}")).collect();
+    names.sort();
+    Ok(names)
 }
 
 /// The images of one task in one split.
@@ -174,7 +191,7 @@ impl Bench {
         let options = MergeOptions { replace: true, ..MergeOptions::default() };
         self.merger.materialize(&self.recipe(content)?, &self.folder, &options)?;
         let weights = candle_core::safetensors::load(self.folder.join("model.safetensors"), &Device::Cpu)?;
-        let hits: Vec<Vec<f64>> = images.iter().map(|images| hits(&weights, images)).collect::<Result<_, _>>()?;
+        let hits: Vec<Vec<f64>> = images.iter().map(|images| images.hits(&weights)).collect::<Result<_, _>>()?;
         let accuracy = |hits: &Vec<f64>| hits.iter().sum::<f64>() / hits.len() as f64;
         Ok(Scores { mean: hits.iter().map(accuracy).sum::<f64>() / hits.len() as f64, hits })
     }
@@ -208,13 +225,14 @@ impl Bench {
     fn setup(&self, arguments: &Arguments, seed: u64) -> Setup {
         let sources = self.models.facts.sources.len();
         let landscape: Arc<dyn Landscape> = self.space.clone();
-        let mut contents = vec![Content::Base];
+        let has_base = self.models.facts.base.is_some();
+        let mut contents: Vec<Content> = has_base.then_some(Content::Base).into_iter().collect();
         contents.extend((0..sources).map(|source| Content::Soup(vec![source])));
         contents.push(Content::Soup((0..sources).collect()));
         Setup {
             seed,
             sources,
-            has_base: true,
+            has_base,
             evaluations: Some(arguments.budget),
             look_ahead: usize::try_from(arguments.look_ahead).unwrap_or(usize::MAX),
             seeds: contents.iter().filter_map(|content| landscape.encode(content)).collect(),
@@ -337,37 +355,25 @@ fn images(bytes: &[u8], split: &str) -> Result<Vec<Images>, Failure> {
     let archive = safetensors::SafeTensors::deserialize(bytes)?;
     let mut names: Vec<&str> = archive.names();
     names.sort_unstable();
-    let tasks = names.iter().filter_map(|name| name.strip_prefix(split)?.strip_prefix('_')?.strip_suffix("_x"));
-    let read = |task: &str| -> Result<Images, Failure> {
-        let pixels = archive.tensor(&format!("{split}_{task}_x"))?;
+    let stems = names.iter().filter_map(|name| name.strip_suffix("_x"));
+    let of_split = stems.filter(|stem| *stem == split || stem.starts_with(&format!("{split}_")));
+    let read = |stem: &str| -> Result<Images, Failure> {
+        let pixels = archive.tensor(&format!("{stem}_x"))?;
         let values: Vec<f32> = pixels.data().iter().map(|value| f32::from(*value) / 255.0).collect();
         let pixels = Tensor::from_vec(values, pixels.shape(), &Device::Cpu)?;
-        let labels = archive.tensor(&format!("{split}_{task}_y"))?.data().to_vec();
+        let labels = archive.tensor(&format!("{stem}_y"))?.data().to_vec();
+        let task = stem.strip_prefix(split).and_then(|task| task.strip_prefix('_')).unwrap_or(ONLY_TASK);
         Ok(Images { task: task.to_owned(), pixels, labels })
     };
-    tasks.map(read).collect()
+    of_split.map(read).collect()
 }
 
-fn normed(x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
-    let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + EPSILON)?.sqrt()?;
-    x.broadcast_div(&scale)?.broadcast_mul(weight)
-}
-
-/// One number an image: 1 where the residual gated MLP reads it right.
-fn hits(weights: &HashMap<String, Tensor>, images: &Images) -> Result<Vec<f64>, Failure> {
-    let weight = |name: &str| weights.get(name).ok_or_else(|| format!("no tensor {name}"));
-    let product = |x: &Tensor, name: &str| -> Result<Tensor, Failure> { Ok(x.matmul(&weight(name)?.t()?)?) };
-    let mut hidden = product(&images.pixels, "model.embed.weight")?.broadcast_add(weight("model.embed.bias")?)?;
-    for layer in 0..LAYERS {
-        let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
-        let x = normed(&hidden, weight(&name("post_attention_layernorm"))?)?;
-        let gate = product(&x, &name("mlp.gate_proj"))?.relu()?;
-        let inner = (gate * product(&x, &name("mlp.up_proj"))?)?;
-        hidden = (hidden + product(&inner, &name("mlp.down_proj"))?)?;
+impl Images {
+    /// One number an image: 1 where the network reads it right.
+    fn hits(&self, weights: &HashMap<String, Tensor>) -> Result<Vec<f64>, Failure> {
+        let read = network::read(weights, &self.pixels)?;
+        Ok(read.iter().zip(&self.labels).map(|(a, b)| f64::from(u8::from(*a == u32::from(*b)))).collect())
     }
-    let logits = product(&normed(&hidden, weight("model.norm.weight")?)?, "lm_head.weight")?;
-    let read: Vec<u32> = logits.argmax(D::Minus1)?.to_dtype(DType::U32)?.to_vec1()?;
-    Ok(read.iter().zip(&images.labels).map(|(a, b)| f64::from(u8::from(*a == u32::from(*b)))).collect())
 }
 
 impl Drop for Bench {
