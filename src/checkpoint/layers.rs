@@ -3,6 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::model::is_head;
+
 /// The repeated blocks of a model and the tensors outside them.
 ///
 /// A layer is the numeric component of the repeated block prefix (`model.layers.N.`, `h.N.`, `blocks.N.`).
@@ -30,7 +32,7 @@ impl LayerLayout {
     /// The layer prefix is the text before a number that the most tensors share; a prefix that repeats (two numbers or
     /// more) goes before one that does not, an outer before an inner, then the first by name. Tensors that are numbered
     /// only under another prefix (the smaller tower of a two-tower model) are placed by name, like those without any
-    /// number: with the first group when the name contains `embed`, `wte`, `wpe` or `patch`, else with the last.
+    /// number: heads with the last group; others with the first when the name contains `embed`, `wte`, `wpe` or `patch`, else with the last.
     pub fn from_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         let names: BTreeSet<&str> = names.into_iter().collect();
         let mut layout = Self::default();
@@ -42,7 +44,7 @@ impl LayerLayout {
             if layout.layer_of(name).is_some() {
                 continue;
             }
-            let first = ["embed", "wte", "wpe", "patch"].iter().any(|part| name.contains(part));
+            let first = !is_head(name) && ["embed", "wte", "wpe", "patch"].iter().any(|part| name.contains(part));
             if first { &mut layout.first } else { &mut layout.last }.push(name.to_owned());
         }
         layout

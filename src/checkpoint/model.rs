@@ -83,8 +83,36 @@ impl Checkpoint {
     pub fn open_with_adapter(base: &Path, adapter: &Path) -> Result<Self, CheckpointError> {
         let mut checkpoint = Self::open(base)?;
         let file_index = checkpoint.files.len();
-        checkpoint.adapter = Some(Adapter::open(adapter, base, &mut checkpoint.tensors, file_index)?);
+        let embedding = checkpoint.tensors.values().find(|info| is_input_embedding(&info.name)).cloned();
+        let shared = embedding.filter(|_| checkpoint.ties_head());
+        let opened = Adapter::open(adapter, base, &mut checkpoint.tensors, file_index)?;
+        let keeps_ties = opened.keeps_ties();
+        checkpoint.adapter = Some(opened);
+        if let Some(embedding) = shared
+            && !keeps_ties
+        {
+            checkpoint.untie(embedding);
+        }
         Ok(checkpoint)
+    }
+
+    /// PEFT trains a copy of an embedding that `modules_to_save` names: a head that was tied to it stays what it was.
+    fn untie(&mut self, embedding: TensorInfo) {
+        if self.tensors.get(&embedding.name).is_none_or(|info| info.replaces.is_none()) {
+            return;
+        }
+        if !self.tensors.keys().any(|name| is_head(name)) {
+            let outer = embedding.name.find(".model.").map_or("", |end| &embedding.name[..=end]);
+            let name = format!("{outer}lm_head.weight");
+            self.tensors.insert(name.clone(), TensorInfo { name, ..embedding });
+        }
+        let key = "tie_word_embeddings";
+        if let Some(Value::Object(text)) = self.config.get_mut("text_config")
+            && text.contains_key(key)
+        {
+            text.insert(key.to_owned(), false.into());
+        }
+        self.config.insert(key.to_owned(), false.into());
     }
 
     fn add_shard(&mut self, name: &str) -> Result<(), CheckpointError> {

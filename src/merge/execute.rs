@@ -20,6 +20,7 @@ use super::sparsify::MersenneStream;
 use super::statistics::{StatisticsCache, StatisticsUse};
 use super::statistics_file::StatisticsFile;
 use super::tensor::{BLOCK, TensorGroup, block_count, block_range};
+use super::vocabulary::check_tokenizers;
 use super::write_queue::{QueuedBlock, WriteQueue};
 use crate::checkpoint::{
     CONFIG_FILE, Checkpoint, CheckpointWriter, ContentIds, Dtype, OutputFile, OutputTensor, SpareCheckpoints,
@@ -205,6 +206,7 @@ impl Merger {
     ) -> Result<MergeReport, MergeError> {
         let start = Instant::now();
         let plan = self.plan(recipe)?;
+        check_tokenizers(&plan, &self.models, recipe)?;
         let files = self.layout(&plan, options.shard_size);
         let writer = match (options.spares, options.replace) {
             (Some(spares), _) => CheckpointWriter::create_over(destination, &files, spares)?,
@@ -317,6 +319,14 @@ impl Failure {
     }
 }
 
+/// Tensors with their places, as mergekit goes through them: by the last of their inputs' names, which are not the outputs' where
+/// layers move or a head is tied.
+fn in_order_of_inputs(plan: &MergePlan) -> Vec<(u64, &PlannedTensor)> {
+    let mut tensors: Vec<(u64, &PlannedTensor)> = (0..).zip(&plan.tensors).collect();
+    tensors.sort_by_key(|(_, tensor)| tensor.inputs.iter().chain(&tensor.base).map(|input| &input.tensor).max());
+    tensors
+}
+
 /// One merge under way.
 struct Run<'a> {
     merger: &'a Merger,
@@ -337,7 +347,7 @@ impl<'a> Run<'a> {
         match masks.kind {
             MaskKind::Mergekit if self.method.specification().samples_masks => {
                 let mut stream = MersenneStream::new(masks.seed);
-                for (index, tensor) in (0..).zip(&plan.tensors) {
+                for (index, tensor) in in_order_of_inputs(plan) {
                     let coarse = self.is_bfloat16(tensor);
                     self.tensor(index, tensor, MaskSource::Mergekit { stream: &mut stream, coarse });
                 }

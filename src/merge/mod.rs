@@ -41,6 +41,7 @@ mod tensor;
 #[cfg(test)]
 mod tests;
 mod threshold;
+mod vocabulary;
 mod window;
 mod write_queue;
 

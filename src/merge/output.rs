@@ -14,8 +14,11 @@ const GENERATION_CONFIG: &str = "generation_config.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
 const OLD_CHAT_TEMPLATE: &str = "chat_template.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-/// Names that configurations use for the number of layers.
-const LAYER_COUNTS: [&str; 5] = ["num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"];
+/// Names that configurations use for the number of layers of their only tower.
+const LAYER_COUNTS: [&str; 4] = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
+/// Names for the number of layers of a decoder beside an encoder, and of an encoder beside a decoder.
+const DECODER_LAYER_COUNTS: [&str; 2] = ["num_decoder_layers", "decoder_layers"];
+const ENCODER_LAYER_COUNTS: [&str; 2] = ["encoder_layers", "num_encoder_layers"];
 /// Keys that hold a list with one entry for each layer in the configurations of some architectures.
 const LAYER_LISTS: [&str; 12] = [
     "layer_types",
@@ -89,17 +92,13 @@ fn set_dtype(config: &mut Map<String, Value>, dtype: Dtype) {
 }
 
 fn set_layers(config: &mut Map<String, Value>, plan: &MergePlan, models: &[Model]) {
-    let before = models[plan.donor].layout.count;
-    with_text_config(config, |config| {
-        for key in LAYER_COUNTS {
-            if let Some(value) = config.get_mut(key).filter(|value| value.as_u64() == Some(before as u64)) {
-                *value = plan.layers.len().into();
-            }
-        }
+    let donor = &models[plan.donor].layout;
+    let tower = if donor.prefix.contains("vision") { "vision_config" } else { "text_config" };
+    let set_lists = |config: &mut Map<String, Value>| {
         for key in LAYER_LISTS {
             let entries = |index: usize| {
                 let config = models[index].checkpoint.config();
-                let nested = config.get("text_config").and_then(Value::as_object);
+                let nested = config.get(tower).and_then(Value::as_object);
                 config.get(key).or_else(|| nested?.get(key)).and_then(Value::as_array)
             };
             let list: Option<Vec<Value>> =
@@ -108,7 +107,52 @@ fn set_layers(config: &mut Map<String, Value>, plan: &MergePlan, models: &[Model
                 *value = list.into();
             }
         }
-    });
+    };
+    let mut changed = 0;
+    for other_counts in [false, true] {
+        if changed > 0 {
+            break;
+        }
+        let mut set = |config: &mut Map<String, Value>| {
+            changed += set_layer_count(config, &donor.prefix, donor.count, plan.layers.len(), other_counts);
+        };
+        set(config);
+        if let Some(Value::Object(nested)) = config.get_mut(tower) {
+            set(nested);
+        }
+    }
+    set_lists(config);
+    if let Some(Value::Object(nested)) = config.get_mut(tower) {
+        set_lists(nested);
+    }
+}
+
+/// Sets the number of layers of the tower with that prefix, and says how many keys that took. With `other_counts` the first key is
+/// taken whatever it counts: a model may store layers beyond those (for the prediction of several tokens).
+fn set_layer_count(
+    config: &mut Map<String, Value>,
+    prefix: &str,
+    before: usize,
+    after: usize,
+    other_counts: bool,
+) -> usize {
+    let has = |keys: &[&str]| keys.iter().any(|key| config.contains_key(*key));
+    let keys: &[&str] = if prefix.contains("decoder") && has(&DECODER_LAYER_COUNTS) {
+        &DECODER_LAYER_COUNTS
+    } else if prefix.contains("encoder") && has(&ENCODER_LAYER_COUNTS) {
+        &ENCODER_LAYER_COUNTS
+    } else {
+        &LAYER_COUNTS
+    };
+    let count = |key: &str| config.get(key).and_then(Value::as_u64);
+    let found: Vec<&str> = match other_counts {
+        false => keys.iter().copied().filter(|key| count(key) == Some(before as u64)).collect(),
+        true => keys.iter().copied().find(|key| count(key).is_some()).into_iter().collect(),
+    };
+    for key in &found {
+        config.insert((*key).to_owned(), after.into());
+    }
+    found.len()
 }
 
 /// A head of its own is written as soon as one model has one; a configuration that ties it would make loaders drop it.

@@ -111,12 +111,15 @@ pub(crate) fn plan(recipe: &Recipe, models: &[Model], truncate_embeddings: bool)
     let planner = Planner { recipe, method, models, truncate_embeddings };
     let stages = planner.stages()?;
     let prefix = planner.common_prefix(&stages)?;
-    let tensors = planner.tensors(&stages, prefix)?;
     let donor = match (stages[0].base, recipe.base_model.as_ref()) {
         (_, Some(base)) => planner.find(base)?,
         (Some(base), None) => base,
         (None, None) => stages[0].sources[0].index,
     };
+    let tensors = planner.tensors(&stages, prefix, &models[donor])?;
+    if matches!(recipe.body, Body::Slices(_)) {
+        check_vocabulary(&tensors)?;
+    }
     let layers = stages.iter().flat_map(|stage| {
         let template =
             stage.sources.iter().find(|source| stage.base == Some(source.index)).unwrap_or(&stage.sources[0]);
@@ -228,7 +231,7 @@ impl<'a> Planner<'a> {
         Ok(found.map_or("", |model| &model.layout.prefix))
     }
 
-    fn tensors(&self, stages: &[Stage<'a>], prefix: &str) -> Result<Vec<PlannedTensor>, MergeError> {
+    fn tensors(&self, stages: &[Stage<'a>], prefix: &str, donor: &'a Model) -> Result<Vec<PlannedTensor>, MergeError> {
         let mut planned = BTreeMap::new();
         let outside = |stage: &Stage<'a>, first: bool| -> BTreeSet<&'a str> {
             let names = stage
@@ -238,7 +241,12 @@ impl<'a> Planner<'a> {
             names.map(String::as_str).collect()
         };
         if let (Some(start), Some(end)) = (stages.first(), stages.last()) {
-            for (stage, names) in [(start, outside(start, true)), (end, outside(end, false))] {
+            let mut at_end = outside(end, false);
+            if !donor.checkpoint.ties_head() {
+                // The last slice's models may tie the head that the output has to have.
+                at_end.extend(donor.layout.last.iter().map(String::as_str).filter(|name| is_head(name)));
+            }
+            for (stage, names) in [(start, outside(start, true)), (end, at_end)] {
                 for name in names {
                     let inputs = |source: &Source<'a>| (source.model.layer_of(name).is_none()).then(|| name.to_owned());
                     if let Some(tensor) = self.tensor(stage, name, None, inputs)? {
@@ -284,7 +292,8 @@ impl<'a> Planner<'a> {
         let stored = first.model_dtype();
         let has_base = matches!(self.method.base, BaseUse::Required | BaseUse::Optional | BaseUse::Input);
         let base = found.iter().find(|(source, _, _)| has_base && stage.base == Some(source.index));
-        let stored = base.map_or(stored, |(_, _, info)| info.model_dtype());
+        let listed_base = found.iter().find(|(source, _, _)| stage.base == Some(source.index));
+        let stored = listed_base.map_or(stored, |(_, _, info)| info.model_dtype());
         let written = self.recipe.out_dtype.or(self.recipe.dtype).map_or(stored, Dtype::stored);
         let planned = |(source, tensor, _): &(&Source<'a>, String, &TensorInfo)| PlannedInput {
             model: source.index,
@@ -306,7 +315,13 @@ impl<'a> Planner<'a> {
         let separate = matches!(self.method.base, BaseUse::Required | BaseUse::Optional);
         let merged: Vec<_> =
             found.iter().filter(|(source, _, _)| !separate || stage.base != Some(source.index)).collect();
-        let lacks_base = self.method.base == BaseUse::Required && base.is_none();
+        let takes_base = match self.method.base {
+            BaseUse::Required => true,
+            // Vectors of the models themselves would be another merge than that of their task vectors.
+            BaseUse::Optional => stage.base.is_some(),
+            _ => false,
+        };
+        let lacks_base = takes_base && base.is_none();
         let too_few = match self.method.inputs {
             InputCount::Exactly(count) | InputCount::AtLeast(count) => merged.len() < count,
         };
@@ -326,6 +341,9 @@ impl<'a> Planner<'a> {
                 Survivor::BaseOrNothing => base,
             };
             let Some(survivor) = survivor else {
+                if is_rotary_table(name) {
+                    return Ok(None);
+                }
                 let names: Vec<_> = merged.iter().map(|(source, _, _)| format!("`{}`", source.model.name)).collect();
                 let reason = match lacks_base {
                     true => "the base model lacks it; there is no task vector without it".to_owned(),
@@ -363,7 +381,7 @@ impl<'a> Planner<'a> {
             }
         }
         let optional =
-            is_head(name) || name.ends_with("inv_freq") || found.iter().all(|(_, _, info)| info.float().is_none());
+            is_head(name) || is_rotary_table(name) || found.iter().all(|(_, _, info)| info.float().is_none());
         match (found.first(), lacking.first()) {
             (Some((has, _, _)), Some(lacks)) if !optional => Err(MergeError::Incompatible(format!(
                 "model `{}` has tensor `{name}`, model `{}` lacks it: they have different architectures",
@@ -403,6 +421,8 @@ impl<'a> Planner<'a> {
         let tensor = resolve_all(ParameterScope::Tensor, &shared, name, None)?;
         let mut sources = Vec::with_capacity(inputs.len());
         for (source, tensor, _) in inputs {
+            // Filters see a tied head under its own name, not under that of the embedding that it is.
+            let tensor = if is_head(name) { name } else { tensor };
             let scopes: Vec<&Parameters> = source.parameters.into_iter().chain(shared.iter().copied()).collect();
             sources.push(resolve_all(ParameterScope::Source, &scopes, tensor, Some(&source.model.name))?);
         }
@@ -410,11 +430,29 @@ impl<'a> Planner<'a> {
     }
 }
 
+/// Frequencies that old checkpoints store and loaders compute anew.
+fn is_rotary_table(name: &str) -> bool {
+    name.ends_with("inv_freq")
+}
+
 fn tied_embedding<'a>(model: &'a Model, name: &str) -> Option<(&'a String, &'a TensorInfo)> {
     if !(is_head(name) && name.ends_with(".weight") && model.checkpoint.ties_head()) {
         return None;
     }
     model.checkpoint.tensors().iter().find(|(name, _)| is_input_embedding(name))
+}
+
+/// Embedding and head may come from different slices; they must be of one vocabulary.
+fn check_vocabulary(tensors: &[PlannedTensor]) -> Result<(), MergeError> {
+    let rows = |wanted: fn(&str) -> bool| tensors.iter().find(|tensor| wanted(&tensor.name) && tensor.shape.len() == 2);
+    match (rows(is_input_embedding), rows(is_head)) {
+        (Some(embedding), Some(head)) if embedding.shape[0] != head.shape[0] => Err(MergeError::Incompatible(format!(
+            "`{}` of the first slice has {} rows, `{}` of the last {}; the vocabularies differ: bring the models to one \
+             tokenizer first (resize_token_embeddings)",
+            embedding.name, embedding.shape[0], head.name, head.shape[0]
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// The shape of a tensor that these models have in common.

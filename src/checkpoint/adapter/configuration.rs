@@ -42,6 +42,8 @@ pub(super) struct Configuration {
     rank_stabilized: bool,
     /// Square weights are stored as (in, out).
     pub(super) fan_in_fan_out: bool,
+    /// An embedding that was trained whole keeps the head tied to it.
+    pub(super) keeps_ties: bool,
     /// `target_modules` where it is a list; a pattern is not checked.
     targets: Option<Vec<String>>,
     /// What the adapter was trained on, for messages.
@@ -76,6 +78,7 @@ impl Configuration {
             alphas: patterns(fields, "alpha_pattern", "numbers", Value::as_f64)?,
             rank_stabilized: truth(fields, "use_rslora")?,
             fan_in_fan_out: truth(fields, "fan_in_fan_out")?,
+            keeps_ties: truth(fields, "ensure_weight_tying")?,
             targets: targets.map(|names| names.iter().filter_map(Value::as_str).map(str::to_owned).collect()),
             base: fields.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned),
         })

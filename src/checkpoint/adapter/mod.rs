@@ -57,6 +57,7 @@ pub(super) struct Adapter {
     file: MappedFile,
     /// By name of the base's tensor.
     changes: BTreeMap<String, Change>,
+    keeps_ties: bool,
 }
 
 #[derive(Debug)]
@@ -114,6 +115,11 @@ impl Adapter {
         let infos = read_header(&path, &file, identity.size, file_index)?;
         let file = MappedFile::new(&path, &file, identity)?;
         Opening { path: &path, base, configuration: &configuration, tensors, file }.run(infos)
+    }
+
+    /// Whether a head that is tied to an embedding stays so where the adapter brings a new embedding.
+    pub(super) fn keeps_ties(&self) -> bool {
+        self.keeps_ties
     }
 
     pub(super) fn file(&self) -> &MappedFile {
@@ -246,7 +252,7 @@ impl Opening<'_> {
                 return Err(self.wrong(&info, reason));
             }
         }
-        Ok(Adapter { file: self.file, changes })
+        Ok(Adapter { file: self.file, changes, keeps_ties: self.configuration.keeps_ties })
     }
 
     fn wrong(&self, info: &TensorInfo, reason: impl Into<String>) -> CheckpointError {

@@ -58,6 +58,9 @@ impl MergeMethod for Karcher {
 /// The centre of mass as factors of the vectors. Every point on the way is a weighted sum of the unit vectors, so that its
 /// angles to them follow from their dot products.
 fn centre(gram: &Gram, steps: i64, tolerance: f64) -> Vec<f64> {
+    if gram.count == 1 {
+        return vec![1.0];
+    }
     let norms: Vec<f64> = (0..gram.count).map(|index| gram.norm(index)).collect();
     let used: Vec<usize> = (0..gram.count).filter(|index| norms[*index] > tolerance).collect();
     let Some(start) = used.first().copied() else { return vec![0.0; gram.count] };

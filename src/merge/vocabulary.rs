@@ -1,0 +1,95 @@
+//! Whether models give their tokens the same ids: merged rows belong to ids, and one tokenizer has to fit them all.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::MergeError;
+use super::model::Model;
+use super::output::tokenizer_donor;
+use super::plan::MergePlan;
+use crate::recipe::Recipe;
+
+const TOKENIZER: &str = "tokenizer.json";
+
+/// Refuses a recipe that asks for one model's tokenizer (`tokenizer_source`) where another model has other ids for its tokens. Models
+/// without a `tokenizer.json` are taken at their word.
+///
+/// # Errors
+/// Tokens have different ids.
+pub(crate) fn check_tokenizers(plan: &MergePlan, models: &[Model], recipe: &Recipe) -> Result<(), MergeError> {
+    if recipe.tokenizer_source.is_none() {
+        return Ok(());
+    }
+    let donor = tokenizer_donor(plan, recipe)?;
+    let Some(expected) = token_ids(models[donor].checkpoint.path()) else { return Ok(()) };
+    for index in plan.used_models().into_iter().filter(|index| *index != donor) {
+        let Some(found) = token_ids(models[index].checkpoint.path()) else { continue };
+        let differs = |(token, id): &(&String, &u64)| expected.get(*token).is_some_and(|other| other != *id);
+        let fix = "bring the models to one tokenizer first; rows are merged by their place, and are not moved";
+        let (name, of) = (&models[index].name, &models[donor].name);
+        if let Some((token, id)) = found.iter().find(differs) {
+            return Err(MergeError::Incompatible(format!(
+                "tokenizer_source: the token {token:?} has the id {id} in `{name}`, {} in `{of}`; {fix}",
+                expected[token]
+            )));
+        }
+        let of_others: BTreeMap<&u64, &String> = expected.iter().map(|(token, id)| (id, token)).collect();
+        let taken =
+            found.iter().find_map(|(token, id)| Some((token, id, of_others.get(id).filter(|own| **own != token)?)));
+        if let Some((token, id, own)) = taken {
+            return Err(MergeError::Incompatible(format!(
+                "tokenizer_source: the id {id} is the token {token:?} in `{name}`, {own:?} in `{of}`; {fix}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Ids by token, of the vocabulary and of the added tokens.
+fn token_ids(folder: &Path) -> Option<BTreeMap<String, u64>> {
+    let text = std::fs::read(folder.join(TOKENIZER)).ok()?;
+    let tokenizer: Value = serde_json::from_slice(&text).ok()?;
+    let mut ids = BTreeMap::new();
+    match tokenizer.pointer("/model/vocab") {
+        Some(Value::Object(vocabulary)) => {
+            ids.extend(vocabulary.iter().filter_map(|(token, id)| Some((token.clone(), id.as_u64()?))));
+        }
+        // A Unigram model lists its pieces with their scores, in order of their ids.
+        Some(Value::Array(pieces)) => {
+            let names = pieces.iter().map(|piece| piece.get(0).and_then(Value::as_str).map(str::to_owned));
+            ids.extend(names.zip(0..).filter_map(|(token, id)| Some((token?, id))));
+        }
+        _ => return None,
+    }
+    for added in tokenizer.get("added_tokens").and_then(Value::as_array).into_iter().flatten() {
+        if let (Some(token), Some(id)) = (added["content"].as_str(), added["id"].as_u64()) {
+            ids.insert(token.to_owned(), id);
+        }
+    }
+    Some(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(tokenizer: &str) -> Option<BTreeMap<String, u64>> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(TOKENIZER), tokenizer).unwrap();
+        token_ids(folder.path())
+    }
+
+    #[test]
+    fn vocabularies_of_all_kinds_are_read() {
+        let expected = BTreeMap::from([("a".to_owned(), 0), ("b".to_owned(), 1), ("<s>".to_owned(), 2)]);
+        let added = r#""added_tokens": [{"id": 2, "content": "<s>"}]"#;
+        let pairs = format!(r#"{{"model": {{"type": "BPE", "vocab": {{"a": 0, "b": 1}}}}, {added}}}"#);
+        assert_eq!(ids(&pairs).as_ref(), Some(&expected));
+        let unigram = format!(r#"{{"model": {{"type": "Unigram", "vocab": [["a", -1.5], ["b", -2.0]]}}, {added}}}"#);
+        assert_eq!(ids(&unigram).as_ref(), Some(&expected));
+        assert_eq!(ids("{}"), None);
+        assert_eq!(ids("not JSON"), None);
+    }
+}
