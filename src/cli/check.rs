@@ -25,7 +25,7 @@ pub(super) fn run(arguments: &Check, output: Output) -> Result<ExitCode, CliErro
     screen.finish();
     runtime.shutdown_background();
     let findings = check(&prepared?, &arguments.results)?;
-    output.result(&describe(&findings), &serde_json::to_value(&findings).unwrap_or_default());
+    output.result(&describe(&findings), &serde_json::to_value(&findings).unwrap_or_default())?;
     Ok(ExitCode::Done)
 }
 

@@ -51,7 +51,7 @@ pub(super) fn run(arguments: &Evaluate, output: Output) -> Result<ExitCode, CliE
     runtime.shutdown_background();
     let (objective, evaluation) = result?;
     // Shown first: whatever becomes of the file, the scores were worth their price.
-    output.result(&describe(&objective, &evaluation), &to_json(&objective, &evaluation, &arguments.model));
+    output.result(&describe(&objective, &evaluation), &to_json(&objective, &evaluation, &arguments.model))?;
     if let Some(path) = &arguments.samples {
         write_samples(&evaluation, path)?;
     }

@@ -2,20 +2,23 @@
 
 use super::arguments::Export;
 use super::error::CliError;
-use super::merge::{materialize, open_models};
+use super::merge::{OpenModels, materialize};
 use super::output::Output;
 use crate::exit::ExitCode;
 use crate::ledger::Ledger;
-use crate::merge::MergeOptions;
-use crate::recipe::Recipe;
+use crate::merge::{MergeOptions, MergerOptions};
+use crate::recipe::RecipeFile;
 use crate::search::{export_record, model_card};
 
 pub(super) fn run(arguments: &Export, output: Output) -> Result<ExitCode, CliError> {
     let ledger = Ledger::open_for_reading(&arguments.results.join("ledger.sqlite"))?;
     let (asked, told) = export_record(&ledger, arguments.candidate.as_deref())?;
-    let recipe = Recipe::from_toml(&asked.recipe)?;
+    let RecipeFile { recipe, content_ids } = RecipeFile::from_toml(&asked.recipe)?;
     // Recipes of a run name their models absolutely; the folder only matters for Hugging Face ids.
-    let merger = open_models(&recipe, &arguments.results, None, false)?;
+    let models = OpenModels::open(&recipe, &arguments.results)?;
+    models.check_content(&content_ids, &arguments.results)?;
+    models.refuse_to_replace(&arguments.out)?;
+    let merger = models.merger(MergerOptions::default())?;
     let verdict = std::fs::read_to_string(arguments.results.join("verdict.json")).ok();
     let card =
         model_card(&ledger.fact("run_name")?.unwrap_or_default(), &asked, told.as_ref(), &recipe, verdict.as_deref());
@@ -30,6 +33,6 @@ pub(super) fn run(arguments: &Export, output: Output) -> Result<ExitCode, CliErr
         "out": arguments.out, "candidate_id": asked.candidate_id, "index": asked.index, "origin": asked.origin,
         "objective": told.and_then(|record| record.objective),
     });
-    output.result(&format!("{}\n", arguments.out.display()), &json);
+    output.result(&format!("{}\n", arguments.out.display()), &json)?;
     Ok(ExitCode::Done)
 }

@@ -1,7 +1,6 @@
 //! `evomerge merge`.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,13 +8,14 @@ use super::arguments::{MaskChoice, Merge};
 use super::duration::human_bytes;
 use super::error::CliError;
 use super::output::Output;
-use crate::checkpoint::{ContentIds, open_model};
+use crate::checkpoint::{Checkpoint, ContentIds, open_model};
 use crate::exit::ExitCode;
 use crate::merge::{MergeOptions, MergeReport, Merger, MergerOptions};
-use crate::recipe::{MaskKind, Recipe};
+use crate::recipe::{MaskKind, ModelReference, Recipe, RecipeFile};
 
 pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliError> {
-    let mut recipe = Recipe::read(&arguments.recipe)?;
+    let file = RecipeFile::read(&arguments.recipe)?;
+    let mut recipe = file.recipe;
     if let Some(seed) = arguments.seed {
         recipe.masks.seed = seed;
     }
@@ -28,7 +28,15 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
     recipe.out_dtype = arguments.out_dtype.or(recipe.out_dtype);
     let own_folder = arguments.recipe.parent().unwrap_or_else(|| Path::new("."));
     let folder = arguments.models_dir.as_deref().unwrap_or(own_folder);
-    let merger = open_models(&recipe, folder, arguments.threads, arguments.truncate_embeddings)?;
+    let models = OpenModels::open(&recipe, folder)?;
+    models.check_content(&file.content_ids, &arguments.recipe)?;
+    models.refuse_to_replace(&arguments.out)?;
+    let options = MergerOptions {
+        threads: arguments.threads,
+        truncate_embeddings: arguments.truncate_embeddings,
+        ..MergerOptions::default()
+    };
+    let merger = models.merger(options)?;
     let options = MergeOptions {
         durable: true,
         replace: arguments.force,
@@ -37,24 +45,73 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
         ..MergeOptions::default()
     };
     let report = materialize(&merger, &recipe, &arguments.out, options, output)?;
-    output.result(&describe(&report, &arguments.out, output), &to_json(&report, &arguments.out));
+    output.result(&describe(&report, &arguments.out, output), &to_json(&report, &arguments.out))?;
     Ok(ExitCode::Done)
 }
 
-/// Opens the models of a recipe; relative names start at `folder`.
-pub(super) fn open_models(
-    recipe: &Recipe,
-    folder: &Path,
-    threads: Option<NonZeroUsize>,
-    truncate_embeddings: bool,
-) -> Result<Merger, CliError> {
-    let mut opened = BTreeMap::new();
-    for model in recipe.models() {
-        let checkpoint = open_model(&model.location, model.adapter.as_deref(), folder)?;
-        opened.insert(model.clone(), Arc::new(checkpoint));
+/// The models of a recipe.
+pub(super) struct OpenModels {
+    folder: PathBuf,
+    models: BTreeMap<ModelReference, Arc<Checkpoint>>,
+    content_ids: ContentIds,
+}
+
+impl OpenModels {
+    /// Relative names start at `folder`.
+    pub(super) fn open(recipe: &Recipe, folder: &Path) -> Result<Self, CliError> {
+        let mut models = BTreeMap::new();
+        for model in recipe.models() {
+            let checkpoint = open_model(&model.location, model.adapter.as_deref(), folder)?;
+            models.insert(model.clone(), Arc::new(checkpoint));
+        }
+        Ok(Self { folder: folder.to_owned(), models, content_ids: ContentIds::in_user_cache() })
     }
-    let options = MergerOptions { threads, truncate_embeddings, ..MergerOptions::default() };
-    Ok(Merger::new(opened, ContentIds::in_user_cache(), options)?)
+
+    /// Refuses models that are not those that the recipe in `path` was made from; `expected` may lack some.
+    pub(super) fn check_content(
+        &self,
+        expected: &BTreeMap<ModelReference, String>,
+        path: &Path,
+    ) -> Result<(), CliError> {
+        for (model, expected) in expected {
+            let Some(checkpoint) = self.models.get(model) else { continue };
+            let found = checkpoint.content_id(&self.content_ids)?;
+            if found != *expected {
+                let start = |id: &str| id.chars().take(16).collect::<String>();
+                return Err(CliError::Data {
+                    path: path.to_owned(),
+                    reason: format!(
+                        "the recipe was made from another `{model}`: content {} then, {} now; restore that model, or leave \
+                         [content] out of the recipe to merge what is there",
+                        start(expected),
+                        start(&found)
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses an output that would take the place of one of the models, or of a folder that one lies in.
+    pub(super) fn refuse_to_replace(&self, out: &Path) -> Result<(), CliError> {
+        let Ok(out) = out.canonicalize() else { return Ok(()) };
+        for (model, checkpoint) in &self.models {
+            let adapter = model.adapter.as_deref().map(|adapter| self.folder.join(adapter));
+            let folders = [Some(checkpoint.path().to_owned()), adapter];
+            let inside = |folder: PathBuf| folder.canonicalize().is_ok_and(|folder| folder.starts_with(&out));
+            if folders.into_iter().flatten().any(inside) {
+                return Err(CliError::Usage(format!(
+                    "--out {} would replace the model `{model}`, which the merge reads; give another folder",
+                    out.display()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn merger(self, options: MergerOptions) -> Result<Merger, CliError> {
+        Ok(Merger::new(self.models, self.content_ids, options)?)
+    }
 }
 
 /// Materializes with a bar for merges that take a while.

@@ -24,7 +24,7 @@ pub(super) fn run(arguments: &Methods, output: Output) -> Result<ExitCode, CliEr
     };
     let text: String = chosen.iter().map(|method| describe(method)).collect::<Vec<_>>().join("\n");
     let json: Vec<serde_json::Value> = chosen.iter().map(|method| to_json(method)).collect();
-    output.result(&text, &serde_json::Value::Array(json));
+    output.result(&text, &serde_json::Value::Array(json))?;
     Ok(ExitCode::Done)
 }
 

@@ -19,15 +19,23 @@ impl Output {
     }
 
     /// The result: text for people, or one JSON document.
-    pub(super) fn result(self, text: &str, json: &serde_json::Value) {
+    ///
+    /// # Errors
+    /// It cannot be written. A reader that went away (a closed pipe) has seen what it wanted, and is no error.
+    pub(super) fn result(self, text: &str, json: &serde_json::Value) -> Result<(), CliError> {
         let mut stdout = std::io::stdout().lock();
-        // A reader that went away (a closed pipe) has seen what it wanted.
-        let _ = if self.json {
+        let written = if self.json {
             let document = serde_json::to_string_pretty(json).unwrap_or_else(|_| json.to_string());
             writeln!(stdout, "{document}")
         } else {
             write!(stdout, "{text}")
         };
+        match written.and_then(|()| stdout.flush()) {
+            Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe => {
+                Err(CliError::Write { path: "standard output".into(), source })
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn error(self, error: &CliError) {

@@ -61,7 +61,7 @@ pub(super) fn execute(
     runtime.shutdown_background();
     let report = report?;
     let json = serde_json::to_value(&report).unwrap_or_default();
-    output.result(&describe(&report), &json);
+    output.result(&describe(&report), &json)?;
     let improved = report.verdict.as_ref().is_some_and(|verdict| verdict.verdict == Decision::Improvement);
     Ok(if arguments.require_improvement && !improved { ExitCode::NoEvidence } else { ExitCode::Done })
 }

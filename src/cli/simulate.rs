@@ -34,7 +34,7 @@ pub(super) fn run(arguments: &Simulate, output: Output) -> Result<ExitCode, CliE
         "seed": plan.seed,
         "budgets": rows,
     });
-    output.result(&describe(&matrix, &plan, &sizes, &rows), &json);
+    output.result(&describe(&matrix, &plan, &sizes, &rows), &json)?;
     Ok(ExitCode::Done)
 }
 

@@ -12,10 +12,10 @@ pub(super) fn run(arguments: &Soup, output: Output) -> Result<ExitCode, CliError
     let reuse = ledger_of(&arguments.run.results, &config.name);
     config.name.push_str("-soup");
     config.space = None;
-    let keep = config.strategy.settings.remove("keep");
-    if config.strategy.kind != "uniform-soup" {
+    // The settings of a soup are its own, misspelt ones among them; of those of another strategy, the ones that a soup has.
+    if !["greedy-soup", "uniform-soup"].contains(&config.strategy.kind.as_str()) {
         config.strategy.kind = "greedy-soup".into();
+        config.strategy.settings.retain(|name, _| ["keep", "replacement", "backward"].iter().any(|kept| *kept == name));
     }
-    config.strategy.settings = keep.into_iter().map(|keep| ("keep".to_string(), keep)).collect();
     execute(config, &arguments.run, RunOptions { reuse: Some(reuse) }, output)
 }

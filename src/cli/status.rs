@@ -17,7 +17,11 @@ pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliErr
     let told = ledger.all_told()?;
     let count = |status: &str| told.values().filter(|record| record.status == status).count();
     let running = RunFolder::is_locked(&arguments.results);
-    let state = match ledger.events("stopped")?.last() {
+    let last = |kind: &str| ledger.events(kind).map(|events| events.last().cloned());
+    let begun = last("started")?.map(|event| event.sequence);
+    // A start that came after it was killed.
+    let stopped = last("stopped")?.filter(|event| begun.is_none_or(|begun| event.sequence > begun));
+    let state = match &stopped {
         _ if running => "running".to_string(),
         Some(event) => event
             .payload
@@ -32,7 +36,7 @@ pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliErr
     let best = best_record(&ledger)?;
     let baseline = asked
         .iter()
-        .filter(|record| record.genes.is_empty())
+        .filter(|record| record.is_baseline())
         .filter_map(|record| Some((record, told.get(&record.index)?.objective?)))
         .reduce(|best, next| if next.1 > best.1 { next } else { best });
     let attempts = ledger.events("attempted")?;
@@ -68,7 +72,8 @@ pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliErr
         _ => repeats_alarm(&ledger)?.iter().filter_map(|alarm| serde_json::to_value(alarm).ok()).collect(),
     };
     if let Some(sentence) = verdict.as_ref().and_then(|verdict| verdict["sentence"].as_str()) {
-        text.push_str(&format!("verdict      {sentence}\n"));
+        let age = if stopped.is_none() || running { "(from before the search went on) " } else { "" };
+        text.push_str(&format!("verdict      {age}{sentence}\n"));
     }
     let repeats = ledger.all_repeats()?.len();
     if repeats > 0 {
@@ -99,6 +104,6 @@ pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliErr
         "alarms": alarms,
         "verdict": verdict,
     });
-    output.result(&text, &json);
+    output.result(&text, &json)?;
     Ok(ExitCode::Done)
 }

@@ -131,8 +131,13 @@ fn read_holdout_tasks(
                 if tasks.iter().any(|task| field.word().is_ok_and(|word| word == task.name)) {
                     return Err(field.error("is a task that the search itself uses, so it would prove nothing"));
                 }
-                field.word()?;
-                names.insert(name.to_owned(), field.word()?.to_owned());
+                let other = field.word()?;
+                if let Some((first, _)) = names.iter().find(|(_, taken)| *taken == other) {
+                    return Err(
+                        field.error(format!("is the hold-out of the task {first:?} already; each task needs its own"))
+                    );
+                }
+                names.insert(name.to_owned(), other.to_owned());
             }
             _ => return Err(entry.error("give one of `data` and `task`")),
         }

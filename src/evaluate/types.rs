@@ -176,7 +176,8 @@ impl EvaluateError {
     pub fn exit_code(&self) -> crate::exit::ExitCode {
         use crate::exit::ExitCode;
         match self {
-            Self::Candidate(_) | Self::GivenUp(_) => ExitCode::Internal,
+            Self::Candidate(_) => ExitCode::BadData,
+            Self::GivenUp(_) => ExitCode::Stopped,
             Self::Configuration(_) => ExitCode::BadConfiguration,
             Self::Outage(_) | Self::Cancelled => ExitCode::Stopped,
             Self::TaskData { .. } => ExitCode::BadData,

@@ -26,6 +26,13 @@ pub struct AskedRecord {
     pub asked_at: String,
 }
 
+impl AskedRecord {
+    /// Base, source or soup. What a strategy bred is none, even where all genes are frozen.
+    pub fn is_baseline(&self) -> bool {
+        self.content.get("genome").is_none()
+    }
+}
+
 /// How an evaluation ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ToldRecord {
@@ -81,6 +88,8 @@ pub struct RepeatRecord {
 /// Anything else that happened.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EventRecord {
+    /// Rises from event to event.
+    pub sequence: i64,
     pub at: String,
     pub kind: String,
     pub index: Option<u64>,
@@ -152,6 +161,7 @@ pub(super) fn repeat_from_row(row: &Row<'_>) -> rusqlite::Result<RepeatRecord> {
 
 pub(super) fn event_from_row(row: &Row<'_>) -> rusqlite::Result<EventRecord> {
     Ok(EventRecord {
+        sequence: row.get("seq")?,
         at: row.get("at")?,
         kind: row.get("kind")?,
         index: row.get::<_, Option<i64>>("index")?.and_then(|value| u64::try_from(value).ok()),

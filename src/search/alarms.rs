@@ -48,7 +48,7 @@ pub(super) fn after(
 
 fn failures(ledger: &Ledger) -> Result<Option<Alarm>, SearchError> {
     let told = ledger.all_told()?;
-    let own = ledger.all_asked()?.into_iter().filter(|asked| !asked.genes.is_empty());
+    let own = ledger.all_asked()?.into_iter().filter(|asked| !asked.is_baseline());
     let own: Vec<_> = own.filter_map(|asked| told.get(&asked.index)).collect();
     let scored = own.iter().filter(|record| record.status == "scored").count();
     let reason = own.last().and_then(|record| record.error.as_deref()).unwrap_or_default();

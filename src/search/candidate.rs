@@ -34,6 +34,10 @@ impl Identity for Candidate {
     fn key(&self) -> &str {
         &self.evaluation_id
     }
+
+    fn candidate(&self) -> &str {
+        &self.recipe_sha256
+    }
 }
 
 /// What all evaluations of a run have in common.

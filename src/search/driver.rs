@@ -423,6 +423,13 @@ impl Search {
         };
         let Some(earlier) = self.schedule.outcomes().get(&index) else { return Ok(()) };
         for task in &self.prepared.objective.tasks {
+            // A task that had no further samples was not asked for again.
+            if let Some(scores) = earlier.tasks.get(&task.name)
+                && !finished.candidate.tasks.iter().any(|request| request.name == task.name)
+            {
+                finished.tasks.insert(task.name.clone(), scores.clone());
+                continue;
+            }
             let parts = earlier.tasks.get(&task.name).zip(finished.tasks.get(&task.name));
             let whole = parts.and_then(|(first, second)| samples::union(first, second, &task.metric));
             let whole = whole.ok_or_else(|| {
@@ -569,7 +576,7 @@ impl Asked {
             candidate_id: record.candidate_id.clone(),
             origin: record.origin.clone(),
             fidelity: record.fidelity,
-            baseline: record.genes.is_empty(),
+            baseline: record.is_baseline(),
             completes: parts.and_then(|parts| completed(parts, &record.origin, &record.parents)),
         }
     }

@@ -84,11 +84,13 @@ pub fn export_record(
             )
         });
     };
-    let mut matches: Vec<AskedRecord> = ledger
-        .all_asked()?
-        .into_iter()
-        .filter(|record| record.candidate_id.starts_with(wanted) || record.index.to_string() == wanted)
-        .collect();
+    let asked = ledger.all_asked()?;
+    // An index may be the first digits of an id, too; it names its evaluation all the same.
+    let of_index = asked.iter().find(|record| record.index.to_string() == wanted).cloned();
+    let mut matches: Vec<AskedRecord> = match of_index {
+        Some(record) => vec![record],
+        None => asked.into_iter().filter(|record| record.candidate_id.starts_with(wanted)).collect(),
+    };
     matches.sort_by(|first, second| first.candidate_id.cmp(&second.candidate_id));
     matches.dedup_by(|first, second| first.candidate_id == second.candidate_id);
     match matches.len() {

@@ -61,7 +61,10 @@ impl Parts {
                 None => format!("a task has {fewest} samples, too few to start on a part of them"),
             });
         }
-        let fidelities = (0..rungs).rev().map(|below| 1.0 / reduction.pow(below) as f64).collect();
+        let fidelities = distinct((0..rungs).rev().map(|below| 1.0 / reduction.pow(below) as f64), &parts);
+        if fidelities.len() < 2 {
+            return Err(format!("a task has {fewest} samples, too few to start on a part of them"));
+        }
         let per_sample = tasks.iter().all(|task| {
             let known = evaluator.capabilities().tasks.get(&task.name);
             let mean = known.and_then(|known| known.metrics.get(&task.metric)).is_some_and(|metric| metric.is_mean);
@@ -71,7 +74,8 @@ impl Parts {
         Ok(Self { tasks: parts, per_sample, incremental, fidelities, keep: 1.0 / reduction as f64 })
     }
 
-    /// The requests of an evaluation at `fidelity`, of which the samples at fidelity `after` are known.
+    /// The requests of an evaluation at `fidelity`, of which the samples at fidelity `after` are known. Small tasks may have no more
+    /// samples than before; they are not among them then.
     pub fn requests(&self, tasks: &[TaskRequest], fidelity: f64, after: Option<f64>) -> Vec<TaskRequest> {
         let after = after.filter(|_| self.incremental);
         if fidelity >= 1.0 && after.is_none() {
@@ -88,8 +92,19 @@ impl Parts {
             };
             TaskRequest { samples, ..task.clone() }
         };
-        tasks.iter().zip(&self.tasks).map(request).collect()
+        let requests = tasks.iter().zip(&self.tasks).map(request);
+        requests.filter(|request| !matches!(&request.samples, Samples::Ids(ids) if ids.is_empty())).collect()
     }
+}
+
+/// The fidelities that differ in the samples of some task from the next one.
+fn distinct(fidelities: impl Iterator<Item = f64>, parts: &[Part]) -> Vec<f64> {
+    let all: Vec<f64> = fidelities.collect();
+    let differ = |index: usize| {
+        let next = all.get(index + 1);
+        next.is_none_or(|next| parts.iter().any(|part| share(part.len(), all[index]) < share(part.len(), *next)))
+    };
+    (0..all.len()).filter(|index| differ(*index)).map(|index| all[index]).collect()
 }
 
 /// At least one sample.
@@ -162,6 +177,23 @@ mod tests {
         let rest = ids(&parts.requests(&tasks, 1.0, Some(0.25)));
         assert_eq!(second.len() + rest.len(), 50);
         assert_eq!(parts.requests(&tasks, 1.0, None), tasks, "full evaluations are asked for as without a race");
+    }
+
+    #[test]
+    fn rungs_differ_and_a_task_without_new_samples_is_left_out() {
+        let of = |count: i64| Part::Ids((0..count).map(SampleId::Number).collect());
+        let fidelities = || (0..6).rev().map(|below| 1.0 / 4_f64.powi(below));
+        assert_eq!(distinct(fidelities(), &[of(20)]), [0.015625, 0.0625, 0.25, 1.0]);
+        assert_eq!(distinct(fidelities(), &[of(1)]), [1.0]);
+        let (mut parts, mut tasks) = parts(true);
+        parts.tasks.push(of(4));
+        tasks.push(TaskRequest { name: "small".into(), ..tasks[0].clone() });
+        let names = |fidelity, after| -> Vec<String> {
+            parts.requests(&tasks, fidelity, after).into_iter().map(|request| request.name).collect()
+        };
+        assert_eq!(names(0.25, None), ["t", "small"]);
+        assert_eq!(names(0.25, Some(0.0625)), ["t"], "a quarter and a sixteenth of 4 samples are both one");
+        assert_eq!(names(1.0, Some(0.25)), ["t", "small"]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The sealed hold-out: opened once, for the finalists and the best baseline, after the search. It never changes `best/`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::candidate::{Candidate, EvaluationContext};
@@ -82,7 +82,9 @@ impl Ceremony<'_> {
         let mut open = 0;
         let mut contenders: Vec<&Row> = finalists.iter().chain(baseline).collect();
         contenders.sort_by_key(|row| row.index);
-        contenders.dedup_by_key(|row| row.candidate_id.clone());
+        // In a race, a recipe may have been scored in full twice.
+        let mut seen = BTreeSet::new();
+        contenders.retain(|row| seen.insert(row.candidate_id.clone()));
         for row in contenders {
             let candidate = self.candidate(row, pipeline.context())?;
             match recorded.get(&candidate.evaluation_id) {

@@ -214,7 +214,7 @@ pub(super) fn task_requests(
             (Some(fraction), limit) => {
                 let (mut search, _) = split(config.seed, &task.name, known, fraction)?;
                 if let Some(limit) = limit {
-                    search.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+                    keep_some(config.seed, &task.name, &mut search, limit);
                 }
                 Samples::Ids(search)
             }
@@ -227,6 +227,18 @@ pub(super) fn task_requests(
         Ok(TaskRequest { name: task.name.clone(), metric: goal.metric.clone(), samples, seed: config.seed })
     };
     config.tasks.iter().zip(&objective.tasks).map(request).collect()
+}
+
+/// Keeps `limit` samples, the first ones of a fixed shuffle; their order stays.
+fn keep_some(seed: u64, task: &str, ids: &mut Vec<SampleId>, limit: u64) {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let mut shuffled = ids.clone();
+    shuffled.sort_by_cached_key(|id| {
+        Sha256::digest(serde_json::json!(["evomerge limit v1", seed, task, id]).to_string().as_bytes())
+    });
+    shuffled.truncate(limit);
+    let kept: HashSet<SampleId> = shuffled.into_iter().collect();
+    ids.retain(|id| kept.contains(id));
 }
 
 /// Splits a task's samples by hash of (seed, task, sample id) into search and hold-out, both in the evaluator's order.

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::strategy::{Ask, Outcome, Placement, Proposal, Strategy, StrategyError};
+use crate::strategy::{Ask, Outcome, PROMOTION, Placement, Proposal, Strategy, StrategyError};
 
 /// After so many duplicates without a new candidate the space counts as exhausted.
 const DUPLICATES_UNTIL_EXHAUSTED: u32 = 1_000;
@@ -26,6 +26,8 @@ pub enum Step<C> {
 pub trait Identity {
     /// Equal for two evaluations that need not both be made.
     fn key(&self) -> &str;
+    /// Equal for two evaluations of the same candidate, on whatever samples.
+    fn candidate(&self) -> &str;
 }
 
 /// Asks and tells one strategy.
@@ -40,6 +42,8 @@ pub struct Schedule {
     waits_for: u64,
     outcomes: BTreeMap<u64, Outcome>,
     known: HashMap<String, u64>,
+    /// The first evaluation of each candidate.
+    candidates: HashMap<String, u64>,
     duplicates: u32,
     done: Option<String>,
 }
@@ -55,6 +59,7 @@ impl Schedule {
             waits_for: 0,
             outcomes: BTreeMap::new(),
             known: HashMap::new(),
+            candidates: HashMap::new(),
             duplicates: 0,
             done: None,
         }
@@ -97,7 +102,7 @@ impl Schedule {
                 Ask::Wait { until } => self.wait_for(until)?,
                 Ask::Proposal(proposal) => {
                     let candidate = identify(&proposal)?;
-                    if let Some(of) = self.known.get(candidate.key()).copied() {
+                    if let Some(of) = self.duplicate_of(&proposal, &candidate) {
                         self.strategy.place(Placement::Duplicate { of });
                         self.count_duplicate();
                         continue;
@@ -106,11 +111,20 @@ impl Schedule {
                     self.next_index += 1;
                     self.duplicates = 0;
                     self.known.insert(candidate.key().to_string(), index);
+                    self.candidates.entry(candidate.candidate().to_string()).or_insert(index);
                     self.strategy.place(Placement::Asked { index });
                     return Ok(Step::New { index, proposal: *proposal, candidate });
                 }
             }
         }
+    }
+
+    /// The evaluation that makes this one unnecessary: the same samples of the same candidate; and for a strategy's own proposal
+    /// any evaluation of the candidate, since a race goes on from the first.
+    fn duplicate_of(&self, proposal: &Proposal, candidate: &impl Identity) -> Option<u64> {
+        let of_strategy = proposal.origin != PROMOTION && proposal.replicate == 0;
+        let first = self.candidates.get(candidate.candidate()).filter(|_| of_strategy);
+        first.or_else(|| self.known.get(candidate.key())).copied()
     }
 
     /// Tells everything that is there, for a strategy that will not be asked again: its own account is complete then.
@@ -154,6 +168,9 @@ mod tests {
     impl Identity for Key {
         fn key(&self) -> &str {
             &self.0
+        }
+        fn candidate(&self) -> &str {
+            self.0.split('@').next().unwrap_or_default()
         }
     }
 
@@ -242,6 +259,42 @@ mod tests {
         assert_eq!(step(&mut schedule), None);
         schedule.finished(outcome(1));
         assert_eq!(step(&mut schedule), Some((2, vec![2.0, 2.0])));
+    }
+
+    #[test]
+    fn a_strategy_does_not_pay_for_other_samples_of_a_known_candidate_but_a_race_does() {
+        struct Origins(Vec<&'static str>, Vec<Placement>);
+        impl Strategy for Origins {
+            fn name(&self) -> &'static str {
+                "origins"
+            }
+            fn ask(&mut self) -> Result<Ask, StrategyError> {
+                let Some(origin) = self.0.pop() else { return Ok(Ask::Done("all asked".into())) };
+                let fidelity = if origin == PROMOTION { 1.0 } else { 0.25 };
+                let origin = origin.to_owned();
+                let content = Content::Base;
+                let proposal = Proposal { content, origin, parents: vec![], generation: 0, fidelity, replicate: 0 };
+                Ok(Ask::Proposal(Box::new(proposal)))
+            }
+            fn place(&mut self, placement: Placement) {
+                self.1.push(placement);
+            }
+            fn tell(&mut self, _: &Outcome) -> Result<(), StrategyError> {
+                assert_eq!(self.1.last(), Some(&Placement::Duplicate { of: 0 }));
+                Ok(())
+            }
+        }
+        let mut schedule = Schedule::new(Box::new(Origins(vec!["bred", "bred", PROMOTION], vec![])), 2);
+        let mut samples = 0;
+        let mut identify = |_: &Proposal| {
+            samples += 1;
+            Ok::<_, StrategyError>(Key(format!("same@{samples}")))
+        };
+        assert!(matches!(schedule.next(&mut identify).unwrap(), Step::New { index: 0, .. }), "a promotion");
+        assert!(matches!(schedule.next(&mut identify).unwrap(), Step::Done(_)), "both others are duplicates");
+        let mut schedule = Schedule::new(Box::new(Origins(vec![PROMOTION, "bred"], vec![])), 2);
+        assert!(matches!(schedule.next(&mut identify).unwrap(), Step::New { index: 0, .. }));
+        assert!(matches!(schedule.next(&mut identify).unwrap(), Step::New { index: 1, .. }), "its promotion");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use rand::{Rng, RngExt};
+use sha2::{Digest as _, Sha256};
 
 use super::genetic::{crossover, mutation};
 use super::history::History;
@@ -15,6 +16,7 @@ use super::settings::Settings;
 use super::{
     Ask, Content, Landscape, Outcome, Placement, Setup, Status, Strategy, StrategyError, pareto, space_filling,
 };
+use crate::evaluate::SampleId;
 use crate::random;
 use crate::score::ObjectiveTask;
 use crate::space::Genome;
@@ -84,14 +86,14 @@ impl Nsga2 {
         }
     }
 
-    /// The objectives of an outcome; the objective of the run alone where it has no tasks.
+    /// The objectives of an outcome, as many for each; the objective of the run in the place of all where they are not known.
     fn values(&self, outcome: &Outcome) -> Option<Vec<f64>> {
         let whole = outcome.objective.filter(|_| outcome.status == Status::Scored)?;
-        let values = match self.parameters.groups {
-            0 => task_values(&self.tasks, outcome),
-            groups => group_values(&self.tasks, outcome, groups),
+        let (values, count) = match self.parameters.groups {
+            0 => (task_values(&self.tasks, outcome), self.tasks.iter().filter(|task| task.weight != 0.0).count()),
+            groups => (group_values(&self.tasks, outcome, groups), groups),
         };
-        Some(values.filter(|values| !values.is_empty()).unwrap_or_else(|| vec![whole]))
+        Some(values.filter(|values| !values.is_empty()).unwrap_or_else(|| vec![whole; count.max(1)]))
     }
 
     fn of(&self, place: usize) -> Option<&[f64]> {
@@ -178,21 +180,37 @@ fn task_values(tasks: &[ObjectiveTask], outcome: &Outcome) -> Option<Vec<f64>> {
     tasks.iter().filter(|task| task.weight != 0.0).map(value).collect()
 }
 
-/// The weighted mean over the tasks of the mean score of each group; sample k of a task belongs to group k modulo the groups.
+/// The weighted mean over the tasks of the mean score of each group. A sample's group follows from its id, so that it is the same on
+/// every part of the samples; a group of which a part has no sample has the part's mean.
 fn group_values(tasks: &[ObjectiveTask], outcome: &Outcome, groups: usize) -> Option<Vec<f64>> {
     let mut values = vec![0.0; groups];
     for task in tasks.iter().filter(|task| task.weight != 0.0) {
-        let scores = outcome.tasks.get(&task.name)?.per_sample.as_ref()?.scores.get(&task.metric)?;
-        for (group, value) in values.iter_mut().enumerate() {
-            let members = scores.iter().skip(group).step_by(groups);
-            let count = members.clone().count();
-            if count == 0 {
-                return None;
-            }
-            *value += task.signed_weight() * members.sum::<f64>() / count as f64;
+        let samples = outcome.tasks.get(&task.name)?.per_sample.as_ref()?;
+        let scores = samples.scores.get(&task.metric)?;
+        let mut sums = vec![(0.0, 0_u64); groups];
+        for (id, score) in samples.ids.iter().zip(scores) {
+            let (sum, count) = &mut sums[group_of(id, groups)];
+            *sum += score;
+            *count += 1;
+        }
+        let mean = scores.iter().sum::<f64>() / scores.len() as f64;
+        for (value, (sum, count)) in values.iter_mut().zip(sums) {
+            *value += task.signed_weight() * if count == 0 { mean } else { sum / count as f64 };
         }
     }
     values.iter().all(|value| value.is_finite()).then_some(values)
+}
+
+/// A number modulo the groups, or the digest of a name.
+fn group_of(id: &SampleId, groups: usize) -> usize {
+    match id {
+        SampleId::Number(number) => number.rem_euclid(groups as i64) as usize,
+        SampleId::Text(text) => {
+            let digest = Sha256::digest(text.as_bytes());
+            let first = digest.iter().take(8).fold(0_u64, |value, byte| value << 8 | u64::from(*byte));
+            (first % groups as u64) as usize
+        }
+    }
 }
 
 impl Strategy for Nsga2 {
@@ -261,7 +279,7 @@ mod tests {
         TaskScores {
             n: values.len() as u64,
             metrics: BTreeMap::from([("acc".to_owned(), MetricValue { value, stderr: None })]),
-            per_sample: Some(PerSample { ids: vec![], scores }),
+            per_sample: Some(PerSample { ids: (0..values.len() as i64).map(SampleId::Number).collect(), scores }),
             ..TaskScores::default()
         }
     }
@@ -276,7 +294,32 @@ mod tests {
         let outcome = answer(0, &[1.0, 0.0, 1.0], &[0.5, 0.5, 0.0]);
         assert_eq!(task_values(&tasks(), &outcome).unwrap(), vec![2.0 / 3.0, -1.0 / 3.0]);
         assert_eq!(group_values(&tasks(), &outcome, 2).unwrap(), vec![1.0 - 0.25, -0.5]);
-        assert_eq!(group_values(&tasks(), &outcome, 4), None, "more groups than samples");
+        let mean = 2.0 / 3.0 - 1.0 / 3.0;
+        assert_eq!(
+            group_values(&tasks(), &outcome, 4).unwrap(),
+            vec![0.5, -0.5, 1.0, mean],
+            "the last group has no sample"
+        );
+    }
+
+    #[test]
+    fn a_sample_is_in_one_group_on_every_part() {
+        let part = |ids: Vec<SampleId>, values: Vec<f64>| TaskScores {
+            per_sample: Some(PerSample { ids, scores: BTreeMap::from([("acc".to_owned(), values)]) }),
+            ..TaskScores::default()
+        };
+        let values = |scores: TaskScores| {
+            let outcome =
+                Outcome { tasks: BTreeMap::from([("high".to_owned(), scores)]), ..outcome(0, Answer::Score(0.0)) };
+            group_values(&tasks()[..1], &outcome, 2).unwrap()
+        };
+        let number = SampleId::Number;
+        assert_eq!(values(part(vec![number(3), number(8)], vec![1.0, 0.0])), vec![0.0, 1.0]);
+        assert_eq!(values(part(vec![number(8), number(3)], vec![0.0, 1.0])), vec![0.0, 1.0]);
+        let text = |name: &str| SampleId::Text(name.to_owned());
+        assert!(
+            (0..9).map(|n| group_of(&text(&n.to_string()), 3)).collect::<std::collections::BTreeSet<_>>().len() == 3
+        );
     }
 
     #[test]

@@ -324,8 +324,10 @@ impl Strategy for Racing {
                     self.stop(first);
                 }
             }
-            // Nothing is known of the rung: what was known before stands.
-            (Status::Failed, _) if rung > 0 => self.stop(first),
+            // Nothing is known of the rung: what was known before stands, if anything was.
+            (Status::Failed, _) if self.entries.get(&first).is_some_and(|entry| entry.scored.is_some()) => {
+                self.stop(first)
+            }
             _ => self.end(first, outcome.clone()),
         }
         self.report()
