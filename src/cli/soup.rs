@@ -15,7 +15,7 @@ pub(super) fn run(arguments: &Soup, output: Output) -> Result<ExitCode, CliError
     // The settings of a soup are its own, misspelt ones among them; of those of another strategy, the ones that a soup has.
     if !["greedy-soup", "uniform-soup"].contains(&config.strategy.kind.as_str()) {
         config.strategy.kind = "greedy-soup".into();
-        config.strategy.settings.retain(|name, _| ["keep", "replacement", "backward"].iter().any(|kept| *kept == name));
+        config.strategy.settings.retain(|name, _| ["keep", "replacement", "backward"].contains(&name));
     }
     execute(config, &arguments.run, RunOptions { reuse: Some(reuse) }, output)
 }
