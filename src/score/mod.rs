@@ -7,6 +7,7 @@ pub mod alarms;
 pub mod objective;
 pub mod paired;
 pub mod repeats;
+mod resample;
 pub mod samples;
 pub mod simulate;
 pub mod verdict;

@@ -1,9 +1,8 @@
 //! Two candidates on the same samples: the difference of their objectives, with an interval.
 //!
 //! **Paired.** Samples are matched by id, task by task. The difference is the objective-weighted mean of each task's mean
-//! difference; its interval comes from 10,000 bootstrap draws that resample the matched samples inside each task (the tasks
-//! are strata: they are fixed, not drawn). Percentile method (Efron 1979). Pairing takes out the difficulty of the samples,
-//! which is most of the noise between siblings.
+//! difference; its interval comes from resampling the matched samples inside each task (`resample.rs`; the tasks are strata:
+//! they are fixed, not drawn). Pairing takes out the difficulty of the samples, which is most of the noise between siblings.
 //!
 //! **Metrics that are no plain means.** A metric qualifies when its value is the mean of its per-sample scores, or the mean
 //! weighted by the per-sample series named `weight` (bits per byte over a corpus: the bytes of each text). Then sums of
@@ -15,18 +14,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use rand::Rng;
-use rayon::prelude::*;
-
 use super::ScoreError;
 use super::objective::{Objective, ObjectiveTask};
+use super::resample::{Stratum, interval};
 use crate::evaluate::{SAMPLE_WEIGHT, SampleId, TaskScores};
-use crate::random;
 
-/// Bootstrap draws.
-pub const DRAWS: usize = 10_000;
-/// Draws that share one random stream; fixed, so that the interval does not depend on the number of threads.
-const DRAWS_A_STREAM: usize = 100;
 /// 97.5 % point of the standard normal distribution.
 const NORMAL_975: f64 = 1.959_963_984_540_054;
 /// Relative difference at which a metric's value still counts as the mean of its samples (evaluators print rounded numbers).
@@ -46,13 +38,6 @@ pub struct Comparison {
     pub per_task: BTreeMap<String, f64>,
     /// Why it is not paired.
     pub unpaired_because: Option<String>,
-}
-
-/// One task's matched samples: weighted differences in objective direction, already times the task's share.
-struct Stratum {
-    weighted_differences: Vec<f64>,
-    /// `None`: all samples weigh the same.
-    weights: Option<Vec<f64>>,
 }
 
 /// Compares candidate `first` with candidate `second`.
@@ -82,7 +67,7 @@ pub fn compare(
     let n = objective.tasks.iter().zip(&strata).map(|(task, stratum)| (task.name.clone(), stratum.len() as u64));
     Ok(Comparison {
         difference: point.iter().sum(),
-        interval: Some(bootstrap(&strata, seed)),
+        interval: Some(interval(&strata, seed)),
         paired: true,
         n: n.collect(),
         per_task: per_task.collect(),
@@ -170,64 +155,6 @@ pub(crate) fn mean_samples<'a>(scores: &'a TaskScores, metric: &str) -> Option<M
     holds.then_some(MeanSamples { ids: &samples.ids, values, weights: Some(weights) })
 }
 
-impl Stratum {
-    fn len(&self) -> usize {
-        self.weighted_differences.len()
-    }
-
-    fn total(&self) -> f64 {
-        self.weights.as_ref().map_or(self.len() as f64, |weights| weights.iter().sum())
-    }
-
-    fn mean(&self) -> f64 {
-        self.weighted_differences.iter().sum::<f64>() / self.total()
-    }
-
-    /// The mean of as many samples drawn with replacement.
-    fn draw(&self, rng: &mut impl Rng) -> f64 {
-        let n = self.len() as u64;
-        let mut sum = 0.0;
-        let mut total = 0.0;
-        let mut take = |place: usize| {
-            sum += self.weighted_differences[place];
-            total += self.weights.as_ref().map_or(1.0, |weights| weights[place]);
-        };
-        // One 64-bit word gives two places; the bias of the multiplication is below n / 2^32.
-        let place = |word: u32| ((u64::from(word) * n) >> 32) as usize;
-        for _ in 0..n / 2 {
-            let word = rng.next_u64();
-            take(place(word as u32));
-            take(place((word >> 32) as u32));
-        }
-        if n % 2 == 1 {
-            take(place(rng.next_u32()));
-        }
-        sum / total
-    }
-}
-
-/// The 2.5 % and 97.5 % points of the bootstrap distribution of the summed means.
-fn bootstrap(strata: &[Stratum], seed: u64) -> [f64; 2] {
-    let streams = DRAWS.div_ceil(DRAWS_A_STREAM) as u64;
-    let draws = |stream: u64| {
-        let mut rng = random::stream(seed, "paired bootstrap", stream);
-        (0..DRAWS_A_STREAM)
-            .map(move |_| strata.iter().map(|stratum| stratum.draw(&mut rng)).sum())
-            .collect::<Vec<f64>>()
-    };
-    let mut means: Vec<f64> = (0..streams).into_par_iter().map(draws).collect::<Vec<_>>().concat();
-    means.sort_by(f64::total_cmp);
-    [quantile(&means, 0.025), quantile(&means, 0.975)]
-}
-
-/// Linear interpolation between order statistics (type 7 of Hyndman and Fan 1996). `sorted` is not empty.
-fn quantile(sorted: &[f64], share: f64) -> f64 {
-    let place = share * (sorted.len() - 1) as f64;
-    let below = place.floor() as usize;
-    let above = (below + 1).min(sorted.len() - 1);
-    sorted[below] + (place - below as f64) * (sorted[above] - sorted[below])
-}
-
 fn unpaired(
     objective: &Objective,
     first: &BTreeMap<String, TaskScores>,
@@ -259,7 +186,9 @@ fn unpaired(
 mod tests {
     use super::*;
     use crate::evaluate::{MetricValue, PerSample};
+    use crate::random;
     use proptest::prelude::*;
+    use rand::Rng;
 
     fn task(values: &[f64], first_id: i64) -> TaskScores {
         let mean = values.iter().sum::<f64>() / values.len() as f64;

@@ -306,7 +306,7 @@ mod tests {
 
     #[test]
     fn serde_names_are_the_contract() {
-        let (good, bad) = (scores(&[1.0; 4]), scores(&[0.0; 4]));
+        let (good, bad) = (scores(&[1.0; 8]), scores(&[0.0; 8]));
         let objective = objective();
         let mut verdict =
             ask(&objective, contender("w", 1.0, Some(&good)), Some(contender("b", 0.0, Some(&bad))), true);
@@ -317,7 +317,7 @@ mod tests {
         assert_eq!(json["winner"]["search_score"], 1.0);
         assert_eq!(json["baseline"]["holdout_score"], 0.0);
         assert_eq!(json["interval"][0], 1.0);
-        assert_eq!(json["n"]["a"], 4);
+        assert_eq!(json["n"]["a"], 8);
         assert_eq!(serde_json::from_value::<Verdict>(json).unwrap(), verdict);
     }
 }
