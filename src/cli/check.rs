@@ -74,6 +74,9 @@ fn describe(findings: &Findings) -> String {
             ),
         );
     }
+    if findings.conflicts.len() > CONFLICTS_SHOWN {
+        line("", format!("and {} more pairs; --json has all", findings.conflicts.len() - CONFLICTS_SHOWN));
+    }
     line("again", findings.repeats.clone());
     line("hold-out", findings.holdout.clone());
     for alarm in &findings.alarms {

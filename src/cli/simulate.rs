@@ -9,6 +9,7 @@ use super::output::{Output, table};
 use crate::evaluate::{SampleId, TaskScores};
 use crate::exit::ExitCode;
 use crate::ledger::{Ledger, ToldRecord};
+use crate::score::paired::mean_samples;
 use crate::score::simulate::{Allocation, BudgetRow, ScoreMatrix, SimulationPlan, rung_sizes, simulate};
 
 pub(super) fn run(arguments: &Simulate, output: Output) -> Result<ExitCode, CliError> {
@@ -168,19 +169,23 @@ fn samples_of(path: &Path, record: &ToldRecord, tasks: &[RecordedTask]) -> Resul
     let scores: BTreeMap<String, TaskScores> = serde_json::from_value(record.tasks.clone())
         .map_err(|error| bad(path, format!("the scores of evaluation {} cannot be read: {error}", record.index)))?;
     let of_task = |task: &RecordedTask| {
-        let per_sample = scores.get(&task.name).and_then(|scores| scores.per_sample.as_ref());
-        let found = per_sample.and_then(|samples| Some((&samples.ids, samples.scores.get(&task.metric)?)));
-        let (ids, values) = found.ok_or_else(|| {
-            bad(
-                path,
-                format!(
-                    "evaluation {} has no scores by sample of metric `{}` for task `{}`; only evaluators that answer with \
-                     per-sample scores leave a ledger that can be replayed",
-                    record.index, task.metric, task.name
-                ),
-            )
+        let scores = scores.get(&task.name);
+        let has_samples = scores.and_then(|scores| scores.per_sample.as_ref()?.scores.get(&task.metric)).is_some();
+        let found = scores.and_then(|scores| mean_samples(scores, &task.metric)).ok_or_else(|| {
+            let why = if has_samples {
+                "is not the mean of its scores by sample: draws of samples do not say what it would be"
+            } else {
+                "has no scores by sample; only evaluators that answer with per-sample scores leave a ledger that can be replayed"
+            };
+            bad(path, format!("evaluation {}, task `{}`: metric `{}` {why}", record.index, task.name, task.metric))
         })?;
-        Ok(ids.iter().cloned().zip(values.iter().copied()).collect())
+        // So that the plain mean of the numbers is the weighted mean of the scores.
+        let mean_weight = found.weights.map(|weights| weights.iter().sum::<f64>() / weights.len() as f64);
+        let weighed = |(place, value): (usize, &f64)| match (found.weights, mean_weight) {
+            (Some(weights), Some(mean)) => value * weights[place] / mean,
+            _ => *value,
+        };
+        Ok(found.ids.iter().cloned().zip(found.values.iter().enumerate().map(weighed)).collect())
     };
     tasks.iter().map(of_task).collect()
 }

@@ -18,9 +18,9 @@ pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliErr
     let count = |status: &str| told.values().filter(|record| record.status == status).count();
     let running = RunFolder::is_locked(&arguments.results);
     let last = |kind: &str| ledger.events(kind).map(|events| events.last().cloned());
-    let begun = last("started")?.map(|event| event.sequence);
+    let begun = last("started")?;
     // A start that came after it was killed.
-    let stopped = last("stopped")?.filter(|event| begun.is_none_or(|begun| event.sequence > begun));
+    let stopped = last("stopped")?.filter(|event| begun.as_ref().is_none_or(|begun| event.sequence > begun.sequence));
     let state = match &stopped {
         _ if running => "running".to_string(),
         Some(event) => event
@@ -54,6 +54,11 @@ pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliErr
         count("failed"),
         asked.len() - told.len()
     ));
+    let limits = begun.as_ref().map(|event| event.payload["budget"].clone()).unwrap_or_default();
+    let left = left(&limits, told.len(), active);
+    if let Some(budget) = describe_budget(&limits, left.filter(|_| running)) {
+        text.push_str(&format!("budget       {budget}\n"));
+    }
     text.push_str(&format!("active       {}\n", human(active)));
     if let Some((record, outcome)) = &best {
         let objective = outcome.objective.unwrap_or(f64::NAN);
@@ -92,6 +97,8 @@ pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliErr
         "infeasible": count("infeasible"),
         "failed": count("failed"),
         "active_s": active.as_secs_f64(),
+        "budget": limits,
+        "left_s": left.map(|left| left.as_secs_f64()),
         "best": best.as_ref().map(|(record, outcome)| serde_json::json!({
             "candidate_id": record.candidate_id, "index": record.index, "origin": record.origin,
             "objective": outcome.objective })),
@@ -106,4 +113,55 @@ pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliErr
     });
     output.result(&text, &json)?;
     Ok(ExitCode::Done)
+}
+
+/// The active time that the budget leaves, at the pace so far; `None` where nothing says.
+fn left(limits: &serde_json::Value, finished: usize, active: Duration) -> Option<Duration> {
+    let by_clock = limits["wall_clock_s"].as_f64().map(|limit| (limit - active.as_secs_f64()).max(0.0));
+    let by_count = limits["evaluations"].as_u64().filter(|_| finished > 0).map(|limit| {
+        let open = limit.saturating_sub(finished as u64);
+        active.as_secs_f64() * open as f64 / finished as f64
+    });
+    let seconds = match (by_clock, by_count) {
+        (Some(clock), Some(count)) => Some(clock.min(count)),
+        (clock, count) => clock.or(count),
+    };
+    seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+}
+
+fn describe_budget(limits: &serde_json::Value, left: Option<Duration>) -> Option<String> {
+    let mut parts = Vec::new();
+    parts.extend(limits["evaluations"].as_u64().map(|limit| format!("{limit} evaluations")));
+    parts.extend(limits["samples"].as_u64().map(|limit| format!("{limit} samples")));
+    let clock = limits["wall_clock_s"].as_f64().and_then(|limit| Duration::try_from_secs_f64(limit).ok());
+    parts.extend(clock.map(|limit| format!("{} of active time", human(limit))));
+    if parts.is_empty() {
+        return None;
+    }
+    let left = left.map(|left| format!("; about {} left", human(left))).unwrap_or_default();
+    Some(parts.join(", ") + &left)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_first_limit_that_the_pace_reaches_says_what_is_left() {
+        let after = |limits: serde_json::Value| left(&limits, 20, Duration::from_secs(100)).map(|left| left.as_secs());
+        assert_eq!(after(json!({ "evaluations": 50 })), Some(150));
+        assert_eq!(after(json!({ "evaluations": 50, "wall_clock_s": 160.0 })), Some(60));
+        assert_eq!(after(json!({ "evaluations": 10, "wall_clock_s": 60.0 })), Some(0));
+        assert_eq!(after(json!({ "samples": 900 })), None);
+        assert_eq!(left(&json!({ "evaluations": 50 }), 0, Duration::ZERO), None);
+    }
+
+    #[test]
+    fn a_budget_is_told_limit_by_limit() {
+        let limits = json!({ "evaluations": 50, "samples": null, "wall_clock_s": 7200.0 });
+        let text = describe_budget(&limits, Some(Duration::from_secs(60)));
+        assert_eq!(text.as_deref(), Some("50 evaluations, 2 h 00 min of active time; about 1 min 00 s left"));
+        assert_eq!(describe_budget(&json!({}), None), None);
+    }
 }

@@ -81,7 +81,16 @@ pub(super) fn read_holdout(
             if !matches!(kind, EvaluatorKind::Http(_)) {
                 return Err(field.error("only the http evaluator has endpoints; use `tasks` or `fraction`"));
             }
-            HoldoutSource::Endpoints(read_endpoints(&field)?)
+            let endpoints = read_endpoints(&field)?;
+            if let EvaluatorKind::Http(http) = kind
+                && let Some(shared) = endpoints.iter().find(|endpoint| http.endpoints.contains(endpoint))
+            {
+                return Err(field.error(format!(
+                    "{shared} is an endpoint of the search, which would score the same samples; name a server with other data, or \
+                     give `tasks` or `fraction`"
+                )));
+            }
+            HoldoutSource::Endpoints(endpoints)
         }
         (None, None, Some(field)) => {
             let fraction = field.number()?;

@@ -337,6 +337,23 @@ fn a_prior_needs_a_base_and_is_part_of_the_identity() {
 }
 
 #[test]
+fn a_holdout_on_an_endpoint_of_the_search_is_refused() {
+    let run = |holdout: &str| {
+        format!(
+            "name = 'x'\nmodels = {{ base = 'base', sources = ['expert-add', 'expert-rev'] }}\nbudget = {{ evaluations = 9 }}\n\
+             space = {{ method = 'linear' }}\ntasks = [{{ name = 'y' }}]\nholdout = {{ endpoints = ['{holdout}'] }}\n\
+             [evaluator]\nkind = 'http'\nendpoints = ['http://h:1', 'http://h:2']\n"
+        )
+    };
+    assert!(parse(&run("http://h:3")).is_ok());
+    let message = refused(&run("http://h:2/"));
+    assert!(
+        message.contains("`holdout.endpoints`") && message.contains("http://h:2 is an endpoint of the search"),
+        "{message}"
+    );
+}
+
+#[test]
 fn stacks_are_read() {
     let run = |space: &str| {
         format!(

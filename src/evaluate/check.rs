@@ -203,7 +203,9 @@ fn check_per_sample(
         let mean = aligned.iter().sum::<f64>() / aligned.len() as f64;
         if (mean - value).abs() > MEAN_TOLERANCE {
             let metric = &task.metric;
-            return Err(violation(format!("task {name}: {metric} is {value}, but its samples have the mean {mean}")));
+            return Err(violation(format!(
+                "task {name}: {metric} is {value}, but its samples have the mean {mean}; expected within {MEAN_TOLERANCE:e}, not rounded"
+            )));
         }
     }
     Ok(PerSample { ids, scores: BTreeMap::from([(task.metric.clone(), aligned)]) })

@@ -38,24 +38,47 @@ const FEWEST: usize = 5;
 /// 99.5 % point of the standard normal distribution: a two-sided level of 1 %, since every task is tested.
 const NORMAL_995: f64 = 2.576;
 /// Public benchmarks that are scored on their test sets as a rule, as substrings of task names.
-const BENCHMARKS: [&str; 14] = [
-    "mmlu",
-    "hendrycks",
+const BENCHMARKS: [&str; 37] = [
     "agieval",
-    "gsm8k",
-    "hellaswag",
-    "winogrande",
     "ai2_arc",
+    "alpaca_eval",
     "arc_challenge",
     "arc_easy",
-    "truthfulqa",
     "bigbench",
-    "piqa",
-    "openbookqa",
+    "big_bench",
+    "bigcodebench",
+    "boolq",
+    "ceval",
+    "cmmlu",
+    "commonsense_qa",
+    "flores",
+    "gpqa",
+    "gsm8k",
+    "hellaswag",
+    "hendrycks",
+    "humaneval",
+    "ifeval",
+    "lambada",
     "leaderboard",
+    "livecodebench",
+    "math_500",
+    "math500",
+    "mbpp",
+    "mgsm",
+    "minerva_math",
+    "mmlu",
+    "mt_bench",
+    "naturalqs",
+    "nq_open",
+    "openbookqa",
+    "piqa",
+    "swe_bench",
+    "triviaqa",
+    "truthfulqa",
+    "winogrande",
 ];
 /// Names that are only telling as a whole word, or at the start.
-const BENCHMARK_WORDS: [&str; 1] = ["bbh"];
+const BENCHMARK_WORDS: [&str; 5] = ["bbh", "musr", "aime", "drop", "sciq"];
 const BENCHMARK_STARTS: [&str; 1] = ["arc_"];
 /// Ends of names of data that is there to be searched on.
 const SEARCH_SPLITS: [&str; 5] = ["_train", "_dev", "_val", "_valid", "_validation"];
@@ -74,18 +97,21 @@ pub fn flat_fitness(objectives: &[f64]) -> Option<Alarm> {
     if 2 * most <= objectives.len() {
         return None;
     }
-    let how_many = if counts.len() == 1 {
-        format!("all {most} candidates have")
-    } else {
-        format!("{most} of {} candidates have", objectives.len())
+    let how_many = match counts.len() {
+        1 => format!("all {most} candidates have exactly the same score"),
+        different => {
+            format!(
+                "{most} of {} candidates have exactly the same score ({different} different ones in all)",
+                objectives.len()
+            )
+        }
     };
     Some(Alarm {
         kind: AlarmKind::FlatFitness,
         task: None,
         message: format!(
-            "{how_many} exactly the same score ({} different scores in all): either the evaluator does not see the candidates \
-             (a fixed model, a cache), or its tasks are too easy, too hard or too few to tell them apart",
-            counts.len()
+            "{how_many}: either the evaluator does not see the candidates (a fixed model, a cache), or its tasks are too easy, too \
+             hard or too few to tell them apart"
         ),
     })
 }
@@ -165,7 +191,8 @@ mod tests {
         let flat = flat_fitness(&[0.5; 5]).unwrap();
         assert_eq!(flat.kind, AlarmKind::FlatFitness);
         assert!(flat.message.contains("all 5 candidates"), "{}", flat.message);
-        assert!(flat_fitness(&[0.0, -0.0, 0.0, 0.0, -0.0]).unwrap().message.contains("(1 different"));
+        assert!(flat_fitness(&[0.0, -0.0, 0.0, 0.0, -0.0]).unwrap().message.contains("all 5 candidates"));
+        assert!(flat_fitness(&[0.5, 0.5, 0.5, 0.4]).is_none());
         assert!(flat_fitness(&[0.5, 0.5, 0.5, 0.4, 0.3]).unwrap().message.contains("3 of 5"));
         assert_eq!(flat_fitness(&[0.5, 0.5, 0.5, 0.4, 0.3, 0.2]), None);
         assert_eq!(flat_fitness(&[0.5; 4]), None);
@@ -208,6 +235,14 @@ mod tests {
     fn public_test_sets_are_recognised_by_name() {
         let suspicious = [
             "mmlu",
+            "humaneval_plus",
+            "mbpp",
+            "gpqa_diamond",
+            "boolq",
+            "math_500",
+            "mt-bench",
+            "drop",
+            "aime_2024",
             "MMLU-Pro",
             "hendrycks_math",
             "agieval_lsat",
@@ -239,6 +274,8 @@ mod tests {
             "march_1",
             "arcade",
             "subbhead",
+            "dropout",
+            "droplet_count",
             "add",
         ] {
             assert_eq!(benchmark_test_sets([name]), [], "{name}");

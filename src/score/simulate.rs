@@ -11,6 +11,9 @@ use rayon::prelude::*;
 use crate::exit::ExitCode;
 use crate::random::stream;
 
+/// How often a budget may go through the recorded samples of all candidates.
+const MOST_PASSES: u64 = 100;
+
 /// Candidates x samples, higher is better.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScoreMatrix {
@@ -38,6 +41,11 @@ pub enum SimulateError {
     NotFinite { candidate: String, place: usize },
     #[error("a budget of {budget} samples is less than one sample for each of {candidates} candidates")]
     SmallBudget { budget: u64, candidates: usize },
+    #[error(
+        "a budget of {budget} samples is {each} for each of {candidates} candidates, more than {MOST_PASSES} times the {samples} \
+         that are recorded; a replay of so many samples shows nothing new"
+    )]
+    LargeBudget { budget: u64, each: u64, candidates: usize, samples: usize },
     #[error("eta is {0}, expected at least 2: each rung keeps one candidate of eta")]
     Eta(usize),
     #[error("a simulation needs at least one repetition")]
@@ -48,7 +56,7 @@ impl SimulateError {
     /// What the process exits with.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::SmallBudget { .. } | Self::Eta(_) | Self::NoRepetition => ExitCode::Usage,
+            Self::SmallBudget { .. } | Self::LargeBudget { .. } | Self::Eta(_) | Self::NoRepetition => ExitCode::Usage,
             _ => ExitCode::BadData,
         }
     }
@@ -159,7 +167,7 @@ pub fn rung_sizes(candidates: usize, eta: usize, rungs: Option<usize>) -> Vec<us
 /// Replays `plan` on `matrix`. The result depends on nothing but the arguments.
 ///
 /// # Errors
-/// A budget below one sample a candidate, eta below 2, no repetition.
+/// A budget below one sample a candidate or far beyond what is recorded, eta below 2, no repetition.
 pub fn simulate(matrix: &ScoreMatrix, plan: &SimulationPlan) -> Result<Vec<BudgetRow>, SimulateError> {
     if plan.eta < 2 {
         return Err(SimulateError::Eta(plan.eta));
@@ -172,6 +180,10 @@ pub fn simulate(matrix: &ScoreMatrix, plan: &SimulationPlan) -> Result<Vec<Budge
     let row = |&budget: &u64| {
         if budget < candidates as u64 {
             return Err(SimulateError::SmallBudget { budget, candidates });
+        }
+        let (each, samples) = (budget / candidates as u64, matrix.samples());
+        if each > MOST_PASSES * samples as u64 {
+            return Err(SimulateError::LargeBudget { budget, each, candidates, samples });
         }
         let equally = [candidates];
         Ok(BudgetRow {

@@ -119,10 +119,19 @@ fn describe_budget(prepared: &Prepared) -> String {
     let limits = &prepared.config.budget;
     let mut parts = Vec::new();
     if let Some(evaluations) = limits.evaluations {
-        let all = evaluations.saturating_mul(prepared.samples);
-        parts.push(match prepared.samples {
-            0 => format!("{evaluations} evaluations"),
-            samples => format!("{evaluations} evaluations of {samples} samples ({all} in all)"),
+        let raced = race_price(prepared).and_then(Result::ok);
+        parts.push(match (prepared.samples, raced) {
+            (0, _) => format!("{evaluations} evaluations"),
+            (samples, None) => {
+                let all = evaluations.saturating_mul(samples);
+                format!("{evaluations} evaluations of {samples} samples ({all} in all)")
+            }
+            (samples, Some(price)) => {
+                let in_full = evaluations.min(prepared.baselines());
+                let raced = (evaluations - in_full) as f64 / price.evaluations * price.samples;
+                let all = in_full.saturating_mul(samples) as f64 + raced;
+                format!("{evaluations} evaluations of up to {samples} samples (about {all:.0} in all)")
+            }
         });
     }
     if let Some(samples) = limits.samples {
@@ -135,37 +144,66 @@ fn describe_budget(prepared: &Prepared) -> String {
     parts.join(", ")
 }
 
-fn describe_racing(prepared: &Prepared) -> Option<String> {
+/// What a race costs.
+struct RacePrice {
+    parts: Parts,
+    /// Samples of the rungs.
+    rungs: Vec<u64>,
+    /// Samples that a candidate costs on average.
+    samples: f64,
+    /// Evaluations that a candidate takes on average, promotions among them.
+    evaluations: f64,
+}
+
+/// `None`: no racing; an error says why a race that was asked for is off.
+fn race_price(prepared: &Prepared) -> Option<Result<RacePrice, String>> {
     let config = prepared.config.effective_racing()?;
     let parts = match Parts::plan(&config, &prepared.tasks, prepared.evaluator.as_ref()) {
         Ok(parts) => parts,
-        Err(reason) => return Some(format!("off: {reason}")),
+        Err(reason) => return Some(Err(reason)),
     };
     let count = |fidelity: f64| {
         let requests = parts.requests(&prepared.tasks, fidelity, None);
         super::prepare::count_samples(&requests, prepared.evaluator.as_ref())
     };
     let rungs: Vec<u64> = parts.fidelities.iter().map(|fidelity| count(*fidelity)).collect();
-    let mut text = format!(
-        "rungs of {} samples, one candidate in {:.0} goes on",
-        rungs.iter().map(u64::to_string).collect::<Vec<_>>().join(", "),
-        1.0 / parts.keep
-    );
-    // What a candidate costs on average: the first rung, and the later ones as often as they are reached.
-    let mut price = 0.0;
-    for (rung, samples) in rungs.iter().enumerate() {
+    // The first rung, and the later ones as often as they are reached.
+    let (mut samples, mut evaluations) = (0.0, 0.0);
+    for (rung, of_rung) in rungs.iter().enumerate() {
         let known = if rung > 0 && parts.incremental { rungs[rung - 1] } else { 0 };
-        price += samples.saturating_sub(known) as f64 * parts.keep.powi(rung as i32);
+        let reached = parts.keep.powi(rung as i32);
+        samples += of_rung.saturating_sub(known) as f64 * reached;
+        evaluations += reached;
     }
     if parts.per_sample {
-        text.push_str(&format!(", one in {ONE_REFERENCE_IN} is scored in full at once"));
-        price += (prepared.samples as f64 - price) / ONE_REFERENCE_IN as f64;
+        let in_full = 1.0 / ONE_REFERENCE_IN as f64;
+        samples += (prepared.samples as f64 - samples) * in_full;
+        evaluations += (1.0 - evaluations) * in_full;
     }
-    let baselines = prepared.baselines().saturating_mul(prepared.samples);
-    if let Some(limit) = prepared.config.budget.samples
-        && price > 0.0
-    {
-        let candidates = limit.saturating_sub(baselines) as f64 / price;
+    Some(Ok(RacePrice { parts, rungs, samples, evaluations }))
+}
+
+fn describe_racing(prepared: &Prepared) -> Option<String> {
+    let price = match race_price(prepared)? {
+        Ok(price) => price,
+        Err(reason) => return Some(format!("off: {reason}")),
+    };
+    let mut text = format!(
+        "rungs of {} samples, one candidate in {:.0} goes on",
+        price.rungs.iter().map(u64::to_string).collect::<Vec<_>>().join(", "),
+        1.0 / price.parts.keep
+    );
+    if price.parts.per_sample {
+        text.push_str(&format!(", one in {ONE_REFERENCE_IN} is scored in full at once"));
+    }
+    let limits = &prepared.config.budget;
+    let baselines = prepared.baselines();
+    let by_samples = limits
+        .samples
+        .filter(|_| price.samples > 0.0)
+        .map(|limit| limit.saturating_sub(baselines.saturating_mul(prepared.samples)) as f64 / price.samples);
+    let by_evaluations = limits.evaluations.map(|limit| limit.saturating_sub(baselines) as f64 / price.evaluations);
+    if let Some(candidates) = by_samples.into_iter().chain(by_evaluations).reduce(f64::min) {
         text.push_str(&format!("; about {candidates:.0} candidates beside the baselines"));
     }
     Some(text)
@@ -237,7 +275,7 @@ fn describe_holdout(prepared: &Prepared, smallest_gain: Option<f64>) -> String {
 fn smallest_gain(prepared: &Prepared) -> Option<f64> {
     let plan = prepared.holdout.as_ref()?;
     let mut variance = 0.0;
-    for (task, request) in prepared.objective.tasks.iter().zip(&plan.tasks) {
+    for (task, request) in plan.objective.tasks.iter().zip(&plan.tasks) {
         let known = plan.evaluator.capabilities().tasks.get(&request.name)?;
         if !scores_zero_or_one(known, &task.metric) {
             return None;

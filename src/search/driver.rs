@@ -93,6 +93,7 @@ impl Search {
             ledger: ledger.clone(),
             stage: stage.clone(),
             attempt_event: "attempted",
+            progress: progress.clone(),
         };
         let active_before = ledger.fact("active_seconds")?.and_then(|text| text.parse().ok()).unwrap_or(0.0);
         let repeats = Repeats::of(&prepared);

@@ -7,6 +7,10 @@ use super::prepare::Prepared;
 use crate::config::{RacingConfig, RunConfig, differences};
 use crate::ledger::Ledger;
 
+/// Facts of the ledger: names in the order of the run file.
+const TASKS: &str = "tasks";
+const GENES: &str = "genes";
+
 /// Decisions of a run's first start that later starts keep.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Frozen {
@@ -35,7 +39,8 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
             ("run_name", &prepared.config.name),
             ("look_ahead", &frozen.look_ahead.to_string()),
             ("planned_evaluations", &frozen.planned_evaluations.map(|n| n.to_string()).unwrap_or_default()),
-            ("tasks", &json!(task_names(prepared)).to_string()),
+            (TASKS, &json!(task_names(prepared)).to_string()),
+            (GENES, &json!(gene_names(prepared)).to_string()),
             ("racing", &json!(frozen.racing).to_string()),
             ("objective", &objective(prepared).to_string()),
             ("evomerge_version", env!("CARGO_PKG_VERSION")),
@@ -44,7 +49,9 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
     };
     let recorded: Value = serde_json::from_str(&recorded)
         .map_err(|error| SearchError::BadData(format!("ledger: the run's identity cannot be read: {error}")))?;
-    let differences = differences(&recorded, &identity);
+    let mut differences = differences(&recorded, &identity);
+    differences.extend(moved(ledger, TASKS, "tasks", &task_names(prepared))?);
+    differences.extend(moved(ledger, GENES, "space.genes", &gene_names(prepared))?);
     if !differences.is_empty() {
         return Err(SearchError::Changed { name: prepared.config.name.clone(), differences });
     }
@@ -56,6 +63,20 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
         racing: serde_json::from_str(&fact("racing")?).unwrap_or(None),
     };
     Ok((frozen, false))
+}
+
+/// A list of names that is another order of the one recorded: proposals and sums follow the order.
+fn moved(ledger: &Ledger, fact: &str, what: &str, names: &[String]) -> Result<Option<String>, SearchError> {
+    // Ledgers of earlier versions do not tell the order of genes.
+    let Some(recorded) = ledger.fact(fact)? else { return Ok(None) };
+    let recorded: Vec<String> = serde_json::from_str(&recorded).unwrap_or_default();
+    let sorted = |names: &[String]| {
+        let mut names = names.to_vec();
+        names.sort();
+        names
+    };
+    let is_moved = recorded != names && sorted(&recorded) == sorted(names);
+    Ok(is_moved.then(|| format!("order of {what}: {} -> {}", recorded.join(", "), names.join(", "))))
 }
 
 /// Everything that determines candidates and scores: the run file without budget, endpoints and the like, what the models
@@ -87,6 +108,10 @@ fn default_look_ahead(concurrency: usize) -> usize {
 
 fn task_names(prepared: &Prepared) -> Vec<String> {
     prepared.config.tasks.iter().map(|task| task.name.clone()).collect()
+}
+
+fn gene_names(prepared: &Prepared) -> Vec<String> {
+    prepared.config.space.iter().flat_map(|space| &space.genes).map(|(name, _)| name.clone()).collect()
 }
 
 /// For readers of the ledger: tasks with their metric and their weight, negative where lower is better.

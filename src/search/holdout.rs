@@ -28,7 +28,7 @@ pub(super) struct Ceremony<'a> {
     pub evaluations: u64,
     /// Scores of those that were scored again on the search samples.
     pub again: &'a BTreeMap<String, f64>,
-    pub progress: &'a dyn Progress,
+    pub progress: &'a Arc<dyn Progress>,
     pub stop: &'a Stop,
 }
 
@@ -48,7 +48,7 @@ impl Ceremony<'_> {
             holdout: scores.get(&row.candidate_id),
         };
         let question = VerdictQuestion {
-            objective: &self.prepared.objective,
+            objective: self.prepared.holdout.as_ref().map_or(&self.prepared.objective, |plan| &plan.objective),
             finalists: finalists.iter().map(contender).collect(),
             baseline: baseline.map(contender),
             has_holdout: self.prepared.holdout.is_some(),
@@ -127,6 +127,7 @@ impl Ceremony<'_> {
             ledger: self.ledger.clone(),
             stage: self.stage.clone(),
             attempt_event: "holdout_attempted",
+            progress: self.progress.clone(),
         };
         Pipeline::new(line, self.stop.now.child_token())
     }

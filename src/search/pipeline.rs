@@ -10,9 +10,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::candidate::{Candidate, EvaluationContext};
+use super::progress::Progress;
 use super::slots::Slots;
 use super::{SearchError, Stop};
-use crate::evaluate::{Attempt, AttemptObserver, EvaluateError, Evaluation, Evaluator, TaskScores};
+use crate::evaluate::{Attempt, AttemptObserver, EvaluateError, Evaluation, Evaluator, FaultClass, TaskScores};
 use crate::ledger::{Ledger, LedgerError};
 use crate::merge::{MergeError, MergeOptions, Merger};
 use crate::strategy::Status;
@@ -66,6 +67,8 @@ pub struct Line {
     pub stage: Option<MaterializeStage>,
     /// Kind of the attempts' events in the ledger; repeats have their own.
     pub attempt_event: &'static str,
+    /// Is told of attempts that failed through no fault of the candidate.
+    pub progress: Arc<dyn Progress>,
 }
 
 /// Where and how candidates are materialized.
@@ -248,7 +251,15 @@ impl Pipeline {
         let request = work.candidate.request(&self.line.context, path, work.fidelity, work.replicate);
         let evaluator = self.line.evaluator.clone();
         let event = if work.again { REPEAT_ATTEMPTED } else { self.line.attempt_event };
-        let observer = LedgerAttempts::new(self.line.ledger.clone(), event, work.index, &request.evaluation_id);
+        let observer = LedgerAttempts {
+            ledger: self.line.ledger.clone(),
+            progress: self.line.progress.clone(),
+            event,
+            index: work.index,
+            evaluation_id: request.evaluation_id.clone(),
+            count: AtomicU32::new(0),
+            fault: Mutex::new(None),
+        };
         let cancel = self.cancel.child_token();
         self.jobs.spawn(async move {
             let started_at = crate::ledger::now();
@@ -348,6 +359,7 @@ fn end(open: Open, status: Status, tasks: BTreeMap<String, TaskScores>, error: O
 /// Writes every attempt to the ledger before the next one starts.
 struct LedgerAttempts {
     ledger: Arc<Ledger>,
+    progress: Arc<dyn Progress>,
     event: &'static str,
     index: u64,
     evaluation_id: String,
@@ -356,11 +368,6 @@ struct LedgerAttempts {
 }
 
 impl LedgerAttempts {
-    fn new(ledger: Arc<Ledger>, event: &'static str, index: u64, evaluation_id: &str) -> Self {
-        let evaluation_id = evaluation_id.to_string();
-        Self { ledger, event, index, evaluation_id, count: AtomicU32::new(0), fault: Mutex::new(None) }
-    }
-
     fn into_fault(self) -> Option<LedgerError> {
         self.fault.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -372,6 +379,13 @@ impl AttemptObserver for LedgerAttempts {
         let payload = serde_json::json!({ "evaluation_id": self.evaluation_id, "attempt": attempt });
         if let Err(error) = self.ledger.event(self.event, Some(self.index), &payload) {
             *self.fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
+        }
+        // What a candidate is to blame for ends its evaluation and is counted; back-pressure is everyday.
+        if let Some(fault) =
+            attempt.fault.as_ref().filter(|fault| attempt.counts && fault.class != FaultClass::Candidate)
+        {
+            let (index, number, seconds) = (self.index, attempt.number, attempt.seconds);
+            self.progress.line(&format!("evaluation {index}, attempt {number} failed after {seconds:.1} s: {fault}"));
         }
     }
 }

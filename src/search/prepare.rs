@@ -24,6 +24,8 @@ use crate::strategy;
 pub struct HoldoutPlan {
     pub evaluator: Arc<dyn Evaluator>,
     pub tasks: Vec<TaskRequest>,
+    /// What is compared, one for each of `tasks`: the search's objective, less tasks without a weight that have no hold-out.
+    pub objective: Objective,
     /// The evaluator's task name by the run's task name, where they differ.
     pub names: BTreeMap<String, String>,
     pub finalists: usize,
@@ -309,14 +311,14 @@ async fn holdout_plan(
             connect(&config, &evaluator_tasks(&config.tasks), scratch, progress, stop).await?
         }
         HoldoutSource::Data(data) => {
-            let mut tasks = prepared.config.tasks.clone();
+            let mut tasks = covered(&prepared.config.tasks, data);
             for task in &mut tasks {
                 task.data = Some(holdout_entry(data, &task.name)?);
             }
             connect(&prepared.config, &evaluator_tasks(&tasks), scratch, progress, stop).await?
         }
         HoldoutSource::Tasks(renamed) => {
-            let mut tasks = prepared.config.tasks.clone();
+            let mut tasks = covered(&prepared.config.tasks, renamed);
             for task in &mut tasks {
                 let other = holdout_entry(renamed, &task.name)?;
                 names.insert(task.name.clone(), other.clone());
@@ -325,23 +327,35 @@ async fn holdout_plan(
             connect(&prepared.config, &evaluator_tasks(&tasks), scratch, progress, stop).await?
         }
     };
+    let is_covered = |name: &String| match &holdout.source {
+        HoldoutSource::Data(data) => data.contains_key(name),
+        HoldoutSource::Tasks(renamed) => renamed.contains_key(name),
+        HoldoutSource::Endpoints(_) | HoldoutSource::Fraction(_) => true,
+    };
     let mut tasks = Vec::new();
-    for task in &prepared.tasks {
+    for task in prepared.tasks.iter().filter(|task| is_covered(&task.name)) {
         let name = names.get(&task.name).unwrap_or(&task.name).clone();
         capability(evaluator.as_ref(), &name)?;
         let samples = samples.get(&task.name).cloned().unwrap_or(Samples::All);
         tasks.push(TaskRequest { name, metric: task.metric.clone(), samples, seed: task.seed });
     }
     let samples = count_samples(&tasks, evaluator.as_ref());
-    let plan = HoldoutPlan { evaluator, tasks, names, finalists: holdout.finalists.get(), samples };
+    let compared = prepared.objective.tasks.iter().filter(|task| is_covered(&task.name)).cloned();
+    let objective = Objective { tasks: compared.collect() };
+    let plan = HoldoutPlan { evaluator, tasks, objective, names, finalists: holdout.finalists.get(), samples };
     refuse_overlap(prepared, &plan, matches!(holdout.source, HoldoutSource::Fraction(_)))?;
     Ok(Some(plan))
+}
+
+/// The tasks that a hold-out must have, and those without a weight that it has.
+fn covered<T>(tasks: &[TaskConfig], entries: &BTreeMap<String, T>) -> Vec<TaskConfig> {
+    tasks.iter().filter(|task| task.weight != 0.0 || entries.contains_key(&task.name)).cloned().collect()
 }
 
 fn holdout_entry<T: Clone>(entries: &BTreeMap<String, T>, task: &str) -> Result<T, SearchError> {
     entries.get(task).cloned().ok_or_else(|| {
         SearchError::Settings(format!(
-            "[holdout] has nothing for task `{task}`; every task of the search needs its hold-out"
+            "[holdout] has nothing for task `{task}`; every task of the search with a weight needs its hold-out"
         ))
     })
 }
@@ -367,11 +381,11 @@ fn refuse_overlap(prepared: &Prepared, plan: &HoldoutPlan, is_fraction: bool) ->
         .map(|task| Ok((task, capability(prepared.evaluator.as_ref(), &task.name)?)))
         .collect::<Result<_, SearchError>>()?;
     let seen: BTreeSet<&str> = search.iter().flat_map(|(task, known)| content_hashes(known, &task.samples)).collect();
-    for (task, (run_task, _)) in plan.tasks.iter().zip(&search) {
+    for (task, compared) in plan.tasks.iter().zip(&plan.objective.tasks) {
         let known = capability(plan.evaluator.as_ref(), &task.name)?;
         let holdout = content_hashes(known, &task.samples);
         let shared = holdout.iter().filter(|hash| seen.contains(*hash)).count();
-        let name = &run_task.name;
+        let name = &compared.name;
         if shared > 0 {
             let why = if is_fraction { "; the data has samples more than once: keep one of each" } else { "" };
             return Err(SearchError::BadData(format!(

@@ -20,7 +20,7 @@ pub struct Snapshot {
     pub remaining: Option<Duration>,
 }
 
-/// Receives what happens. Called from the driver only; must not block for long.
+/// Receives what happens, from any thread; must not block for long.
 pub trait Progress: Send + Sync {
     /// A line worth a person's attention (a notice, a new best, a retry).
     fn line(&self, text: &str);

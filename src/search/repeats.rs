@@ -62,7 +62,7 @@ pub struct Again<'a> {
     pub outcomes: &'a BTreeMap<u64, Outcome>,
     /// What the search has spent, in evaluations in full.
     pub spent: u64,
-    pub progress: &'a dyn Progress,
+    pub progress: &'a Arc<dyn Progress>,
 }
 
 impl Again<'_> {
@@ -178,6 +178,7 @@ impl LastScoring<'_> {
             ledger: self.again.ledger.clone(),
             stage: self.stage.clone(),
             attempt_event: "attempted",
+            progress: self.again.progress.clone(),
         };
         let mut pipeline = Pipeline::new(line, self.stop.now.child_token());
         let recorded = self.again.ledger.all_repeats()?;

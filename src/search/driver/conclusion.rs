@@ -137,7 +137,7 @@ impl Search {
             asked,
             evaluations: self.rows.len() as u64,
             again: &choice.again,
-            progress: self.progress.as_ref(),
+            progress: &self.progress,
             stop: &self.stop,
         };
         ceremony.hold(&choice.finalists, self.best_baseline()).await

@@ -45,7 +45,7 @@ impl Search {
             context: self.pipeline.context(),
             outcomes: self.schedule.outcomes(),
             spent: self.spent(),
-            progress: self.progress.as_ref(),
+            progress: &self.progress,
         }
     }
 
