@@ -131,6 +131,19 @@ mod tests {
     }
 
     #[test]
+    fn a_head_goes_with_the_last_group_whatever_its_name_contains() {
+        let found = layout(&[
+            "embed_out.weight",
+            "gpt_neox.embed_in.weight",
+            "gpt_neox.final_layer_norm.weight",
+            "gpt_neox.layers.0.mlp.weight",
+            "gpt_neox.layers.1.mlp.weight",
+        ]);
+        assert_eq!(found.first, ["gpt_neox.embed_in.weight"]);
+        assert_eq!(found.last, ["embed_out.weight", "gpt_neox.final_layer_norm.weight"]);
+    }
+
+    #[test]
     fn experts_inside_a_layer_are_not_layers() {
         let mut names = Vec::new();
         for layer in 0..2 {

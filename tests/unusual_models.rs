@@ -1,0 +1,459 @@
+//! Merges of models that are built otherwise than most: heads that are tied or named otherwise, several towers, layers that are
+//! not counted, vocabularies and types that differ.
+
+#[path = "support/models.rs"]
+mod models;
+
+use std::sync::Arc;
+
+use evomerge::checkpoint::{Checkpoint, ContentIds};
+use evomerge::exit::ExitCode;
+use evomerge::merge::{BaseUse, InputCount, MergeOptions, Merger, MergerOptions, Survivor, methods};
+use evomerge::recipe::{MaskKind, ModelReference, Recipe};
+use models::{AVERAGE, Family, Model, average, values};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::{Map, Value, json};
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+const TIE: &str = "tie_word_embeddings";
+const ALONE: &str = "merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\n";
+
+fn tied(layers: usize, seed: u32) -> Model {
+    let mut model = Model::new(layers, seed);
+    model.remove(HEAD);
+    model.config(json!({ TIE: true }));
+    model
+}
+
+/// A family whose `a` is this model under an adapter that holds the tensor of `trained` whole. The model itself is called `bare`.
+fn adapted(model: &Model, trained: &Model, settings: Value, other: Option<Model>) -> Family {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    model.write(&path("bare"));
+    std::fs::create_dir(path("adapter")).unwrap();
+    let mut config = json!({
+        "peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["mlp"], "modules_to_save": ["embed_tokens"],
+    });
+    config.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
+    std::fs::write(path("adapter/adapter_config.json"), config.to_string()).unwrap();
+    let views = trained.tensors.iter().map(|(name, dtype, shape, bytes)| {
+        (format!("base_model.model.{name}"), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+    });
+    std::fs::write(path("adapter/adapter_model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    let adapted = Checkpoint::open_with_adapter(&path("bare"), &path("adapter")).unwrap();
+    let mut opened = vec![(ModelReference::new("a"), Arc::new(adapted))];
+    if let Some(other) = other {
+        other.write(&path("b"));
+        opened.push((ModelReference::new("b"), Arc::new(Checkpoint::open(&path("b")).unwrap())));
+    }
+    let merger = Merger::new(opened, ContentIds::in_memory(), MergerOptions::default()).unwrap();
+    Family { folder, merger }
+}
+
+/// A tensor as an adapter brings it, with numbers of its own.
+fn trained(name: &str) -> Model {
+    let mut trained = Model::empty(json!({}));
+    trained.add(name, &[10, 4], 77);
+    trained
+}
+
+/// The numbers of the only tensor.
+fn numbers(trained: &Model) -> Vec<f32> {
+    trained.tensors[0].3.chunks_exact(4).map(|word| f32::from_le_bytes(word.try_into().unwrap())).collect()
+}
+
+#[test]
+fn a_tied_head_keeps_its_weights_where_an_adapter_brings_a_new_embedding() {
+    let new = trained(EMBEDDING);
+    let mut stores_a_copy = tied(1, 1);
+    stores_a_copy.add(HEAD, &[10, 4], 1);
+    for model in [tied(1, 1), stores_a_copy] {
+        let family = adapted(&model, &new, json!({}), None);
+        let merged = family.merge(ALONE);
+        assert_eq!(values(&merged, EMBEDDING), numbers(&new));
+        assert_eq!(values(&merged, HEAD), values(&family.model("bare"), EMBEDDING));
+        assert_eq!(merged.config()[TIE], false);
+    }
+    let family = adapted(&tied(1, 1), &new, json!({}), Some(tied(1, 2)));
+    let merged = family.merge(AVERAGE);
+    let (bare, b) = (family.model("bare"), family.model("b"));
+    assert_eq!(values(&merged, EMBEDDING), average(&numbers(&new), &values(&b, EMBEDDING)));
+    assert_eq!(values(&merged, HEAD), average(&values(&bare, EMBEDDING), &values(&b, EMBEDDING)));
+    assert_eq!(merged.config()[TIE], false);
+}
+
+#[test]
+fn the_head_that_an_adapter_leaves_behind_is_named_and_untied_as_in_its_model() {
+    for (embedding, head) in [
+        ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"),
+        ("model.language_model.embed_tokens.weight", "lm_head.weight"),
+    ] {
+        let mut model = Model::empty(json!({"text_config": { TIE: true, "num_hidden_layers": 1 }}));
+        model.add(embedding, &[10, 4], 1);
+        model.add(&embedding.replace("embed_tokens", "layers.0.mlp"), &[4, 6], 2);
+        let family = adapted(&model, &trained(embedding), json!({}), None);
+        let merged = family.merge(ALONE);
+        assert_eq!(values(&merged, head), values(&family.model("bare"), embedding));
+        assert_eq!(merged.config()["text_config"][TIE], false);
+        assert!(!merged.ties_head());
+    }
+}
+
+#[test]
+fn a_head_follows_an_adapters_embedding_where_the_adapter_ensures_that_they_stay_tied() {
+    let new = trained(EMBEDDING);
+    let settings = json!({"ensure_weight_tying": true});
+    let merged = adapted(&tied(1, 1), &new, settings.clone(), None).merge(ALONE);
+    assert_eq!(values(&merged, EMBEDDING), numbers(&new));
+    assert!(!merged.tensors().contains_key(HEAD));
+    assert_eq!(merged.config()[TIE], true);
+    let family = adapted(&tied(1, 1), &new, settings, Some(Model::new(1, 2)));
+    let merged = family.merge(AVERAGE);
+    assert_eq!(values(&merged, HEAD), average(&numbers(&new), &values(&family.model("b"), HEAD)));
+}
+
+#[test]
+fn filters_see_a_tied_head_as_a_head_and_not_as_the_embedding_that_fills_it() {
+    let family = Family::new([("a", tied(1, 1)), ("b", Model::new(1, 2))]);
+    let merge = |filter: &str, output: &str| {
+        let recipe = format!(
+            "merge_method: linear\nmodels:\n- {{model: a, parameters: {{weight: [{{filter: {filter}, value: 0}}, {{value: 1}}]}}}}\n\
+             - {{model: b, parameters: {{weight: 1}}}}\n"
+        );
+        merge_into(&family, &Recipe::from_mergekit_yaml(&recipe).unwrap(), output)
+    };
+    let (a, b) = (family.model("a"), family.model("b"));
+    let embedding = average(&values(&a, EMBEDDING), &values(&b, EMBEDDING));
+    let head = average(&values(&a, EMBEDDING), &values(&b, HEAD));
+    let merged = merge("lm_head", "head");
+    assert_eq!((values(&merged, EMBEDDING), values(&merged, HEAD)), (embedding, values(&b, HEAD)));
+    let merged = merge("embed_tokens", "embedding");
+    assert_eq!((values(&merged, EMBEDDING), values(&merged, HEAD)), (values(&b, EMBEDDING), head));
+}
+
+fn merge_into(family: &Family, recipe: &Recipe, name: &str) -> Checkpoint {
+    let output = family.folder.path().join(name);
+    family.merger.materialize(recipe, &output, &MergeOptions::default()).unwrap();
+    Checkpoint::open(&output).unwrap()
+}
+
+/// Stacks runs of layers, each of the model named before it.
+fn stack(slices: &[(&str, [usize; 2])]) -> String {
+    let slice = |(model, [first, end]): &(&str, [usize; 2])| {
+        format!("- sources: [{{model: {model}, layer_range: [{first}, {end}]}}]\n")
+    };
+    format!("merge_method: passthrough\nslices:\n{}", slices.iter().map(slice).collect::<String>())
+}
+
+#[test]
+fn the_head_of_gpt_neox_comes_from_the_last_slice() {
+    let neox = |seed| {
+        let mut model = Model::empty(json!({"num_hidden_layers": 2, TIE: false}));
+        for (index, name) in ["gpt_neox.embed_in", "embed_out"].iter().enumerate() {
+            model.add(&format!("{name}.weight"), &[10, 4], seed + index as u32);
+        }
+        model.add("gpt_neox.layers.0.mlp.weight", &[4, 6], seed + 2);
+        model.add("gpt_neox.layers.1.mlp.weight", &[4, 6], seed + 3);
+        model
+    };
+    let family = Family::new([("a", neox(1)), ("b", neox(11))]);
+    let merged = family.merge(&stack(&[("a", [0, 2]), ("b", [1, 2])]));
+    let (a, b) = (family.model("a"), family.model("b"));
+    assert_eq!(values(&merged, "gpt_neox.embed_in.weight"), values(&a, "gpt_neox.embed_in.weight"));
+    assert_eq!(values(&merged, "embed_out.weight"), values(&b, "embed_out.weight"));
+    assert_eq!(merged.config()["num_hidden_layers"], 3);
+}
+
+#[test]
+fn a_last_slice_of_tied_models_gives_the_head_that_an_untied_donor_has() {
+    let family = Family::new([("a", Model::new(2, 1)), ("b", tied(2, 2)), ("c", tied(2, 3))]);
+    let (b, c) = (family.model("b"), family.model("c"));
+    let alone = Recipe::from_mergekit_yaml(&stack(&[("a", [0, 1]), ("b", [0, 2])])).unwrap();
+    let merged = merge_into(&family, &alone, "alone");
+    assert_eq!(values(&merged, HEAD), values(&b, EMBEDDING));
+    assert_eq!(merged.config()[TIE], false);
+    let merged = family.merge(
+        "merge_method: linear\nparameters: {weight: 0.5}\nslices:\n- sources: [{model: a, layer_range: [0, 1]}]\n\
+         - sources: [{model: b, layer_range: [0, 2]}, {model: c, layer_range: [0, 2]}]\n",
+    );
+    assert_eq!(values(&merged, HEAD), average(&values(&b, EMBEDDING), &values(&c, EMBEDDING)));
+    assert_eq!(merged.config()[TIE], false);
+}
+
+/// The configuration of a model of which these runs of layers are stacked.
+fn stacked_config(model: Model, ranges: &[[usize; 2]]) -> Map<String, Value> {
+    let slices: Vec<(&str, [usize; 2])> = ranges.iter().map(|range| ("a", *range)).collect();
+    Family::new([("a", model)]).merge(&stack(&slices)).config().clone()
+}
+
+/// Adds `layers` layers of `tensors` tensors each.
+fn add_tower(model: &mut Model, prefix: &str, layers: usize, tensors: usize) {
+    for layer in 0..layers {
+        for tensor in 0..tensors {
+            model.add(&format!("{prefix}{layer}.{tensor}_proj.weight"), &[4, 4], (10 * layer + tensor) as u32);
+        }
+    }
+}
+
+#[test]
+fn only_the_stacked_half_of_an_encoder_and_decoder_counts_more_layers() {
+    let config = |counts: [&str; 2], prefixes: [&str; 2], stacked: usize| {
+        let mut model = Model::empty(json!({ counts[0]: 2, counts[1]: 2, TIE: true }));
+        model.add("shared.weight", &[10, 4], 1);
+        for (half, prefix) in prefixes.iter().enumerate() {
+            add_tower(&mut model, prefix, 2, if half == stacked { 3 } else { 2 });
+        }
+        let config = stacked_config(model, &[[0, 2], [1, 2]]);
+        counts.map(|count| config[count].as_u64().unwrap())
+    };
+    let (t5, of_t5) = (["num_layers", "num_decoder_layers"], ["encoder.block.", "decoder.block."]);
+    let (bart, of_bart) = (["encoder_layers", "decoder_layers"], ["model.encoder.layers.", "model.decoder.layers."]);
+    for (counts, prefixes) in [(t5, of_t5), (bart, of_bart)] {
+        assert_eq!(config(counts, prefixes, 0), [3, 2], "{counts:?}");
+        assert_eq!(config(counts, prefixes, 1), [2, 3], "{counts:?}");
+    }
+}
+
+#[test]
+fn only_the_stacked_tower_of_a_model_that_sees_counts_more_layers() {
+    let config = |text: usize, vision: usize| {
+        let mut model = Model::empty(json!({
+            "text_config": {"num_hidden_layers": 2, "layer_types": ["x", "y"], TIE: true},
+            "vision_config": {"num_hidden_layers": 2, "layer_types": ["v", "w"]},
+        }));
+        model.add("language_model.model.embed_tokens.weight", &[10, 4], 1);
+        add_tower(&mut model, "language_model.model.layers.", 2, text);
+        add_tower(&mut model, "vision_tower.vision_model.encoder.layers.", 2, vision);
+        let mut config = stacked_config(model, &[[0, 2], [1, 2]]);
+        ["text_config", "vision_config"].map(|tower| {
+            let tower = config.remove(tower).unwrap();
+            (tower["num_hidden_layers"].as_u64().unwrap(), tower["layer_types"].clone())
+        })
+    };
+    assert_eq!(config(3, 2), [(3, json!(["x", "y", "y"])), (2, json!(["v", "w"]))]);
+    assert_eq!(config(2, 3), [(2, json!(["x", "y"])), (3, json!(["v", "w", "w"]))]);
+}
+
+#[test]
+fn a_model_that_stores_a_layer_beyond_those_it_counts_is_counted_anew() {
+    let mut model = Model::new(3, 1);
+    model.config(json!({"num_hidden_layers": 2, "num_nextn_predict_layers": 1}));
+    assert_eq!(stacked_config(model.clone(), &[[0, 2], [1, 2], [0, 2]])["num_hidden_layers"], 5);
+    assert_eq!(stacked_config(model.clone(), &[[0, 1]])["num_hidden_layers"], 1);
+    let mut nested = model;
+    nested.files.insert("config.json".into(), json!({"text_config": {"num_hidden_layers": 2}}).to_string());
+    assert_eq!(stacked_config(nested, &[[0, 2], [0, 2]])["text_config"]["num_hidden_layers"], 4);
+}
+
+/// The same numbers, cut to their upper half.
+fn bfloat16(mut model: Model) -> Model {
+    for (_, dtype, _, bytes) in &mut model.tensors {
+        *dtype = Dtype::BF16;
+        *bytes = bytes.chunks_exact(4).flat_map(|word| [word[2], word[3]]).collect();
+    }
+    model.config(json!({"torch_dtype": "bfloat16"}));
+    model
+}
+
+#[test]
+fn a_listed_base_gives_its_type_where_the_method_has_no_other_use_for_it() {
+    let family = Family::new([("a", Model::new(2, 1)), ("b", bfloat16(Model::new(2, 2)))]);
+    let linear = "merge_method: linear\nparameters: {weight: 0.5}\n";
+    let slice = |layers: &str| {
+        format!(
+            "- sources: [{{model: a, layer_range: {layers}}}, {{model: b, layer_range: {layers}}}]\n  base_model: b\n"
+        )
+    };
+    let recipes = [
+        format!("{AVERAGE}base_model: b\n"),
+        "merge_method: karcher\nmodels: [{model: a}, {model: b}]\nbase_model: b\n".to_owned(),
+        format!("{linear}slices:\n{}{}", slice("[0, 2]"), slice("[1, 2]")),
+    ];
+    for (index, recipe) in recipes.iter().enumerate() {
+        let merged = merge_into(&family, &Recipe::from_mergekit_yaml(recipe).unwrap(), &index.to_string());
+        assert!(merged.tensors().values().all(|info| info.dtype == Dtype::BF16), "{recipe}");
+        assert_eq!(merged.config()["torch_dtype"], "bfloat16", "{recipe}");
+    }
+    let merged = family.merge(AVERAGE);
+    assert!(merged.tensors().values().all(|info| info.dtype == Dtype::F32));
+}
+
+#[test]
+fn an_embedding_and_a_head_of_other_vocabularies_are_not_stacked() {
+    let mut longer = Model::new(2, 2);
+    for name in [EMBEDDING, HEAD] {
+        longer.remove(name);
+        longer.add(name, &[12, 4], 9);
+    }
+    let mut longer_tied = longer.clone();
+    longer_tied.remove(HEAD);
+    longer_tied.config(json!({ TIE: true }));
+    for last in [longer, longer_tied] {
+        let family = Family::new([("a", Model::new(2, 1)), ("b", last)]);
+        let error = family.refusal(&stack(&[("a", [0, 1]), ("b", [0, 2])]));
+        let text = error.to_string();
+        for part in ["`model.embed_tokens.weight`", "10 rows", "`lm_head.weight` of the last 12", "one tokenizer"] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert_eq!(error.exit_code(), ExitCode::BadData);
+        family.merge(&stack(&[("a", [0, 1]), ("b", [0, 1]), ("a", [1, 2])]));
+    }
+}
+
+/// A tokenizer with these ids, and one token that was added to them.
+fn tokenizer(ids: Value, added: u64) -> String {
+    json!({"model": {"type": "BPE", "vocab": ids}, "added_tokens": [{"id": added, "content": "<s>"}]}).to_string()
+}
+
+fn with_tokenizers(a: String, b: Option<String>) -> Family {
+    let (mut first, mut second) = (Model::new(1, 1), Model::new(1, 2));
+    first.files.insert("tokenizer.json".into(), a);
+    second.files.extend(b.map(|text| ("tokenizer.json".to_owned(), text)));
+    Family::new([("a", first), ("b", second)])
+}
+
+#[test]
+fn one_tokenizer_is_not_given_to_models_with_other_ids() {
+    let own = || tokenizer(json!({"x": 0, "y": 1}), 2);
+    for (other, source, found) in [
+        (tokenizer(json!({"x": 1, "y": 0}), 2), "base", r#"the token "x" has the id 1 in `b`, 0 in `a`"#),
+        (tokenizer(json!({"x": 1, "y": 0}), 2), "a", r#"the token "x" has the id 1 in `b`, 0 in `a`"#),
+        (tokenizer(json!({"x": 1, "y": 0}), 2), "b", r#"the token "x" has the id 0 in `a`, 1 in `b`"#),
+        (tokenizer(json!({"x": 0, "z": 1}), 2), "base", r#"the id 1 is the token "z" in `b`, "y" in `a`"#),
+        (tokenizer(json!({"x": 0, "y": 1}), 3), "base", r#"the token "<s>" has the id 3 in `b`, 2 in `a`"#),
+    ] {
+        let error = with_tokenizers(own(), Some(other)).refusal(&format!("{AVERAGE}tokenizer_source: {source}\n"));
+        let text = error.to_string();
+        assert!(
+            text.contains(&format!("tokenizer_source: {found}; bring the models to one tokenizer first")),
+            "{text}"
+        );
+        assert_eq!(error.exit_code(), ExitCode::BadData);
+    }
+}
+
+#[test]
+fn one_tokenizer_is_given_to_models_whose_ids_agree_as_far_as_they_go() {
+    let own = || tokenizer(json!({"x": 0, "y": 1}), 2);
+    for other in [Some(own()), Some(tokenizer(json!({"y": 1, "x": 0, "z": 3}), 2)), None] {
+        let family = with_tokenizers(own(), other);
+        family.merge(&format!("{AVERAGE}tokenizer_source: base\n"));
+        assert_eq!(std::fs::read_to_string(family.output().join("tokenizer.json")).unwrap(), own());
+    }
+    // Nobody asked for one tokenizer.
+    with_tokenizers(own(), Some(tokenizer(json!({"x": 1, "y": 0}), 2))).merge(AVERAGE);
+}
+
+#[test]
+fn a_stored_rotary_table_that_the_base_lacks_is_left_out() {
+    let table = "model.layers.0.self_attn.rotary_emb.inv_freq";
+    let with_table = |seed| {
+        let mut model = Model::new(1, seed);
+        model.add(table, &[2], 5);
+        model
+    };
+    let family = Family::new([("base", Model::new(1, 1)), ("a", with_table(2)), ("b", with_table(3))]);
+    let several = |inputs| matches!(inputs, InputCount::AtLeast(_));
+    let strict = methods().iter().filter(|method| {
+        method.base == BaseUse::Required && method.survivor == Survivor::None && several(method.inputs)
+    });
+    let optional = methods().iter().filter(|method| method.base == BaseUse::Optional);
+    let mut merged = 0;
+    for method in strict.chain(optional) {
+        let asked = method.parameters.iter().filter(|parameter| parameter.required() || parameter.name == "density");
+        let parameters: Map<String, Value> = asked.map(|parameter| (parameter.name.to_owned(), json!(0.5))).collect();
+        let recipe = json!({
+            "merge_method": method.name, "base_model": "base", "models": [{"model": "a"}, {"model": "b"}],
+            "parameters": parameters,
+        });
+        let recipe = Recipe::from_mergekit_yaml(&recipe.to_string()).unwrap();
+        let names = merge_into(&family, &recipe, method.name);
+        assert!(names.tensors().keys().eq(family.model("base").tensors().keys()), "{}", method.name);
+        merged += 1;
+    }
+    assert!(merged > 8, "{merged}");
+}
+
+#[test]
+fn spherical_merges_of_task_vectors_need_every_tensor_in_the_base() {
+    let mut base = Model::new(1, 1);
+    base.remove(HEAD);
+    let family = Family::new([("base", base), ("a", Model::new(1, 2)), ("b", Model::new(1, 3))]);
+    for method in ["nuslerp", "multislerp"] {
+        let recipe =
+            format!("merge_method: {method}\nmodels: [{{model: a}}, {{model: b}}]\nparameters: {{weight: 0.5}}\n");
+        let error = family.refusal(&format!("{recipe}base_model: base\n")).to_string();
+        assert!(error.contains("`lm_head.weight`") && error.contains("the base model lacks it"), "{method}: {error}");
+        let merged = merge_into(&family, &Recipe::from_mergekit_yaml(&recipe).unwrap(), method);
+        assert!(merged.tensors().contains_key(HEAD));
+    }
+}
+
+#[test]
+fn the_karcher_mean_of_one_model_is_that_model_however_small_its_numbers_are() {
+    let mut model = Model::new(2, 1);
+    for element in 0..4 {
+        model.set("model.layers.0.norm.weight", element, [1e-9, -3e-12, 0.0, 2e-30][element]);
+        model.set("model.layers.1.norm.weight", element, [1e-39, -2e-40, 0.0, 3e-41][element]);
+        model.set("model.norm.weight", element, 0.0);
+    }
+    for model in [model.clone(), bfloat16(model)] {
+        let family = Family::new([("a", model)]);
+        let merged = family.merge("merge_method: karcher\nmodels: [{model: a}]\n");
+        let a = family.model("a");
+        for name in a.tensors().keys() {
+            assert_eq!(merged.bytes(name), a.bytes(name), "{name}");
+        }
+    }
+}
+
+fn with_mergekit_masks(family: &Family, recipe: &str, output: &str) -> Checkpoint {
+    let mut recipe = Recipe::from_mergekit_yaml(recipe).unwrap();
+    recipe.masks.kind = MaskKind::Mergekit;
+    merge_into(family, &recipe, output)
+}
+
+const DARE: &str = "merge_method: dare_linear\nbase_model: base\nparameters: {weight: 1, density: 0.5}\n";
+
+#[test]
+fn layers_that_change_places_take_their_mergekit_masks_along() {
+    let family = Family::new([("base", Model::new(2, 1)), ("a", Model::new(2, 2))]);
+    let plain = with_mergekit_masks(&family, &format!("{DARE}models: [{{model: a}}]\n"), "plain");
+    let slice = |layers: &str| {
+        format!("- sources: [{{model: base, layer_range: {layers}}}, {{model: a, layer_range: {layers}}}]\n")
+    };
+    let swapped = format!("{DARE}slices:\n{}{}", slice("[1, 2]"), slice("[0, 1]"));
+    let swapped = with_mergekit_masks(&family, &swapped, "swapped");
+    for name in plain.tensors().keys() {
+        let place = match name {
+            name if name.contains("layers.0.") => name.replace("layers.0.", "layers.1."),
+            name => name.replace("layers.1.", "layers.0."),
+        };
+        assert_eq!(values(&swapped, &place), values(&plain, name), "{name}");
+    }
+}
+
+#[test]
+fn a_head_that_a_base_ties_draws_its_mergekit_mask_when_the_embedding_does() {
+    let model = |seed, tie: bool| {
+        let mut model = Model::empty(json!({"n_layer": 2, TIE: tie}));
+        model.add("transformer.wte.weight", &[10, 4], seed);
+        add_tower(&mut model, "transformer.h.", 2, 2);
+        model.add("transformer.h.1.bias", &[6], seed + 1);
+        model.add("transformer.h.0.bias", &[6], seed + 2);
+        if !tie {
+            model.add(HEAD, &[10, 4], seed + 3);
+        }
+        model
+    };
+    let family = Family::new([("base", model(1, true)), ("a", model(11, true)), ("b", model(11, false))]);
+    let without = with_mergekit_masks(&family, &format!("{DARE}models: [{{model: a}}]\n"), "without");
+    let with = with_mergekit_masks(&family, &format!("{DARE}models: [{{model: b}}]\n"), "with");
+    for name in ["transformer.h.0.bias", "transformer.h.1.bias"] {
+        assert_eq!(values(&with, name), values(&without, name));
+    }
+    assert_ne!(values(&with, "transformer.wte.weight"), values(&without, "transformer.wte.weight"));
+    assert!(with.tensors().contains_key(HEAD));
+}
