@@ -421,3 +421,56 @@ fn evaluate_writes_scores_sample_by_sample() {
     assert!(String::from_utf8_lossy(&output.stdout).contains("\"objective\""));
     assert!(!run.scratch.path("none.csv").exists());
 }
+
+/// A candidate that cannot be scored is bad data; an evaluator that fails is worth another try.
+#[test]
+fn evaluate_says_by_its_exit_code_whose_fault_it_was() {
+    let run = Run::new();
+    let server = FaultServer::start(vec![]);
+    *server.inner.otherwise.lock().unwrap() = Reply::Edited(|answer| {
+        answer["status"] = "failed".into();
+        answer["error"] = serde_json::json!({
+            "code": "candidate_invalid", "class": "candidate", "title": "no model", "detail": "these weights are no model",
+        });
+    });
+    let evaluate = |run_file: &Path| {
+        run.scratch.evomerge(&["evaluate", run_file.to_str().unwrap(), "--model", "a", "--samples", "samples.csv"])
+    };
+    let output = evaluate(&run.write(&server.url(), 8, ""));
+    expect(&output, 65, &["the candidate cannot be scored", "these weights are no model"]);
+    *server.inner.otherwise.lock().unwrap() = Reply::Edited(|answer| answer["evaluation_id"] = "ev_other".into());
+    let run_file = run.write(&server.url(), 8, "");
+    let text =
+        std::fs::read_to_string(&run_file).unwrap().replace("startup_timeout", "max_attempts = 1\nstartup_timeout");
+    std::fs::write(&run_file, text).unwrap();
+    let output = evaluate(&run_file);
+    expect(&output, 75, &["given up after all attempts"]);
+    assert!(output.stdout.is_empty() && !run.scratch.path("samples.csv").exists());
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_result_that_cannot_be_written_to_standard_output_is_an_error() {
+    let run = Run::new();
+    let server = FaultServer::start(vec![]);
+    let run_file = run.write(&server.url(), 8, "");
+    let to = |arguments: &[&str], stdout: std::process::Stdio| {
+        command(run.scratch.folder.path(), arguments).stdout(stdout).output().unwrap()
+    };
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap().into();
+    let search = ["search", run_file.to_str().unwrap()];
+    expect(&to(&search, full()), 73, &["standard output"]);
+    for arguments in [&["methods"][..], &["status", "results/run"], &["check", "run.toml"]] {
+        expect(&to(arguments, full()), 73, &["standard output"]);
+    }
+    // The search itself was recorded.
+    expect(&run.search(&run_file), 0, &["continuing"]);
+    assert_eq!(server.posts(), 8);
+
+    // A reader that went away has seen what it wanted.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = to(&["methods"], writer.into());
+    expect(&output, 0, &[]);
+    assert_eq!(stderr(&output), "");
+}

@@ -157,6 +157,38 @@ fn a_second_process_is_refused_while_status_looks_on() {
     assert!(status["state"].as_str().unwrap().contains("signal"), "{status}");
 }
 
+#[test]
+fn status_calls_a_continued_search_killed_when_it_was() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 8, "name = \"sphere\"\nsamples = 50\nlatency = \"10ms\"", &rest());
+    let status = || -> serde_json::Value {
+        serde_json::from_slice(&scratch.evomerge(&["status", "results/run", "--json"]).stdout).unwrap()
+    };
+    let state = || status()["state"].as_str().unwrap().to_owned();
+    let verdict = || {
+        let output = scratch.evomerge(&["status", "results/run"]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.lines().find(|line| line.starts_with("verdict")).unwrap().to_owned()
+    };
+    scratch.search(&run_file, &[]);
+    assert!(state().starts_with("finished: "), "{}", state());
+    assert!(!verdict().contains("before the search went on"), "{}", verdict());
+
+    let arguments = ["search", run_file.to_str().unwrap(), "--quiet", "--max-evaluations", "100000"];
+    let mut child = command(scratch.folder.path(), &arguments).stdout(Stdio::null()).spawn().unwrap();
+    wait_until(|| status()["finished"].as_u64() > Some(8));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(state().starts_with("killed"), "{}", state());
+    assert_eq!(status()["running"], false);
+    assert!(verdict().contains("before the search went on"), "{}", verdict());
+
+    let goal = status()["asked"].as_u64().unwrap() + 4;
+    scratch.search(&run_file, &["--max-evaluations", &goal.to_string()]);
+    assert!(state().starts_with("finished: "), "{}", state());
+    assert!(!verdict().contains("before the search went on"), "{}", verdict());
+}
+
 /// Polls a condition that another process brings about.
 fn wait_until(condition: impl Fn() -> bool) {
     for _ in 0..2_000 {
@@ -315,6 +347,45 @@ fn soup_takes_scores_from_the_search_and_asks_for_none_twice() {
     let mut reader = csv::Reader::from_path(scratch.path("results/run-soup/trials.csv")).unwrap();
     let attempts = reader.headers().unwrap().iter().position(|column| column == "attempts").unwrap();
     assert!(reader.records().all(|record| record.unwrap().get(attempts) == Some("0")));
+}
+
+#[test]
+fn soup_keeps_the_settings_that_are_for_soups() {
+    let scratch = Scratch::new();
+    let run_file = |strategy: &str| {
+        let text = format!("{}[strategy]\n{strategy}\nreplacement = true\nbackward = true\n", rest());
+        scratch.run_file("run", 40, "name = \"sphere\"\nsamples = 100", &text)
+    };
+    for strategy in ["kind = \"greedy-soup\"", "kind = \"genetic\"\npopulation = 8"] {
+        let output = scratch.evomerge(&["soup", run_file(strategy).to_str().unwrap(), "--json", "--fresh"]);
+        assert!(output.status.success(), "{strategy}: {}", stderr(&output));
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let soup = &report["soup"];
+        assert_eq!((&soup["replacement"], &soup["backward"]), (&true.into(), &true.into()), "{strategy}");
+        assert!(soup["repeats"].as_array().is_some_and(|repeats| !repeats.is_empty()), "{strategy}: {soup}");
+    }
+    let misspelt = run_file("kind = \"greedy-soup\"\nreplacment = true");
+    let output = scratch.evomerge(&["soup", misspelt.to_str().unwrap(), "--fresh"]);
+    assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+    assert!(stderr(&output).contains("did you mean `replacement`"), "{}", stderr(&output));
+}
+
+/// With every gene frozen there is one merge, and it has no genes either.
+#[test]
+fn a_merge_without_genes_is_no_baseline() {
+    let scratch = Scratch::new();
+    let space = "[models]\nbase = \"base\"\nsources = [\"a\", \"b\", \"c\"]\n[space]\nmethod = \"ties\"\n\
+                 genes = { weight = 0.3, density = 0.5 }\n[strategy]\nkind = \"random\"\n";
+    let run_file = scratch.run_file("run", 12, "name = \"sphere\"\nsamples = 50", &format!("{space}{TASKS}"));
+    let report = scratch.search(&run_file, &["--seed", "1"]);
+    assert_eq!(report["best"]["origin"], "random", "the seed was chosen so that the merge is the best");
+    let origins: Vec<_> = report["baselines"].as_array().unwrap().iter().map(|row| &row["origin"]).collect();
+    assert!(origins.len() > 5 && origins.iter().all(|origin| **origin != "random"), "{origins:?}");
+    assert_eq!(report["winner"]["candidate_id"], report["best"]["candidate_id"]);
+    assert_ne!(report["baseline"]["candidate_id"], report["best"]["candidate_id"]);
+    let status = scratch.evomerge(&["status", "results/run", "--json"]);
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(status["best_baseline"]["candidate_id"], report["baseline"]["candidate_id"]);
 }
 
 #[test]

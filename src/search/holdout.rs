@@ -174,3 +174,110 @@ fn rename(plan: &HoldoutPlan, tasks: BTreeMap<String, TaskScores>) -> BTreeMap<S
     };
     tasks.into_iter().map(|(name, scores)| (ours(name), scores)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::config::RunConfig;
+    use crate::search::{Snapshot, prepare};
+    use crate::strategy::{Content, Proposal};
+
+    const RUN: &str = r#"
+name = "run"
+models = { sources = ["a", "b"] }
+space = { method = "linear" }
+budget = { evaluations = 9 }
+evaluator = { kind = "function", name = "sphere", samples = 40 }
+tasks = [{ name = "one" }]
+holdout = { fraction = 0.5 }
+"#;
+
+    /// Keeps what a person would have been told.
+    #[derive(Default)]
+    struct Lines(Mutex<Vec<String>>);
+
+    impl Progress for Lines {
+        fn line(&self, text: &str) {
+            self.0.lock().unwrap().push(text.to_owned());
+        }
+        fn update(&self, _: &Snapshot) {}
+    }
+
+    /// The evaluation in full, under this index, of one of the sources.
+    fn evaluation(prepared: &Prepared, index: u64, source: usize) -> (AskedRecord, Row) {
+        let context = EvaluationContext {
+            run_id: "r".into(),
+            run_name: "run".into(),
+            tasks: prepared.tasks.clone(),
+            fingerprint: prepared.evaluator.fingerprint().to_owned(),
+        };
+        let proposal = Proposal {
+            content: Content::Soup(vec![source]),
+            origin: "source".into(),
+            parents: vec![],
+            generation: 0,
+            fidelity: 1.0,
+            replicate: 0,
+        };
+        let candidate =
+            Candidate::from_proposal(&proposal, &prepared.models, None, &context, prepared.tasks.clone()).unwrap();
+        let row = Row {
+            index,
+            candidate_id: candidate.id.clone(),
+            origin: "source".into(),
+            status: Status::Scored,
+            objective: Some(0.5 + index as f64 / 100.0),
+            tasks: BTreeMap::new(),
+        };
+        let asked = AskedRecord {
+            index,
+            candidate_id: candidate.id,
+            recipe_sha256: candidate.recipe_sha256,
+            evaluation_id: format!("{} {index}", candidate.evaluation_id),
+            recipe: candidate.recipe.to_toml(&prepared.models.content_ids),
+            content: serde_json::json!({ "soup": [source] }),
+            genes: vec![],
+            origin: "source".into(),
+            parents: vec![],
+            generation: 0,
+            fidelity: 1.0,
+            replicate: 0,
+            samples: prepared.samples,
+            asked_at: now(),
+        };
+        (asked, row)
+    }
+
+    #[tokio::test]
+    async fn a_candidate_with_two_evaluations_in_full_is_scored_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines = Arc::new(Lines::default());
+        let (progress, stop): (Arc<dyn Progress>, _) = (lines.clone(), Stop::default());
+        let config = RunConfig::parse(RUN, folder.path()).unwrap();
+        let prepared = Arc::new(prepare(config, folder.path(), &progress, &stop).await.unwrap());
+        let ledger = Arc::new(Ledger::open(&folder.path().join("ledger.sqlite")).unwrap());
+        // Another candidate's evaluation lies between the two.
+        let (asked, rows): (Vec<_>, Vec<_>) =
+            [(0, 0), (1, 1), (2, 0)].map(|(index, source)| evaluation(&prepared, index, source)).into_iter().unzip();
+        asked.iter().for_each(|record| ledger.asked(record).unwrap());
+        let ceremony = Ceremony {
+            prepared: &prepared,
+            ledger: &ledger,
+            stage: None,
+            run_id: "r",
+            asked: &asked,
+            evaluations: 3,
+            again: &BTreeMap::new(),
+            progress: lines.as_ref(),
+            stop: &stop,
+        };
+        let verdict = ceremony.hold(&[rows[2].clone(), rows[1].clone()], Some(&rows[0])).await.unwrap();
+        assert_eq!(ledger.events("holdout_attempted").unwrap().len(), 2);
+        assert_eq!(ledger.all_holdout().unwrap().len(), 2);
+        let said = lines.0.lock().unwrap().join("\n");
+        assert!(said.contains("scoring 2 candidates"), "{said}");
+        assert!(verdict.finalists.iter().all(|finalist| finalist.holdout_score.is_some()));
+    }
+}

@@ -323,6 +323,29 @@ mod tests {
     }
 
     #[test]
+    fn every_outcome_has_as_many_objectives() {
+        let search = |groups: usize| {
+            let table = toml::Table::from_iter([("groups".to_owned(), toml::Value::Integer(groups as i64))]);
+            let parameters = Parameters::read(&mut Settings::new(&table)).unwrap();
+            let setup = Setup { objective: tasks(), seeds: vec![], ..setup(TestSpace::reals(2), 8) };
+            Nsga2::new(parameters, setup.landscape.clone().unwrap(), &setup)
+        };
+        let bare = |index| Outcome { tasks: BTreeMap::new(), ..outcome(index, Answer::Score(0.25)) };
+        let outcomes = [answer(0, &[1.0, 0.0, 1.0], &[0.5, 0.5, 0.0]), answer(1, &[1.0], &[0.5]), bare(2)];
+        for (groups, count) in [(0, 2), (2, 2), (5, 5)] {
+            let mut search = search(groups);
+            for outcome in &outcomes {
+                assert_eq!(search.values(outcome).unwrap().len(), count, "{groups} groups");
+                let Ask::Proposal(_) = search.ask().unwrap() else { panic!("no proposal") };
+                search.place(Placement::Asked { index: outcome.index });
+                search.tell(outcome).unwrap();
+            }
+            assert_eq!(search.values(&bare(2)).unwrap(), vec![0.25; count]);
+            assert!(search.hypervolume().is_some());
+        }
+    }
+
+    #[test]
     fn finds_a_front_between_two_tasks() {
         let table = toml::Table::new();
         let parameters = Parameters::read(&mut Settings::new(&table)).unwrap();

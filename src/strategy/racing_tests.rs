@@ -180,6 +180,29 @@ fn who_won_the_way_up_is_no_reference() {
     }
 }
 
+#[test]
+fn a_reference_that_failed_ends_its_own_race_only() {
+    let mut racing = Racing::new(Box::new(Listening::default()), race());
+    racing.learn(&Content::Soup(vec![0]), &answer(&Content::Soup(vec![0]), 0, 1.0)).unwrap();
+    let (mut references, mut promotions) = (0, 0);
+    for index in 1..400 {
+        let Ask::Proposal(proposal) = racing.ask().unwrap() else { panic!("no proposal") };
+        racing.place(Placement::Asked { index });
+        let scored = answer(&proposal.content, index, proposal.fidelity);
+        let is_promotion = proposal.origin == PROMOTION;
+        // All references fail, and every third promotion.
+        promotions += u32::from(is_promotion);
+        references += u32::from(!is_promotion && proposal.fidelity == 1.0);
+        let fails = if is_promotion { promotions % 3 == 0 } else { proposal.fidelity == 1.0 };
+        let failed = Outcome { status: Status::Failed, objective: None, tasks: BTreeMap::new(), ..scored.clone() };
+        racing.tell(if fails { &failed } else { &scored }).unwrap();
+        // Told at once: the strategy has heard of all but one that is about to be promoted.
+        assert_eq!(racing.entries.len(), racing.promotions.len(), "after evaluation {index}");
+    }
+    assert!(references > 3 && promotions > 3, "{references} references, {promotions} promotions");
+    assert!(racing.references.is_empty());
+}
+
 /// Proposes a walk, and checks that outcomes come in order.
 #[derive(Default)]
 struct Listening {

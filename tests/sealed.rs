@@ -1,0 +1,77 @@
+//! Which samples the search gets and which stay sealed.
+
+#[path = "support/fault_server.rs"]
+#[allow(dead_code, reason = "shared with the tests of the HTTP evaluator")]
+mod fault_server;
+#[path = "support/runs.rs"]
+#[allow(dead_code, reason = "shared with the tests of whole searches")]
+mod runs;
+
+use std::path::Path;
+
+use fault_server::FaultServer;
+use runs::{SPACE, Scratch, stderr};
+use serde_json::Value;
+
+/// Samples of `add` that the first evaluation of a search asked for, and those that the last one of its hold-out did.
+fn asked_for(limit: &str) -> (Vec<u64>, Vec<u64>) {
+    let (scratch, server) = (Scratch::new(), FaultServer::start(vec![]));
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+    let text = format!(
+        "name = \"run\"\nseed = 3\n[models]\nsources = [{:?}, {:?}]\n[space]\nmethod = \"linear\"\n[budget]\nevaluations = 4\n\
+         [evaluator]\nkind = \"http\"\nendpoints = [{:?}]\n[[tasks]]\nname = \"add\"\n{limit}\n[holdout]\nfraction = 0.3\n",
+        golden.join("a"),
+        golden.join("b"),
+        server.url()
+    );
+    std::fs::write(scratch.path("run.toml"), text).unwrap();
+    scratch.search(Path::new("run.toml"), &["--quiet"]);
+    let ids = |post: Value| -> Vec<u64> {
+        post["tasks"][0]["sample_ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect()
+    };
+    let posts = server.seen("POST");
+    (ids(posts[0].json()), ids(posts[posts.len() - 1].json()))
+}
+
+#[test]
+fn a_limit_beside_a_fraction_takes_the_first_samples_of_a_shuffle() {
+    let (all, sealed) = asked_for("");
+    assert!(all.len() > 8 && all.len() + sealed.len() == 20, "{all:?} {sealed:?}");
+    assert!(all.iter().all(|id| !sealed.contains(id)));
+    let (few, few_sealed) = asked_for("limit = 4");
+    let (more, more_sealed) = asked_for("limit = 7");
+    assert_eq!((few.len(), more.len()), (4, 7));
+    for some in [&few, &more] {
+        assert_ne!(some[..], all[..some.len()], "not those that stand first in the file");
+        let in_order: Vec<u64> = all.iter().copied().filter(|id| some.contains(id)).collect();
+        assert_eq!(*some, in_order, "samples of the search, in the evaluator's order");
+    }
+    assert!(few.iter().all(|id| more.contains(id)), "{few:?} {more:?}");
+    assert_eq!((&few_sealed, &more_sealed), (&sealed, &sealed), "the limit is the search's");
+    assert_eq!(asked_for("limit = 90").0, all);
+}
+
+#[test]
+fn two_tasks_cannot_share_one_hold_out_task() {
+    let scratch = Scratch::new();
+    let run_file = |sealed: [&str; 2]| {
+        let tasks = format!(
+            "[[tasks]]\nname = \"one\"\n[[tasks]]\nname = \"two\"\n\
+             [holdout]\ntasks = {{ one = {{ task = \"{}\" }}, two = {{ task = \"{}\" }} }}\n",
+            sealed[0], sealed[1]
+        );
+        scratch.run_file("run", 12, "name = \"sphere\"\nsamples = 50", &format!("{SPACE}{tasks}"))
+    };
+    let shared = run_file(["sealed", "sealed"]);
+    for command in ["check", "search"] {
+        let output = scratch.evomerge(&[command, shared.to_str().unwrap()]);
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(78), "{text}");
+        for word in ["holdout.tasks.", "\"one\"", "two", "needs its own"] {
+            assert!(text.contains(word), "{word}: {text}");
+        }
+        assert!(!scratch.path("results/run/ledger.sqlite").exists());
+    }
+    let apart = run_file(["sealed-one", "sealed-two"]);
+    assert_eq!(scratch.search(&apart, &[])["evaluations"], 12);
+}
