@@ -460,7 +460,7 @@ fn a_result_that_cannot_be_written_to_standard_output_is_an_error() {
     let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap().into();
     let search = ["search", run_file.to_str().unwrap()];
     expect(&to(&search, full()), 73, &["standard output"]);
-    for arguments in [&["methods"][..], &["status", "results/run"], &["check", "run.toml"]] {
+    for arguments in [&["methods"][..], &["methods", "--json"], &["status", "results/run"], &["check", "run.toml"]] {
         expect(&to(arguments, full()), 73, &["standard output"]);
     }
     // The search itself was recorded.

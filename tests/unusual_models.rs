@@ -89,11 +89,13 @@ fn the_head_that_an_adapter_leaves_behind_is_named_and_untied_as_in_its_model() 
     for (embedding, head) in [
         ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"),
         ("model.language_model.embed_tokens.weight", "lm_head.weight"),
+        ("gpt_neox.embed_in.weight", "embed_out.weight"),
     ] {
         let mut model = Model::empty(json!({"text_config": { TIE: true, "num_hidden_layers": 1 }}));
         model.add(embedding, &[10, 4], 1);
-        model.add(&embedding.replace("embed_tokens", "layers.0.mlp"), &[4, 6], 2);
-        let family = adapted(&model, &trained(embedding), json!({}), None);
+        let module = embedding.rsplit('.').nth(1).unwrap();
+        model.add(&embedding.replace(module, "layers.0.mlp"), &[4, 6], 2);
+        let family = adapted(&model, &trained(embedding), json!({"modules_to_save": [module]}), None);
         let merged = family.merge(ALONE);
         assert_eq!(values(&merged, head), values(&family.model("bare"), embedding));
         assert_eq!(merged.config()["text_config"][TIE], false);
@@ -217,7 +219,7 @@ fn only_the_stacked_half_of_an_encoder_and_decoder_counts_more_layers() {
 }
 
 #[test]
-fn only_the_stacked_tower_of_a_model_that_sees_counts_more_layers() {
+fn the_layers_of_a_model_that_sees_or_hears_are_those_of_its_text() {
     let config = |text: usize, vision: usize| {
         let mut model = Model::empty(json!({
             "text_config": {"num_hidden_layers": 2, "layer_types": ["x", "y"], TIE: true},
@@ -233,7 +235,57 @@ fn only_the_stacked_tower_of_a_model_that_sees_counts_more_layers() {
         })
     };
     assert_eq!(config(3, 2), [(3, json!(["x", "y", "y"])), (2, json!(["v", "w"]))]);
-    assert_eq!(config(2, 3), [(2, json!(["x", "y"])), (3, json!(["v", "w", "w"]))]);
+    assert_eq!(config(2, 5), [(3, json!(["x", "y", "y"])), (2, json!(["v", "w"]))]);
+    for (prefix, counts) in
+        [("visual.blocks.", json!({"depth": 4})), ("audio_tower.layers.", json!({"encoder_layers": 4}))]
+    {
+        let mut model = Model::empty(json!({"num_hidden_layers": 2, "side_config": counts}));
+        add_tower(&mut model, "model.layers.", 2, 2);
+        add_tower(&mut model, prefix, 4, 5);
+        let config = stacked_config(model, &[[0, 2], [0, 2]]);
+        assert_eq!((&config["num_hidden_layers"], &config["side_config"]), (&json!(4), &counts));
+    }
+    let mut only_sees = Model::empty(json!({"num_hidden_layers": 2}));
+    add_tower(&mut only_sees, "vision_model.encoder.layers.", 2, 2);
+    assert_eq!(stacked_config(only_sees, &[[0, 2], [0, 1]])["num_hidden_layers"], 3);
+}
+
+#[test]
+fn a_model_with_rows_for_images_in_its_embedding_alone_is_stacked() {
+    let mut model = Model::new(2, 1);
+    model.remove(EMBEDDING);
+    model.add(EMBEDDING, &[12, 4], 5);
+    let family = Family::new([("a", model), ("b", Model::new(2, 2))]);
+    let merged = family.merge(&stack(&[("a", [0, 2]), ("a", [1, 2])]));
+    assert_eq!((values(&merged, EMBEDDING).len(), values(&merged, HEAD).len()), (48, 40));
+}
+
+#[test]
+fn a_base_that_slices_do_not_list_gives_what_is_not_merged() {
+    let mut base = Model::new(2, 3);
+    base.config(json!({"model_type": "of the base"}));
+    base.files.insert("tokenizer.json".into(), "\"base\"".into());
+    let family = Family::new([("a", Model::new(2, 1)), ("b", Model::new(2, 2)), ("base", base)]);
+    let merged = family.merge(&format!("{}base_model: base\n", stack(&[("a", [0, 2]), ("b", [1, 2])])));
+    let b = family.model("b");
+    assert_eq!(values(&merged, "model.layers.2.mlp.weight"), values(&b, "model.layers.1.mlp.weight"));
+    assert_eq!(
+        (&merged.config()["model_type"], &merged.config()["num_hidden_layers"]),
+        (&json!("of the base"), &json!(3))
+    );
+    assert_eq!(std::fs::read_to_string(family.output().join("tokenizer.json")).unwrap(), "\"base\"");
+}
+
+#[test]
+fn an_adapter_that_ensures_ties_is_another_model_than_one_that_does_not() {
+    let id = |settings: Value| {
+        let family = adapted(&tied(1, 1), &trained(EMBEDDING), settings, None);
+        let path = |name: &str| family.folder.path().join(name);
+        let adapted = Checkpoint::open_with_adapter(&path("bare"), &path("adapter")).unwrap();
+        adapted.content_id(&ContentIds::in_memory()).unwrap()
+    };
+    assert_eq!(id(json!({})), id(json!({"ensure_weight_tying": false})));
+    assert_ne!(id(json!({})), id(json!({"ensure_weight_tying": true})));
 }
 
 #[test]

@@ -20,6 +20,8 @@ pub struct LayerLayout {
     pub last: Vec<String>,
 }
 
+/// What the names of towers contain that take in images or sounds.
+const SIDE_TOWERS: [&str; 5] = ["vision", "visual", "image", "audio", "speech"];
 /// Numeric components of a name that are looked at: more mean nothing, and names come from foreign files.
 const MAX_NUMBERS: usize = 8;
 /// Digits that a layer's number may have.
@@ -30,7 +32,8 @@ impl LayerLayout {
     ///
     /// A number is a whole component between dots, without leading zeros (`layers.1.` is not a part of `layers.10.`).
     /// The layer prefix is the text before a number that the most tensors share; a prefix that repeats (two numbers or
-    /// more) goes before one that does not, an outer before an inner, then the first by name. Tensors that are numbered
+    /// more) goes before one that does not, a tower of text before one of images or sounds, however large, an outer before an inner,
+    /// then the first by name. Tensors that are numbered
     /// only under another prefix (the smaller tower of a two-tower model) are placed by name, like those without any
     /// number: heads with the last group; others with the first when the name contains `embed`, `wte`, `wpe` or `patch`, else with the last.
     pub fn from_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
@@ -71,7 +74,8 @@ fn most_numbered<'a>(names: &BTreeSet<&'a str>) -> Option<(&'a str, usize)> {
         }
     }
     let rank = |prefix: &str, tensors: usize, layers: &BTreeSet<usize>| {
-        (layers.len() > 1, tensors, Reverse(prefix.split('.').count()))
+        let of_text = !SIDE_TOWERS.iter().any(|tower| prefix.contains(tower));
+        (layers.len() > 1, of_text, tensors, Reverse(prefix.split('.').count()))
     };
     let mut best: Option<(&str, usize, BTreeSet<usize>)> = None;
     for (prefix, (tensors, layers)) in prefixes {

@@ -103,7 +103,8 @@ impl Checkpoint {
         }
         if !self.tensors.keys().any(|name| is_head(name)) {
             let outer = embedding.name.find(".model.").map_or("", |end| &embedding.name[..=end]);
-            let name = format!("{outer}lm_head.weight");
+            let head = if embedding.name.ends_with("embed_in.weight") { "embed_out" } else { "lm_head" };
+            let name = format!("{outer}{head}.weight");
             self.tensors.insert(name.clone(), TensorInfo { name, ..embedding });
         }
         let key = "tie_word_embeddings";

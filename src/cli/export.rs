@@ -13,7 +13,7 @@ use crate::search::{export_record, model_card};
 pub(super) fn run(arguments: &Export, output: Output) -> Result<ExitCode, CliError> {
     let ledger = Ledger::open_for_reading(&arguments.results.join("ledger.sqlite"))?;
     let (asked, told) = export_record(&ledger, arguments.candidate.as_deref())?;
-    let RecipeFile { recipe, content_ids } = RecipeFile::from_toml(&asked.recipe)?;
+    let RecipeFile { recipe, content_ids, .. } = RecipeFile::from_toml(&asked.recipe)?;
     // Recipes of a run name their models absolutely; the folder only matters for Hugging Face ids.
     let models = OpenModels::open(&recipe, &arguments.results)?;
     models.check_content(&content_ids, &arguments.results)?;

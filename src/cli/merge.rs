@@ -15,6 +15,9 @@ use crate::recipe::{MaskKind, ModelReference, Recipe, RecipeFile};
 
 pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliError> {
     let file = RecipeFile::read(&arguments.recipe)?;
+    if !output.quiet {
+        file.ignored.iter().for_each(|note| eprintln!("note: {}: {note}", arguments.recipe.display()));
+    }
     let mut recipe = file.recipe;
     if let Some(seed) = arguments.seed {
         recipe.masks.seed = seed;

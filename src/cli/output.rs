@@ -42,7 +42,8 @@ impl Output {
         eprintln!("error: {error}");
         if self.json {
             let document = serde_json::json!({ "error": error.to_string(), "exit_code": error.exit_code() as u8 });
-            println!("{document}");
+            // The exit code and stderr say the same where this cannot be written.
+            let _ = writeln!(std::io::stdout().lock(), "{document}");
         }
     }
 }

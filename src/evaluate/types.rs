@@ -171,8 +171,8 @@ pub enum EvaluateError {
 }
 
 impl EvaluateError {
-    /// The exit code of a command that ends with this error. `Candidate` and `GivenUp` are outcomes that a search records;
-    /// reaching the edge of the program with one of them is a bug.
+    /// The exit code of a command that ends with this error. `Candidate` and `GivenUp` are outcomes that a search records; only a
+    /// single evaluation ends with them.
     pub fn exit_code(&self) -> crate::exit::ExitCode {
         use crate::exit::ExitCode;
         match self {

@@ -118,7 +118,7 @@ pub(crate) fn plan(recipe: &Recipe, models: &[Model], truncate_embeddings: bool)
     };
     let tensors = planner.tensors(&stages, prefix, &models[donor])?;
     if matches!(recipe.body, Body::Slices(_)) {
-        check_vocabulary(&tensors)?;
+        check_vocabulary(&tensors, models)?;
     }
     let layers = stages.iter().flat_map(|stage| {
         let template =
@@ -443,14 +443,25 @@ fn tied_embedding<'a>(model: &'a Model, name: &str) -> Option<(&'a String, &'a T
 }
 
 /// Embedding and head may come from different slices; they must be of one vocabulary.
-fn check_vocabulary(tensors: &[PlannedTensor]) -> Result<(), MergeError> {
+fn check_vocabulary(tensors: &[PlannedTensor], models: &[Model]) -> Result<(), MergeError> {
     let rows = |wanted: fn(&str) -> bool| tensors.iter().find(|tensor| wanted(&tensor.name) && tensor.shape.len() == 2);
+    // Some models have rows in their embedding that their head has not (for images).
+    let is_pair = |model: &Model, embedding: &PlannedTensor, head: &PlannedTensor| {
+        let own = |tensor: &PlannedTensor| {
+            model.checkpoint.tensors().get(&tensor.name).is_some_and(|info| info.shape == tensor.shape)
+        };
+        own(embedding) && own(head)
+    };
     match (rows(is_input_embedding), rows(is_head)) {
-        (Some(embedding), Some(head)) if embedding.shape[0] != head.shape[0] => Err(MergeError::Incompatible(format!(
-            "`{}` of the first slice has {} rows, `{}` of the last {}; the vocabularies differ: bring the models to one \
+        (Some(embedding), Some(head))
+            if embedding.shape[0] != head.shape[0] && !models.iter().any(|model| is_pair(model, embedding, head)) =>
+        {
+            Err(MergeError::Incompatible(format!(
+                "`{}` of the first slice has {} rows, `{}` of the last {}; the vocabularies differ: bring the models to one \
              tokenizer first (resize_token_embeddings)",
-            embedding.name, embedding.shape[0], head.name, head.shape[0]
-        ))),
+                embedding.name, embedding.shape[0], head.name, head.shape[0]
+            )))
+        }
         _ => Ok(()),
     }
 }

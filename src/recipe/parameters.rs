@@ -8,17 +8,19 @@ use crate::merge::{MethodSpecification, ParameterKind, ParameterScope};
 /// `int8_mask` has no numerical effect anywhere; `normalize` stands in configurations of methods that do not have it.
 const WITHOUT_EFFECT: [&str; 2] = ["int8_mask", "normalize"];
 
-/// Reads a `parameters` table. `source` says that it belongs to one input.
+/// Reads a `parameters` table. `source` says that it belongs to one input; `skip` is asked about parameters that the method does not
+/// have.
 pub(super) fn read(
     field: Option<Field<'_>>,
     method: &MethodSpecification,
     source: bool,
+    skip: &mut dyn FnMut(&str, &Field<'_>) -> bool,
 ) -> Result<Parameters, FieldError> {
     let mut parameters = Parameters::new();
     let Some(field) = field else { return Ok(parameters) };
     for (name, field) in field.named()? {
         let Some(specification) = method.parameter(name) else {
-            if WITHOUT_EFFECT.contains(&name) {
+            if WITHOUT_EFFECT.contains(&name) || skip(name, &field) {
                 continue;
             }
             return Err(unknown(name, &field, method));

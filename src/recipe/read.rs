@@ -1,12 +1,12 @@
 //! Recipes from files: TOML, and mergekit's YAML.
 //!
 //! Both use the same keys. What a merge could not honour is refused by name, never skipped: a recipe that is read says
-//! everything that its file says.
+//! everything that its file says. What has no effect in mergekit is named beside the recipe.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Body, Input, Masks, ModelReference, Recipe, RecipeError, Slice, parameters};
+use super::{Body, Input, Masks, ModelReference, Parameters, Recipe, RecipeError, Slice, parameters};
 use crate::checkpoint::Dtype;
 use crate::document::{Content, Field, FieldError, Fields, Node, nearest};
 use crate::merge::{MethodSpecification, find_method, methods};
@@ -20,6 +20,8 @@ pub struct RecipeFile {
     pub recipe: Recipe,
     /// Content id by model, where the file lists them: the models that the recipe was made for.
     pub content_ids: BTreeMap<ModelReference, String>,
+    /// What the file says without effect, for people: parameters of other methods in mergekit's YAML.
+    pub ignored: Vec<String>,
 }
 
 impl RecipeFile {
@@ -96,8 +98,9 @@ fn read_document(node: &Node, syntax: Syntax) -> Result<RecipeFile, RecipeError>
     let out_dtype = fields.take("out_dtype").map(|field| read_dtype(&field)).transpose()?;
     let tokenizer_source = read_tokenizer_source(&mut fields, syntax)?;
     let chat_template = fields.take("chat_template").map(|field| read_chat_template(&field)).transpose()?;
-    let parameters = parameters::read(fields.take("parameters"), method, false)?;
-    let body = read_body(&mut fields, method, syntax)?;
+    let mut reader = Reader { method, syntax, ignored: Vec::new() };
+    let parameters = reader.parameters(fields.take("parameters"), false)?;
+    let body = reader.body(&mut fields)?;
     let (masks, content) = match syntax {
         Syntax::Toml => (read_masks(fields.take("masks"))?, fields.take("content")),
         Syntax::Yaml => (Masks::default(), None),
@@ -116,7 +119,7 @@ fn read_document(node: &Node, syntax: Syntax) -> Result<RecipeFile, RecipeError>
     };
     recipe.validate()?;
     let content_ids = read_content(content, &recipe)?;
-    Ok(RecipeFile { recipe, content_ids })
+    Ok(RecipeFile { recipe, content_ids, ignored: reader.ignored })
 }
 
 fn read_method(fields: &mut Fields<'_>) -> Result<&'static MethodSpecification, FieldError> {
@@ -132,8 +135,10 @@ fn read_method(fields: &mut Fields<'_>) -> Result<&'static MethodSpecification, 
     })
 }
 
+/// mergekit takes PyTorch's names as well (`torch.bfloat16`).
 fn read_dtype(field: &Field<'_>) -> Result<Dtype, FieldError> {
-    field.word()?.parse().map_err(|reason: String| field.error(reason))
+    let name = field.word()?;
+    name.strip_prefix("torch.").unwrap_or(name).parse().map_err(|reason: String| field.error(reason))
 }
 
 /// A model: text, where `+` comes before a LoRA adapter and (in YAML) `@` before a revision, or mergekit's mapping, which holds
@@ -211,44 +216,70 @@ fn read_chat_template(field: &Field<'_>) -> Result<String, FieldError> {
     Ok(text.to_owned())
 }
 
-fn read_body(fields: &mut Fields<'_>, method: &MethodSpecification, syntax: Syntax) -> Result<Body, FieldError> {
-    if let Some(field) = fields.take("modules") {
-        return Err(field.error("models of several modules are not supported; use `models` or `slices`"));
-    }
-    match (fields.take("models"), fields.take("slices")) {
-        (Some(models), None) => {
-            let inputs = models.list()?;
-            Ok(Body::Models(inputs.iter().map(|field| read_input(field, method, syntax)).collect::<Result<_, _>>()?))
-        }
-        (None, Some(slices)) => {
-            let slices = slices.list()?;
-            Ok(Body::Slices(slices.iter().map(|field| read_slice(field, method, syntax)).collect::<Result<_, _>>()?))
-        }
-        (Some(_), Some(slices)) => Err(slices.error("give either this or `models`")),
-        (None, None) => Err(fields.error("missing: `models` (whole models) or `slices` (runs of layers)")),
-    }
+/// Reads what belongs to the method.
+struct Reader {
+    method: &'static MethodSpecification,
+    syntax: Syntax,
+    ignored: Vec<String>,
 }
 
-fn read_slice(field: &Field<'_>, method: &MethodSpecification, syntax: Syntax) -> Result<Slice, FieldError> {
-    let mut fields = field.fields()?;
-    if let Some(field) = fields.take("residual_weight") {
-        return Err(field.error("not supported (mergekit reads it and does nothing with it); remove it"));
+impl Reader {
+    fn body(&mut self, fields: &mut Fields<'_>) -> Result<Body, FieldError> {
+        if let Some(field) = fields.take("modules") {
+            return Err(field.error("models of several modules are not supported; use `models` or `slices`"));
+        }
+        match (fields.take("models"), fields.take("slices")) {
+            (Some(models), None) => {
+                let inputs = models.list()?;
+                Ok(Body::Models(inputs.iter().map(|field| self.input(field)).collect::<Result<_, _>>()?))
+            }
+            (None, Some(slices)) => {
+                let slices = slices.list()?;
+                Ok(Body::Slices(slices.iter().map(|field| self.slice(field)).collect::<Result<_, _>>()?))
+            }
+            (Some(_), Some(slices)) => Err(slices.error("give either this or `models`")),
+            (None, None) => Err(fields.error("missing: `models` (whole models) or `slices` (runs of layers)")),
+        }
     }
-    let sources = fields.require("sources", "the models that the slice is made of")?.list()?;
-    let base_model = fields.take("base_model").map(|field| read_model(&field, syntax)).transpose()?;
-    let parameters = parameters::read(fields.take("parameters"), method, false)?;
-    fields.finish()?;
-    let sources = sources.iter().map(|field| read_input(field, method, syntax)).collect::<Result<_, _>>()?;
-    Ok(Slice { sources, base_model, parameters })
-}
 
-fn read_input(field: &Field<'_>, method: &MethodSpecification, syntax: Syntax) -> Result<Input, FieldError> {
-    let mut fields = field.fields()?;
-    let model = read_model(&fields.require("model", "a folder or a Hugging Face id")?, syntax)?;
-    let layer_range = fields.take("layer_range").map(|field| read_layer_range(&field)).transpose()?;
-    let parameters = parameters::read(fields.take("parameters"), method, true)?;
-    fields.finish()?;
-    Ok(Input { model, layer_range, parameters })
+    fn slice(&mut self, field: &Field<'_>) -> Result<Slice, FieldError> {
+        let mut fields = field.fields()?;
+        if let Some(field) = fields.take("residual_weight") {
+            return Err(field.error("not supported (mergekit reads it and does nothing with it); remove it"));
+        }
+        let sources = fields.require("sources", "the models that the slice is made of")?.list()?;
+        let base_model = fields.take("base_model").map(|field| read_model(&field, self.syntax)).transpose()?;
+        let parameters = self.parameters(fields.take("parameters"), false)?;
+        fields.finish()?;
+        let sources = sources.iter().map(|field| self.input(field)).collect::<Result<_, _>>()?;
+        Ok(Slice { sources, base_model, parameters })
+    }
+
+    fn input(&mut self, field: &Field<'_>) -> Result<Input, FieldError> {
+        let mut fields = field.fields()?;
+        let model = read_model(&fields.require("model", "a folder or a Hugging Face id")?, self.syntax)?;
+        let layer_range = fields.take("layer_range").map(|field| read_layer_range(&field)).transpose()?;
+        let parameters = self.parameters(fields.take("parameters"), true)?;
+        fields.finish()?;
+        Ok(Input { model, layer_range, parameters })
+    }
+
+    /// mergekit drops what its method does not have. So does this, with a note, where another method has it; else it is a slip.
+    fn parameters(&mut self, field: Option<Field<'_>>, source: bool) -> Result<Parameters, FieldError> {
+        let is_of_another = |name: &str| methods().iter().any(|method| method.parameter(name).is_some());
+        let mut ignored = Vec::new();
+        let mut skip = |name: &str, field: &Field<'_>| {
+            let skipped = self.syntax == Syntax::Yaml && is_of_another(name);
+            if skipped {
+                let why = format!("has no effect with {}, here as in mergekit", self.method.name);
+                ignored.push(field.error(why).to_string());
+            }
+            skipped
+        };
+        let parameters = parameters::read(field, self.method, source, &mut skip)?;
+        self.ignored.extend(ignored);
+        Ok(parameters)
+    }
 }
 
 fn read_layer_range(field: &Field<'_>) -> Result<(usize, usize), FieldError> {

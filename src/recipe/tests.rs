@@ -159,6 +159,22 @@ fn tolerates_what_mergekit_writes_without_effect() {
 }
 
 #[test]
+fn parameters_of_other_methods_are_named_and_dropped_from_mergekits_files_only() {
+    let text = "merge_method: task_arithmetic\nbase_model: base\ndtype: torch.bfloat16\nmodels:\n- model: a\n  parameters:\n    weight: 1\n    density: 0.5\n";
+    let file = RecipeFile::from_mergekit_yaml(text).unwrap();
+    assert_eq!(file.recipe, Recipe::from_mergekit_yaml(&text.replace("    density: 0.5\n", "")).unwrap());
+    assert_eq!(file.recipe.dtype, Some(Dtype::Bfloat16));
+    let [note] = file.ignored.as_slice() else { panic!("{:?}", file.ignored) };
+    for word in ["line 8", "`models[0].parameters.density`", "no effect with task_arithmetic"] {
+        assert!(note.contains(word), "{note}");
+    }
+    let error = Recipe::from_mergekit_yaml(&text.replace("density", "densty")).unwrap_err().to_string();
+    assert!(error.contains("`models[0].parameters.densty`"), "{error}");
+    let toml = "merge_method = 'task_arithmetic'\nbase_model = 'base'\n[[models]]\nmodel = 'a'\nparameters = { weight = 1, density = 0.5 }\n";
+    assert!(Recipe::from_toml(toml).is_err());
+}
+
+#[test]
 fn errors_name_the_file_and_its_line() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("soup.toml");

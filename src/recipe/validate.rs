@@ -85,6 +85,8 @@ impl Recipe {
         if method.base == BaseUse::None
             && let Some(base) = &self.base_model
             && !self.body.inputs().any(|input| input.model == *base)
+            // Slices name all that they are made of; such a base gives configuration, tokenizer and dtype, as in mergekit.
+            && !matches!(self.body, Body::Slices(_))
         {
             let reason = format!("{} takes no base model: list `{base}` among the models, or remove this", method.name);
             return Err(Problem::new("base_model", reason).into());

@@ -270,7 +270,7 @@ holdout = { fraction = 0.5 }
             asked: &asked,
             evaluations: 3,
             again: &BTreeMap::new(),
-            progress: lines.as_ref(),
+            progress: &progress,
             stop: &stop,
         };
         let verdict = ceremony.hold(&[rows[2].clone(), rows[1].clone()], Some(&rows[0])).await.unwrap();

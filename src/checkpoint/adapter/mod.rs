@@ -155,6 +155,9 @@ impl Adapter {
             all.update(change.scale.to_le_bytes());
             all.update([u8::from(change.left.transposed), u8::from(change.right.transposed)]);
         }
+        if self.keeps_ties {
+            all.update(b"keeps ties");
+        }
         all.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
