@@ -221,6 +221,25 @@ fn adapters_are_never_merged_into_a_copy_of_the_model() {
     }
 }
 
+#[test]
+fn a_merge_that_is_interrupted_leaves_nothing() {
+    let family = Family::new(64 << 20, 1 << 20);
+    let out = family.path("out");
+    let mut child = family.command("sce", &out).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let begun = || entries(family.folder.path()).iter().any(|name| name.contains("partial"));
+    while !begun() {
+        assert!(child.try_wait().unwrap().is_none(), "the merge ended before it began to write");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let pid = rustix::process::Pid::from_raw(child.id().try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(75), "{stderr}");
+    assert!(stderr.contains("merge cancelled"), "{stderr}");
+    assert!(!out.exists() && !begun(), "{:?}", entries(family.folder.path()));
+}
+
 fn entries(folder: &Path) -> Vec<String> {
     let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names.collect()

@@ -94,6 +94,57 @@ fn check_prices_a_race_with_a_budget_of_evaluations() {
 }
 
 #[test]
+fn a_refused_start_leaves_nothing_and_names_the_key() {
+    let scratch = Scratch::new();
+    let rest = format!("{SPACE}{TASKS}[strategy]\nkind = \"genetic\"\npopulaton = 9\n");
+    let run_file = scratch.run_file("run", 12, "name = \"sphere\"\nsamples = 50", &rest);
+    let output = scratch.evomerge(&["search", run_file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+    assert!(stderr(&output).contains("`strategy.populaton`"), "{}", stderr(&output));
+    assert!(!scratch.path("results/run").exists());
+}
+
+#[test]
+fn a_landscape_has_no_model_to_export_and_says_what_its_fingerprint_stands_for() {
+    let scratch = Scratch::new();
+    let run = |name: &str| {
+        scratch.run_file("run", 12, &format!("name = \"{name}\"\nsamples = 50"), &format!("{SPACE}{TASKS}"))
+    };
+    let output = scratch.evomerge(&["search", run("sphere").to_str().unwrap()]);
+    assert!(output.status.success() && !stdout(&output).contains("evomerge export"), "{}", stdout(&output));
+    let output = scratch.evomerge(&["search", run("ackley").to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+    assert!(stderr(&output).contains("(data, settings or version of the evaluator are others)"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_damaged_ledger_is_bad_data_for_a_search_too() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 12, "name = \"sphere\"\nsamples = 50", &format!("{SPACE}{TASKS}"));
+    scratch.search(&run_file, &[]);
+    let ledger = scratch.path("results/run/ledger.sqlite");
+    std::fs::write(&ledger, vec![7; 9000]).unwrap();
+    let output = scratch.evomerge(&["search", run_file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(65), "{}", stderr(&output));
+    assert!(stderr(&output).contains("ledger.sqlite"), "{}", stderr(&output));
+}
+
+#[test]
+fn check_sees_that_results_cannot_be_written() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 12, "name = \"sphere\"\nsamples = 50", &format!("{SPACE}{TASKS}"));
+    std::fs::write(scratch.path("file"), "").unwrap();
+    let check = |results: &str| scratch.evomerge(&["check", run_file.to_str().unwrap(), "--results", results]);
+    for results in ["file", "file/below", "/proc/evomerge"] {
+        let output = check(results);
+        assert_eq!(output.status.code(), Some(73), "{results}: {}", stderr(&output));
+        assert!(stderr(&output).contains(results), "{}", stderr(&output));
+    }
+    assert!(check("some/where/new").status.success());
+    assert!(!scratch.path("some").exists());
+}
+
+#[test]
 fn a_replay_of_far_more_samples_than_recorded_is_refused() {
     let scratch = Scratch::new();
     std::fs::write(scratch.path("scores.csv"), "candidate,1,2\na,1,0\nb,0,1\n").unwrap();

@@ -8,6 +8,7 @@ use super::arguments::{MaskChoice, Merge};
 use super::duration::human_bytes;
 use super::error::CliError;
 use super::output::Output;
+use super::signals;
 use crate::checkpoint::{Checkpoint, ContentIds, open_model};
 use crate::exit::ExitCode;
 use crate::merge::{MergeOptions, MergeReport, Merger, MergerOptions};
@@ -135,7 +136,8 @@ pub(super) fn materialize(
             .with_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()))
     };
     let show = |progress: crate::merge::Progress| bar.set_position(progress.bytes_written);
-    let options = MergeOptions { progress: Some(&show), ..options };
+    let cancel = signals::cancelled_by_signal();
+    let options = MergeOptions { progress: Some(&show), cancel: Some(&cancel), ..options };
     let report = merger.materialize(recipe, out, &options);
     bar.finish_and_clear();
     Ok(report?)

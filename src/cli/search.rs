@@ -87,7 +87,9 @@ fn describe(report: &RunReport) -> String {
     let folder = &report.folder;
     text.push_str(&format!("\nrecipe   {}\n", folder.join("best/recipe.toml").display()));
     text.push_str(&format!("trials   {}\n", folder.join("trials.csv").display()));
-    text.push_str(&format!("model    evomerge export {} --out DIR\n", folder.display()));
+    if report.has_models {
+        text.push_str(&format!("model    evomerge export {} --out DIR\n", folder.display()));
+    }
     text
 }
 

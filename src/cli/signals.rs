@@ -1,11 +1,14 @@
 //! Signals: the first asks for a stop in good order, the second for one at once.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::CliError;
+use crate::exit::ExitCode;
 use crate::search::Stop;
 
 /// How long evaluations under way may take after the first signal.
@@ -31,6 +34,38 @@ pub(super) fn watch(stop: Stop) -> Result<(), CliError> {
         stop.now.cancel();
     });
     Ok(())
+}
+
+/// A flag that the first SIGINT or SIGTERM sets, for work that looks at it; the second one ends the process as it would have. Without
+/// signals (no thread to be had) the first one does.
+pub(super) fn cancelled_by_signal() -> Arc<AtomicBool> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let seen = flag.clone();
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    // The thread lives as long as the process.
+    let _ = std::thread::Builder::new().name("signals".into()).spawn(move || {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+        runtime.block_on(async {
+            let (Ok(mut interrupt), Ok(mut terminate)) =
+                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+            else {
+                return;
+            };
+            let _ = ready.send(());
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                if seen.swap(true, Ordering::Relaxed) {
+                    std::process::exit(ExitCode::Stopped as i32);
+                }
+            }
+        });
+    });
+    // An error says that the thread ended without listening.
+    let _ = is_ready.recv();
+    flag
 }
 
 /// Where the evaluator of a command that leaves no results may write.

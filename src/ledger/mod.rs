@@ -305,10 +305,13 @@ fn to_sql(count: u64) -> i64 {
 }
 
 fn classify(path: &Path, source: rusqlite::Error) -> LedgerError {
-    use rusqlite::ErrorCode::{CannotOpen, DiskFull, ReadOnly, SystemIoFailure};
+    use rusqlite::ErrorCode::{CannotOpen, DatabaseCorrupt, DiskFull, NotADatabase, ReadOnly, SystemIoFailure};
     let path = path.to_path_buf();
     match source.sqlite_error_code() {
         Some(DiskFull | ReadOnly | SystemIoFailure | CannotOpen) => LedgerError::NotWritable { path, source },
+        Some(DatabaseCorrupt | NotADatabase) => {
+            LedgerError::Corrupt { path, what: "the file".into(), reason: source.to_string() }
+        }
         _ => LedgerError::Sqlite { path, source },
     }
 }

@@ -78,6 +78,9 @@ pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchErro
             prepared.models.candidate_bytes
         )));
     }
+    for folder in [folder.as_path(), results] {
+        refuse_unwritable(folder)?;
+    }
     let smallest_gain = smallest_gain(prepared);
     Ok(Findings {
         name: config.name.clone(),
@@ -106,6 +109,20 @@ pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchErro
 /// The folder, or the nearest one above it that is there.
 fn existing(folder: &Path) -> Option<&Path> {
     folder.ancestors().find(|path| path.is_dir()).or(Some(Path::new(".")))
+}
+
+/// Refuses a folder that a search could not make or write to.
+fn refuse_unwritable(folder: &Path) -> Result<(), SearchError> {
+    let refused = |source| SearchError::Write { path: folder.to_path_buf(), source };
+    if let Some(file) = folder.ancestors().find(|path| path.symlink_metadata().is_ok() && !path.is_dir()) {
+        let reason = format!("{} is no folder", file.display());
+        return Err(refused(std::io::Error::new(std::io::ErrorKind::NotADirectory, reason)));
+    }
+    let Some(parent) = existing(folder) else { return Ok(()) };
+    // Asks by trying: permissions do not tell of file systems that take no files.
+    let probe = parent.join(format!(".evomerge-check-{}", std::process::id()));
+    std::fs::OpenOptions::new().write(true).create_new(true).open(&probe).map_err(refused)?;
+    std::fs::remove_file(&probe).map_err(refused)
 }
 
 fn describe_task(prepared: &Prepared, task: &crate::score::ObjectiveTask) -> String {

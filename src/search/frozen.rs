@@ -10,6 +10,10 @@ use crate::ledger::Ledger;
 /// Facts of the ledger: names in the order of the run file.
 const TASKS: &str = "tasks";
 const GENES: &str = "genes";
+/// Parts of a run's identity that do not stand in the run file.
+const CONTENTS: &str = "content of models";
+const FINGERPRINT: &str = "evaluator fingerprint";
+const HOLDOUT_FINGERPRINT: &str = "hold-out fingerprint";
 
 /// Decisions of a run's first start that later starts keep.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,7 +53,7 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
     };
     let recorded: Value = serde_json::from_str(&recorded)
         .map_err(|error| SearchError::BadData(format!("ledger: the run's identity cannot be read: {error}")))?;
-    let mut differences = differences(&recorded, &identity);
+    let mut differences: Vec<String> = differences(&recorded, &identity).into_iter().map(explained).collect();
     differences.extend(moved(ledger, TASKS, "tasks", &task_names(prepared))?);
     differences.extend(moved(ledger, GENES, "space.genes", &gene_names(prepared))?);
     if !differences.is_empty() {
@@ -63,6 +67,17 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
         racing: serde_json::from_str(&fact("racing")?).unwrap_or(None),
     };
     Ok((frozen, false))
+}
+
+/// Fingerprints and content ids tell nobody what changed.
+fn explained(line: String) -> String {
+    let why = [
+        (FINGERPRINT, "data, settings or version of the evaluator are others"),
+        (HOLDOUT_FINGERPRINT, "data, settings or version of the hold-out's evaluator are others"),
+        (CONTENTS, "a model has other weights, or lies elsewhere"),
+    ];
+    let found = why.iter().find(|(key, _)| line.starts_with(key) || line.starts_with(&format!("\"{key}\"")));
+    found.map_or(line.clone(), |(_, why)| format!("{line} ({why})"))
 }
 
 /// A list of names that is another order of the one recorded: proposals and sums follow the order.
@@ -86,10 +101,10 @@ fn identity(prepared: &Prepared) -> Value {
     let contents: Vec<Value> =
         prepared.models.content_ids.iter().map(|(model, content)| json!([model.to_string(), content])).collect();
     if let Value::Object(fields) = &mut identity {
-        fields.insert("content of models".into(), Value::Array(contents));
-        fields.insert("evaluator fingerprint".into(), json!(prepared.evaluator.fingerprint()));
+        fields.insert(CONTENTS.into(), Value::Array(contents));
+        fields.insert(FINGERPRINT.into(), json!(prepared.evaluator.fingerprint()));
         let holdout = prepared.holdout.as_ref().map(|holdout| holdout.evaluator.fingerprint().to_string());
-        fields.insert("hold-out fingerprint".into(), json!(holdout));
+        fields.insert(HOLDOUT_FINGERPRINT.into(), json!(holdout));
     }
     identity
 }

@@ -12,7 +12,14 @@ pub fn model_card(
     verdict: Option<&str>,
 ) -> String {
     let names: Vec<String> = recipe.models().into_iter().map(short_name).collect();
-    let mut text = String::from("---\ntags:\n- merge\n- evomerge\n---\n\n");
+    let mut text = String::from("---\nlibrary_name: transformers\n");
+    // The hub links to what it knows; folders of one machine are nobody else's business.
+    let on_the_hub: Vec<&str> = locations(recipe).filter(|location| is_repository(location)).collect();
+    if !on_the_hub.is_empty() {
+        text.push_str("base_model:\n");
+        on_the_hub.iter().for_each(|id| text.push_str(&format!("- {id}\n")));
+    }
+    text.push_str("tags:\n- merge\n- evomerge\n---\n\n");
     text.push_str(&format!("# {run}: candidate {}\n\n", asked.candidate_id));
     text.push_str(&format!(
         "A merge of {} by `{}`, found by evomerge {} in evaluation {} ({}).\n\n",
@@ -39,6 +46,24 @@ pub fn model_card(
     text.push_str(recipe.to_mergekit_yaml().trim_end());
     text.push_str(&format!("\n```\n\nrecipe sha256: `{}`\n", asked.recipe_sha256));
     text
+}
+
+fn locations(recipe: &Recipe) -> impl Iterator<Item = &str> {
+    recipe
+        .models()
+        .into_iter()
+        .flat_map(move |model| [Some(model.location.as_str()), model.adapter.as_deref()])
+        .flatten()
+}
+
+/// `owner/name`, and nothing on this machine.
+fn is_repository(location: &str) -> bool {
+    let parts: Vec<&str> = location.split('/').collect();
+    let is_name = |part: &&str| {
+        part.starts_with(|first: char| first.is_ascii_alphanumeric())
+            && part.chars().all(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(letter))
+    };
+    parts.len() == 2 && parts.iter().all(is_name) && !std::path::Path::new(location).exists()
 }
 
 fn scores(told: &ToldRecord) -> String {

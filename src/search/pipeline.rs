@@ -13,7 +13,7 @@ use super::candidate::{Candidate, EvaluationContext};
 use super::progress::Progress;
 use super::slots::Slots;
 use super::{SearchError, Stop};
-use crate::evaluate::{Attempt, AttemptObserver, EvaluateError, Evaluation, Evaluator, FaultClass, TaskScores};
+use crate::evaluate::{Attempt, AttemptObserver, EvaluateError, Evaluation, Evaluator, Fault, FaultClass, TaskScores};
 use crate::ledger::{Ledger, LedgerError};
 use crate::merge::{MergeError, MergeOptions, Merger};
 use crate::strategy::Status;
@@ -380,10 +380,10 @@ impl AttemptObserver for LedgerAttempts {
         if let Err(error) = self.ledger.event(self.event, Some(self.index), &payload) {
             *self.fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
         }
-        // What a candidate is to blame for ends its evaluation and is counted; back-pressure is everyday.
-        if let Some(fault) =
-            attempt.fault.as_ref().filter(|fault| attempt.counts && fault.class != FaultClass::Candidate)
-        {
+        // What a candidate is to blame for ends its evaluation and is counted, a wrong configuration ends the search, and
+        // back-pressure is everyday.
+        let passes = |fault: &&Fault| matches!(fault.class, FaultClass::Infrastructure | FaultClass::Resource);
+        if let Some(fault) = attempt.fault.as_ref().filter(passes).filter(|_| attempt.counts) {
             let (index, number, seconds) = (self.index, attempt.number, attempt.seconds);
             self.progress.line(&format!("evaluation {index}, attempt {number} failed after {seconds:.1} s: {fault}"));
         }

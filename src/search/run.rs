@@ -39,6 +39,8 @@ pub struct Row {
 pub struct RunReport {
     pub name: String,
     pub folder: PathBuf,
+    /// Whether candidates were models on disk; landscapes have none.
+    pub has_models: bool,
     pub evaluations: u64,
     pub scored: u64,
     pub infeasible: u64,

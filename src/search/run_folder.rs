@@ -15,6 +15,17 @@ pub struct RunFolder {
     _lock: File,
 }
 
+impl Drop for RunFolder {
+    /// A start that was refused leaves nothing.
+    fn drop(&mut self) {
+        let Ok(entries) = std::fs::read_dir(&self.path) else { return };
+        if entries.flatten().all(|entry| entry.file_name() == LOCK) {
+            let _ = std::fs::remove_file(self.path.join(LOCK));
+            let _ = std::fs::remove_dir(&self.path);
+        }
+    }
+}
+
 impl RunFolder {
     /// Creates the folder if needed and locks it; a second process on the same run is refused.
     pub fn lock(results: &Path, name: &str) -> Result<Self, SearchError> {

@@ -169,9 +169,9 @@ pub enum StrategyError {
     OutOfOrder { index: u64, last: u64 },
     #[error("the strategy was asked again before its last proposal was placed")]
     NotPlaced,
-    #[error("strategy `{kind}` searches a space, and the run file has no `[space]`")]
+    #[error("run file: strategy `{kind}` searches a space, and there is no `[space]`")]
     NoSpace { kind: String },
-    #[error("strategy setting `{key}`: {reason}")]
+    #[error("run file: `strategy.{key}`: {reason}")]
     Setting { key: String, reason: String },
 }
 

@@ -74,6 +74,7 @@ impl Search {
             export::write(&self.folder.path().join("verdict.json"), (text + "\n").as_bytes())?;
         }
         Ok(RunReport {
+            has_models: self.stage.is_some(),
             name: self.prepared.config.name.clone(),
             folder: self.folder.path().to_path_buf(),
             evaluations: self.rows.len() as u64,
