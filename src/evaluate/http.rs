@@ -132,7 +132,12 @@ async fn meet_all(pool: &Pool, startup_timeout: Duration) -> Result<(), Evaluate
         let met = pool.endpoints.iter().any(|endpoint| endpoint.facts().is_some());
         let left = startup_timeout.saturating_sub(started.elapsed());
         match down {
-            Some(fault) if left.is_zero() => return if met { Ok(()) } else { Err(EvaluateError::Outage(fault)) },
+            Some(_) if left.is_zero() && met => return Ok(()),
+            Some(fault) if left.is_zero() => {
+                let waited = startup_timeout.as_secs_f64();
+                let detail = format!("{}; waited {waited:.0} s for it (evaluator.startup_timeout)", fault.detail);
+                return Err(EvaluateError::Outage(Fault { detail, ..fault }));
+            }
             Some(_) => tokio::time::sleep(pool.policy.probe_wait(round.min(2)).min(left)).await,
             None if met => return Ok(()),
             None => {

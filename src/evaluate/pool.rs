@@ -234,7 +234,15 @@ impl Pool {
     /// Outage when `clock` and the last answer that anyone got both lie further back than `max_outage`.
     pub fn check_outage(&self, clock: &OutageClock, fault: Fault) -> Result<(), EvaluateError> {
         match clock.since {
-            Some(since) if self.stalled_since(since).elapsed() > self.max_outage => Err(EvaluateError::Outage(fault)),
+            Some(since) if self.stalled_since(since).elapsed() > self.max_outage => {
+                let waited = self.max_outage.as_secs_f64();
+                let detail = format!(
+                    "{}; nothing answered for {waited:.0} s (evaluator.max_outage); the same command continues the run when \
+                     something does",
+                    fault.detail
+                );
+                Err(EvaluateError::Outage(Fault { detail, ..fault }))
+            }
             _ => Ok(()),
         }
     }

@@ -161,7 +161,7 @@ fn serve(connection: TcpStream, inner: &Inner) {
         ("POST", _) => {
             inner.posts.lock().unwrap().pop_front().unwrap_or_else(|| inner.otherwise.lock().unwrap().clone())
         }
-        (_, "/v1/health") => inner.healths.lock().unwrap().pop_front().unwrap_or(Reply::Good),
+        (_, path) if path.ends_with("/v1/health") => inner.healths.lock().unwrap().pop_front().unwrap_or(Reply::Good),
         (_, "/v1/capabilities") => Reply::Good,
         _ => inner.polls.lock().unwrap().pop_front().unwrap_or(Reply::Good),
     };
@@ -261,7 +261,7 @@ fn good_answer(seen: &Seen, inner: &Inner) -> Value {
     let mut capabilities = inner.capabilities.lock().unwrap().clone();
     capabilities["instance_id"] = json!(instance);
     match (seen.method.as_str(), seen.path.as_str()) {
-        (_, "/v1/health") => json!({"status": "ok", "instance_id": instance}),
+        (_, path) if path.ends_with("/v1/health") => json!({"status": "ok", "instance_id": instance}),
         ("POST", _) => evaluation(&seen.json(), &capabilities),
         ("GET", "/v1/capabilities") => capabilities,
         // A poll: the evaluation that was asked for last.

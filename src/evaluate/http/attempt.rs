@@ -84,7 +84,11 @@ fn evaluation_of(answer: &Answer) -> Result<WireEvaluation, Verdict> {
     }
     serde_json::from_slice(&answer.body).map_err(|error| {
         let start = shortened(&String::from_utf8_lossy(&answer.body[..answer.body.len().min(80)]));
-        Verdict::of_answer(violation(format!("the answer is no evaluation document ({error}): {start}")))
+        let has_nan = [b"NaN".as_slice(), b"Infinity"]
+            .iter()
+            .any(|word| answer.body.windows(word.len()).any(|found| found == *word));
+        let hint = if has_nan { "; JSON has no NaN: write \"value\": null and \"nonfinite\": \"nan\"" } else { "" };
+        Verdict::of_answer(violation(format!("the answer is no evaluation document ({error}){hint}: {start}")))
     })
 }
 

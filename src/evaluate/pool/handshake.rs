@@ -64,7 +64,12 @@ impl Pool {
         };
         if answer.status != 200 {
             let verdict = of_error_answer(&answer);
-            let fault = Fault { detail: format!("GET /{path}: {}", verdict.fault.detail), ..verdict.fault };
+            let hint = match (answer.status, endpoint.url.path().trim_end_matches('/').ends_with("/v1")) {
+                (404, true) => "; `endpoints` are base URLs, without /v1",
+                (404, false) => "; is this an eval endpoint?",
+                _ => "",
+            };
+            let fault = Fault { detail: format!("GET /{path}: {}{hint}", verdict.fault.detail), ..verdict.fault };
             let fault = fault.at(&endpoint.label);
             return Err(if verdict.reaction == Reaction::Pause {
                 Refusal::Refused(fault)

@@ -192,6 +192,16 @@ async fn faults_of_the_infrastructure_change_no_result() {
 }
 
 #[tokio::test]
+async fn a_bare_nan_is_explained() {
+    let body = r#"{"evaluation_id": "ev-1", "tasks": {"add": {"metrics": {"accuracy": {"value": NaN}}}}}"#;
+    let server = FaultServer::start(vec![Reply::Raw(http(200, &[], body))]);
+    let bench = Bench::of(&[&server]);
+    assert_scored(&bench.evaluate().await.unwrap());
+    let fault = bench.attempts()[0].fault.clone().unwrap();
+    assert!(fault.detail.contains("JSON has no NaN") && fault.detail.contains("nonfinite"), "{fault}");
+}
+
+#[tokio::test]
 async fn two_server_errors_in_a_row_are_survived() {
     let server = FaultServer::start(vec![html(500), html(500)]);
     let bench = Bench::of(&[&server]);

@@ -111,6 +111,19 @@ async fn nobody_at_the_start_is_an_outage() {
     let error = bench.connect().await.err().unwrap();
     assert!(matches!(error, EvaluateError::Outage(_)), "{error}");
     assert_eq!(error.exit_code(), crate::exit::ExitCode::Stopped);
+    assert!(error.to_string().contains("evaluator.startup_timeout"), "{error}");
+}
+
+#[tokio::test]
+async fn a_base_url_that_ends_in_the_protocols_own_path_is_explained() {
+    let server = FaultServer::start(vec![]);
+    server.inner.healths.lock().unwrap().extend([html(404), html(404)]);
+    for (path, hint) in [("/v1", "base URLs, without /v1"), ("", "is this an eval endpoint?")] {
+        let mut bench = Bench::new(vec![format!("{}{path}", server.url())]);
+        bench.patience.startup_timeout = Duration::ZERO;
+        let error = bench.connect().await.err().unwrap();
+        assert!(error.to_string().contains(hint), "{path}: {error}");
+    }
 }
 
 #[tokio::test]
@@ -147,6 +160,7 @@ async fn an_outage_in_mid_run_is_waited_out_and_ends_at_its_limit() {
     drop(server);
     let error = bench.score(&evaluator).await.unwrap_err();
     assert!(matches!(&error, EvaluateError::Outage(fault) if fault.code == "unreachable"), "{error}");
+    assert!(error.to_string().contains("evaluator.max_outage"), "{error}");
 }
 
 #[tokio::test]
