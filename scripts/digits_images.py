@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Turns the eval.npz of a digits zoo into a safetensors file that examples/landscape.rs reads. Standard library only.
+"""Turns the eval.npz of a digits zoo into a safetensors file that examples/landscape reads. Standard library only.
 
   digits_images.py ZOO OUT.safetensors
 

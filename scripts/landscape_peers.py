@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Runs other optimizers on the landscapes of examples/landscape.rs: same merges, same masks, same scores as ours.
+"""Runs other optimizers on the landscapes of examples/landscape: same merges, same masks, same scores as ours.
 
   landscape_peers.py --landscape target/release/examples/landscape --zoo evals/digits/tasks --images tasks.safetensors \\
       --space dare8 [--peers optuna_tpe,cma_05] [--seeds 0-9] [--budget 1000]
 
-Needs `pip install numpy cma cmaes pymoo optuna nevergrad`. One JSON line a run, as examples/landscape.rs prints them, so that
+Needs `pip install numpy cma cmaes pymoo optuna nevergrad`. One JSON line a run, as examples/landscape prints them, so that
 scripts/landscape_table.py takes both. Every optimizer sees numbers from 0 to 1 and one evaluation at a time; each has the settings
 that its own documentation or the merging tool that uses it gives.
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Medians of examples/landscape.rs beside the peers' (evals/digits/peers.csv). Standard library only.
+"""Medians of examples/landscape beside the peers' (evals/digits/peers.csv). Standard library only.
 
   landscape_table.py [--paired] RESULTS.jsonl...
 
