@@ -217,6 +217,10 @@ pub(super) struct Portfolio {
     asked: u64,
     open: Option<Owner>,
     owners: BTreeMap<u64, Owner>,
+    /// What came of the teams' proposals, without scores by sample: those of each team are news to the others.
+    outcomes: BTreeMap<u64, (Owner, Outcome)>,
+    /// Teams that proposed what another team had proposed before, and that evaluation.
+    met: Vec<(usize, u64)>,
 }
 
 impl Portfolio {
@@ -230,6 +234,8 @@ impl Portfolio {
             asked: 0,
             open: None,
             owners: BTreeMap::new(),
+            outcomes: BTreeMap::new(),
+            met: Vec::new(),
         }
     }
 
@@ -253,6 +259,20 @@ impl Portfolio {
         self.teams.push(team);
         Ok(())
     }
+
+    /// Tells teams what came of proposals of others that they made too; else they would wait for it for ever.
+    fn tell_those_who_met(&mut self) -> Result<(), StrategyError> {
+        for (team, of) in std::mem::take(&mut self.met) {
+            match self.outcomes.get(&of) {
+                Some((owner, outcome)) if owner.team != team => {
+                    self.teams[team].learn(&Content::Genome(owner.genome.clone()), outcome)?;
+                }
+                Some(_) => {}
+                None => self.met.push((team, of)),
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Strategy for Portfolio {
@@ -261,6 +281,7 @@ impl Strategy for Portfolio {
     }
 
     fn ask(&mut self) -> Result<Ask, StrategyError> {
+        self.tell_those_who_met()?;
         self.renew()?;
         let latest = self.teams.len() - 1;
         let first = if self.asked.is_multiple_of(BEST_TURN) { self.best() } else { latest };
@@ -281,13 +302,24 @@ impl Strategy for Portfolio {
     fn place(&mut self, placement: Placement) {
         let Some(owner) = self.open.take() else { return };
         self.teams[owner.team].place(owner.member, &owner.genome, placement);
-        if let Placement::Asked { index } = placement {
-            self.owners.insert(index, owner);
+        match placement {
+            Placement::Asked { index } => {
+                self.owners.insert(index, owner);
+            }
+            // Baselines are known to all teams.
+            Placement::Duplicate { of } if self.owners.contains_key(&of) || self.outcomes.contains_key(&of) => {
+                self.met.push((owner.team, of));
+            }
+            Placement::Duplicate { .. } => {}
         }
     }
 
     fn tell(&mut self, outcome: &Outcome) -> Result<(), StrategyError> {
-        let Some(Owner { team, member, genome }) = self.owners.remove(&outcome.index) else { return Ok(()) };
+        let Some(owner) = self.owners.remove(&outcome.index) else { return Ok(()) };
+        let mut kept = outcome.clone();
+        kept.tasks.values_mut().for_each(|scores| scores.per_sample = None);
+        let Owner { team, member, genome } = owner.clone();
+        self.outcomes.insert(outcome.index, (owner, kept));
         self.teams[team].tell(member, genome, outcome)
     }
 
@@ -327,6 +359,42 @@ mod tests {
         assert!(designs.iter().any(|at| *at < 20) && designs.iter().any(|at| *at > 35), "{designs:?}");
         let rows = run("patience = 1000", 100, &|_| 0.5);
         assert!(origins(&rows, "sobol").iter().all(|at| *at < 20));
+    }
+
+    #[test]
+    fn a_team_hears_of_what_another_one_had_proposed_before() {
+        let table: toml::Table = "patience = 5".parse().unwrap();
+        let setup = Setup { seeds: vec![], ..setup(TestSpace::reals(1), 1) };
+        let parameters = Parameters::read(&mut Settings::new(&table), 1).unwrap();
+        let mut portfolio = Portfolio::new(parameters, setup.landscape.clone().unwrap(), &setup);
+        let outcome = |index| Outcome {
+            index,
+            status: crate::strategy::Status::Scored,
+            objective: Some(0.5),
+            tasks: BTreeMap::new(),
+            fidelity: 1.0,
+        };
+        let mut index = 0;
+        while portfolio.teams.len() < 2 {
+            assert!(matches!(portfolio.ask().unwrap(), Ask::Proposal(_)));
+            portfolio.place(Placement::Asked { index });
+            portfolio.tell(&outcome(index)).unwrap();
+            index += 1;
+        }
+        // The ask that made the second team has placed its proposal; the next one of that team is called one of the first.
+        while portfolio.open.as_ref().is_none_or(|owner| owner.team != 1) {
+            if portfolio.open.is_some() {
+                portfolio.place(Placement::Asked { index });
+                portfolio.tell(&outcome(index)).unwrap();
+                index += 1;
+            }
+            assert!(matches!(portfolio.ask().unwrap(), Ask::Proposal(_)));
+        }
+        portfolio.place(Placement::Duplicate { of: 0 });
+        assert_eq!(portfolio.met, [(1, 0)]);
+        let known = portfolio.teams[1].elite.len();
+        portfolio.ask().unwrap();
+        assert_eq!((portfolio.teams[1].elite.len(), portfolio.met.len()), (known + 1, 0));
     }
 
     #[test]
