@@ -64,6 +64,23 @@ fn attempts_that_fail_are_told_as_they_fail() {
 }
 
 #[test]
+fn every_evaluation_is_told_to_those_who_ask() {
+    let scratch = Scratch::new();
+    let evaluator = "name = \"sphere\"\nsamples = 50\ninfeasible_rate = 0.3";
+    let run_file = scratch.run_file("run", 20, evaluator, &format!("{SPACE}{TASKS}"));
+    let told = |arguments: &[&str]| {
+        let output = scratch.evomerge(&[&["search", run_file.to_str().unwrap(), "--fresh"], arguments].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        stderr(&output).lines().filter(|line| line.starts_with("evaluation ")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&[]), Vec::<String>::new());
+    let lines = told(&["-v"]);
+    assert_eq!(lines.len(), 20, "{lines:?}");
+    assert!(lines.iter().any(|line| line.contains(": infeasible: ")), "{lines:?}");
+    assert!(lines.iter().any(|line| line.contains("(source:a), scored in ")), "{lines:?}");
+}
+
+#[test]
 fn check_prices_a_race_with_a_budget_of_evaluations() {
     let scratch = Scratch::new();
     let check = |racing: &str| {

@@ -27,7 +27,7 @@ pub(super) struct Common {
     /// Print results and errors only
     #[arg(short, long, global = true)]
     pub quiet: bool,
-    /// Print more; twice for everything
+    /// Print more: every evaluation of a search; bytes and speed of a merge
     #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,
     /// Print the result as one JSON document on stdout (text and progress go to stderr)

@@ -14,7 +14,12 @@ use crate::search::{Progress, Snapshot};
 const LINE_EVERY: Duration = Duration::from_secs(60);
 
 /// Shows a search to whoever is watching.
-pub(super) enum Screen {
+pub(super) struct Screen {
+    kind: Kind,
+    verbose: bool,
+}
+
+enum Kind {
     Quiet,
     Bar(ProgressBar),
     Lines(Mutex<Instant>),
@@ -22,21 +27,22 @@ pub(super) enum Screen {
 
 impl Screen {
     pub(super) fn new(output: Output) -> Self {
+        let screen = |kind| Self { kind, verbose: output.verbose > 0 };
         if output.quiet {
-            return Self::Quiet;
+            return screen(Kind::Quiet);
         }
         if !std::io::stderr().is_terminal() {
-            return Self::Lines(Mutex::new(Instant::now()));
+            return screen(Kind::Lines(Mutex::new(Instant::now())));
         }
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
         bar.set_style(style("{spinner} {msg}"));
         bar.enable_steady_tick(Duration::from_millis(120));
-        Self::Bar(bar)
+        screen(Kind::Bar(bar))
     }
 
     /// Takes the bar away.
     pub(super) fn finish(&self) {
-        if let Self::Bar(bar) = self {
+        if let Kind::Bar(bar) = &self.kind {
             bar.finish_and_clear();
         }
     }
@@ -49,17 +55,23 @@ fn style(template: &str) -> ProgressStyle {
 
 impl Progress for Screen {
     fn line(&self, text: &str) {
-        match self {
-            Self::Quiet => {}
-            Self::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
-            Self::Lines(_) => eprintln!("{text}"),
+        match &self.kind {
+            Kind::Quiet => {}
+            Kind::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
+            Kind::Lines(_) => eprintln!("{text}"),
+        }
+    }
+
+    fn detail(&self, text: &str) {
+        if self.verbose {
+            self.line(text);
         }
     }
 
     fn update(&self, snapshot: &Snapshot) {
-        match self {
-            Self::Quiet => {}
-            Self::Bar(bar) => {
+        match &self.kind {
+            Kind::Quiet => {}
+            Kind::Bar(bar) => {
                 if let Some(total) = snapshot.total
                     && bar.length() != Some(total)
                 {
@@ -69,7 +81,7 @@ impl Progress for Screen {
                 bar.set_position(snapshot.finished);
                 bar.set_message(describe(snapshot));
             }
-            Self::Lines(last) => {
+            Kind::Lines(last) => {
                 let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 if last.elapsed() >= LINE_EVERY {
                     *last = Instant::now();

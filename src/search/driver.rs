@@ -405,6 +405,7 @@ impl Search {
         self.finished_here += 1;
         let outcome = outcome_of(&record, self.fidelity(finished.index))?;
         let improved = self.note(finished.index, &outcome);
+        self.tell_of(&finished, objective);
         self.schedule.finished(outcome);
         if improved {
             self.export_best(&finished.candidate)?;

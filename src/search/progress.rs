@@ -24,6 +24,8 @@ pub struct Snapshot {
 pub trait Progress: Send + Sync {
     /// A line worth a person's attention (a notice, a new best, a retry).
     fn line(&self, text: &str);
+    /// A line for those who want to see everything; nobody does unless they say so.
+    fn detail(&self, _text: &str) {}
     /// The state changed.
     fn update(&self, snapshot: &Snapshot);
 }

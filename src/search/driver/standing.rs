@@ -1,0 +1,120 @@
+//! Where a run stands: its best, its failures, and what is shown of it.
+
+use std::time::Duration;
+
+use super::Search;
+use super::assembly::status_name;
+use crate::search::SearchError;
+use crate::search::pipeline::Finished;
+use crate::search::progress::Snapshot;
+use crate::search::run::Row;
+use crate::strategy::Status;
+
+/// Evaluations that may be given up before their share counts.
+const FAILURES_ALLOWED: u64 = 5;
+/// Share of given-up evaluations that stops a run: something systematic is wrong.
+const FAILURE_SHARE: f64 = 0.2;
+
+impl Search {
+    /// One line an evaluation, for those who want to see them all.
+    pub(super) fn tell_of(&self, finished: &Finished, objective: Option<f64>) {
+        let Some(asked) = self.asked.get(&finished.index) else { return };
+        let result = match (objective, &finished.error) {
+            (Some(objective), _) => format!("{objective:.4}"),
+            (None, Some(error)) => format!("{}: {error}", status_name(finished.status)),
+            (None, None) => status_name(finished.status).to_owned(),
+        };
+        let part = if asked.fidelity < 1.0 {
+            format!(", on {:.1} % of the samples", 100.0 * asked.fidelity)
+        } else {
+            String::new()
+        };
+        let seconds =
+            |what: &str, seconds: Option<f64>| seconds.map_or(String::new(), |s| format!(", {what} in {s:.2} s"));
+        self.progress.detail(&format!(
+            "evaluation {}: {result}  {} ({}{part}){}{}",
+            finished.index,
+            asked.candidate_id,
+            asked.origin,
+            seconds("merged", finished.materialize_s),
+            seconds("scored", finished.evaluate_s)
+        ));
+    }
+
+    pub(super) fn check_failures(&self, finished: &Finished) -> Result<(), SearchError> {
+        if finished.status != Status::Failed {
+            return Ok(());
+        }
+        let reason = finished.error.clone().unwrap_or_default();
+        self.progress.line(&format!("evaluation {} given up: {reason}", finished.index));
+        let failed = self.count(Status::Failed);
+        let all = self.rows.len() as u64;
+        if failed > FAILURES_ALLOWED && failed as f64 > FAILURE_SHARE * all as f64 {
+            return Err(SearchError::TooManyFailures { failed, finished: all, last: reason });
+        }
+        Ok(())
+    }
+
+    /// Models that exist and cannot be scored: the fault is hardly theirs.
+    pub(super) fn check_baselines(&self) -> Result<(), SearchError> {
+        let wanted = self.prepared.baselines();
+        let mut infeasible = 0;
+        for row in self.rows.range(..wanted).map(|(_, row)| row) {
+            infeasible += u64::from(row.status == Status::Infeasible);
+        }
+        if wanted == 0 || infeasible < wanted {
+            return Ok(());
+        }
+        let told = self.ledger.all_told()?;
+        let reason = told.get(&0).and_then(|record| record.error.clone()).unwrap_or_default();
+        Err(SearchError::BaselinesInfeasible { baselines: wanted, reason })
+    }
+
+    pub(super) fn count(&self, status: Status) -> u64 {
+        self.rows.values().filter(|row| row.status == status).count() as u64
+    }
+
+    /// Active time of this run, summed over its starts.
+    pub(super) fn active(&self) -> Duration {
+        self.active_before + self.started.elapsed()
+    }
+
+    pub(super) fn show(&self) {
+        let total = self.prepared.config.budget.evaluations;
+        let finished = self.rows.len() as u64;
+        let here = self.started.elapsed();
+        let remaining = total
+            .filter(|_| self.finished_here > 0)
+            .map(|total| here.mul_f64(total.saturating_sub(finished) as f64 / self.finished_here as f64));
+        let left = self.prepared.config.budget.wall_clock.map(|limit| limit.saturating_sub(self.active()));
+        self.progress.update(&Snapshot {
+            finished,
+            total,
+            in_flight: self.pipeline.evaluating(),
+            infeasible: self.count(Status::Infeasible),
+            failed: self.count(Status::Failed),
+            best: self.best.and_then(|(value, index)| Some((value, self.rows.get(&index)?.candidate_id.clone()))),
+            best_baseline: self.best_baseline().and_then(|row| Some((row.objective?, row.origin.clone()))),
+            active: self.active(),
+            remaining: match (remaining, left) {
+                (Some(first), Some(second)) => Some(first.min(second)),
+                (first, second) => first.or(second),
+            },
+        });
+    }
+
+    pub(super) fn baselines(&self) -> impl Iterator<Item = &Row> {
+        self.rows.values().filter(|row| self.asked.get(&row.index).is_some_and(|asked| asked.baseline))
+    }
+
+    /// The best baseline by search score; the earliest among equals.
+    pub(super) fn best_baseline(&self) -> Option<&Row> {
+        let mut best: Option<&Row> = None;
+        for row in self.baselines().filter(|row| row.objective.is_some()) {
+            if best.is_none_or(|best| row.objective > best.objective) {
+                best = Some(row);
+            }
+        }
+        best
+    }
+}
