@@ -81,6 +81,24 @@ fn every_evaluation_is_told_to_those_who_ask() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn a_search_goes_on_when_nobody_can_be_told() {
+    let scratch = Scratch::new();
+    let rest = format!("{SPACE}{TASKS}");
+    let run_file = scratch.run_file("run", 15, "name = \"sphere\"\nsamples = 50\nfault_rate = 0.2", &rest);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    for stderr in [std::process::Stdio::from(writer), full.into()] {
+        let mut command =
+            runs::command(scratch.folder.path(), &["search", run_file.to_str().unwrap(), "-v", "--fresh"]);
+        let output = command.stderr(stderr).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert!(stdout(&output).contains("run: 15 evaluations"), "{}", stdout(&output));
+    }
+}
+
+#[test]
 fn check_prices_a_race_with_a_budget_of_evaluations() {
     let scratch = Scratch::new();
     let check = |racing: &str| {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::arguments::{MaskChoice, Merge};
 use super::duration::human_bytes;
 use super::error::CliError;
-use super::output::Output;
+use super::output::{Output, say};
 use super::signals;
 use crate::checkpoint::{Checkpoint, ContentIds, open_model};
 use crate::exit::ExitCode;
@@ -17,7 +17,7 @@ use crate::recipe::{MaskKind, ModelReference, Recipe, RecipeFile};
 pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliError> {
     let file = RecipeFile::read(&arguments.recipe)?;
     if !output.quiet {
-        file.ignored.iter().for_each(|note| eprintln!("note: {}: {note}", arguments.recipe.display()));
+        file.ignored.iter().for_each(|note| say(&format!("note: {}: {note}", arguments.recipe.display())));
     }
     let mut recipe = file.recipe;
     if let Some(seed) = arguments.seed {

@@ -21,7 +21,7 @@ use clap::Parser as _;
 use crate::exit::ExitCode;
 use arguments::{Arguments, Command};
 use error::CliError;
-use output::Output;
+use output::{Output, say};
 
 /// Parses the process's arguments, runs the command, reports an error on stderr.
 pub fn main() -> ExitCode {
@@ -42,8 +42,8 @@ pub fn main() -> ExitCode {
         }
         // The hook has printed what broke and where.
         Err(_) => {
-            eprintln!(
-                "error: a bug in evomerge ended this command; what was recorded is safe. Please report the lines above."
+            say(
+                "error: a bug in evomerge ended this command; what was recorded is safe. Please report the lines above.",
             );
             ExitCode::Internal
         }

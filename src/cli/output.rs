@@ -39,13 +39,18 @@ impl Output {
     }
 
     pub(super) fn error(self, error: &CliError) {
-        eprintln!("error: {error}");
+        say(&format!("error: {error}"));
         if self.json {
             let document = serde_json::json!({ "error": error.to_string(), "exit_code": error.exit_code() as u8 });
             // The exit code and stderr say the same where this cannot be written.
             let _ = writeln!(std::io::stdout().lock(), "{document}");
         }
     }
+}
+
+/// A line for whoever watches. That nobody does any more (a closed terminal, a full disk) ends no run.
+pub(super) fn say(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 /// A table with aligned columns; numbers to the right.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::duration::human;
-use super::output::Output;
+use super::output::{Output, say};
 use crate::search::{Progress, Snapshot};
 
 /// How often a line is printed where there is no terminal.
@@ -57,8 +57,8 @@ impl Progress for Screen {
     fn line(&self, text: &str) {
         match &self.kind {
             Kind::Quiet => {}
-            Kind::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
-            Kind::Lines(_) => eprintln!("{text}"),
+            Kind::Bar(bar) => bar.suspend(|| say(text)),
+            Kind::Lines(_) => say(text),
         }
     }
 
@@ -86,7 +86,7 @@ impl Progress for Screen {
                 if last.elapsed() >= LINE_EVERY {
                     *last = Instant::now();
                     let total = snapshot.total.map(|total| format!("/{total}")).unwrap_or_default();
-                    eprintln!("{}{total} evaluations, {}", snapshot.finished, describe(snapshot));
+                    say(&format!("{}{total} evaluations, {}", snapshot.finished, describe(snapshot)));
                 }
             }
         }
