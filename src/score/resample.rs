@@ -23,6 +23,8 @@ pub const DRAWS: usize = 10_000;
 const DRAWS_A_STREAM: usize = 100;
 /// 97.5 % point of the standard normal distribution.
 const NORMAL_975: f64 = 1.959_963_984_540_054;
+/// So many samples that differ are enough for the bootstrap by itself.
+const ENOUGH: usize = 1_000;
 /// Share beyond each end of the interval.
 const TAIL: f64 = 0.025;
 
@@ -83,7 +85,8 @@ pub(super) fn interval(strata: &[Stratum], seed: u64) -> [f64; 2] {
     means.sort_by(f64::total_cmp);
     let tail = expanded_tail(strata);
     let [low, high] = [quantile(&means, tail), quantile(&means, 1.0 - tail)];
-    if (low > 0.0 || high < 0.0) && share_of_signs(strata, seed) > TAIL {
+    let differ = strata.iter().flat_map(|stratum| &stratum.weighted_differences).filter(|part| **part != 0.0).count();
+    if (low > 0.0 || high < 0.0) && differ < ENOUGH && share_of_signs(strata, seed) > TAIL {
         return [low.min(0.0), high.max(0.0)];
     }
     [low, high]
