@@ -360,6 +360,12 @@ fn an_evaluator_that_always_fails_stops_the_run() {
     assert!(trials.len() > 5 && trials.iter().all(|row| runs::cell(row, "status") == "failed"));
     let output = scratch.evomerge(&["export", "results/run", "--out", "model"]);
     expect(&output, 65, &["no scored candidate"]);
+    // Nothing was scored, so that nothing is final: a run with a healthy evaluator is as good as a new one.
+    let text = std::fs::read_to_string(&run_file).unwrap().replace("fault_rate = 1.0", "fault_rate = 0.0");
+    std::fs::write(&run_file, text).unwrap();
+    let report = scratch.search(&run_file, &[]);
+    assert_eq!((&report["scored"], &report["failed"]), (&40.into(), &0.into()));
+    assert!(report["baseline"].is_object() && report["alarms"] == serde_json::json!([]), "{report}");
 }
 
 /// Without a sample on which anybody differs there is no evidence, and no division by nothing.

@@ -111,6 +111,18 @@ fn force_never_replaces_a_model_that_is_read_or_a_folder_that_one_lies_in() {
         refused(&scratch, &["export", "results/run", "--out", out, "--force"], 2, &words);
         assert!(files() == before, "{out}");
     }
+    // What a folder holds counts, not what it is called: weights behind a link, and the recipe.
+    std::fs::create_dir(scratch.path("linked")).unwrap();
+    std::fs::copy(scratch.path("a/config.json"), scratch.path("linked/config.json")).unwrap();
+    std::fs::create_dir(scratch.path("store")).unwrap();
+    std::fs::copy(scratch.path("a/model.safetensors"), scratch.path("store/model.safetensors")).unwrap();
+    std::os::unix::fs::symlink("../store/model.safetensors", scratch.path("linked/model.safetensors")).unwrap();
+    let recipe = "merge_method: linear\nmodels: [{model: ../linked, parameters: {weight: 1.0}}]\n";
+    std::fs::create_dir(scratch.path("recipes")).unwrap();
+    std::fs::write(scratch.path("recipes/r.yml"), recipe).unwrap();
+    refused(&scratch, &["merge", "recipes/r.yml", "--out", "store", "--force"], 2, &["would replace the model"]);
+    refused(&scratch, &["merge", "recipes/r.yml", "--out", "recipes", "--force"], 2, &["r.yml", "another folder"]);
+    assert!(scratch.path("recipes/r.yml").is_file());
     // Others may be replaced: an earlier output, and a model that this candidate is not made of.
     succeeds(&scratch, &["merge", RECIPE, "--out", "merged"]);
     succeeds(&scratch, &["merge", RECIPE, "--out", "merged", "--force"]);

@@ -252,3 +252,42 @@ fn searches_with_nothing_to_find_find_nothing() {
     let wrong: Vec<u64> = (1..=20).filter(|seed| found(*seed)).collect();
     assert!(wrong.len() <= 2, "seeds {wrong:?} found an improvement that is not there");
 }
+
+/// A source that was given up might be the best of all.
+#[test]
+fn a_baseline_that_was_given_up_leaves_no_evidence() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+    let run = |given_up: bool| -> serde_json::Value {
+        let scratch = Scratch::new();
+        // Base, `a`, `b`: the third one fails, evaluated one after the other.
+        let count = scratch.path("count").display().to_string();
+        let script = format!(
+            "score=0.5; grep -q task_arithmetic $1 && score=0.9\n\
+             n=$(cat {count} 2>/dev/null || echo 0); n=$((n + 1)); echo $n > {count}\n\
+             if {given_up} && [ $n = 3 ]; then exit 1; fi\n\
+             task=t; grep -q sealed $2 && task=sealed\n\
+             echo \"{{\\\"tasks\\\": {{\\\"$task\\\": {{\\\"n\\\": 100, \\\"metrics\\\": {{\\\"score\\\": \
+             {{\\\"value\\\": $score, \\\"stderr\\\": 0.01}}}}}}}}}}\" > $3\n"
+        );
+        std::fs::write(scratch.path("score.sh"), script).unwrap();
+        let text = format!(
+            "name = \"run\"\n[models]\nbase = {:?}\nsources = [{:?}, {:?}]\n[space]\nmethod = \"task_arithmetic\"\n[budget]\n\
+             evaluations = 8\n[evaluator]\nkind = \"command\"\nmax_attempts = 1\ndeterministic = true\n\
+             argv = [\"sh\", {:?}, \"{{recipe_file}}\", \"{{request_file}}\", \"{{result_file}}\"]\n[[tasks]]\nname = \"t\"\nmetric = \"score\"\n\
+             [holdout]\ntasks = {{ t = {{ task = \"sealed\" }} }}\n",
+            golden.join("base"),
+            golden.join("a"),
+            golden.join("b"),
+            scratch.path("score.sh"),
+        );
+        std::fs::write(scratch.path("run.toml"), text).unwrap();
+        scratch.search(Path::new("run.toml"), &["--quiet"])
+    };
+    let report = run(false);
+    assert_eq!((&report["verdict"], &report["alarms"]), (&"improvement".into(), &serde_json::json!([])), "{report}");
+    let report = run(true);
+    assert_eq!((&report["verdict"], &report["failed"]), (&"no_evidence".into(), &1.into()), "{report}");
+    let alarms = report["alarms"].as_array().unwrap();
+    assert!(alarms.iter().any(|alarm| alarm["kind"] == "baseline_unscored"), "{report}");
+    assert!(report["sentence"].as_str().unwrap().contains("source:b could not be scored"), "{report}");
+}

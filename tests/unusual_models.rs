@@ -506,6 +506,73 @@ fn a_head_that_a_base_ties_draws_its_mergekit_mask_when_the_embedding_does() {
     for name in ["transformer.h.0.bias", "transformer.h.1.bias"] {
         assert_eq!(values(&with, name), values(&without, name));
     }
-    assert_ne!(values(&with, "transformer.wte.weight"), values(&without, "transformer.wte.weight"));
+    // The embedding is drawn before the head that it fills: seen in mergekit's merges of tied with untied models.
+    assert_eq!(values(&with, "transformer.wte.weight"), values(&without, "transformer.wte.weight"));
     assert!(with.tensors().contains_key(HEAD));
+}
+
+#[test]
+fn mergekits_masks_are_drawn_for_the_embedding_before_the_head_that_it_fills() {
+    let masks = |models: [(&'static str, Model); 3]| {
+        let family = Family::new(models);
+        let mut recipe = Recipe::from_mergekit_yaml(
+            "merge_method: dare_linear\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1, density: 0.5, rescale: false}\n",
+        )
+        .unwrap();
+        recipe.masks.kind = MaskKind::Mergekit;
+        merge_into(&family, &recipe, "merged")
+    };
+    // What a mask keeps of an untied model's embedding and head, and where one of the models ties them.
+    let untied = masks([("base", Model::new(1, 1)), ("a", Model::new(1, 2)), ("b", Model::new(1, 3))]);
+    let mixed = masks([("base", tied(1, 1)), ("a", tied(1, 2)), ("b", Model::new(1, 3))]);
+    let tensor = "model.embed_tokens.weight";
+    assert_ne!(
+        values(&untied, tensor),
+        values(&mixed, tensor),
+        "lm_head is drawn first where it has a name of its own"
+    );
+    let only_embedding = {
+        let (mut base, mut a, mut b) = (tied(1, 1), tied(1, 2), tied(1, 3));
+        [&mut base, &mut a, &mut b].into_iter().for_each(|model| model.config(json!({ TIE: true })));
+        masks([("base", base), ("a", a), ("b", b)])
+    };
+    assert_eq!(
+        values(&only_embedding, tensor),
+        values(&mixed, tensor),
+        "the embedding comes first where it fills the head"
+    );
+}
+
+#[test]
+fn mergekits_masks_are_refused_where_a_layer_is_used_twice() {
+    let family = Family::new([("base", Model::new(2, 1)), ("a", Model::new(2, 2))]);
+    let slice = |[first, end]: [usize; 2]| {
+        format!(
+            "- sources: [{{model: base, layer_range: [{first}, {end}]}}, {{model: a, layer_range: [{first}, {end}]}}]\n"
+        )
+    };
+    let text = format!(
+        "merge_method: dare_linear\nbase_model: base\nparameters: {{weight: 1, density: 0.5}}\nslices:\n{}{}",
+        slice([0, 2]),
+        slice([1, 2])
+    );
+    let mut recipe = Recipe::from_mergekit_yaml(&text).unwrap();
+    merge_into(&family, &recipe, "native");
+    recipe.masks.kind = MaskKind::Mergekit;
+    let error = family.merger.materialize(&recipe, &family.output(), &MergeOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("--dare-masks native"), "{error}");
+    assert!(!family.output().exists());
+}
+
+#[test]
+fn a_karcher_mean_needs_no_tolerance() {
+    for models in ["{model: a}, {model: b}", "{model: a}, {model: a2}"] {
+        let family = Family::new([("a", Model::new(1, 1)), ("a2", Model::new(1, 1)), ("b", Model::new(1, 2))]);
+        let merge = |tolerance: &str, name: &str| {
+            let text = format!("merge_method: karcher\nmodels: [{models}]\nparameters: {{tol: {tolerance}}}\n");
+            values(&merge_into(&family, &Recipe::from_mergekit_yaml(&text).unwrap(), name), EMBEDDING)
+        };
+        let pairs = merge("0", "zero").into_iter().zip(merge("1e-9", "usual"));
+        pairs.for_each(|(zero, usual)| assert!((zero - usual).abs() < 1e-6, "{zero} {usual}"));
+    }
 }

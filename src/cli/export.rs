@@ -17,7 +17,7 @@ pub(super) fn run(arguments: &Export, output: Output) -> Result<ExitCode, CliErr
     // Recipes of a run name their models absolutely; the folder only matters for Hugging Face ids.
     let models = OpenModels::open(&recipe, &arguments.results)?;
     models.check_content(&content_ids, &arguments.results)?;
-    models.refuse_to_replace(&arguments.out)?;
+    models.refuse_to_replace(&arguments.out, &arguments.results.join("ledger.sqlite"))?;
     let merger = models.merger(MergerOptions::default())?;
     let verdict = std::fs::read_to_string(arguments.results.join("verdict.json")).ok();
     let card =

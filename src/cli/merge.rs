@@ -34,7 +34,7 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
     let folder = arguments.models_dir.as_deref().unwrap_or(own_folder);
     let models = OpenModels::open(&recipe, folder)?;
     models.check_content(&file.content_ids, &arguments.recipe)?;
-    models.refuse_to_replace(&arguments.out)?;
+    models.refuse_to_replace(&arguments.out, &arguments.recipe)?;
     let options = MergerOptions {
         threads: arguments.threads,
         truncate_embeddings: arguments.truncate_embeddings,
@@ -96,19 +96,27 @@ impl OpenModels {
         Ok(())
     }
 
-    /// Refuses an output that would take the place of one of the models, or of a folder that one lies in.
-    pub(super) fn refuse_to_replace(&self, out: &Path) -> Result<(), CliError> {
+    /// Refuses an output that would take the place of one of the models, of a folder that one lies in or has links to, or of the recipe.
+    pub(super) fn refuse_to_replace(&self, out: &Path, recipe: &Path) -> Result<(), CliError> {
         let Ok(out) = out.canonicalize() else { return Ok(()) };
+        let inside = |path: &Path| path.canonicalize().is_ok_and(|path| path.starts_with(&out));
         for (model, checkpoint) in &self.models {
             let adapter = model.adapter.as_deref().map(|adapter| self.folder.join(adapter));
-            let folders = [Some(checkpoint.path().to_owned()), adapter];
-            let inside = |folder: PathBuf| folder.canonicalize().is_ok_and(|folder| folder.starts_with(&out));
-            if folders.into_iter().flatten().any(inside) {
+            let weights = checkpoint.shards().iter().map(|shard| checkpoint.path().join(&shard.file));
+            let read = [checkpoint.path().to_owned()].into_iter().chain(adapter).chain(weights);
+            if read.into_iter().any(|path| inside(&path)) {
                 return Err(CliError::Usage(format!(
                     "--out {} would replace the model `{model}`, which the merge reads; give another folder",
                     out.display()
                 )));
             }
+        }
+        if inside(recipe) {
+            return Err(CliError::Usage(format!(
+                "--out {} would replace the folder that {} lies in; give another folder",
+                out.display(),
+                recipe.display()
+            )));
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliErr
     let ledger = Ledger::open_for_reading(&arguments.results.join("ledger.sqlite"))?;
     let fact = |key: &str| ledger.fact(key).map(Option::unwrap_or_default);
     let asked = ledger.all_asked()?;
-    let told = ledger.all_told()?;
+    let told = ledger.all_told_in_short()?;
     let count = |status: &str| told.values().filter(|record| record.status == status).count();
     let running = RunFolder::is_locked(&arguments.results);
     let last = |kind: &str| ledger.events(kind).map(|events| events.last().cloned());

@@ -307,6 +307,9 @@ fn read_search(
             check_value(name, &field, parameter, *bound)?;
         }
     }
+    if !(gene.high - gene.low).is_finite() {
+        return Err(field.error(format!("the range from {} to {} is too large a number", gene.low, gene.high)));
+    }
     if gene.low >= gene.high {
         return Err(field.error(format!(
             "`low` ({}) must be below `high` ({}); a plain number freezes a gene",

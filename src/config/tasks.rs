@@ -27,6 +27,9 @@ pub(super) fn read(field: &Field<'_>, directory: &Path, kind: &EvaluatorKind) ->
     if tasks.iter().all(|task| task.weight == 0.0) {
         return Err(field.error("every `weight` is 0, so nothing would be searched for"));
     }
+    if !tasks.iter().map(|task| task.weight.abs()).sum::<f64>().is_finite() {
+        return Err(field.error("the sum of all `weight` is too large a number"));
+    }
     Ok(tasks)
 }
 

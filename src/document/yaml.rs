@@ -13,6 +13,8 @@ pub(super) fn parse(text: &str) -> Result<Node, FieldError> {
     let options = serde_saphyr::options! {
         leading_zero_numbers_as_strings: true,
         underscored_numbers_as_strings: true,
+        // `y` and `n` are names; whoever wants a truth value takes `yes` and `off` for one.
+        strict_booleans: true,
         with_snippet: false,
         // Refused by whoever reads the number, with the name of its key.
         non_finite_float_policy: serde_saphyr::NonFiniteFloatPolicy::PassThrough,

@@ -11,7 +11,7 @@ use super::{
     Samples, TaskRequest, TaskScores,
 };
 
-/// How far the mean of the per-sample scores may lie from the value.
+/// How far the mean of the per-sample scores may lie from the value, relative to it where it is above 1.
 const MEAN_TOLERANCE: f64 = 1e-6;
 
 /// Warnings kept of an answer.
@@ -201,7 +201,7 @@ fn check_per_sample(
         && !aligned.is_empty()
     {
         let mean = aligned.iter().sum::<f64>() / aligned.len() as f64;
-        if (mean - value).abs() > MEAN_TOLERANCE {
+        if (mean - value).abs() > MEAN_TOLERANCE * value.abs().max(1.0) {
             let metric = &task.metric;
             return Err(violation(format!(
                 "task {name}: {metric} is {value}, but its samples have the mean {mean}; expected within {MEAN_TOLERANCE:e}, not rounded"

@@ -63,12 +63,22 @@ impl Ledger {
         if !path.is_file() {
             return Err(LedgerError::Missing { path: path.to_path_buf() });
         }
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(path, flags).map_err(|source| classify(path, source))?;
-        connection.busy_timeout(std::time::Duration::from_secs(10)).map_err(|source| classify(path, source))?;
-        let ledger = Self { connection: Mutex::new(connection), path: path.to_path_buf() };
-        schema::check_format(&ledger.lock(), path)?;
-        Ok(ledger)
+        let open = |name: &Path, flags: OpenFlags| {
+            let flags = flags | OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            let connection = Connection::open_with_flags(name, flags).map_err(|source| classify(path, source))?;
+            connection.busy_timeout(std::time::Duration::from_secs(10)).map_err(|source| classify(path, source))?;
+            schema::check_format(&connection, path)?;
+            Ok(Self { connection: Mutex::new(connection), path: path.to_path_buf() })
+        };
+        let opened = open(path, OpenFlags::empty());
+        let log = path.with_file_name(format!("{}-wal", path.file_name().unwrap_or_default().to_string_lossy()));
+        match opened {
+            // Readers of a log in memory write to the folder. Where they may not and nobody has the file open, it can be read as it is.
+            Err(LedgerError::NotWritable { .. }) if !log.exists() => {
+                open(&immutable_uri(path), OpenFlags::SQLITE_OPEN_URI)
+            }
+            opened => opened,
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -220,6 +230,25 @@ impl Ledger {
         Ok(rows.into_iter().map(|record| (record.index, record)).collect())
     }
 
+    /// All outcomes without their scores by task, which are most of a ledger.
+    pub fn all_told_in_short(&self) -> Result<BTreeMap<u64, ToldRecord>, LedgerError> {
+        let query = "SELECT \"index\", status, objective, '{}' AS tasks, n_samples, materialize_s, evaluate_s, started_at, \
+                     finished_at, attempts, error FROM told ORDER BY \"index\"";
+        let rows = self.rows(query, "an outcome", records::told_from_row)?;
+        Ok(rows.into_iter().map(|record| (record.index, record)).collect())
+    }
+
+    /// Forgets all evaluations: nothing was scored, so that nothing is lost and the next start asks for everything. Events stay.
+    pub fn start_over(&self) -> Result<(), LedgerError> {
+        let mut connection = self.lock();
+        let mut write = || -> rusqlite::Result<()> {
+            let transaction = connection.transaction()?;
+            transaction.execute_batch("DELETE FROM told; DELETE FROM asked;")?;
+            transaction.commit()
+        };
+        write().map_err(|source| self.fault(source))
+    }
+
     /// All hold-out evaluations, by evaluation id.
     pub fn all_holdout(&self) -> Result<BTreeMap<String, HoldoutRecord>, LedgerError> {
         let rows = self.rows("SELECT * FROM holdout", "a hold-out evaluation", records::holdout_from_row)?;
@@ -302,6 +331,12 @@ pub fn now() -> String {
 /// SQLite's integers are signed; counts of a run stay far below 2^63.
 fn to_sql(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// SQLite's name for a file that does not change.
+fn immutable_uri(path: &Path) -> PathBuf {
+    let path = path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+    PathBuf::from(format!("file:{path}?immutable=1"))
 }
 
 fn classify(path: &Path, source: rusqlite::Error) -> LedgerError {

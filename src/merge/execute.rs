@@ -24,7 +24,7 @@ use super::vocabulary::check_tokenizers;
 use super::write_queue::{QueuedBlock, WriteQueue};
 use crate::checkpoint::{
     CONFIG_FILE, Checkpoint, CheckpointWriter, ContentIds, Dtype, OutputFile, OutputTensor, SpareCheckpoints,
-    base_layout, shard_layout,
+    base_layout, is_head, shard_layout,
 };
 use crate::recipe::{MaskKind, ModelReference, Recipe};
 
@@ -320,11 +320,25 @@ impl Failure {
 }
 
 /// Tensors with their places, as mergekit goes through them: by the last of their inputs' names, which are not the outputs' where
-/// layers move or a head is tied.
-fn in_order_of_inputs(plan: &MergePlan) -> Vec<(u64, &PlannedTensor)> {
+/// layers move or a head is tied. An embedding comes before the head that it fills.
+///
+/// # Errors
+/// A layer is an input of several output layers: mergekit's order then is that of a hash table of Python's.
+fn in_order_of_inputs(plan: &MergePlan) -> Result<Vec<(u64, &PlannedTensor)>, MergeError> {
+    let last = |tensor: &PlannedTensor| {
+        let names = tensor.inputs.iter().chain(&tensor.base).map(|input| input.tensor.clone());
+        names.max().map(|name| (name, is_head(&tensor.name)))
+    };
     let mut tensors: Vec<(u64, &PlannedTensor)> = (0..).zip(&plan.tensors).collect();
-    tensors.sort_by_key(|(_, tensor)| tensor.inputs.iter().chain(&tensor.base).map(|input| &input.tensor).max());
-    tensors
+    tensors.sort_by_cached_key(|(_, tensor)| last(tensor));
+    match tensors.windows(2).find(|pair| last(pair[0].1) == last(pair[1].1)) {
+        Some(pair) => Err(MergeError::Plan(format!(
+            "`{}` and `{}` are made of the same layer of a model, for which mergekit's masks cannot be drawn: its order of tensors \
+             is not defined there; use --dare-masks native",
+            pair[0].1.name, pair[1].1.name
+        ))),
+        None => Ok(tensors),
+    }
 }
 
 /// One merge under way.
@@ -347,7 +361,7 @@ impl<'a> Run<'a> {
         match masks.kind {
             MaskKind::Mergekit if self.method.specification().samples_masks => {
                 let mut stream = MersenneStream::new(masks.seed);
-                for (index, tensor) in in_order_of_inputs(plan) {
+                for (index, tensor) in in_order_of_inputs(plan)? {
                     let coarse = self.is_bfloat16(tensor);
                     self.tensor(index, tensor, MaskSource::Mergekit { stream: &mut stream, coarse });
                 }

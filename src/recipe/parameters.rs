@@ -104,6 +104,12 @@ fn read_value(field: &Field<'_>, kind: ParameterKind) -> Result<Value, FieldErro
 /// YAML 1.1 readers take `1e-1` for text, so text that is a number counts as one.
 fn read_number(field: &Field<'_>) -> Result<f64, FieldError> {
     let Content::Text(text) = &field.node.content else { return field.number() };
+    let digits = text.trim().trim_start_matches(['+', '-']);
+    if digits.len() > 1 && digits.bytes().all(|byte| byte.is_ascii_digit()) && digits.starts_with('0') {
+        return Err(field.error(format!(
+            "{text} is octal to some readers of YAML, decimal to others; write it without leading zeros"
+        )));
+    }
     match text.trim().parse::<f64>() {
         Ok(number) if number.is_finite() => Ok(number),
         _ => Err(field.error(format!("expected a finite number, found the text {text:?}"))),

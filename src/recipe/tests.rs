@@ -175,6 +175,16 @@ fn parameters_of_other_methods_are_named_and_dropped_from_mergekits_files_only()
 }
 
 #[test]
+fn names_and_numbers_are_what_mergekit_reads() {
+    let text = "merge_method: linear\nmodels: [{model: y, parameters: {weight: 1}}, {model: n, parameters: {weight: 1}}]\nparameters: {normalize: off}\n";
+    let recipe = Recipe::from_mergekit_yaml(text).unwrap();
+    assert_eq!(recipe.models().iter().map(|model| model.location.as_str()).collect::<Vec<_>>(), ["y", "n"]);
+    assert_eq!(recipe, Recipe::from_mergekit_yaml(&text.replace("off", "False")).unwrap());
+    let error = Recipe::from_mergekit_yaml(&text.replace("weight: 1}", "weight: 010}")).unwrap_err().to_string();
+    assert!(error.contains("leading zeros"), "{error}");
+}
+
+#[test]
 fn errors_name_the_file_and_its_line() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("soup.toml");

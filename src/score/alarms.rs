@@ -19,6 +19,8 @@ pub enum AlarmKind {
     BenchmarkTestSet,
     /// None of the search's own candidates could be scored.
     NothingScored,
+    /// Base, sources or the uniform soup have no score.
+    BaselineUnscored,
     /// A baseline that was scored again has another score than chance allows.
     SentinelDrift,
 }
@@ -123,6 +125,19 @@ pub fn nothing_scored(candidates: usize, scored: usize, reason: &str) -> Option<
         task: None,
         message: format!(
             "none of the search's own {candidates} candidates could be scored, only baselines; the last one: {reason}"
+        ),
+    })
+}
+
+/// Baselines without a score, with the reason of the first: the verdict does not compare with them.
+pub fn baselines_unscored(names: &[String], reason: &str) -> Option<Alarm> {
+    (!names.is_empty()).then(|| Alarm {
+        kind: AlarmKind::BaselineUnscored,
+        task: None,
+        message: format!(
+            "{} could not be scored ({reason}): the winner is compared with the other baselines only; look at the evaluator, and start \
+             anew with --fresh",
+            names.join(", ")
         ),
     })
 }

@@ -9,18 +9,19 @@
 //! weighted differences and of weights are drawn together. Every other metric (F1 over a set, a perplexity of a corpus without
 //! weights) has no per-sample differences that sum to its difference, and the comparison falls back to standard errors.
 //!
-//! **Unpaired.** From both candidates' standard errors, taken as independent: a normal 95 % interval, labelled
-//! `paired = false`, and wider than need be. Without standard errors there is no interval.
+//! **Unpaired.** From both candidates' standard errors, taken as independent: a 95 % interval by Student's t (degrees of freedom of
+//! Welch and Satterthwaite), labelled `paired = false`, and wider than need be. Without standard errors there is no interval, nor
+//! where all of them are zero: that nobody varies on these samples does not say that nobody would on others.
+//!
+//! Tasks without a weight are no part of either.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::ScoreError;
 use super::objective::{Objective, ObjectiveTask};
-use super::resample::{Stratum, interval};
+use super::resample::{Stratum, interval, student_975};
 use crate::evaluate::{SAMPLE_WEIGHT, SampleId, TaskScores};
 
-/// 97.5 % point of the standard normal distribution.
-const NORMAL_975: f64 = 1.959_963_984_540_054;
 /// Relative difference at which a metric's value still counts as the mean of its samples (evaluators print rounded numbers).
 const MEAN_TOLERANCE: f64 = 1e-4;
 
@@ -53,7 +54,7 @@ pub fn compare(
     check(objective, first, "the first candidate")?;
     check(objective, second, "the second candidate")?;
     let mut strata = Vec::with_capacity(objective.tasks.len());
-    for task in &objective.tasks {
+    for task in weighted(objective) {
         match stratum(task, objective.total_weight(), &first[&task.name], &second[&task.name]) {
             Ok(stratum) => strata.push(stratum),
             Err(reason) => return unpaired(objective, first, second, reason),
@@ -61,10 +62,8 @@ pub fn compare(
     }
     let point: Vec<f64> = strata.iter().map(Stratum::mean).collect();
     let share = |task: &ObjectiveTask| task.weight.abs() / objective.total_weight();
-    let per_task = objective.tasks.iter().zip(&point);
-    let per_task =
-        per_task.filter(|(task, _)| task.weight != 0.0).map(|(task, part)| (task.name.clone(), part / share(task)));
-    let n = objective.tasks.iter().zip(&strata).map(|(task, stratum)| (task.name.clone(), stratum.len() as u64));
+    let per_task = weighted(objective).zip(&point).map(|(task, part)| (task.name.clone(), part / share(task)));
+    let n = weighted(objective).zip(&strata).map(|(task, stratum)| (task.name.clone(), stratum.len() as u64));
     Ok(Comparison {
         difference: point.iter().sum(),
         interval: Some(interval(&strata, seed)),
@@ -73,6 +72,11 @@ pub fn compare(
         per_task: per_task.collect(),
         unpaired_because: None,
     })
+}
+
+/// The tasks that count.
+fn weighted(objective: &Objective) -> impl Iterator<Item = &ObjectiveTask> {
+    objective.tasks.iter().filter(|task| task.weight != 0.0)
 }
 
 /// The difference between two scorings on the same samples, with its standard error if both had the same chance at every
@@ -165,21 +169,33 @@ fn unpaired(
         return Err(ScoreError::NoWeight);
     };
     let difference = first_value - second_value;
-    let error = objective.stderr(first).zip(objective.stderr(second)).map(|(first, second)| first.hypot(second));
     let sign = |task: &ObjectiveTask| task.signed_weight().signum();
     let per_task = objective.tasks.iter().filter(|task| task.weight != 0.0).filter_map(|task| {
         let difference = task.metric(first)?.value - task.metric(second)?.value;
         Some((task.name.clone(), sign(task) * difference))
     });
-    let n = objective.tasks.iter().map(|task| (task.name.clone(), first[&task.name].n.min(second[&task.name].n)));
+    let n = weighted(objective).map(|task| (task.name.clone(), first[&task.name].n.min(second[&task.name].n)));
     Ok(Comparison {
         difference,
-        interval: error.map(|error| [difference - NORMAL_975 * error, difference + NORMAL_975 * error]),
+        interval: half_width(objective, [first, second]).map(|half| [difference - half, difference + half]),
         paired: false,
         n: n.collect(),
         per_task: per_task.collect(),
         unpaired_because: Some(reason),
     })
+}
+
+/// Half of the unpaired interval's width; `None` where a task has no standard error or fewer than two samples, or all errors are zero.
+fn half_width(objective: &Objective, candidates: [&BTreeMap<String, TaskScores>; 2]) -> Option<f64> {
+    let (mut variance, mut squares) = (0.0, 0.0);
+    for (task, scores) in candidates.iter().flat_map(|scores| weighted(objective).map(move |task| (task, scores))) {
+        let stderr = task.metric(scores)?.stderr.filter(|stderr| stderr.is_finite())?;
+        let n = scores.get(&task.name).map(|scores| scores.n).filter(|n| *n >= 2)?;
+        let part = (task.weight * stderr / objective.total_weight()).powi(2);
+        variance += part;
+        squares += part * part / (n - 1) as f64;
+    }
+    (variance > 0.0 && squares > 0.0).then(|| student_975(variance * variance / squares) * variance.sqrt())
 }
 
 #[cfg(test)]
@@ -246,8 +262,8 @@ mod tests {
         };
         let error = (variance("a") + variance("b")).sqrt() / 2.0;
         let [low, high] = comparison.interval.unwrap();
-        assert!((low - (comparison.difference - NORMAL_975 * error)).abs() < 0.1 * error, "{low}");
-        assert!((high - (comparison.difference + NORMAL_975 * error)).abs() < 0.1 * error, "{high}");
+        assert!((low - (comparison.difference - 1.96 * error)).abs() < 0.1 * error, "{low}");
+        assert!((high - (comparison.difference + 1.96 * error)).abs() < 0.1 * error, "{high}");
         assert_eq!(compare(&objective, &first, &second, 7).unwrap(), comparison);
         assert_ne!(compare(&objective, &first, &second, 8).unwrap().interval, comparison.interval);
         let turned = compare(&objective, &second, &first, 7).unwrap();
@@ -284,10 +300,32 @@ mod tests {
         odd.get_mut("a").unwrap().per_sample.as_mut().unwrap().scores.remove("weight");
         let comparison = compare(&objective(true, &["a"]), &odd, &odd, 7).unwrap();
         assert!(!comparison.paired && comparison.unpaired_because.is_some());
-        let half = NORMAL_975 * 0.1 * 2f64.sqrt();
-        assert!((comparison.interval.unwrap()[1] - half).abs() < 1e-12);
+        // Two standard errors from three samples each: four degrees of freedom.
+        let half = 2.7764 * 0.1 * 2f64.sqrt();
+        assert!((comparison.interval.unwrap()[1] - half).abs() < 1e-4);
+        let stderr = |scores: &mut BTreeMap<String, TaskScores>, stderr: f64| {
+            scores.get_mut("a").unwrap().metrics.get_mut("acc").unwrap().stderr = Some(stderr);
+        };
+        let mut certain = odd.clone();
+        stderr(&mut certain, 0.0);
+        assert_eq!(compare(&objective(true, &["a"]), &certain, &certain, 7).unwrap().interval, None);
+        let mut alone = odd.clone();
+        alone.get_mut("a").unwrap().n = 1;
+        assert_eq!(compare(&objective(true, &["a"]), &alone, &odd, 7).unwrap().interval, None);
         odd.get_mut("a").unwrap().metrics.get_mut("acc").unwrap().stderr = None;
         assert_eq!(compare(&objective(true, &["a"]), &odd, &odd, 7).unwrap().interval, None);
+    }
+
+    #[test]
+    fn a_task_without_weight_needs_no_samples_to_be_paired() {
+        let mut tasks = objective(true, &["a", "b"]);
+        tasks.tasks[1].weight = 0.0;
+        let mut bare = task(&[1.0, 0.0], 0);
+        bare.per_sample = None;
+        let scores =
+            |values: &[f64]| BTreeMap::from([("a".to_owned(), task(values, 0)), ("b".to_owned(), bare.clone())]);
+        let comparison = compare(&tasks, &scores(&[1.0, 1.0, 0.0]), &scores(&[0.0, 1.0, 0.0]), 7).unwrap();
+        assert!(comparison.paired && comparison.n == BTreeMap::from([("a".to_owned(), 3)]), "{comparison:?}");
     }
 
     #[test]

@@ -120,7 +120,7 @@ fn expanded_tail(strata: &[Stratum]) -> f64 {
 
 /// 97.5 % point of Student's t distribution: the first four terms of its expansion around the normal one (Abramowitz and Stegun
 /// 26.7.5) where that is exact to .001, else exact values and lines in 1 / degrees between them.
-fn student_975(degrees: f64) -> f64 {
+pub(super) fn student_975(degrees: f64) -> f64 {
     const SMALL: [f64; 8] = [12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060];
     let z = NORMAL_975;
     if degrees >= 8.0 {

@@ -86,6 +86,8 @@ pub struct VerdictQuestion<'a> {
     pub finalists: Vec<Contender<'a>>,
     /// The best baseline by search score.
     pub baseline: Option<Contender<'a>>,
+    /// Baselines that have no score through no fault of theirs: one of them may be the best.
+    pub unscored_baselines: Vec<String>,
     /// Whether the run has a hold-out.
     pub has_holdout: bool,
     pub reused: bool,
@@ -108,6 +110,7 @@ pub fn decide(question: &VerdictQuestion<'_>) -> Result<Verdict, ScoreError> {
     let verdict = match &comparison {
         _ if !question.has_holdout => Decision::NoHoldout,
         _ if is_baseline => Decision::NoEvidence,
+        _ if !question.unscored_baselines.is_empty() => Decision::NoEvidence,
         Some(Comparison { interval: Some([low, _]), .. }) if *low > 0.0 => Decision::Improvement,
         _ => Decision::NoEvidence,
     };
@@ -126,6 +129,12 @@ pub fn decide(question: &VerdictQuestion<'_>) -> Result<Verdict, ScoreError> {
         sentence: String::new(),
     };
     answer.sentence = sentence(&answer);
+    if question.has_holdout && !question.unscored_baselines.is_empty() {
+        answer.sentence.push_str(&format!(
+            " {} could not be scored through no fault of theirs, so the best baseline is not known.",
+            question.unscored_baselines.join(", ")
+        ));
+    }
     Ok(answer)
 }
 
@@ -191,7 +200,7 @@ fn main_sentence(verdict: &Verdict) -> String {
     let Some([low, high]) = verdict.interval else {
         return format!(
             "No evidence of improvement: {difference:+.4} over the best baseline ({}) on {samples}, but the evaluator gives \
-             neither per-sample scores nor standard errors, so there is no interval.",
+             neither per-sample scores nor standard errors from which an interval would follow.",
             baseline.origin
         );
     };
@@ -252,8 +261,15 @@ mod tests {
         baseline: Option<Contender<'a>>,
         has_holdout: bool,
     ) -> Verdict {
-        let question =
-            VerdictQuestion { objective, finalists: vec![winner], baseline, has_holdout, reused: false, seed: 7 };
+        let question = VerdictQuestion {
+            objective,
+            finalists: vec![winner],
+            baseline,
+            unscored_baselines: vec![],
+            has_holdout,
+            reused: false,
+            seed: 7,
+        };
         decide(&question).unwrap()
     }
 
@@ -269,6 +285,23 @@ mod tests {
         let back = ask(&objective, contender("w", 1.0, Some(&bad)), Some(contender("b", 0.6, Some(&good))), true);
         assert_eq!((back.verdict, back.difference), (Decision::NoEvidence, Some(-0.5)));
         assert_eq!(back.over_statement, Some(0.5));
+    }
+
+    #[test]
+    fn a_baseline_without_a_score_might_be_the_best() {
+        let (good, bad) = (scores(&[1.0; 40]), scores(&[[1.0, 0.0]; 20].concat()));
+        let question = VerdictQuestion {
+            objective: &objective(),
+            finalists: vec![contender("w", 1.0, Some(&good))],
+            baseline: Some(contender("b", 0.6, Some(&bad))),
+            unscored_baselines: vec!["source:a".to_owned()],
+            has_holdout: true,
+            reused: false,
+            seed: 7,
+        };
+        let verdict = decide(&question).unwrap();
+        assert_eq!((verdict.verdict, verdict.difference), (Decision::NoEvidence, Some(0.5)));
+        assert!(verdict.sentence.contains("source:a could not be scored"), "{}", verdict.sentence);
     }
 
     #[test]
@@ -297,6 +330,7 @@ mod tests {
             objective: &objective,
             finalists: vec![],
             baseline: None,
+            unscored_baselines: vec![],
             has_holdout: true,
             reused: false,
             seed: 7,

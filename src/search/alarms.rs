@@ -7,7 +7,9 @@ use super::prepare::Prepared;
 use super::run::Row;
 use crate::evaluate::TaskScores;
 use crate::ledger::Ledger;
-use crate::score::alarms::{Alarm, benchmark_test_sets, flat_fitness, nothing_scored, truncation_asymmetry};
+use crate::score::alarms::{
+    Alarm, baselines_unscored, benchmark_test_sets, flat_fitness, nothing_scored, truncation_asymmetry,
+};
 
 /// Alarms that are there before anything is evaluated.
 pub(super) fn before(prepared: &Prepared) -> Vec<Alarm> {
@@ -25,6 +27,7 @@ pub(super) fn after(
     let mut alarms = before(prepared);
     alarms.extend(flat_fitness(objectives));
     alarms.extend(failures(ledger)?);
+    alarms.extend(baselines(ledger, prepared.baselines())?);
     alarms.extend(super::repeats::alarm(ledger)?);
     let (Some(best), Some(baseline)) = (best, baseline) else { return Ok(alarms) };
     if best.candidate_id == baseline.candidate_id {
@@ -53,6 +56,21 @@ fn failures(ledger: &Ledger) -> Result<Option<Alarm>, SearchError> {
     let scored = own.iter().filter(|record| record.status == "scored").count();
     let reason = own.last().and_then(|record| record.error.as_deref()).unwrap_or_default();
     Ok(nothing_scored(own.len(), scored, reason))
+}
+
+/// Base, sources and uniform soup are the first `count` evaluations.
+fn baselines(ledger: &Ledger, count: u64) -> Result<Option<Alarm>, SearchError> {
+    let told = ledger.all_told()?;
+    let asked = ledger.all_asked()?;
+    let unscored: Vec<_> = asked
+        .iter()
+        .filter(|asked| asked.index < count)
+        .filter_map(|asked| Some((asked, told.get(&asked.index)?)))
+        .filter(|(_, record)| record.objective.is_none())
+        .collect();
+    let names: Vec<String> = unscored.iter().map(|(asked, _)| asked.origin.clone()).collect();
+    let reason = unscored.first().and_then(|(_, record)| record.error.as_deref()).unwrap_or_default();
+    Ok(baselines_unscored(&names, reason))
 }
 
 fn scores(tasks: &serde_json::Value) -> Option<BTreeMap<String, TaskScores>> {

@@ -57,9 +57,10 @@ pub enum SearchError {
     Stopped,
     #[error(
         "{failed} of {finished} evaluations were given up after all their attempts: something is wrong with the evaluator; \
-         the last one: {last}; the same command continues the run"
+         the last one: {last}; the same command {}",
+        if *scored == 0 { "asks for everything again, since nothing was scored yet" } else { "continues the run" }
     )]
-    TooManyFailures { failed: u64, finished: u64, last: String },
+    TooManyFailures { failed: u64, finished: u64, scored: u64, last: String },
     #[error(
         "none of the {baselines} baselines (base, sources, uniform soup) can be scored, and they are models that exist; the \
          first one: {reason}; {}, then start anew with --fresh",

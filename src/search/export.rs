@@ -17,9 +17,10 @@ pub(super) fn note_winner(ledger: &Ledger, index: u64, evaluations: usize) -> Re
     Ok(ledger.set_fact(WINNER, &serde_json::json!({ "index": index, "evaluations": evaluations }).to_string())?)
 }
 
-/// The winner of a finished search; else the best scored evaluation at full fidelity so far, the earliest among equals.
+/// The winner of a finished search; else the best scored evaluation at full fidelity so far, the earliest among equals. The outcome
+/// is without its scores by task.
 pub fn best_record(ledger: &Ledger) -> Result<Option<(AskedRecord, ToldRecord)>, SearchError> {
-    let mut told = ledger.all_told()?;
+    let mut told = ledger.all_told_in_short()?;
     if let Some(index) = noted_winner(ledger, told.len())?
         && let Some(asked) = ledger.all_asked()?.into_iter().find(|asked| asked.index == index)
     {
@@ -77,8 +78,10 @@ pub fn export_record(
     candidate: Option<&str>,
 ) -> Result<(AskedRecord, Option<ToldRecord>), SearchError> {
     let Some(wanted) = candidate else {
-        let best = best_record(ledger)?;
-        return best.map(|(asked, told)| (asked, Some(told))).ok_or_else(|| {
+        let best = best_record(ledger)?.map(|(asked, _)| asked);
+        let told =
+            best.as_ref().map(|asked| ledger.all_told().map(|mut told| told.remove(&asked.index))).transpose()?;
+        return best.zip(told).ok_or_else(|| {
             SearchError::BadData(
                 "the run has no scored candidate at full fidelity yet; name one with --candidate".into(),
             )

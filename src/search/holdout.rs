@@ -26,6 +26,8 @@ pub(super) struct Ceremony<'a> {
     pub asked: &'a [AskedRecord],
     /// Search evaluations made so far.
     pub evaluations: u64,
+    /// Baselines without a score that are not to blame for it.
+    pub unscored_baselines: Vec<String>,
     /// Scores of those that were scored again on the search samples.
     pub again: &'a BTreeMap<String, f64>,
     pub progress: &'a Arc<dyn Progress>,
@@ -51,6 +53,7 @@ impl Ceremony<'_> {
             objective: self.prepared.holdout.as_ref().map_or(&self.prepared.objective, |plan| &plan.objective),
             finalists: finalists.iter().map(contender).collect(),
             baseline: baseline.map(contender),
+            unscored_baselines: self.unscored_baselines.clone(),
             has_holdout: self.prepared.holdout.is_some(),
             reused,
             seed: self.prepared.config.seed,
@@ -146,23 +149,22 @@ impl Ceremony<'_> {
         let tasks = rename(plan, finished.tasks);
         if finished.status != Status::Scored {
             let reason = finished.error.clone().unwrap_or_default();
-            self.progress.line(&format!("hold-out: {} has no score: {reason}", finished.candidate.id));
-        }
-        if finished.status == Status::Failed {
-            // Says nothing of the candidate: the next start tries again.
+            self.progress.line(&format!(
+                "hold-out: {} has no score: {reason}; the same command asks for it again",
+                finished.candidate.id
+            ));
+            // Who comes here has a score of the search, so that nothing about the candidate is final.
             return Ok(());
         }
         self.ledger.holdout(&HoldoutRecord {
             evaluation_id: finished.candidate.evaluation_id.clone(),
             candidate_id: finished.candidate.id.clone(),
-            status: if finished.status == Status::Scored { "scored" } else { "unscored" }.into(),
+            status: "scored".into(),
             tasks: serde_json::to_value(&tasks).unwrap_or_default(),
             error: finished.error.clone(),
             finished_at: now(),
         })?;
-        if finished.status == Status::Scored {
-            scores.insert(finished.candidate.id.clone(), tasks);
-        }
+        scores.insert(finished.candidate.id.clone(), tasks);
         Ok(())
     }
 }
@@ -269,6 +271,7 @@ holdout = { fraction = 0.5 }
             run_id: "r",
             asked: &asked,
             evaluations: 3,
+            unscored_baselines: vec![],
             again: &BTreeMap::new(),
             progress: &progress,
             stop: &stop,

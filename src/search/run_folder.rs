@@ -114,10 +114,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_start_that_leaves_nothing_takes_its_folder_away() {
+        let results = tempfile::tempdir().unwrap();
+        drop(RunFolder::lock(results.path(), "run").unwrap());
+        assert!(!results.path().join("run").exists());
+    }
+
+    #[test]
     fn a_second_owner_is_refused_and_told_who_has_it() {
         let results = tempfile::tempdir().unwrap();
         let first = RunFolder::lock(results.path(), "run").unwrap();
         assert!(RunFolder::is_locked(first.path()));
+        std::fs::write(first.ledger(), "").unwrap();
         let error = RunFolder::lock(results.path(), "run").unwrap_err();
         assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
         assert_eq!(error.exit_code(), crate::exit::ExitCode::Stopped);
@@ -125,7 +133,7 @@ mod tests {
         drop(first);
         assert!(!RunFolder::is_locked(&results.path().join("run")));
         assert_eq!(move_aside(results.path(), "run").unwrap(), Some(results.path().join("run.1")));
-        RunFolder::lock(results.path(), "run").unwrap();
+        std::fs::write(RunFolder::lock(results.path(), "run").unwrap().ledger(), "").unwrap();
         assert_eq!(move_aside(results.path(), "run").unwrap(), Some(results.path().join("run.2")));
     }
 }

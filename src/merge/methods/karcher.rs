@@ -93,7 +93,7 @@ fn centre(gram: &Gram, steps: i64, tolerance: f64) -> Vec<f64> {
             }
         }
         let length = gram.norm_of(&step);
-        if length < tolerance {
+        if length < tolerance || length == 0.0 {
             break;
         }
         for (mean, step) in mean.iter_mut().zip(&step) {

@@ -21,20 +21,32 @@ impl Search {
     ) -> Result<RunReport, SearchError> {
         self.pipeline.stop_merging();
         self.stop_evaluations().await;
-        let payload = match &outcome {
-            Ok(reason) => serde_json::json!({ "reason": reason }),
+        let timed = self.ledger.set_fact("active_seconds", &format!("{:.3}", self.active().as_secs_f64()));
+        let written = export::write_table(self.folder.path(), &self.ledger, &self.prepared.config);
+        let ledger = self.ledger.clone();
+        let concluded = match outcome {
+            Ok(reason) => {
+                timed?;
+                written?;
+                self.schedule.settle()?;
+                self.conclude(reason).await
+            }
+            Err(error) => {
+                if matches!(error, SearchError::TooManyFailures { .. }) && self.count(Status::Scored) == 0 {
+                    ledger.start_over()?;
+                }
+                Err(error)
+            }
+        };
+        // Last: who reads that a run has ended finds its verdict.
+        let payload = match &concluded {
+            Ok(report) => serde_json::json!({ "reason": report.reason }),
             Err(error) => serde_json::json!({ "error": error.to_string() }),
         };
-        let recorded = self
-            .ledger
-            .set_fact("active_seconds", &format!("{:.3}", self.active().as_secs_f64()))
-            .and_then(|()| self.ledger.event("stopped", None, &payload));
-        let written = export::write_table(self.folder.path(), &self.ledger, &self.prepared.config);
-        let reason = outcome?;
+        let recorded = ledger.event("stopped", None, &payload);
+        let report = concluded?;
         recorded?;
-        written?;
-        self.schedule.settle()?;
-        self.conclude(reason).await
+        Ok(report)
     }
 
     /// After an error: cancels what is still with the evaluator and keeps what it answers meanwhile.
@@ -137,6 +149,7 @@ impl Search {
             run_id: &self.frozen.run_id,
             asked,
             evaluations: self.rows.len() as u64,
+            unscored_baselines: self.given_up_baselines(),
             again: &choice.again,
             progress: &self.progress,
             stop: &self.stop,

@@ -50,9 +50,16 @@ impl Search {
         let failed = self.count(Status::Failed);
         let all = self.rows.len() as u64;
         if failed > FAILURES_ALLOWED && failed as f64 > FAILURE_SHARE * all as f64 {
-            return Err(SearchError::TooManyFailures { failed, finished: all, last: reason });
+            let scored = self.count(Status::Scored);
+            return Err(SearchError::TooManyFailures { failed, finished: all, scored, last: reason });
         }
         Ok(())
+    }
+
+    /// Base, sources and uniform soup that were given up while others were scored.
+    pub(super) fn given_up_baselines(&self) -> Vec<String> {
+        let first = self.rows.range(..self.prepared.baselines()).map(|(_, row)| row);
+        first.filter(|row| row.status == Status::Failed).map(|row| row.origin.clone()).collect()
     }
 
     /// Models that exist and cannot be scored: the fault is hardly theirs.
