@@ -23,6 +23,7 @@ pub mod exit;
 pub mod files;
 pub mod ledger;
 pub mod merge;
+mod python_json;
 pub mod random;
 pub mod recipe;
 pub mod report;

@@ -576,3 +576,16 @@ fn a_karcher_mean_needs_no_tolerance() {
         pairs.for_each(|(zero, usual)| assert!((zero - usual).abs() < 1e-6, "{zero} {usual}"));
     }
 }
+
+#[test]
+fn bare_infinities_of_a_configuration_are_kept_as_they_are() {
+    let (mut a, b) = (Model::new(1, 1), Model::new(1, 2));
+    let config =
+        a.files["config.json"].replacen('{', "{\"time_step_limit\": [0.0, Infinity], \"lowest\": -Infinity, ", 1);
+    a.files.insert("config.json".into(), config);
+    let family = Family::new([("a", a), ("b", b)]);
+    family.merge(AVERAGE);
+    let written = std::fs::read_to_string(family.output().join("config.json")).unwrap();
+    let compact: String = written.split_whitespace().collect();
+    assert!(compact.contains("\"time_step_limit\":[0.0,Infinity],\"lowest\":-Infinity,"), "{written}");
+}

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::error::{CheckpointError, quote};
 use super::json::{UniqueMap, read_capped};
+use crate::python_json::mark_nonfinite;
 
 /// The single weight file of a checkpoint that is not sharded.
 pub const SINGLE_FILE: &str = "model.safetensors";
@@ -82,7 +83,10 @@ fn missing_weights(directory: &Path) -> String {
             "it has {name}, but neither {SINGLE_FILE} nor {INDEX_FILE}; expected one of the two, as transformers writes them"
         );
     }
-    format!("it has neither {SINGLE_FILE} nor {INDEX_FILE}; is the download complete?")
+    match std::fs::read_dir(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => format!("its files cannot be listed: {error}"),
+        _ => format!("it has neither {SINGLE_FILE} nor {INDEX_FILE}; is the download complete?"),
+    }
 }
 
 /// Reads `config.json`.
@@ -95,15 +99,13 @@ pub(super) fn read_config(directory: &Path) -> Result<Map<String, Value>, Checkp
         });
     }
     let bytes = read_capped(&path, MAX_CONFIG)?;
-    match serde_json::from_slice(&bytes) {
+    let wrong = |reason: String| CheckpointError::Config { path: path.clone(), reason };
+    let text = std::str::from_utf8(&bytes).map_err(|error| wrong(format!("not valid JSON: {error}")))?;
+    // transformers has written bare infinities (`time_step_limit`); they are kept for those who read them.
+    match serde_json::from_str(&mark_nonfinite(text)) {
         Ok(Value::Object(config)) => Ok(config),
-        Ok(_) => Err(CheckpointError::Config { path, reason: "expected a JSON object".to_owned() }),
-        Err(error) => {
-            // Python writes these; nothing but Python reads them.
-            let python = ["NaN", "Infinity"].iter().find(|word| String::from_utf8_lossy(&bytes).contains(**word));
-            let hint = python.map_or(String::new(), |word| format!(" (`{word}` is not JSON: put a large number)"));
-            Err(CheckpointError::Config { path, reason: format!("not valid JSON: {error}{hint}") })
-        }
+        Ok(_) => Err(wrong("expected a JSON object".to_owned())),
+        Err(error) => Err(wrong(format!("not valid JSON: {error}"))),
     }
 }
 

@@ -18,7 +18,6 @@ mod fault;
 pub mod function;
 pub mod http;
 mod landscape;
-mod lenient_json;
 #[cfg(feature = "native")]
 pub mod native;
 mod pool;

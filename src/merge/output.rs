@@ -8,6 +8,7 @@ use super::MergeError;
 use super::model::Model;
 use super::plan::MergePlan;
 use crate::checkpoint::{CheckpointError, CheckpointWriter, Dtype, is_head, is_input_embedding};
+use crate::python_json::unmark_nonfinite;
 use crate::recipe::Recipe;
 
 const GENERATION_CONFIG: &str = "generation_config.json";
@@ -236,5 +237,5 @@ fn with_template(file: &Path, template: &str) -> Result<Vec<u8>, MergeError> {
 
 /// JSON as `transformers` writes it: indented by two, with a newline at the end.
 pub(crate) fn pretty(object: &Map<String, Value>) -> Vec<u8> {
-    format!("{:#}\n", Value::Object(object.clone())).into_bytes()
+    unmark_nonfinite(&format!("{:#}\n", Value::Object(object.clone()))).into_bytes()
 }

@@ -17,9 +17,9 @@ use serde::Deserialize;
 
 use super::super::check::{Completeness, Expected, check, violation};
 use super::super::fault::{Verdict, of_problem};
-use super::super::lenient_json::without_nonfinite;
 use super::super::protocol::{WireEvaluation, WireMetric, WireTaskScores};
 use super::super::{Capabilities, Evaluation, EvaluationRequest};
+use crate::python_json::without_nonfinite;
 
 /// Larger files are refused.
 const MOST_BYTES: u64 = 64 << 20;

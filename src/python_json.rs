@@ -1,9 +1,42 @@
 //! JSON as Python writes it: bare `NaN`, `Infinity`, `-Infinity`, and numbers beyond the range of a double. They are
-//! turned into `null` before parsing, so that a program's non-finite score is seen as what it is.
+//! taken out before parsing: by `null`, so that a program's non-finite score is seen as what it is, or by marked texts, so that what
+//! was read can be written again.
+
+/// What a marked text begins with.
+const MARK: &str = "\\u0000";
 
 /// The same JSON with every number that is not finite replaced by `null`. Text inside strings is left alone; anything
 /// else that is not JSON stays as it is, for the parser to refuse.
-pub(super) fn without_nonfinite(text: &str) -> String {
+pub(crate) fn without_nonfinite(text: &str) -> String {
+    with_nonfinite_as(text, |_| "null".to_owned())
+}
+
+/// The same JSON with every number that is not finite as a marked text, which [`unmark_nonfinite`] makes a bare word again.
+pub(crate) fn mark_nonfinite(text: &str) -> String {
+    with_nonfinite_as(text, |word| format!("\"{MARK}{word}\""))
+}
+
+/// JSON in which marked texts are the words that they were made of.
+pub(crate) fn unmark_nonfinite(json: &str) -> String {
+    let start = format!("\"{MARK}");
+    let mut parts = json.split(start.as_str());
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once('"') {
+            Some((word, rest)) if is_nonfinite(word) => {
+                text.push_str(word);
+                text.push_str(rest);
+            }
+            _ => {
+                text.push_str(&start);
+                text.push_str(part);
+            }
+        }
+    }
+    text
+}
+
+fn with_nonfinite_as(text: &str, replace: impl Fn(&str) -> String) -> String {
     let bytes = text.as_bytes();
     let mut out = String::with_capacity(text.len());
     let mut start = 0;
@@ -15,7 +48,7 @@ pub(super) fn without_nonfinite(text: &str) -> String {
                 let end = end_of_word(bytes, at);
                 if is_nonfinite(&text[at..end]) {
                     out.push_str(&text[start..at]);
-                    out.push_str("null");
+                    out.push_str(&replace(&text[at..end]));
                     start = end;
                 }
                 at = end;
@@ -55,7 +88,7 @@ fn is_nonfinite(word: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::without_nonfinite;
+    use super::{mark_nonfinite, unmark_nonfinite, without_nonfinite};
     use proptest::prelude::*;
 
     #[test]
@@ -67,6 +100,16 @@ mod tests {
         for same in ["", "\"", "\"\\", "NaNo", "nan", "-inf", "{\"a\": -Inf}"] {
             assert_eq!(without_nonfinite(same), same);
         }
+    }
+
+    #[test]
+    fn what_was_marked_is_written_as_it_was() {
+        let text = r#"{"limit":[0.0,Infinity,-Infinity,1e400],"s":"Infinity","é":NaN}"#;
+        let value: serde_json::Value = serde_json::from_str(&mark_nonfinite(text)).unwrap();
+        assert_eq!(value["limit"][1], "\0Infinity");
+        assert_eq!(unmark_nonfinite(&value.to_string()), text);
+        let own = r#"{"a":"\u0000Infinite","b":"\\u0000NaN"}"#;
+        assert_eq!(unmark_nonfinite(own), own);
     }
 
     proptest! {
