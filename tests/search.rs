@@ -189,6 +189,28 @@ fn status_calls_a_continued_search_killed_when_it_was() {
     assert!(!verdict().contains("before the search went on"), "{}", verdict());
 }
 
+#[test]
+fn status_calls_a_search_killed_that_was_killed_before_its_verdict() {
+    use std::io::{BufRead as _, BufReader};
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 6, "name = \"sphere\"\nsamples = 50\nlatency = \"200ms\"", &rest());
+    let mut child = command(scratch.folder.path(), &["search", run_file.to_str().unwrap()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.map_while(Result::ok).any(|line| line.starts_with("hold-out: scoring")));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let status = || scratch.evomerge(&["status", "results/run"]).stdout;
+    let text = String::from_utf8(status()).unwrap();
+    assert!(text.starts_with("run: killed; the same command continues it"), "{text}");
+    scratch.search(&run_file, &[]);
+    let text = String::from_utf8(status()).unwrap();
+    assert!(text.starts_with("run: finished: budget of 6 evaluations used"), "{text}");
+}
+
 /// Polls a condition that another process brings about.
 fn wait_until(condition: impl Fn() -> bool) {
     for _ in 0..2_000 {
