@@ -238,7 +238,7 @@ impl Ledger {
         Ok(rows.into_iter().map(|record| (record.index, record)).collect())
     }
 
-    /// Forgets all evaluations: nothing was scored, so that nothing is lost and the next start asks for everything. Events stay.
+    /// Forgets all evaluations, for a run in which all were given up: the next start asks for everything. Events stay.
     pub fn start_over(&self) -> Result<(), LedgerError> {
         let mut connection = self.lock();
         let mut write = || -> rusqlite::Result<()> {

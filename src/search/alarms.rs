@@ -50,7 +50,7 @@ pub(super) fn after(
 }
 
 fn failures(ledger: &Ledger) -> Result<Option<Alarm>, SearchError> {
-    let told = ledger.all_told()?;
+    let told = ledger.all_told_in_short()?;
     let own = ledger.all_asked()?.into_iter().filter(|asked| !asked.is_baseline());
     let own: Vec<_> = own.filter_map(|asked| told.get(&asked.index)).collect();
     let scored = own.iter().filter(|record| record.status == "scored").count();
@@ -60,7 +60,7 @@ fn failures(ledger: &Ledger) -> Result<Option<Alarm>, SearchError> {
 
 /// Base, sources and uniform soup are the first `count` evaluations.
 fn baselines(ledger: &Ledger, count: u64) -> Result<Option<Alarm>, SearchError> {
-    let told = ledger.all_told()?;
+    let told = ledger.all_told_in_short()?;
     let asked = ledger.all_asked()?;
     let unscored: Vec<_> = asked
         .iter()

@@ -58,9 +58,9 @@ pub enum SearchError {
     #[error(
         "{failed} of {finished} evaluations were given up after all their attempts: something is wrong with the evaluator; \
          the last one: {last}; the same command {}",
-        if *scored == 0 { "asks for everything again, since nothing was scored yet" } else { "continues the run" }
+        if failed == finished { "asks for everything again, since nothing else came of it yet" } else { "continues the run" }
     )]
-    TooManyFailures { failed: u64, finished: u64, scored: u64, last: String },
+    TooManyFailures { failed: u64, finished: u64, last: String },
     #[error(
         "none of the {baselines} baselines (base, sources, uniform soup) can be scored, and they are models that exist; the \
          first one: {reason}; {}, then start anew with --fresh",

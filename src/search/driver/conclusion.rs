@@ -32,7 +32,8 @@ impl Search {
                 self.conclude(reason).await
             }
             Err(error) => {
-                if matches!(error, SearchError::TooManyFailures { .. }) && self.count(Status::Scored) == 0 {
+                let all_failed = self.count(Status::Failed) == self.rows.len() as u64;
+                if matches!(error, SearchError::TooManyFailures { .. }) && all_failed {
                     ledger.start_over()?;
                 }
                 Err(error)

@@ -50,8 +50,7 @@ impl Search {
         let failed = self.count(Status::Failed);
         let all = self.rows.len() as u64;
         if failed > FAILURES_ALLOWED && failed as f64 > FAILURE_SHARE * all as f64 {
-            let scored = self.count(Status::Scored);
-            return Err(SearchError::TooManyFailures { failed, finished: all, scored, last: reason });
+            return Err(SearchError::TooManyFailures { failed, finished: all, last: reason });
         }
         Ok(())
     }
@@ -72,7 +71,7 @@ impl Search {
         if wanted == 0 || infeasible < wanted {
             return Ok(());
         }
-        let told = self.ledger.all_told()?;
+        let told = self.ledger.all_told_in_short()?;
         let reason = told.get(&0).and_then(|record| record.error.clone()).unwrap_or_default();
         Err(SearchError::BaselinesInfeasible { baselines: wanted, reason })
     }
