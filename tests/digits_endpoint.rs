@@ -180,7 +180,7 @@ async fn a_real_endpoint_tells_bad_candidates_and_bad_requests() {
     let base = zoo().join("tasks/base");
     let ids: Vec<SampleId> = [9, 4, 100].map(SampleId::Number).into();
     let evaluation = score(&*evaluator, &base, "ids", Samples::Ids(ids.clone()), &record).await.unwrap();
-    assert_eq!(evaluation.tasks["uci"].per_sample.as_ref().unwrap().ids, ids);
+    assert_eq!(evaluation.tasks["uci"].per_sample.as_ref().unwrap().ids.to_vec(), ids);
     let evaluation = score(&*evaluator, &base, "limit", Samples::Limit(32), &record).await.unwrap();
     assert_eq!(evaluation.tasks["uci"].n, 32);
 }

@@ -299,7 +299,7 @@ async fn subsets_repeat_the_scores_of_the_whole() {
                     assert_eq!(value, &all.scores[metric][at], "{name}, sample {id}");
                 }
             }
-            let before = earlier.insert(name.clone(), some.ids.clone()).unwrap_or_default();
+            let before = earlier.insert(name.clone(), some.ids.to_vec()).unwrap_or_default();
             assert!(before.iter().all(|id| some.ids.contains(id)), "{name}: subsets are not nested");
         }
     }
@@ -307,7 +307,7 @@ async fn subsets_repeat_the_scores_of_the_whole() {
         ask(&*evaluator, zoo("base"), None, &Samples::Ids(vec![SampleId::Number(3), SampleId::Number(0)]));
     request.tasks.retain(|task| task.name != "choice");
     let part = evaluate(&*evaluator, &request).await.unwrap();
-    assert_eq!(part.tasks["cnt"].per_sample.as_ref().unwrap().ids, [SampleId::Number(3), SampleId::Number(0)]);
+    assert_eq!(part.tasks["cnt"].per_sample.as_ref().unwrap().ids.to_vec(), [SampleId::Number(3), SampleId::Number(0)]);
     request.tasks[0].samples = Samples::Ids(vec![SampleId::Number(900)]);
     let error = evaluate(&*evaluator, &request).await.unwrap_err();
     assert!(matches!(&error, EvaluateError::Configuration(fault) if fault.detail.contains("900")), "{error}");

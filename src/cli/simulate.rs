@@ -6,7 +6,7 @@ use std::path::Path;
 use super::arguments::Simulate;
 use super::error::CliError;
 use super::output::{Output, table};
-use crate::evaluate::{SampleId, TaskScores};
+use crate::evaluate::SampleId;
 use crate::exit::ExitCode;
 use crate::ledger::{Ledger, ToldRecord};
 use crate::score::paired::mean_samples;
@@ -127,49 +127,52 @@ fn from_ledger(path: &Path) -> Result<Table, CliError> {
     })?;
     let tasks: Vec<RecordedTask> = serde_json::from_str(&objective)
         .map_err(|error| bad(path, format!("the run's objective cannot be read: {error}")))?;
-    let told = ledger.all_told()?;
-    let mut candidates: Vec<(String, Vec<TaskSamples>)> = Vec::new();
+    let mut order: Option<Vec<Vec<SampleId>>> = None;
+    let (mut names, mut rows) = (Vec::new(), Vec::new());
     let mut seen = BTreeSet::new();
     for asked in ledger.all_asked()? {
-        let Some(record) = told.get(&asked.index).filter(|record| record.status == "scored") else { continue };
-        if asked.fidelity >= 1.0 && seen.insert(asked.candidate_id.clone()) {
-            candidates.push((asked.candidate_id.clone(), samples_of(path, record, &tasks)?));
+        if asked.fidelity < 1.0 || seen.contains(&asked.candidate_id) {
+            continue;
         }
-    }
-    let Some((_, first)) = candidates.first() else {
-        return Err(bad(path, "no candidate was scored at full fidelity"));
-    };
-    let total: usize = first.iter().map(|samples| samples.len()).sum();
-    let weights: f64 = tasks.iter().map(|task| task.weight.abs()).sum();
-    let order: Vec<Vec<SampleId>> = first.iter().map(|samples| samples.keys().cloned().collect()).collect();
-    let (mut names, mut rows) = (Vec::new(), Vec::new());
-    for (candidate, scores) in &candidates {
-        let mut row = Vec::with_capacity(total);
-        for ((task, ids), scores) in tasks.iter().zip(&order).zip(scores) {
-            let scale = task.weight / weights * total as f64 / ids.len() as f64;
-            for id in ids {
-                let score = scores.get(id).filter(|_| scores.len() == ids.len()).ok_or_else(|| {
-                    bad(
-                        path,
-                        format!("candidate {candidate} was not scored on the same samples of task `{}`", task.name),
-                    )
-                })?;
-                row.push(scale * score);
-            }
-        }
-        names.push(candidate.clone());
+        // One outcome at a time: those of a long run are large together.
+        let record = ledger.outcome(asked.index)?.filter(|record| record.status == "scored");
+        let Some(record) = record else { continue };
+        let scores = samples_of(path, &record, &tasks)?;
+        let order =
+            order.get_or_insert_with(|| scores.iter().map(|samples| samples.keys().cloned().collect()).collect());
+        let row = row(order, &tasks, &scores).map_err(|task| {
+            bad(path, format!("candidate {} was not scored on the same samples of task `{task}`", asked.candidate_id))
+        })?;
         rows.push(row);
+        seen.insert(asked.candidate_id.clone());
+        names.push(asked.candidate_id);
+    }
+    if rows.is_empty() {
+        return Err(bad(path, "no candidate was scored at full fidelity"));
     }
     Ok((names, rows))
+}
+
+/// A candidate's scores in the order of the ids, scaled; the task whose samples are others, if there is one.
+fn row(order: &[Vec<SampleId>], tasks: &[RecordedTask], scores: &[TaskSamples]) -> Result<Vec<f64>, String> {
+    let total: usize = order.iter().map(Vec::len).sum();
+    let weights: f64 = tasks.iter().map(|task| task.weight.abs()).sum();
+    let mut row = Vec::with_capacity(total);
+    for ((task, ids), scores) in tasks.iter().zip(order).zip(scores) {
+        let scale = task.weight / weights * total as f64 / ids.len() as f64;
+        for id in ids {
+            let score = scores.get(id).filter(|_| scores.len() == ids.len()).ok_or_else(|| task.name.clone())?;
+            row.push(scale * score);
+        }
+    }
+    Ok(row)
 }
 
 type TaskSamples = BTreeMap<SampleId, f64>;
 
 fn samples_of(path: &Path, record: &ToldRecord, tasks: &[RecordedTask]) -> Result<Vec<TaskSamples>, CliError> {
-    let scores: BTreeMap<String, TaskScores> = serde_json::from_value(record.tasks.clone())
-        .map_err(|error| bad(path, format!("the scores of evaluation {} cannot be read: {error}", record.index)))?;
     let of_task = |task: &RecordedTask| {
-        let scores = scores.get(&task.name);
+        let scores = record.tasks.get(&task.name);
         let has_samples = scores.and_then(|scores| scores.per_sample.as_ref()?.scores.get(&task.metric)).is_some();
         let found = scores.and_then(|scores| mean_samples(scores, &task.metric)).ok_or_else(|| {
             let why = if has_samples {

@@ -208,7 +208,7 @@ fn check_per_sample(
             )));
         }
     }
-    Ok(PerSample { ids, scores: BTreeMap::from([(task.metric.clone(), aligned)]) })
+    Ok(PerSample { ids: ids.into(), scores: BTreeMap::from([(task.metric.clone(), aligned)]) })
 }
 
 #[cfg(test)]

@@ -110,7 +110,7 @@ proptest! {
         let samples = if by_id { Samples::Ids(wanted.iter().map(|id| SampleId::Number(*id)).collect()) } else { Samples::All };
         let evaluation = checked(answer(task), samples, 12, Completeness::Endpoint).unwrap();
         let per_sample = evaluation.tasks["t"].per_sample.as_ref().unwrap();
-        prop_assert_eq!(&per_sample.ids, &wanted.iter().map(|id| SampleId::Number(*id)).collect::<Vec<_>>());
+        prop_assert_eq!(per_sample.ids.to_vec(), wanted.iter().map(|id| SampleId::Number(*id)).collect::<Vec<_>>());
         prop_assert_eq!(&per_sample.scores["m"], &wanted.iter().map(|id| score(*id)).collect::<Vec<_>>());
     }
 

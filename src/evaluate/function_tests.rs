@@ -108,11 +108,11 @@ async fn subsets_are_nested_and_ids_keep_their_scores() {
             let SampleId::Number(number) = id else { panic!("{id}") };
             assert_eq!(samples(&all)[*number as usize], *score);
         }
-        smaller = per_sample.ids;
+        smaller = per_sample.ids.to_vec();
     }
     let chosen: Vec<SampleId> = [5, 2, 9].map(SampleId::Number).into();
     let evaluation = score(&evaluator, &request("x", &[0.5], Samples::Ids(chosen.clone()))).await.unwrap();
-    assert_eq!(evaluation.tasks["a"].per_sample.as_ref().unwrap().ids, chosen);
+    assert_eq!(evaluation.tasks["a"].per_sample.as_ref().unwrap().ids.to_vec(), chosen);
     let unknown = Samples::Ids(vec![SampleId::Number(400)]);
     assert!(matches!(score(&evaluator, &request("x", &[0.5], unknown)).await, Err(EvaluateError::Configuration(_))));
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,56 @@ impl std::fmt::Display for SampleId {
             Self::Number(number) => number.fmt(formatter),
             Self::Text(text) => text.fmt(formatter),
         }
+    }
+}
+
+/// Ids of the samples of one answer, in its order. A clone shares them: a search holds as many answers as evaluations, most of
+/// them on the same samples.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SampleIds(Arc<[SampleId]>);
+
+impl SampleIds {
+    /// Whether both are the same ids in the same memory.
+    pub fn is_shared_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Default for SampleIds {
+    fn default() -> Self {
+        Self(Arc::from([]))
+    }
+}
+
+impl std::ops::Deref for SampleIds {
+    type Target = [SampleId];
+
+    fn deref(&self) -> &[SampleId] {
+        &self.0
+    }
+}
+
+impl From<Vec<SampleId>> for SampleIds {
+    fn from(ids: Vec<SampleId>) -> Self {
+        Self(ids.into())
+    }
+}
+
+impl FromIterator<SampleId> for SampleIds {
+    fn from_iter<I: IntoIterator<Item = SampleId>>(ids: I) -> Self {
+        Self(ids.into_iter().collect())
+    }
+}
+
+impl Serialize for SampleIds {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0[..].serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for SampleIds {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Vec::deserialize(deserializer).map(Self::from)
     }
 }
 
@@ -87,7 +138,7 @@ pub const SAMPLE_WEIGHT: &str = "weight";
 /// Scores sample by sample, aligned with `ids`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PerSample {
-    pub ids: Vec<SampleId>,
+    pub ids: SampleIds,
     /// By metric. Finite.
     pub scores: BTreeMap<String, Vec<f64>>,
 }

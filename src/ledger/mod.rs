@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 
+use crate::evaluate::TaskScores;
 use crate::exit::ExitCode;
 
 pub use records::{AskedRecord, EventRecord, HoldoutRecord, RepeatRecord, ToldRecord};
@@ -174,7 +175,7 @@ impl Ledger {
                     record.evaluation_id,
                     record.candidate_id,
                     record.status,
-                    record.tasks.to_string(),
+                    scores_json(&record.tasks),
                     record.error,
                     record.finished_at,
                 ],
@@ -199,7 +200,7 @@ impl Ledger {
                     to_sql(record.after),
                     record.status,
                     record.objective,
-                    record.tasks.to_string(),
+                    scores_json(&record.tasks),
                     record.alarm.to_string(),
                     record.error,
                     record.finished_at,
@@ -224,18 +225,24 @@ impl Ledger {
         self.rows("SELECT * FROM asked ORDER BY \"index\"", "an asked evaluation", records::asked_from_row)
     }
 
-    /// All outcomes, by index.
-    pub fn all_told(&self) -> Result<BTreeMap<u64, ToldRecord>, LedgerError> {
-        let rows = self.rows("SELECT * FROM told ORDER BY \"index\"", "an outcome", records::told_from_row)?;
+    /// All outcomes without their scores by sample, which are most of a ledger.
+    pub fn all_told_without_samples(&self) -> Result<BTreeMap<u64, ToldRecord>, LedgerError> {
+        let rows = self.rows("SELECT * FROM told ORDER BY \"index\"", "an outcome", records::told_without_samples)?;
         Ok(rows.into_iter().map(|record| (record.index, record)).collect())
     }
 
-    /// All outcomes without their scores by task, which are most of a ledger.
+    /// All outcomes without their scores by task.
     pub fn all_told_in_short(&self) -> Result<BTreeMap<u64, ToldRecord>, LedgerError> {
-        let query = "SELECT \"index\", status, objective, '{}' AS tasks, n_samples, materialize_s, evaluate_s, started_at, \
-                     finished_at, attempts, error FROM told ORDER BY \"index\"";
-        let rows = self.rows(query, "an outcome", records::told_from_row)?;
+        let query = "SELECT \"index\", status, objective, n_samples, materialize_s, evaluate_s, started_at, finished_at, \
+                     attempts, error FROM told ORDER BY \"index\"";
+        let rows = self.rows(query, "an outcome", records::told_in_short)?;
         Ok(rows.into_iter().map(|record| (record.index, record)).collect())
+    }
+
+    /// The outcome of one evaluation, if it has ended.
+    pub fn outcome(&self, index: u64) -> Result<Option<ToldRecord>, LedgerError> {
+        let query = format!("SELECT * FROM told WHERE \"index\" = {index}");
+        Ok(self.rows(&query, "an outcome", records::told_from_row)?.pop())
     }
 
     /// Forgets all evaluations, for a run in which all were given up: the next start asks for everything. Events stay.
@@ -296,6 +303,11 @@ impl Ledger {
     }
 }
 
+/// Maps of names, numbers and texts always have a JSON form.
+fn scores_json(tasks: &BTreeMap<String, TaskScores>) -> String {
+    serde_json::to_string(tasks).unwrap_or_default()
+}
+
 fn upsert_fact(connection: &Connection, key: &str, value: &str) -> rusqlite::Result<usize> {
     connection.execute(
         "INSERT INTO facts (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
@@ -311,7 +323,7 @@ fn insert_told(connection: &Connection, record: &ToldRecord) -> rusqlite::Result
             to_sql(record.index),
             record.status,
             record.objective,
-            record.tasks.to_string(),
+            scores_json(&record.tasks),
             to_sql(record.n_samples),
             record.materialize_s,
             record.evaluate_s,
@@ -391,7 +403,7 @@ mod tests {
         assert_eq!(asked.len(), 2);
         assert_eq!(asked[1].genes, vec![("weight.a".to_string(), "0.1".to_string())]);
         assert_eq!(ledger.events("attempted").unwrap()[0].index, Some(1));
-        assert!(ledger.all_told().unwrap().is_empty());
+        assert_eq!(ledger.outcome(0).unwrap(), None);
     }
 
     #[test]

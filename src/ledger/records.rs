@@ -1,7 +1,11 @@
 //! Rows of the ledger as plain data.
 
+use std::collections::BTreeMap;
+
 use rusqlite::Row;
 use rusqlite::types::Type;
+
+use crate::evaluate::{MetricValue, TaskScores};
 
 /// An evaluation asked for.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,7 +45,7 @@ pub struct ToldRecord {
     pub status: String,
     pub objective: Option<f64>,
     /// Scores by task.
-    pub tasks: serde_json::Value,
+    pub tasks: BTreeMap<String, TaskScores>,
     pub n_samples: u64,
     pub materialize_s: Option<f64>,
     pub evaluate_s: Option<f64>,
@@ -57,7 +61,8 @@ pub struct HoldoutRecord {
     pub evaluation_id: String,
     pub candidate_id: String,
     pub status: String,
-    pub tasks: serde_json::Value,
+    /// Scores by task.
+    pub tasks: BTreeMap<String, TaskScores>,
     pub error: Option<String>,
     pub finished_at: String,
 }
@@ -73,12 +78,13 @@ pub struct RepeatRecord {
     pub purpose: String,
     /// From 1, counted by candidate.
     pub replicate: u32,
-    /// Evaluations asked for when it was made.
+    /// What the search had spent when it was made, in evaluations in full.
     pub after: u64,
     /// `scored`, `infeasible` or `failed`.
     pub status: String,
     pub objective: Option<f64>,
-    pub tasks: serde_json::Value,
+    /// Scores by task.
+    pub tasks: BTreeMap<String, TaskScores>,
     /// What it gave cause for; null: nothing.
     pub alarm: serde_json::Value,
     pub error: Option<String>,
@@ -115,12 +121,42 @@ pub(super) fn asked_from_row(row: &Row<'_>) -> rusqlite::Result<AskedRecord> {
     })
 }
 
+/// A task's scores without those by sample, which the parser passes over.
+#[derive(serde::Deserialize)]
+struct MetricsOnly {
+    n: u64,
+    n_truncated: Option<u64>,
+    metrics: BTreeMap<String, MetricValue>,
+}
+
+impl From<MetricsOnly> for TaskScores {
+    fn from(scores: MetricsOnly) -> Self {
+        let MetricsOnly { n, n_truncated, metrics } = scores;
+        Self { n, n_truncated, metrics, per_sample: None }
+    }
+}
+
 pub(super) fn told_from_row(row: &Row<'_>) -> rusqlite::Result<ToldRecord> {
+    told(row, json(row, "tasks")?)
+}
+
+/// An outcome whose tasks have no scores by sample.
+pub(super) fn told_without_samples(row: &Row<'_>) -> rusqlite::Result<ToldRecord> {
+    let tasks: BTreeMap<String, MetricsOnly> = json(row, "tasks")?;
+    told(row, tasks.into_iter().map(|(task, scores)| (task, scores.into())).collect())
+}
+
+/// An outcome without its scores, which need not be among the row's columns.
+pub(super) fn told_in_short(row: &Row<'_>) -> rusqlite::Result<ToldRecord> {
+    told(row, BTreeMap::new())
+}
+
+fn told(row: &Row<'_>, tasks: BTreeMap<String, TaskScores>) -> rusqlite::Result<ToldRecord> {
     Ok(ToldRecord {
         index: count(row, "index")?,
         status: row.get("status")?,
         objective: row.get("objective")?,
-        tasks: json(row, "tasks")?,
+        tasks,
         n_samples: count(row, "n_samples")?,
         materialize_s: row.get("materialize_s")?,
         evaluate_s: row.get("evaluate_s")?,

@@ -9,7 +9,7 @@ use crate::evaluate::TaskScores;
 /// Writes `trials.csv` from the ledger, atomically. `tasks` gives the order of the score columns.
 pub fn write_trials(ledger: &Ledger, path: &Path, tasks: &[String]) -> Result<(), LedgerError> {
     let asked = ledger.all_asked()?;
-    let told = ledger.all_told()?;
+    let told = ledger.all_told_without_samples()?;
     let bytes = render(&asked, &told, tasks).map_err(|reason| export_error(path, &reason))?;
     crate::files::write_atomically(path, &bytes).map_err(|error| export_error(path, &error.to_string()))
 }
@@ -22,20 +22,14 @@ type Scores = BTreeMap<String, TaskScores>;
 
 fn render(asked: &[AskedRecord], told: &BTreeMap<u64, ToldRecord>, tasks: &[String]) -> Result<Vec<u8>, String> {
     let genes = gene_columns(asked);
-    let scores: BTreeMap<u64, Scores> = told
-        .iter()
-        .map(|(index, record)| (*index, serde_json::from_value(record.tasks.clone()).unwrap_or_default()))
-        .collect();
-    let metrics = metric_columns(scores.values(), tasks);
+    let metrics = metric_columns(told.values().map(|outcome| &outcome.tasks), tasks);
 
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(header(&genes, &metrics)).map_err(|error| error.to_string())?;
-    let nothing = Scores::new();
     let ids: BTreeMap<u64, &str> = asked.iter().map(|record| (record.index, record.candidate_id.as_str())).collect();
     for record in asked {
         let Some(outcome) = told.get(&record.index) else { continue };
-        let scores = scores.get(&record.index).unwrap_or(&nothing);
-        writer.write_record(row(record, outcome, scores, &ids, &genes, &metrics)).map_err(|error| error.to_string())?;
+        writer.write_record(row(record, outcome, &ids, &genes, &metrics)).map_err(|error| error.to_string())?;
     }
     writer.into_inner().map_err(|error| error.to_string())
 }
@@ -81,7 +75,6 @@ fn header(genes: &[String], metrics: &[(String, String)]) -> Vec<String> {
 fn row(
     asked: &AskedRecord,
     told: &ToldRecord,
-    scores: &Scores,
     ids: &BTreeMap<u64, &str>,
     genes: &[String],
     metrics: &[(String, String)],
@@ -100,7 +93,7 @@ fn row(
     let values: BTreeMap<&str, &str> =
         asked.genes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     cells.extend(genes.iter().map(|gene| values.get(gene.as_str()).copied().unwrap_or_default().to_string()));
-    let metric = |task: &str, metric: &str| scores.get(task).and_then(|scores| scores.metrics.get(metric));
+    let metric = |task: &str, metric: &str| told.tasks.get(task).and_then(|scores| scores.metrics.get(metric));
     cells.extend(
         metrics.iter().map(|(task, name)| metric(task, name).map(|found| found.value.to_string()).unwrap_or_default()),
     );

@@ -61,7 +61,7 @@ mod tests {
         assert_eq!((whole.n, whole.n_truncated), (4, Some(2)));
         assert_eq!(whole.metrics["acc"].value, 0.75);
         let samples = whole.per_sample.unwrap();
-        assert_eq!(samples.ids, [0, 1, 2, 3].map(SampleId::Number));
+        assert_eq!(samples.ids.to_vec(), [0, 1, 2, 3].map(SampleId::Number));
         assert_eq!(samples.scores["acc"], [1.0, 0.0, 1.0, 1.0]);
         assert!((whole.metrics["acc"].stderr.unwrap() - 0.25).abs() < 1e-12);
     }

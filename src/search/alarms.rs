@@ -1,11 +1,8 @@
 //! Looks for alarms in what a run recorded.
 
-use std::collections::BTreeMap;
-
 use super::SearchError;
 use super::prepare::Prepared;
 use super::run::Row;
-use crate::evaluate::TaskScores;
 use crate::ledger::Ledger;
 use crate::score::alarms::{
     Alarm, baselines_unscored, benchmark_test_sets, flat_fitness, nothing_scored, truncation_asymmetry,
@@ -33,18 +30,16 @@ pub(super) fn after(
     if best.candidate_id == baseline.candidate_id {
         return Ok(alarms);
     }
-    let told = ledger.all_told()?;
-    let searched = |row: &Row| told.get(&row.index).and_then(|record| scores(&record.tasks));
+    if let (Some(winner), Some(other)) = (ledger.outcome(best.index)?, ledger.outcome(baseline.index)?) {
+        alarms.extend(truncation_asymmetry("search", &winner.tasks, &other.tasks));
+    }
     let recorded = ledger.all_holdout()?;
     let held_out = |row: &Row| {
-        let record = recorded.values().find(|record| record.candidate_id == row.candidate_id);
-        record.filter(|record| record.status == "scored").and_then(|record| scores(&record.tasks))
+        let mut scored = recorded.values().filter(|record| record.status == "scored");
+        scored.find(|record| record.candidate_id == row.candidate_id)
     };
-    if let (Some(winner), Some(other)) = (searched(best), searched(baseline)) {
-        alarms.extend(truncation_asymmetry("search", &winner, &other));
-    }
     if let (Some(winner), Some(other)) = (held_out(best), held_out(baseline)) {
-        alarms.extend(truncation_asymmetry("hold-out", &winner, &other));
+        alarms.extend(truncation_asymmetry("hold-out", &winner.tasks, &other.tasks));
     }
     Ok(alarms)
 }
@@ -71,8 +66,4 @@ fn baselines(ledger: &Ledger, count: u64) -> Result<Option<Alarm>, SearchError> 
     let names: Vec<String> = unscored.iter().map(|(asked, _)| asked.origin.clone()).collect();
     let reason = unscored.first().and_then(|(_, record)| record.error.as_deref()).unwrap_or_default();
     Ok(baselines_unscored(&names, reason))
-}
-
-fn scores(tasks: &serde_json::Value) -> Option<BTreeMap<String, TaskScores>> {
-    serde_json::from_value(tasks.clone()).ok()
 }

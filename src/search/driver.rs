@@ -2,6 +2,7 @@
 
 mod assembly;
 mod conclusion;
+mod reuse;
 mod sentinel;
 mod standing;
 
@@ -9,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use assembly::{content_json, materialize_stage, outcome_of, parts, setup, status_name, work};
+use assembly::{content_json, materialize_stage, outcome_of, parts, setup, status_name};
 
 use super::candidate::{Candidate, EvaluationContext};
 use super::fidelity::Parts;
@@ -18,7 +19,7 @@ use super::pipeline::{Finished, Line, MaterializeStage, Pipeline};
 use super::prepare::{Prepared, count_samples};
 use super::progress::Progress;
 use super::repeats::Repeats;
-use super::run::{Row, RunOptions};
+use super::run::Row;
 use super::run_folder::RunFolder;
 use super::schedule::{Schedule, Step};
 use super::{Budget, SearchError, Stop, alarms, export};
@@ -55,7 +56,8 @@ pub(super) struct Search {
     /// What is scored again.
     repeats: Repeats,
     sentinel: sentinel::Sentinel,
-    reusable: BTreeMap<String, ToldRecord>,
+    /// What another run paid for.
+    reusable: Option<reuse::Reusable>,
     active_before: Duration,
     started: Instant,
     finished_here: u64,
@@ -112,23 +114,11 @@ impl Search {
             asked: BTreeMap::new(),
             rows: BTreeMap::new(),
             best: None,
-            reusable: BTreeMap::new(),
+            reusable: None,
             active_before: Duration::try_from_secs_f64(active_before).unwrap_or_default(),
             started: Instant::now(),
             finished_here: 0,
         })
-    }
-
-    pub(super) fn load_reusable(&mut self, options: &RunOptions) -> Result<(), SearchError> {
-        let Some(path) = options.reuse.as_ref().filter(|path| path.is_file()) else { return Ok(()) };
-        let other = Ledger::open_for_reading(path)?;
-        let mut told = other.all_told()?;
-        for asked in other.all_asked()? {
-            if let Some(record) = told.remove(&asked.index).filter(|record| record.status != "failed") {
-                self.reusable.insert(asked.evaluation_id, record);
-            }
-        }
-        Ok(())
     }
 
     /// Starts, and settings that may change between starts, are on record.
@@ -161,18 +151,20 @@ impl Search {
 
     /// Takes the recorded history through ask and tell again, comparing every proposal with the record.
     pub(super) fn replay(&mut self) -> Result<(), SearchError> {
-        let (asked, told) = (self.ledger.all_asked()?, self.ledger.all_told()?);
+        let asked = self.ledger.all_asked()?;
+        // One at a time, so that those on the same samples share their ids at once.
         for record in &asked {
-            if let Some(told) = told.get(&record.index) {
+            if let Some(told) = self.ledger.outcome(record.index)? {
                 self.schedule.finished(outcome_of(told, record.fidelity)?);
             }
         }
+        let ended = self.schedule.outcomes().len();
         if !asked.is_empty() {
             self.progress.line(&format!(
                 "continuing run {} ({} evaluations recorded, {} of them to be made again)",
                 self.prepared.config.name,
                 asked.len(),
-                asked.len().saturating_sub(told.len())
+                asked.len().saturating_sub(ended)
             ));
         }
         for record in &asked {
@@ -184,25 +176,15 @@ impl Search {
             }
             self.budget.spend(record.samples);
             self.asked.insert(index, Asked::from_record(record, self.parts.as_ref()));
-            match told.get(&index) {
+            match self.schedule.outcomes().get(&index) {
                 Some(outcome) => {
-                    self.note(index, &outcome_of(outcome, record.fidelity)?);
+                    let row = self.row(outcome);
+                    self.note(row);
                 }
                 None => self.begin(index, &proposal, candidate)?,
             }
         }
         Ok(())
-    }
-
-    /// Takes a score that is there already, or puts the evaluation on its way.
-    fn begin(&mut self, index: u64, proposal: &Proposal, candidate: Candidate) -> Result<(), SearchError> {
-        match self.reusable.remove(&candidate.evaluation_id) {
-            Some(record) => self.take_over(index, candidate, record),
-            None => {
-                self.pipeline.add(work(index, proposal, candidate));
-                Ok(())
-            }
-        }
     }
 
     fn mismatch(&self, record: &AskedRecord, proposed: &str) -> SearchError {
@@ -355,24 +337,6 @@ impl Search {
         self.asked.get(&index).map_or(1.0, |asked| asked.fidelity)
     }
 
-    /// Takes a score that another run paid for.
-    fn take_over(&mut self, index: u64, candidate: Candidate, record: ToldRecord) -> Result<(), SearchError> {
-        let outcome = outcome_of(&record, self.fidelity(index))?;
-        self.finish(Finished {
-            index,
-            replicate: 0,
-            again: false,
-            candidate: Arc::new(candidate),
-            status: outcome.status,
-            tasks: outcome.tasks,
-            error: record.error,
-            materialize_s: record.materialize_s,
-            evaluate_s: record.evaluate_s,
-            started_at: record.started_at,
-            attempts: 0,
-        })
-    }
-
     /// An evaluation ended: to the ledger first, then to everyone else.
     fn finish(&mut self, finished: Finished) -> Result<(), SearchError> {
         if finished.again {
@@ -392,8 +356,8 @@ impl Search {
             index: finished.index,
             status: status_name(finished.status).into(),
             objective,
-            tasks: serde_json::to_value(&finished.tasks).unwrap_or_default(),
             n_samples: finished.tasks.values().map(|task| task.n).sum(),
+            tasks: std::mem::take(&mut finished.tasks),
             materialize_s: finished.materialize_s,
             evaluate_s: finished.evaluate_s,
             started_at: finished.started_at.clone(),
@@ -403,8 +367,9 @@ impl Search {
         };
         self.ledger.told(&record, &[("active_seconds", &format!("{:.3}", self.active().as_secs_f64()))])?;
         self.finished_here += 1;
-        let outcome = outcome_of(&record, self.fidelity(finished.index))?;
-        let improved = self.note(finished.index, &outcome);
+        let outcome = outcome_of(record, self.fidelity(finished.index))?;
+        let row = self.row(&outcome);
+        let improved = self.note(row);
         self.tell_of(&finished, objective);
         self.schedule.finished(outcome);
         if improved {
@@ -443,21 +408,27 @@ impl Search {
         Ok(())
     }
 
-    /// Puts an outcome into the tables; whether it is the best so far.
-    fn note(&mut self, index: u64, outcome: &Outcome) -> bool {
-        let Some(asked) = self.asked.get(&index) else { return false };
+    /// What tables show of an outcome.
+    fn row(&self, outcome: &Outcome) -> Option<Row> {
+        let asked = self.asked.get(&outcome.index)?;
         let tasks = self.prepared.objective.per_task(&outcome.tasks);
-        let row = Row {
-            index,
+        Some(Row {
+            index: outcome.index,
             candidate_id: asked.candidate_id.clone(),
             origin: asked.origin.clone(),
             status: outcome.status,
             objective: outcome.objective,
             tasks: tasks.into_iter().filter_map(|task| Some((task.task, task.score?))).collect(),
-        };
-        let full = asked.fidelity >= 1.0;
+        })
+    }
+
+    /// Puts an outcome into the tables; whether it is the best so far.
+    fn note(&mut self, row: Option<Row>) -> bool {
+        let Some(row) = row else { return false };
+        let (index, objective) = (row.index, row.objective);
         self.rows.insert(index, row);
-        let Some(objective) = outcome.objective.filter(|_| full) else { return false };
+        let full = self.fidelity(index) >= 1.0;
+        let Some(objective) = objective.filter(|_| full) else { return false };
         let better = match self.best {
             None => true,
             Some((value, best)) => objective > value || (objective == value && index < best),

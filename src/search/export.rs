@@ -78,14 +78,13 @@ pub fn export_record(
     candidate: Option<&str>,
 ) -> Result<(AskedRecord, Option<ToldRecord>), SearchError> {
     let Some(wanted) = candidate else {
-        let best = best_record(ledger)?.map(|(asked, _)| asked);
-        let told =
-            best.as_ref().map(|asked| ledger.all_told().map(|mut told| told.remove(&asked.index))).transpose()?;
-        return best.zip(told).ok_or_else(|| {
-            SearchError::BadData(
+        let Some((asked, _)) = best_record(ledger)? else {
+            return Err(SearchError::BadData(
                 "the run has no scored candidate at full fidelity yet; name one with --candidate".into(),
-            )
-        });
+            ));
+        };
+        let told = ledger.outcome(asked.index)?;
+        return Ok((asked, told));
     };
     let asked = ledger.all_asked()?;
     // An index may be the first digits of an id, too; it names its evaluation all the same.
@@ -99,7 +98,7 @@ pub fn export_record(
     match matches.len() {
         1 => {
             let asked = matches.swap_remove(0);
-            let told = ledger.all_told()?.remove(&asked.index);
+            let told = ledger.outcome(asked.index)?;
             Ok((asked, told))
         }
         0 => Err(SearchError::BadData(format!("the run has no candidate `{wanted}`; trials.csv lists them"))),

@@ -92,10 +92,8 @@ impl Ceremony<'_> {
             let candidate = self.candidate(row, pipeline.context())?;
             match recorded.get(&candidate.evaluation_id) {
                 Some(record) => {
-                    if let Ok(tasks) = serde_json::from_value(record.tasks.clone())
-                        && record.status == "scored"
-                    {
-                        scores.insert(row.candidate_id.clone(), tasks);
+                    if record.status == "scored" {
+                        scores.insert(row.candidate_id.clone(), record.tasks.clone());
                     }
                 }
                 None => {
@@ -160,7 +158,7 @@ impl Ceremony<'_> {
             evaluation_id: finished.candidate.evaluation_id.clone(),
             candidate_id: finished.candidate.id.clone(),
             status: "scored".into(),
-            tasks: serde_json::to_value(&tasks).unwrap_or_default(),
+            tasks: tasks.clone(),
             error: finished.error.clone(),
             finished_at: now(),
         })?;

@@ -25,6 +25,7 @@ mod run;
 mod run_folder;
 pub mod schedule;
 mod scorer;
+mod shared_samples;
 pub mod slots;
 mod stop;
 

@@ -73,11 +73,9 @@ fn scores(told: &ToldRecord) -> String {
     let mut text = format!(
         "## Scores of the search\n\nObjective {objective:.4}.\n\n| task | metric | score | samples |\n| --- | --- | --- | --- |\n"
     );
-    let tasks = told.tasks.as_object().into_iter().flatten();
-    for (task, scores) in tasks {
-        for (metric, value) in scores["metrics"].as_object().into_iter().flatten() {
-            let score = value["value"].as_f64().unwrap_or(f64::NAN);
-            text.push_str(&format!("| {task} | {metric} | {score:.4} | {} |\n", scores["n"]));
+    for (task, scores) in &told.tasks {
+        for (metric, value) in &scores.metrics {
+            text.push_str(&format!("| {task} | {metric} | {:.4} | {} |\n", value.value, scores.n));
         }
     }
     text.push_str("\nThe search chose by these scores: they overstate. The verdict is what counts.\n\n");

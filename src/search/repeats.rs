@@ -98,8 +98,8 @@ impl Again<'_> {
         let Some(first) = self.outcomes.get(&finished.index) else { return Ok(None) };
         let repeats = self.ledger.all_repeats()?;
         let of_it = repeats.iter().filter(|repeat| repeat.index == finished.index && repeat.purpose == SENTINEL);
-        let known: Vec<Scores> = of_it.filter_map(scores_of).collect();
-        let earlier: Vec<&Scores> = std::iter::once(&first.tasks).chain(&known).collect();
+        let known = of_it.filter(|repeat| repeat.status == "scored").map(|repeat| &repeat.tasks);
+        let earlier: Vec<&Scores> = std::iter::once(&first.tasks).chain(known).collect();
         let what = match finished.status {
             Status::Failed => return Ok(None),
             Status::Infeasible => {
@@ -149,7 +149,7 @@ impl Again<'_> {
             after: self.spent,
             status: status.to_owned(),
             objective,
-            tasks: serde_json::to_value(&finished.tasks).unwrap_or_default(),
+            tasks: finished.tasks.clone(),
             alarm: serde_json::to_value(alarm).unwrap_or_default(),
             error: finished.error.clone(),
             finished_at: now(),
@@ -225,10 +225,6 @@ impl LastScoring<'_> {
         let record = self.asked.iter().find(|asked| asked.index == index);
         record.ok_or_else(|| SearchError::BadData(format!("ledger: evaluation {index} is gone")))
     }
-}
-
-fn scores_of(repeat: &RepeatRecord) -> Option<Scores> {
-    (repeat.status == "scored").then(|| serde_json::from_value(repeat.tasks.clone()).ok()).flatten()
 }
 
 /// The sentinel's latest scoring.

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::shared_samples::SharedSamples;
 use crate::strategy::{Ask, Outcome, PROMOTION, Placement, Proposal, Strategy, StrategyError};
 
 /// After so many duplicates without a new candidate the space counts as exhausted.
@@ -41,6 +42,7 @@ pub struct Schedule {
     /// Outcomes that must be told before the next ask, beyond the look-ahead's own demand.
     waits_for: u64,
     outcomes: BTreeMap<u64, Outcome>,
+    samples: SharedSamples,
     known: HashMap<String, u64>,
     /// The first evaluation of each candidate.
     candidates: HashMap<String, u64>,
@@ -58,6 +60,7 @@ impl Schedule {
             told: 0,
             waits_for: 0,
             outcomes: BTreeMap::new(),
+            samples: SharedSamples::default(),
             known: HashMap::new(),
             candidates: HashMap::new(),
             duplicates: 0,
@@ -80,7 +83,8 @@ impl Schedule {
     }
 
     /// Takes an outcome in; the strategy hears of it when its turn comes.
-    pub fn finished(&mut self, outcome: Outcome) {
+    pub fn finished(&mut self, mut outcome: Outcome) {
+        self.samples.share(&mut outcome.tasks);
         self.outcomes.insert(outcome.index, outcome);
     }
 

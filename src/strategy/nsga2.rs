@@ -305,7 +305,7 @@ mod tests {
     #[test]
     fn a_sample_is_in_one_group_on_every_part() {
         let part = |ids: Vec<SampleId>, values: Vec<f64>| TaskScores {
-            per_sample: Some(PerSample { ids, scores: BTreeMap::from([("acc".to_owned(), values)]) }),
+            per_sample: Some(PerSample { ids: ids.into(), scores: BTreeMap::from([("acc".to_owned(), values)]) }),
             ..TaskScores::default()
         };
         let values = |scores: TaskScores| {

@@ -1,11 +1,9 @@
 //! What a search is made of, and its records as plain data.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::evaluate::TaskScores;
 use crate::ledger::ToldRecord;
 use crate::merge::Merger;
 use crate::search::SearchError;
@@ -119,17 +117,15 @@ pub(super) fn status_name(status: Status) -> &'static str {
 }
 
 /// The outcome of an evaluation on the share `fidelity` of the samples.
-pub(super) fn outcome_of(record: &ToldRecord, fidelity: f64) -> Result<Outcome, SearchError> {
-    let unreadable = |what: &str| {
-        SearchError::BadData(format!("ledger: the outcome of evaluation {} has an unreadable {what}", record.index))
-    };
+pub(super) fn outcome_of(record: ToldRecord, fidelity: f64) -> Result<Outcome, SearchError> {
     let status = match record.status.as_str() {
         "scored" => Status::Scored,
         "infeasible" => Status::Infeasible,
         "failed" => Status::Failed,
-        _ => return Err(unreadable("status")),
+        other => {
+            let index = record.index;
+            return Err(SearchError::BadData(format!("ledger: evaluation {index} has an unknown status `{other}`")));
+        }
     };
-    let tasks: BTreeMap<String, TaskScores> =
-        serde_json::from_value(record.tasks.clone()).map_err(|_| unreadable("table of scores"))?;
-    Ok(Outcome { index: record.index, status, objective: record.objective, tasks, fidelity })
+    Ok(Outcome { index: record.index, status, objective: record.objective, tasks: record.tasks, fidelity })
 }

@@ -157,7 +157,7 @@ fn assert_scored(evaluation: &Evaluation) {
     let add = &evaluation.tasks["add"];
     assert_eq!((add.n, add.metrics["accuracy"].value), (6, 4.0 / 6.0));
     let rev = &evaluation.tasks["rev"];
-    assert_eq!(rev.per_sample.as_ref().unwrap().ids, [3, 1, 7].map(SampleId::Number));
+    assert_eq!(rev.per_sample.as_ref().unwrap().ids.to_vec(), [3, 1, 7].map(SampleId::Number));
     assert_eq!(rev.per_sample.as_ref().unwrap().scores["accuracy"], [0.0, 1.0, 1.0]);
 }
 
