@@ -7,11 +7,12 @@
 //!                          |                           (sources)          | per-sample scores
 //!                       strategy <- objective <- score <- ledger <--------+
 //!                                                   |        |
-//!                                                verdict   report
+//!                                                verdict
 //! ```
 //!
-//! [`search`] moves data along this line and is the only room that knows all the others. `strategy`, `score`, `space`,
-//! `merge` and `recipe` are pure: no clock, no network, no global state; randomness comes in as a seed.
+//! [`search`] moves data along this line and is the only room that knows all the others. What `strategy`, `score`, `space`,
+//! `merge` and `recipe` give depends on their arguments alone, never on a clock, the network or global state; randomness comes in as a
+//! seed.
 //! `ARCHITECTURE.md` is the long form of this page.
 
 pub mod checkpoint;
@@ -26,7 +27,6 @@ pub mod merge;
 mod python_json;
 pub mod random;
 pub mod recipe;
-pub mod report;
 pub mod score;
 pub mod search;
 pub mod space;

@@ -128,6 +128,21 @@ pub(super) fn content_id(files: &[(&str, &MappedFile)], cache: &ContentIds) -> R
     Ok(hex(&all.finalize()))
 }
 
+/// One id for small files, by name and content.
+pub(super) fn settings_id(files: &[PathBuf]) -> Result<String, CheckpointError> {
+    let mut all = Sha256::new();
+    all.update(b"evomerge settings v1");
+    for path in files {
+        let fault = |source| CheckpointError::Read { path: path.clone(), source };
+        let id = File::open(path).and_then(|file| sha256(&file)).map_err(fault)?;
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        all.update((name.len() as u64).to_le_bytes());
+        all.update(name);
+        all.update(id.as_bytes());
+    }
+    Ok(hex(&all.finalize()))
+}
+
 struct Hashed {
     id: String,
     to_remember: Option<FileIdentity>,

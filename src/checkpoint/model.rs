@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::adapter::{Adapter, LowRank};
-use super::content::{ContentIds, content_id, single_id};
-use super::directory::{INDEX_FILE, SINGLE_FILE, WeightMap, Weights, find_sidecars, find_weights, read_config};
+use super::content::{ContentIds, content_id, settings_id, single_id};
+use super::directory::{
+    CONFIG_FILE, INDEX_FILE, SINGLE_FILE, WeightMap, Weights, find_sidecars, find_weights, read_config,
+};
 use super::dtype::Dtype;
 use super::error::{CheckpointError, quote};
 use super::header::{TensorInfo, read_header};
@@ -246,6 +248,17 @@ impl Checkpoint {
             None => Ok(base),
             Some(adapter) => Ok(adapter.content_id(&base, &single_id(adapter.file(), cache)?)),
         }
+    }
+
+    /// Identifies what is not weights and still reaches whoever loads the model: sha256 in hex over the names and contents of
+    /// `config.json` and [`Self::sidecars`].
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn settings_id(&self) -> Result<String, CheckpointError> {
+        let mut files = vec![self.path.join(CONFIG_FILE)];
+        files.extend(self.sidecars());
+        settings_id(&files)
     }
 
     /// Checks that every weight file still has the device, inode, size and modification time that it had when it was

@@ -18,13 +18,16 @@ pub(super) fn run(arguments: &Check, output: Output) -> Result<ExitCode, CliErro
     let progress: Arc<dyn Progress> = screen.clone();
     let runtime = signals::runtime()?;
     let stop = Stop::default();
-    let prepared = runtime.block_on(async {
+    let scratch = scratch_folder()?;
+    let results = arguments.results.clone();
+    let findings: Result<Findings, CliError> = runtime.block_on(async {
         signals::watch(stop.clone())?;
-        prepare(config, &scratch_folder(), &progress, &stop).await.map_err(CliError::from)
+        let prepared = prepare(config, scratch.path(), &progress, &stop).await?;
+        Ok(stop.unless_wanted(move || check(&prepared, &results)).await??)
     });
     screen.finish();
     runtime.shutdown_background();
-    let findings = check(&prepared?, &arguments.results)?;
+    let findings = findings?;
     output.result(&describe(&findings), &serde_json::to_value(&findings).unwrap_or_default())?;
     Ok(ExitCode::Done)
 }

@@ -20,16 +20,19 @@ pub(super) fn run(arguments: &Evaluate, output: Output) -> Result<ExitCode, CliE
     let config = RunConfig::load(&arguments.run_file)?;
     let model = std::path::absolute(&arguments.model)
         .map_err(|source| CliError::Write { path: arguments.model.clone(), source })?;
-    let content = Checkpoint::open(&model)?.content_id(&ContentIds::in_user_cache())?;
+    let checkpoint = Checkpoint::open(&model)?;
+    let (content, settings) = (checkpoint.content_id(&ContentIds::in_user_cache())?, checkpoint.settings_id()?);
+    drop(checkpoint);
+    let scratch = scratch_folder()?;
     let screen = Arc::new(Screen::new(output));
     let progress: Arc<dyn Progress> = screen.clone();
     let runtime = signals::runtime()?;
     let stop = Stop::default();
     let result: Result<(Objective, Evaluation), CliError> = runtime.block_on(async {
         signals::watch(stop.clone())?;
-        let scorer = connect_evaluator(&config, &scratch_folder(), &progress, &stop).await?;
+        let scorer = connect_evaluator(&config, scratch.path(), &progress, &stop).await?;
         let request = EvaluationRequest {
-            evaluation_id: evaluation_id(&content, &scorer.tasks, scorer.evaluator.fingerprint()),
+            evaluation_id: evaluation_id(&content, &settings, &scorer.tasks, scorer.evaluator.fingerprint()),
             run_id: "evaluate".into(),
             run_name: config.name.clone(),
             candidate: CandidateRequest {

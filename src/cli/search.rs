@@ -12,7 +12,9 @@ use crate::config::RunConfig;
 use crate::exit::ExitCode;
 use crate::score::Decision;
 use crate::score::verdict::VerdictCandidate;
-use crate::search::{Progress, Row, RunFolder, RunOptions, RunReport, Stop, move_aside, prepare, run as run_search};
+use crate::search::{
+    Progress, Row, RunFolder, RunOptions, RunReport, Stop, move_aside, prepare, put_back, run as run_search,
+};
 
 pub(super) fn run(arguments: &Search, output: Output) -> Result<ExitCode, CliError> {
     let config = load(&arguments.run)?;
@@ -43,17 +45,26 @@ pub(super) fn execute(
 ) -> Result<ExitCode, CliError> {
     let screen: Arc<Screen> = Arc::new(Screen::new(output));
     let progress: Arc<dyn Progress> = screen.clone();
-    if arguments.fresh
-        && let Some(old) = move_aside(&arguments.results, &config.name)?
-    {
-        screen.line(&format!("the old run is now {}", old.display()));
-    }
+    let name = config.name.clone();
+    let aside = if arguments.fresh { move_aside(&arguments.results, &name)? } else { None };
     let runtime = signals::runtime()?;
     let stop = Stop::default();
     let report = runtime.block_on(async {
         signals::watch(stop.clone())?;
         let folder = RunFolder::lock(&arguments.results, &config.name)?;
-        let prepared = Arc::new(prepare(config, &folder.scratch(), &progress, &stop).await?);
+        let prepared = match prepare(config, &folder.scratch(), &progress, &stop).await {
+            Ok(prepared) => Arc::new(prepared),
+            Err(error) => {
+                drop(folder);
+                if let Some(old) = &aside {
+                    put_back(&arguments.results, &name, old);
+                }
+                return Err(error.into());
+            }
+        };
+        if let Some(old) = &aside {
+            screen.line(&format!("the old run is now {}", old.display()));
+        }
         run_search(prepared, folder, options, progress, stop).await.map_err(CliError::from)
     });
     screen.finish();

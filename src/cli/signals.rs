@@ -1,6 +1,5 @@
 //! Signals: the first asks for a stop in good order, the second for one at once.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -68,9 +67,12 @@ pub(super) fn cancelled_by_signal() -> Arc<AtomicBool> {
     flag
 }
 
-/// Where the evaluator of a command that leaves no results may write.
-pub(super) fn scratch_folder() -> PathBuf {
-    std::env::temp_dir().join(format!("evomerge-scratch-{}", std::process::id()))
+/// Where the evaluator of a command that leaves no results may write; removed when dropped.
+pub(super) fn scratch_folder() -> Result<tempfile::TempDir, CliError> {
+    tempfile::Builder::new()
+        .prefix("evomerge-scratch-")
+        .tempdir()
+        .map_err(|source| CliError::Write { path: std::env::temp_dir(), source })
 }
 
 /// A runtime for commands that evaluate.

@@ -13,8 +13,9 @@ use crate::search::{RunFolder, best_record, repeats_alarm};
 pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliError> {
     let ledger = Ledger::open_for_reading(&arguments.results.join("ledger.sqlite"))?;
     let fact = |key: &str| ledger.fact(key).map(Option::unwrap_or_default);
-    let asked = ledger.all_asked()?;
+    // In this order: a search that is running asks before it is told.
     let told = ledger.all_told_in_short()?;
+    let asked = ledger.all_asked()?;
     let count = |status: &str| told.values().filter(|record| record.status == status).count();
     let running = RunFolder::is_locked(&arguments.results);
     let last = |kind: &str| ledger.events(kind).map(|events| events.last().cloned());
@@ -41,7 +42,8 @@ pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliErr
         .reduce(|best, next| if next.1 > best.1 { next } else { best });
     let attempts = ledger.events("attempted")?;
     let faults = attempts.iter().filter(|event| !event.payload["attempt"]["fault"].is_null()).count();
-    let active = Duration::from_secs_f64(fact("active_seconds")?.parse().unwrap_or(0.0));
+    let active = fact("active_seconds")?.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    let active = active.unwrap_or_default();
     let verdict = std::fs::read_to_string(arguments.results.join("verdict.json"))
         .ok()
         .and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
@@ -52,7 +54,7 @@ pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliErr
         told.len(),
         count("infeasible"),
         count("failed"),
-        asked.len() - told.len()
+        asked.len().saturating_sub(told.len())
     ));
     let limits = begun.as_ref().map(|event| event.payload["budget"].clone()).unwrap_or_default();
     let left = left(&limits, told.len(), active);

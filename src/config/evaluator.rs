@@ -19,6 +19,10 @@ const DEFAULT_MAX_ATTEMPTS: u32 = 5;
 const DEFAULT_BATCH: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 const DEFAULT_MAX_NEW_TOKENS: usize = 64;
 const DEFAULT_FUNCTION_SAMPLES: u64 = 100;
+/// Evaluations that one evaluator may be asked for at once.
+const MOST_IN_FLIGHT: usize = 10_000;
+/// Samples of a landscape: their ids are held in memory.
+const MOST_FUNCTION_SAMPLES: usize = 10_000_000;
 
 pub(super) fn read(field: &Field<'_>, directory: &Path) -> Result<EvaluatorConfig, FieldError> {
     let mut fields = field.fields()?;
@@ -51,7 +55,7 @@ fn read_patience(fields: &mut Fields<'_>) -> Result<Patience, FieldError> {
 }
 
 fn read_in_flight(fields: &mut Fields<'_>) -> Result<NonZeroUsize, FieldError> {
-    fields.take("in_flight").map_or(Ok(NonZeroUsize::MIN), |field| field.count())
+    fields.take("in_flight").map_or(Ok(NonZeroUsize::MIN), |field| field.count_up_to(MOST_IN_FLIGHT))
 }
 
 fn read_truth(fields: &mut Fields<'_>, key: &'static str) -> Result<bool, FieldError> {
@@ -159,8 +163,10 @@ fn read_function(fields: &mut Fields<'_>) -> Result<FunctionConfig, FieldError> 
             noise => return Err(field.error(format!("must not be negative, but is {noise}"))),
         },
     };
-    let samples =
-        fields.take("samples").map_or(Ok(DEFAULT_FUNCTION_SAMPLES), |field| Ok(field.count()?.get() as u64))?;
+    let samples = match fields.take("samples") {
+        None => DEFAULT_FUNCTION_SAMPLES,
+        Some(field) => field.count_up_to(MOST_FUNCTION_SAMPLES)?.get() as u64,
+    };
     let mut duration = |key| fields.take(key).map_or(Ok(Duration::ZERO), |field: Field<'_>| read_duration(&field));
     let latency = duration("latency")?;
     let latency_jitter = duration("latency_jitter")?;

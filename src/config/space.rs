@@ -17,6 +17,9 @@ const DENSITY: &str = "density";
 /// Highest strength of `conflict_prior`.
 const MOST_PRIOR: f64 = 4.0;
 
+/// More groups than any model has layers.
+const MOST_LAYER_GROUPS: usize = 10_000;
+
 /// What genes are checked against.
 struct Context<'a> {
     methods: Vec<&'static MethodSpecification>,
@@ -154,7 +157,7 @@ fn read_layers(fields: &mut Fields<'_>) -> Result<LayerGrouping, FieldError> {
         (Some(field), None) if matches!(&field.node.content, Content::Text(text) if text == "auto") => {
             Ok(LayerGrouping::Auto)
         }
-        (Some(field), None) => Ok(LayerGrouping::Groups(field.count()?)),
+        (Some(field), None) => Ok(LayerGrouping::Groups(field.count_up_to(MOST_LAYER_GROUPS)?)),
         (None, Some(field)) => Ok(LayerGrouping::Granularity(field.count()?)),
         (Some(_), Some(field)) => Err(field.error("give either this or `layer_groups`")),
     }

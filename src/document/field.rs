@@ -104,6 +104,17 @@ impl<'a> Field<'a> {
         NonZeroUsize::new(self.size()?).ok_or_else(|| self.error("must be at least 1"))
     }
 
+    /// A whole number from 1 to `most`.
+    ///
+    /// # Errors
+    /// When it is something else or out of that range.
+    pub fn count_up_to(&self, most: usize) -> Result<NonZeroUsize, FieldError> {
+        match self.count()? {
+            count if count.get() <= most => Ok(count),
+            count => Err(self.error(format!("must be at most {most}, but is {count}"))),
+        }
+    }
+
     /// The items of a list.
     ///
     /// # Errors

@@ -88,7 +88,7 @@ pub(super) fn difference_by_chance(
     second: &BTreeMap<String, TaskScores>,
 ) -> Option<(f64, f64)> {
     let (mut difference, mut variance) = (0.0, 0.0);
-    for task in &objective.tasks {
+    for task in weighted(objective) {
         let of_task = first.get(&task.name).zip(second.get(&task.name));
         let stratum =
             of_task.and_then(|(first, second)| stratum(task, objective.total_weight(), first, second).ok())?;

@@ -1,5 +1,8 @@
 //! From a strategy's proposal to a candidate: recipe, hashes, evaluation id.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use sha2::{Digest, Sha256};
 
 use super::SearchError;
@@ -7,7 +10,7 @@ use super::models::Models;
 use super::schedule::Identity;
 use crate::evaluate::{CandidateRequest, EvaluationRequest, Samples, TaskRequest};
 use crate::ledger::AskedRecord;
-use crate::recipe::Recipe;
+use crate::recipe::{ModelReference, Recipe};
 use crate::space::{Genome, SearchSpace, base_recipe, soup_recipe};
 use crate::strategy::{Content, Proposal};
 
@@ -47,6 +50,8 @@ pub struct EvaluationContext {
     pub run_name: String,
     pub tasks: Vec<TaskRequest>,
     pub fingerprint: String,
+    /// Of the models, what is not weights; empty where there are no models on disk.
+    pub settings: Arc<BTreeMap<ModelReference, String>>,
 }
 
 impl Candidate {
@@ -74,7 +79,13 @@ impl Candidate {
         let recipe_sha256 = recipe.sha256(&models.content_ids)?;
         Ok(Self {
             id: recipe_sha256[..16].to_string(),
-            evaluation_id: context.evaluation_id(&recipe_sha256, &tasks, proposal.fidelity, proposal.replicate),
+            evaluation_id: context.evaluation_id(
+                &recipe_sha256,
+                &context.settings_of(&recipe),
+                &tasks,
+                proposal.fidelity,
+                proposal.replicate,
+            ),
             recipe,
             recipe_sha256,
             genome,
@@ -92,13 +103,14 @@ impl Candidate {
         replicate: u32,
     ) -> Result<Self, SearchError> {
         let recipe = Recipe::from_toml(&asked.recipe)?;
+        let settings = context.settings_of(&recipe);
         let genome = asked.content.get("genome").cloned();
         Ok(Self {
             canonical: recipe.canonical(&models.content_ids)?,
             recipe,
             recipe_sha256: asked.recipe_sha256.clone(),
             id: asked.candidate_id.clone(),
-            evaluation_id: context.evaluation_id(&asked.recipe_sha256, &context.tasks, 1.0, replicate),
+            evaluation_id: context.evaluation_id(&asked.recipe_sha256, &settings, &context.tasks, 1.0, replicate),
             tasks: context.tasks.clone(),
             genome: genome.and_then(|genome| serde_json::from_value(genome).ok()).unwrap_or_default(),
             genes: asked.genes.clone(),
@@ -114,7 +126,13 @@ impl Candidate {
         replicate: u32,
     ) -> EvaluationRequest {
         EvaluationRequest {
-            evaluation_id: context.evaluation_id(&self.recipe_sha256, &self.tasks, fidelity, replicate),
+            evaluation_id: context.evaluation_id(
+                &self.recipe_sha256,
+                &context.settings_of(&self.recipe),
+                &self.tasks,
+                fidelity,
+                replicate,
+            ),
             run_id: context.run_id.clone(),
             run_name: context.run_name.clone(),
             candidate: CandidateRequest {
@@ -132,8 +150,20 @@ impl Candidate {
 }
 
 impl EvaluationContext {
+    /// Ids of the settings of a recipe's models.
+    pub fn settings_of(&self, recipe: &Recipe) -> Vec<&str> {
+        recipe.models().into_iter().filter_map(|model| self.settings.get(model)).map(String::as_str).collect()
+    }
+
     /// sha256 over everything that determines the answer; not the run's name, so that runs can share scores.
-    pub fn evaluation_id(&self, recipe_sha256: &str, tasks: &[TaskRequest], fidelity: f64, replicate: u32) -> String {
+    pub fn evaluation_id(
+        &self,
+        recipe_sha256: &str,
+        settings: &[&str],
+        tasks: &[TaskRequest],
+        fidelity: f64,
+        replicate: u32,
+    ) -> String {
         let tasks: Vec<serde_json::Value> = tasks
             .iter()
             .map(|task| {
@@ -145,10 +175,21 @@ impl EvaluationContext {
                 serde_json::json!([task.name, task.metric, samples, task.seed])
             })
             .collect();
-        let text =
-            serde_json::json!(["evomerge evaluation v1", recipe_sha256, tasks, fidelity, self.fingerprint, replicate])
-                .to_string();
-        format!("ev_{}", hex(&Sha256::digest(text.as_bytes())))
+        let fingerprint = &self.fingerprint;
+        let parts = if settings.is_empty() {
+            serde_json::json!(["evomerge evaluation v1", recipe_sha256, tasks, fidelity, fingerprint, replicate])
+        } else {
+            serde_json::json!([
+                "evomerge evaluation v2",
+                recipe_sha256,
+                settings,
+                tasks,
+                fidelity,
+                fingerprint,
+                replicate
+            ])
+        };
+        format!("ev_{}", hex(&Sha256::digest(parts.to_string().as_bytes())))
     }
 }
 
@@ -173,7 +214,7 @@ mod tests {
 
     fn id(fingerprint: &str, samples: Samples, recipe: &str, fidelity: f64, replicate: u32) -> String {
         let context = context(fingerprint, samples);
-        context.evaluation_id(recipe, &context.tasks, fidelity, replicate)
+        context.evaluation_id(recipe, &["s"], &context.tasks, fidelity, replicate)
     }
 
     fn context(fingerprint: &str, samples: Samples) -> EvaluationContext {
@@ -182,6 +223,7 @@ mod tests {
             run_name: "n".into(),
             tasks: vec![TaskRequest { name: "add".into(), metric: "exact_match".into(), samples, seed: 7 }],
             fingerprint: fingerprint.into(),
+            settings: Arc::default(),
         }
     }
 
@@ -197,6 +239,8 @@ mod tests {
             id("f", Samples::All, "r1", 1.0, 1),
         ];
         assert!(others.iter().all(|other| *other != first));
+        let context = context("f", Samples::All);
+        assert_ne!(context.evaluation_id("r1", &["another"], &context.tasks, 1.0, 0), first);
         assert!(first.len() <= 128);
     }
 }

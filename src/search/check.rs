@@ -292,7 +292,7 @@ fn describe_holdout(prepared: &Prepared, smallest_gain: Option<f64>) -> String {
 fn smallest_gain(prepared: &Prepared) -> Option<f64> {
     let plan = prepared.holdout.as_ref()?;
     let mut variance = 0.0;
-    for (task, request) in plan.objective.tasks.iter().zip(&plan.tasks) {
+    for (task, request) in plan.objective.tasks.iter().zip(&plan.tasks).filter(|(task, _)| task.weight != 0.0) {
         let known = plan.evaluator.capabilities().tasks.get(&request.name)?;
         if !scores_zero_or_one(known, &task.metric) {
             return None;

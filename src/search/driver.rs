@@ -88,6 +88,7 @@ impl Search {
                 run_name: prepared.config.name.clone(),
                 tasks: prepared.tasks.clone(),
                 fingerprint: prepared.evaluator.fingerprint().to_string(),
+                settings: prepared.models.settings_ids.clone(),
             },
             ledger: ledger.clone(),
             stage: stage.clone(),

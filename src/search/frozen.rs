@@ -1,17 +1,21 @@
 //! What may not change between two starts of one run, and what was decided at the first.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::SearchError;
 use super::prepare::Prepared;
 use crate::config::{RacingConfig, RunConfig, differences};
 use crate::ledger::Ledger;
+use crate::recipe::ModelReference;
 
 /// Facts of the ledger: names in the order of the run file.
 const TASKS: &str = "tasks";
 const GENES: &str = "genes";
 /// Parts of a run's identity that do not stand in the run file.
 const CONTENTS: &str = "content of models";
+const SETTINGS: &str = "settings of models";
 const FINGERPRINT: &str = "evaluator fingerprint";
 const HOLDOUT_FINGERPRINT: &str = "hold-out fingerprint";
 
@@ -75,6 +79,7 @@ fn explained(line: String) -> String {
         (FINGERPRINT, "data, settings or version of the evaluator are others"),
         (HOLDOUT_FINGERPRINT, "data, settings or version of the hold-out's evaluator are others"),
         (CONTENTS, "a model has other weights, or lies elsewhere"),
+        (SETTINGS, "config.json, tokenizer or template of a model are others"),
     ];
     let found = why.iter().find(|(key, _)| line.starts_with(key) || line.starts_with(&format!("\"{key}\"")));
     found.map_or(line.clone(), |(_, why)| format!("{line} ({why})"))
@@ -98,10 +103,14 @@ fn moved(ledger: &Ledger, fact: &str, what: &str, names: &[String]) -> Result<Op
 /// contain, and who scores.
 fn identity(prepared: &Prepared) -> Value {
     let mut identity = prepared.config.identity();
-    let contents: Vec<Value> =
-        prepared.models.content_ids.iter().map(|(model, content)| json!([model.to_string(), content])).collect();
+    let by_model = |ids: &BTreeMap<ModelReference, String>| -> Value {
+        ids.iter().map(|(model, id)| json!([model.to_string(), id])).collect()
+    };
     if let Value::Object(fields) = &mut identity {
-        fields.insert(CONTENTS.into(), Value::Array(contents));
+        fields.insert(CONTENTS.into(), by_model(&prepared.models.content_ids));
+        if !prepared.models.settings_ids.is_empty() {
+            fields.insert(SETTINGS.into(), by_model(&prepared.models.settings_ids));
+        }
         fields.insert(FINGERPRINT.into(), json!(prepared.evaluator.fingerprint()));
         let holdout = prepared.holdout.as_ref().map(|holdout| holdout.evaluator.fingerprint().to_string());
         fields.insert(HOLDOUT_FINGERPRINT.into(), json!(holdout));

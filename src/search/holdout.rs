@@ -121,6 +121,7 @@ impl Ceremony<'_> {
             run_name: self.prepared.config.name.clone(),
             tasks: plan.tasks.clone(),
             fingerprint: plan.evaluator.fingerprint().to_string(),
+            settings: self.prepared.models.settings_ids.clone(),
         };
         let line = Line {
             evaluator: plan.evaluator.clone(),
@@ -212,6 +213,7 @@ holdout = { fraction = 0.5 }
             run_name: "run".into(),
             tasks: prepared.tasks.clone(),
             fingerprint: prepared.evaluator.fingerprint().to_owned(),
+            settings: prepared.models.settings_ids.clone(),
         };
         let proposal = Proposal {
             content: Content::Soup(vec![source]),

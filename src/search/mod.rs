@@ -40,6 +40,6 @@ pub use prepare::{HoldoutPlan, Prepared, prepare};
 pub use progress::{Progress, Snapshot};
 pub use repeats::alarm as repeats_alarm;
 pub use run::{Row, RunOptions, RunReport, run};
-pub use run_folder::{RunFolder, move_aside};
+pub use run_folder::{RunFolder, move_aside, put_back};
 pub use scorer::{Scorer, connect_evaluator, evaluation_id};
 pub use stop::Stop;

@@ -18,6 +18,8 @@ pub struct Models {
     /// `None`: the evaluator works without checkpoints, and none was opened.
     pub merger: Option<Arc<Merger>>,
     pub content_ids: BTreeMap<ModelReference, String>,
+    /// Of what is not weights ([`Checkpoint::settings_id`]); empty without checkpoints.
+    pub settings_ids: Arc<BTreeMap<ModelReference, String>>,
     /// Base (where there is one) and sources.
     checkpoints: Vec<Arc<Checkpoint>>,
     /// Bytes of the largest candidate; 0 without checkpoints.
@@ -36,7 +38,7 @@ impl Models {
     fn open_checkpoints(config: &RunConfig) -> Result<Self, SearchError> {
         let cache = ContentIds::in_user_cache();
         let mut opened: BTreeMap<ModelReference, Arc<Checkpoint>> = BTreeMap::new();
-        let mut content_ids = BTreeMap::new();
+        let (mut content_ids, mut settings_ids) = (BTreeMap::new(), BTreeMap::new());
         let mut named: Vec<(String, Arc<Checkpoint>)> = Vec::new();
         let mut scanned = BTreeSet::new();
         for model in config.models.base.iter().chain(&config.models.sources) {
@@ -55,6 +57,7 @@ impl Models {
                 )));
             }
             content_ids.insert(reference(model), checkpoint.content_id(&cache)?);
+            settings_ids.insert(reference(model), checkpoint.settings_id()?);
             named.push((model.name.clone(), checkpoint.clone()));
             opened.insert(reference(model), checkpoint);
         }
@@ -75,7 +78,8 @@ impl Models {
         let candidate_bytes = merger.required_bytes(&soup_recipe(&facts, &[0]))?;
         let checkpoints = named.into_iter().map(|(_, checkpoint)| checkpoint).collect();
         let profiles = OnceLock::new();
-        Ok(Self { facts, merger: Some(merger), content_ids, checkpoints, candidate_bytes, profiles })
+        let settings_ids = Arc::new(settings_ids);
+        Ok(Self { facts, merger: Some(merger), content_ids, settings_ids, checkpoints, candidate_bytes, profiles })
     }
 
     /// Makes room for candidates of that many layers, all of them like the largest one.
@@ -111,6 +115,7 @@ impl Models {
             facts: bare_facts(config, layout),
             merger: None,
             content_ids,
+            settings_ids: Arc::default(),
             checkpoints: Vec::new(),
             candidate_bytes: 0,
             profiles: OnceLock::new(),

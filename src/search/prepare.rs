@@ -76,14 +76,10 @@ pub async fn prepare(
     let samples = count_samples(&tasks, evaluator.as_ref());
 
     let needs_checkpoint = evaluator.needs_checkpoint();
-    let opened = {
+    let mut models = {
         let config = config.clone();
-        tokio::task::spawn_blocking(move || Models::open(&config, needs_checkpoint)).await
+        stop.unless_wanted(move || open_models(&config, needs_checkpoint)).await??
     };
-    let mut models = opened.map_err(|error| SearchError::Worker(error.to_string()))??;
-    if config.search_space()?.is_some_and(SpaceConfig::has_conflict_prior) {
-        models.facts.profiles = models.profiles().map(<[_]>::to_vec).unwrap_or_default();
-    }
     let space = match config.search_space()? {
         Some(space) => Some(Arc::new(SearchSpace::new(&with_blocks(space, &models, progress), &models.facts)?)),
         None => None,
@@ -99,6 +95,18 @@ pub async fn prepare(
     prepared.holdout = holdout_plan(&prepared, scratch, progress, stop).await?;
     Budget::new(prepared.config.budget.clone()).check_minimum(prepared.baselines(), prepared.samples)?;
     Ok(prepared)
+}
+
+/// The models, with the profiles of their layers where the space needs these.
+fn open_models(config: &RunConfig, checkpoints: bool) -> Result<Models, SearchError> {
+    let mut models = Models::open(config, checkpoints)?;
+    let Some(space) = config.search_space()? else { return Ok(models) };
+    if space.has_conflict_prior() {
+        models.facts.profiles = models.profiles().map(<[_]>::to_vec).unwrap_or_default();
+    } else if space.layers == LayerGrouping::Auto {
+        models.profiles();
+    }
+    Ok(models)
 }
 
 /// Replaces automatic layer groups by what the weights say.

@@ -109,6 +109,14 @@ pub fn move_aside(results: &Path, name: &str) -> Result<Option<PathBuf>, SearchE
     Ok(Some(target))
 }
 
+/// Undoes [`move_aside`] after a start that was refused; where something has its place by now, it stays where it is.
+pub fn put_back(results: &Path, name: &str, aside: &Path) {
+    let path = results.join(name);
+    if !path.exists() {
+        let _ = std::fs::rename(aside, path);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -36,13 +36,14 @@ pub async fn connect_evaluator(
     Ok(Scorer { evaluator, tasks, objective })
 }
 
-/// The evaluation id of a checkpoint that no recipe made.
-pub fn evaluation_id(content: &str, tasks: &[TaskRequest], fingerprint: &str) -> String {
+/// The evaluation id of a checkpoint that no recipe made, of this content and these settings.
+pub fn evaluation_id(content: &str, settings: &str, tasks: &[TaskRequest], fingerprint: &str) -> String {
     let context = EvaluationContext {
         run_id: String::new(),
         run_name: String::new(),
         tasks: tasks.to_vec(),
         fingerprint: fingerprint.to_string(),
+        settings: Arc::default(),
     };
-    context.evaluation_id(content, tasks, 1.0, 0)
+    context.evaluation_id(content, &[settings], tasks, 1.0, 0)
 }

@@ -9,6 +9,8 @@ use crate::checkpoint::SpareCheckpoints;
 
 const PREFIX: &str = "evomerge-";
 const LOCK: &str = ".lock";
+/// Hexadecimal digits of a run id.
+const ID_DIGITS: usize = 12;
 const RAM_DISK: &str = "/dev/shm";
 
 /// The run's candidate folder; removed with everything in it when dropped.
@@ -63,25 +65,27 @@ impl Drop for Slots {
     }
 }
 
-/// Removes candidate folders under `parent` whose owner is gone.
+/// Removes candidate folders under `parent` whose owner is gone: those that have the name of one and a lock that nobody holds. The
+/// folder may be anyone's (`/tmp`), and so may be what else lies there.
 fn sweep(parent: &Path) {
     let Ok(entries) = std::fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
-        let name = entry.file_name();
         let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        if !is_folder || !name.to_string_lossy().starts_with(PREFIX) {
+        if !is_folder || !is_ours(&entry.file_name().to_string_lossy()) {
             continue;
         }
         let path = entry.path();
-        let owned = match File::open(path.join(LOCK)) {
-            Ok(lock) => lock.try_lock().is_err(),
-            // No lock file, no owner, unless we are not even allowed to look.
-            Err(error) => error.kind() != std::io::ErrorKind::NotFound,
-        };
-        if !owned {
+        // Every folder of ours got its lock before it got its name.
+        let abandoned = File::open(path.join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok());
+        if abandoned {
             let _ = std::fs::remove_dir_all(&path);
         }
     }
+}
+
+fn is_ours(name: &str) -> bool {
+    let id = name.strip_prefix(PREFIX).unwrap_or_default();
+    id.len() == ID_DIGITS && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// The folder for candidates of `bytes` each: the RAM disk when `slots + 1` of them fit in it and in half of the free memory,
@@ -115,32 +119,37 @@ mod tests {
     #[test]
     fn the_sweep_takes_what_has_no_owner_and_nothing_else() {
         let parent = tempfile::tempdir().unwrap();
-        let ours = Slots::claim(parent.path(), "alive").unwrap();
+        let ours = Slots::claim(parent.path(), "0123456789ab").unwrap();
         std::fs::create_dir_all(ours.candidate("c1")).unwrap();
-        let dead = parent.path().join("evomerge-dead");
+        let dead = parent.path().join("evomerge-dead00000000");
         std::fs::create_dir_all(dead.join("c2")).unwrap();
         File::create(dead.join(LOCK)).unwrap();
-        let foreign = parent.path().join("somebody-else");
-        std::fs::create_dir_all(&foreign).unwrap();
+        let foreign = ["somebody-else", "evomerge-notes", "evomerge-scratch-17", "evomerge-00000000beef"];
+        for name in foreign {
+            std::fs::create_dir_all(parent.path().join(name)).unwrap();
+        }
+        // A name of another kind is not ours, whatever is in it.
+        File::create(parent.path().join("evomerge-notes").join(LOCK)).unwrap();
 
-        let other = Slots::claim(parent.path(), "other").unwrap();
+        let other = Slots::claim(parent.path(), "ba9876543210").unwrap();
         assert!(ours.candidate("c1").is_dir());
         assert!(!dead.exists());
-        assert!(foreign.is_dir());
+        assert!(foreign.iter().all(|name| parent.path().join(name).is_dir()));
 
         let folder = ours.folder.clone();
         drop(ours);
         assert!(!folder.exists());
         drop(other);
-        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 1);
+        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), foreign.len());
     }
 
     #[test]
     fn a_run_that_was_killed_claims_its_folder_again() {
         let parent = tempfile::tempdir().unwrap();
-        let left = parent.path().join("evomerge-r1");
+        let left = parent.path().join("evomerge-0123456789ab");
         std::fs::create_dir_all(left.join("half.partial")).unwrap();
-        let slots = Slots::claim(parent.path(), "r1").unwrap();
+        File::create(left.join(LOCK)).unwrap();
+        let slots = Slots::claim(parent.path(), "0123456789ab").unwrap();
         assert!(!slots.candidate("half.partial").exists());
     }
 

@@ -2,6 +2,8 @@
 
 use tokio_util::sync::CancellationToken;
 
+use super::SearchError;
+
 /// The two wishes a caller can have. Cancelling `now` without `soon` works as well.
 #[derive(Clone, Debug, Default)]
 pub struct Stop {
@@ -21,6 +23,17 @@ impl Stop {
         tokio::select! {
             () = self.soon.cancelled() => {}
             () = self.now.cancelled() => {}
+        }
+    }
+
+    /// Work that reads whole models, on a thread of its own. Who wants to stop does not wait for it.
+    pub async fn unless_wanted<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, SearchError> {
+        tokio::select! {
+            done = tokio::task::spawn_blocking(work) => done.map_err(|error| SearchError::Worker(error.to_string())),
+            () = self.requested() => Err(SearchError::Stopped),
         }
     }
 }

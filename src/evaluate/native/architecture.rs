@@ -10,6 +10,8 @@ use crate::evaluate::Fault;
 
 /// The families that share Llama's decoder block.
 const FAMILIES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
+/// Far more than any model's heads have; tables of that size are made before a weight is looked at.
+const MOST_HEAD_DIMENSIONS: usize = 1 << 16;
 
 /// A Llama-family decoder, fully resolved.
 #[derive(Clone, Debug, PartialEq)]
@@ -140,8 +142,10 @@ impl Architecture {
         let kv_heads = config.num_key_value_heads.unwrap_or(config.num_attention_heads);
         check_sizes(&config, kv_heads)?;
         let head_dim = config.head_dim.unwrap_or(config.hidden_size / config.num_attention_heads);
-        if head_dim == 0 || !head_dim.is_multiple_of(2) {
-            return Err(fault::invalid(format!("a head has {head_dim} dimensions; expected an even number")));
+        if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim > MOST_HEAD_DIMENSIONS {
+            return Err(fault::invalid(format!(
+                "a head has {head_dim} dimensions; expected an even number up to {MOST_HEAD_DIMENSIONS}"
+            )));
         }
         let is_qwen2 = family == "qwen2";
         Ok(Self {

@@ -91,7 +91,8 @@ impl Search {
         let here = self.started.elapsed();
         let remaining = total
             .filter(|_| self.finished_here > 0)
-            .map(|total| here.mul_f64(total.saturating_sub(finished) as f64 / self.finished_here as f64));
+            .map(|total| here.as_secs_f64() * total.saturating_sub(finished) as f64 / self.finished_here as f64)
+            .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let left = self.prepared.config.budget.wall_clock.map(|limit| limit.saturating_sub(self.active()));
         self.progress.update(&Snapshot {
             finished,

@@ -1,0 +1,114 @@
+//! Starts that are refused, and what they leave alone.
+
+#[path = "support/runs.rs"]
+#[allow(dead_code, reason = "shared with the tests of whole searches")]
+mod runs;
+
+use runs::{SPACE, Scratch, TASKS, stderr};
+
+const SPHERE: &str = "name = \"sphere\"\nsamples = 50";
+
+#[test]
+fn a_refused_fresh_start_leaves_the_old_run_where_it_is() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 12, SPHERE, &format!("{SPACE}{TASKS}"));
+    scratch.search(&run_file, &[]);
+    let before = std::fs::read(scratch.path("results/run/verdict.json")).unwrap();
+    let misspelt =
+        scratch.run_file("run", 12, SPHERE, &format!("{SPACE}{TASKS}[strategy]\nkind = \"tpe\"\nnosuch = 1\n"));
+    let output = scratch.evomerge(&["search", misspelt.to_str().unwrap(), "--fresh"]);
+    assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+    assert!(!stderr(&output).contains("the old run is now"), "{}", stderr(&output));
+    assert_eq!(std::fs::read(scratch.path("results/run/verdict.json")).unwrap(), before);
+    assert!(!scratch.path("results/run.1").exists());
+
+    let run_file = scratch.run_file("run", 12, SPHERE, &format!("{SPACE}{TASKS}"));
+    let output = scratch.evomerge(&["search", run_file.to_str().unwrap(), "--fresh"]);
+    assert!(output.status.success() && stderr(&output).contains("the old run is now"), "{}", stderr(&output));
+    assert_eq!(std::fs::read(scratch.path("results/run.1/verdict.json")).unwrap(), before);
+}
+
+#[test]
+fn numbers_beyond_any_machine_are_refused_by_name() {
+    let scratch = Scratch::new();
+    let tasks = format!("{SPACE}{TASKS}");
+    let grouped = tasks.replace("[space]\n", "[space]\nlayer_groups = 9000000000000000000\n");
+    for (evaluator, rest, key) in [
+        ("name = \"sphere\"\nin_flight = 9000000000000000000", &tasks, "evaluator.in_flight"),
+        ("name = \"sphere\"\nsamples = 100000000000", &tasks, "evaluator.samples"),
+        (SPHERE, &grouped, "space.layer_groups"),
+    ] {
+        let run_file = scratch.run_file("run", 12, evaluator, rest);
+        let output = scratch.evomerge(&["check", run_file.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(78), "{key}: {}", stderr(&output));
+        assert!(stderr(&output).contains(key) && stderr(&output).contains("must be at most"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_budget_without_end_is_no_reason_to_fall() {
+    let scratch = Scratch::new();
+    let evaluator = "name = \"sphere\"\nsamples = 50\nlatency = \"50ms\"";
+    let run_file = scratch.run_file("run", 9_000_000_000_000_000_000, evaluator, &format!("{SPACE}{TASKS}"));
+    let report = scratch.search(&run_file, &["--wall-clock", "1500ms"]);
+    assert_eq!(report["reason"], "wall clock used up", "{report}");
+}
+
+#[test]
+fn status_bears_an_active_time_that_no_clock_gave() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 12, SPHERE, &format!("{SPACE}{TASKS}"));
+    scratch.search(&run_file, &[]);
+    let ledger = rusqlite::Connection::open(scratch.path("results/run/ledger.sqlite")).unwrap();
+    for wrong in ["-1", "1e300", "soon"] {
+        ledger.execute("UPDATE facts SET value = ?1 WHERE key = 'active_seconds'", [wrong]).unwrap();
+        let output = scratch.evomerge(&["status", "results/run"]);
+        assert!(output.status.success(), "{wrong}: {}", stderr(&output));
+    }
+}
+
+/// Scores belong to a model with its configuration and tokenizer, not to weights alone.
+#[cfg(feature = "native")]
+#[test]
+fn another_configuration_of_a_model_is_a_change() {
+    let scratch = Scratch::new();
+    let zoo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("evals/tiny-llama");
+    for model in ["base", "expert-add", "expert-rev"] {
+        std::fs::create_dir(scratch.path(model)).unwrap();
+        for file in std::fs::read_dir(zoo.join(model)).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), scratch.path(model).join(file.file_name())).unwrap();
+        }
+    }
+    std::fs::write(scratch.path("texts.jsonl"), "{\"text\": \"12+34=46\"}\n{\"text\": \"1+3=4\"}\n").unwrap();
+    let text = "name = \"run\"\n[models]\nbase = \"base\"\nsources = [\"expert-add\", \"expert-rev\"]\n[space]\nmethod = \"linear\"\n\
+                [space.genes]\nweight = { low = 0, high = 1, per = [\"model\"] }\n[budget]\nevaluations = 6\n\
+                [evaluator]\nkind = \"native\"\n[[tasks]]\nname = \"texts\"\ndata = \"texts.jsonl\"\n";
+    std::fs::write(scratch.path("run.toml"), text).unwrap();
+    let first = scratch.search(&scratch.path("run.toml"), &["--max-evaluations", "5"]);
+    let evaluate = || {
+        let arguments = ["evaluate", "run.toml", "--model", "base", "--json"];
+        let output = scratch.evomerge(&arguments);
+        assert!(output.status.success(), "{}", stderr(&output));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()["objective"].clone()
+    };
+    let unchanged = evaluate();
+
+    let config = scratch.path("base/config.json");
+    let before = std::fs::read_to_string(&config).unwrap();
+    let changed = before.replace("1e-05", "0.5").replace("1e-5", "0.5");
+    assert_ne!(changed, before);
+    std::fs::write(&config, changed).unwrap();
+    assert_ne!(evaluate(), unchanged);
+    let output = scratch.evomerge(&["search", "run.toml"]);
+    assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("config.json, tokenizer or template of a model are others"),
+        "{}",
+        stderr(&output)
+    );
+
+    std::fs::write(&config, before).unwrap();
+    let second = scratch.search(&scratch.path("run.toml"), &[]);
+    assert_eq!((&first["evaluations"], &second["evaluations"]), (&serde_json::json!(5), &serde_json::json!(6)));
+}
