@@ -18,6 +18,7 @@
 pub mod checkpoint;
 pub mod cli;
 pub mod config;
+mod digest;
 pub mod document;
 pub mod evaluate;
 pub mod exit;

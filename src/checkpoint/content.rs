@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use super::error::CheckpointError;
 use super::json::read_capped;
 use super::mapping::{FileIdentity, MappedFile, open_regular};
+use crate::digest::hex;
 
 /// First line of the cache file.
 const FORMAT: &str = "evomerge content ids v1";
@@ -192,13 +193,6 @@ fn sha256(mut file: &File) -> std::io::Result<String> {
             Err(error) => return Err(error),
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use super::arguments::Methods;
 use super::error::CliError;
 use super::output::{Output, table};
+use crate::document::nearest;
 use crate::exit::ExitCode;
 use crate::merge::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, find_method,
@@ -13,12 +14,13 @@ pub(super) fn run(arguments: &Methods, output: Output) -> Result<ExitCode, CliEr
     let chosen: Vec<&MethodSpecification> = match &arguments.method {
         None => methods().to_vec(),
         Some(name) => {
-            let known = methods().iter().map(|method| method.name);
             vec![find_method(name).ok_or_else(|| {
-                let near = known.clone().max_by(|first, second| {
-                    strsim::jaro_winkler(first, name).total_cmp(&strsim::jaro_winkler(second, name))
-                });
-                CliError::Usage(format!("unknown merge method `{name}`; did you mean `{}`?", near.unwrap_or("linear")))
+                let known: Vec<&str> = methods().iter().map(|method| method.name).collect();
+                let hint = match nearest(name, known.iter().copied()) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("known: {}", known.join(", ")),
+                };
+                CliError::Usage(format!("unknown merge method `{name}`; {hint}"))
             })?]
         }
     };

@@ -11,6 +11,7 @@ use crate::exit::ExitCode;
 use crate::ledger::{Ledger, ToldRecord};
 use crate::score::paired::mean_samples;
 use crate::score::simulate::{Allocation, BudgetRow, ScoreMatrix, SimulationPlan, rung_sizes, simulate};
+use crate::strategy::Status;
 
 pub(super) fn run(arguments: &Simulate, output: Output) -> Result<ExitCode, CliError> {
     let matrix = read(&arguments.scores, arguments.minimize)?;
@@ -135,7 +136,7 @@ fn from_ledger(path: &Path) -> Result<Table, CliError> {
             continue;
         }
         // One outcome at a time: those of a long run are large together.
-        let record = ledger.outcome(asked.index)?.filter(|record| record.status == "scored");
+        let record = ledger.outcome(asked.index)?.filter(|record| record.status == Status::Scored.name());
         let Some(record) = record else { continue };
         let scores = samples_of(path, &record, &tasks)?;
         let order =

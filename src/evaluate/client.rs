@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use reqwest::header::{AUTHORIZATION, DATE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Client, RequestBuilder, Url};
 
-use super::fault::{Verdict, shortened};
+use super::fault::{Judgement, shortened};
 use super::retry::parse_retry_after;
 use super::{EvaluateError, Fault, FaultClass};
 use crate::config::HttpConfig;
@@ -90,19 +90,19 @@ pub(super) fn http_client(url: &Url, token: Option<&HeaderValue>, limits: &Limit
 /// Sends a request and reads the whole answer within `total`.
 ///
 /// # Errors
-/// A verdict of class infrastructure or resource: nobody listens, the connection died, too slow, too large.
-pub(super) async fn exchange(request: RequestBuilder, total: Duration, limits: &Limits) -> Result<Answer, Verdict> {
+/// A judgement of class infrastructure or resource: nobody listens, the connection died, too slow, too large.
+pub(super) async fn exchange(request: RequestBuilder, total: Duration, limits: &Limits) -> Result<Answer, Judgement> {
     match tokio::time::timeout(total, read_answer(request, limits)).await {
         Ok(answer) => answer,
         Err(_) => Err(too_slow(format!("no complete answer within {:.1} s", total.as_secs_f64()))),
     }
 }
 
-fn too_slow(detail: String) -> Verdict {
-    Verdict::new(super::fault::Reaction::Timeout, FaultClass::Resource, "timeout", detail)
+fn too_slow(detail: String) -> Judgement {
+    Judgement::new(super::fault::Reaction::Timeout, FaultClass::Resource, "timeout", detail)
 }
 
-async fn read_answer(request: RequestBuilder, limits: &Limits) -> Result<Answer, Verdict> {
+async fn read_answer(request: RequestBuilder, limits: &Limits) -> Result<Answer, Judgement> {
     let mut response = request.send().await.map_err(|error| broken(&error))?;
     let header = |name: HeaderName| response.headers().get(name).and_then(|value| value.to_str().ok());
     let retry_after = header(RETRY_AFTER).and_then(|value| parse_retry_after(value, header(DATE), Timestamp::now()));
@@ -113,7 +113,7 @@ async fn read_answer(request: RequestBuilder, limits: &Limits) -> Result<Answer,
     };
     let location = header(LOCATION).map(str::to_owned);
     let status = response.status().as_u16();
-    let too_large = || Verdict::retry("answer_too_large", format!("the answer is larger than {} bytes", limits.body));
+    let too_large = || Judgement::retry("answer_too_large", format!("the answer is larger than {} bytes", limits.body));
     if response.content_length().is_some_and(|length| length > limits.body as u64) {
         return Err(too_large());
     }
@@ -121,7 +121,7 @@ async fn read_answer(request: RequestBuilder, limits: &Limits) -> Result<Answer,
     loop {
         let chunk = tokio::time::timeout(limits.idle, response.chunk()).await.map_err(|_| {
             let seconds = limits.idle.as_secs_f64();
-            Verdict::retry("answer_stalled", format!("the answer stopped: no byte of it for {seconds:.1} s"))
+            Judgement::retry("answer_stalled", format!("the answer stopped: no byte of it for {seconds:.1} s"))
         })?;
         let Some(chunk) = chunk.map_err(|error| broken(&error))? else { break };
         if body.len() + chunk.len() > limits.body {
@@ -132,13 +132,13 @@ async fn read_answer(request: RequestBuilder, limits: &Limits) -> Result<Answer,
     Ok(Answer { status, retry_after, should_retry, location, body })
 }
 
-/// The verdict on an exchange without an answer.
-fn broken(error: &reqwest::Error) -> Verdict {
+/// The judgement on an exchange without an answer.
+fn broken(error: &reqwest::Error) -> Judgement {
     let detail = causes(error);
     if error.is_connect() {
-        Verdict::new(super::fault::Reaction::Unreachable, FaultClass::Infrastructure, "unreachable", detail)
+        Judgement::new(super::fault::Reaction::Unreachable, FaultClass::Infrastructure, "unreachable", detail)
     } else {
-        Verdict { lost: true, ..Verdict::retry("connection_lost", detail) }
+        Judgement { lost: true, ..Judgement::retry("connection_lost", detail) }
     }
 }
 

@@ -24,7 +24,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::client::configuration;
-use super::fault::{Reaction, Verdict, shortened};
+use super::fault::{Judgement, Reaction, shortened};
 use super::process::{End, Program, find_program, find_setpriv, run};
 use super::retry::{AttemptLog, Jitter, RetryPolicy};
 use super::{
@@ -125,37 +125,37 @@ impl CommandEvaluator {
             let started = Instant::now();
             let outcome = self.attempt(request, folder, slot.number, timeout, cancel).await;
             drop(slot);
-            let verdict = match outcome {
+            let judgement = match outcome {
                 Ok(evaluation) => {
                     log.report(None, started, true, None);
                     self.given_up.store(0, Ordering::Relaxed);
                     return Ok(evaluation);
                 }
-                Err(verdict) => verdict,
+                Err(judgement) => judgement,
             };
             if cancel.is_cancelled() {
-                log.report(None, started, false, Some(&verdict.fault));
+                log.report(None, started, false, Some(&judgement.fault));
                 return Err(EvaluateError::Cancelled);
             }
-            log.report(None, started, true, Some(&verdict.fault));
+            log.report(None, started, true, Some(&judgement.fault));
             counted += 1;
-            match verdict.reaction {
+            match judgement.reaction {
                 Reaction::Blame => {
                     self.given_up.store(0, Ordering::Relaxed);
-                    return Err(EvaluateError::Candidate(verdict.fault));
+                    return Err(EvaluateError::Candidate(judgement.fault));
                 }
-                Reaction::Stop | Reaction::Pause => return Err(EvaluateError::Configuration(verdict.fault)),
+                Reaction::Stop | Reaction::Pause => return Err(EvaluateError::Configuration(judgement.fault)),
                 Reaction::Timeout => {
                     timeouts += 1;
                     timeout *= 2;
                 }
                 Reaction::Retry | Reaction::Wait | Reaction::Unreachable => {}
             }
-            if timeouts >= 2 || verdict.hopeless || counted >= self.patience.max_attempts {
-                return Err(self.given_up(verdict.fault));
+            if timeouts >= 2 || judgement.hopeless || counted >= self.patience.max_attempts {
+                return Err(self.given_up(judgement.fault));
             }
             let drawn = jitter.next_wait(&self.policy);
-            let wait = verdict.retry_after.map_or(drawn, |asked| self.policy.asked(asked));
+            let wait = judgement.retry_after.map_or(drawn, |asked| self.policy.asked(asked));
             tokio::select! {
                 () = cancel.cancelled() => return Err(EvaluateError::Cancelled),
                 () = tokio::time::sleep(wait) => {}
@@ -189,43 +189,43 @@ impl CommandEvaluator {
         slot: usize,
         timeout: Duration,
         cancel: &CancellationToken,
-    ) -> Result<Evaluation, Verdict> {
+    ) -> Result<Evaluation, Judgement> {
         let source = protocol::path_source(folder).map_err(stop)?;
         let mut document =
             protocol::request_document(request, source, &self.capabilities, &Default::default()).map_err(stop)?;
         document.timeout_s = Some(timeout.as_secs_f64());
         // Dropped, and with it deleted, when the attempt is over.
         let desk = self.desk(request, &document).map_err(|error| {
-            Verdict::retry("storage_full", format!("cannot write to {}: {error}", self.scratch.display()))
+            Judgement::retry("storage_full", format!("cannot write to {}: {error}", self.scratch.display()))
         })?;
         let argv = self.filled_argv(request, folder, desk.path(), slot);
         let program = Program { argv, directory: self.directory.clone(), setpriv: self.setpriv.clone() };
         let ended = run(program, timeout, self.term_grace, cancel)
             .await
-            .map_err(|error| Verdict::retry("not_started", format!("cannot run {}: {error}", self.argv[0])))?;
+            .map_err(|error| Judgement::retry("not_started", format!("cannot run {}: {error}", self.argv[0])))?;
         let said = if ended.output.is_empty() { String::new() } else { format!("; it said: {}", last(&ended.output)) };
         let because = |what: &str| format!("{} {what}{said}", self.argv[0]);
         match ended.end {
             End::Exited(0) => result::read(&desk.path().join("result.json"), request, &self.capabilities)
-                .map_err(|verdict| with_detail(verdict, &said)),
+                .map_err(|judgement| with_detail(judgement, &said)),
             End::Exited(65) => {
                 let detail = because("found the candidate invalid (exit 65)");
-                Err(Verdict::new(Reaction::Blame, FaultClass::Candidate, "candidate_invalid", detail))
+                Err(Judgement::new(Reaction::Blame, FaultClass::Candidate, "candidate_invalid", detail))
             }
-            End::Exited(75) => Err(Verdict::retry("exit_75", because("asked to be tried again (exit 75)"))),
+            End::Exited(75) => Err(Judgement::retry("exit_75", because("asked to be tried again (exit 75)"))),
             End::Exited(78) => Err(stop(configuration("exit_78", because("reports a configuration error (exit 78)")))),
-            End::Exited(code) => Err(Verdict::retry("exit_code", because(&format!("ended with exit code {code}")))),
+            End::Exited(code) => Err(Judgement::retry("exit_code", because(&format!("ended with exit code {code}")))),
             End::Killed(9) => {
                 let detail = because("was killed by SIGKILL, most likely for lack of memory");
-                Err(Verdict::new(Reaction::Retry, FaultClass::Resource, "out_of_memory", detail))
+                Err(Judgement::new(Reaction::Retry, FaultClass::Resource, "out_of_memory", detail))
             }
-            End::Killed(signal) => Err(Verdict::retry("signal", because(&format!("was killed by signal {signal}")))),
+            End::Killed(signal) => Err(Judgement::retry("signal", because(&format!("was killed by signal {signal}")))),
             End::TimedOut => {
                 let detail = because(&format!("did not finish within {:.1} s", timeout.as_secs_f64()));
-                Err(Verdict::new(Reaction::Timeout, FaultClass::Resource, "timeout", detail))
+                Err(Judgement::new(Reaction::Timeout, FaultClass::Resource, "timeout", detail))
             }
             End::Cancelled => {
-                Err(Verdict::new(Reaction::Wait, FaultClass::Cancelled, "cancelled", "the run is being stopped"))
+                Err(Judgement::new(Reaction::Wait, FaultClass::Cancelled, "cancelled", "the run is being stopped"))
             }
         }
     }
@@ -284,13 +284,13 @@ impl Drop for Slot<'_> {
     }
 }
 
-fn stop(fault: Fault) -> Verdict {
-    Verdict { reaction: Reaction::Stop, ..Verdict::of_answer(fault) }
+fn stop(fault: Fault) -> Judgement {
+    Judgement { reaction: Reaction::Stop, ..Judgement::of_answer(fault) }
 }
 
-fn with_detail(mut verdict: Verdict, said: &str) -> Verdict {
-    verdict.fault.detail.push_str(said);
-    verdict
+fn with_detail(mut judgement: Judgement, said: &str) -> Judgement {
+    judgement.fault.detail.push_str(said);
+    judgement
 }
 
 /// The last few lines of a program's output: where its error message is.

@@ -33,7 +33,7 @@ pub(super) enum Reaction {
 
 /// A fault with what follows from it.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Verdict {
+pub(super) struct Judgement {
     pub fault: Fault,
     pub reaction: Reaction,
     /// How long the endpoint asks us to stay away.
@@ -44,7 +44,7 @@ pub(super) struct Verdict {
     pub lost: bool,
 }
 
-impl Verdict {
+impl Judgement {
     pub fn new(reaction: Reaction, class: FaultClass, code: &str, detail: impl Into<String>) -> Self {
         let fault = Fault::new(class, code, detail);
         Self { fault, reaction, retry_after: None, hopeless: false, lost: code == "worker_lost" }
@@ -118,53 +118,53 @@ fn by_status(status: u16) -> (&'static str, FaultClass, Reaction) {
     }
 }
 
-/// The verdict on an error answer.
-pub(super) fn of_error_answer(answer: &Answer) -> Verdict {
+/// The judgement on an error answer.
+pub(super) fn of_error_answer(answer: &Answer) -> Judgement {
     let (code, class, reaction) = by_status(answer.status);
-    let mut verdict = match serde_json::from_slice::<Value>(&answer.body) {
+    let mut judgement = match serde_json::from_slice::<Value>(&answer.body) {
         Ok(Value::Object(body)) => {
             let problem = serde_json::from_value::<WireProblem>(Value::Object(body.clone())).ok();
             match problem.and_then(|problem| of_known_problem(&problem)) {
-                Some(verdict) => verdict,
-                None => Verdict::new(reaction, class, code, describe(answer, message_of(&Value::Object(body)))),
+                Some(judgement) => judgement,
+                None => Judgement::new(reaction, class, code, describe(answer, message_of(&Value::Object(body)))),
             }
         }
-        _ => Verdict::new(reaction, class, code, describe(answer, text_of(answer))),
+        _ => Judgement::new(reaction, class, code, describe(answer, text_of(answer))),
     };
     if let Some(wait) = answer.retry_after {
-        verdict.retry_after = Some(wait);
+        judgement.retry_after = Some(wait);
     }
     match answer.should_retry {
-        Some(false) if matches!(verdict.reaction, Reaction::Retry | Reaction::Timeout) => verdict.hopeless = true,
+        Some(false) if matches!(judgement.reaction, Reaction::Retry | Reaction::Timeout) => judgement.hopeless = true,
         // Only a guess from the status is overruled; a code or class of the protocol is not.
-        Some(true) if verdict.reaction == Reaction::Stop && verdict.fault.code == code => {
-            verdict = Verdict { reaction: Reaction::Retry, ..verdict };
-            verdict.fault.class = FaultClass::Infrastructure;
+        Some(true) if judgement.reaction == Reaction::Stop && judgement.fault.code == code => {
+            judgement = Judgement { reaction: Reaction::Retry, ..judgement };
+            judgement.fault.class = FaultClass::Infrastructure;
         }
         _ => {}
     }
-    verdict
+    judgement
 }
 
-/// The verdict on a problem document that an evaluation ended with.
-pub(super) fn of_problem(problem: &WireProblem) -> Verdict {
+/// The judgement on a problem document that an evaluation ended with.
+pub(super) fn of_problem(problem: &WireProblem) -> Judgement {
     of_known_problem(problem).unwrap_or_else(|| {
-        Verdict::retry("internal", format!("the evaluation failed without a known code or class: {}", text(problem)))
+        Judgement::retry("internal", format!("the evaluation failed without a known code or class: {}", text(problem)))
     })
 }
 
-fn of_known_problem(problem: &WireProblem) -> Option<Verdict> {
+fn of_known_problem(problem: &WireProblem) -> Option<Judgement> {
     let code = problem.code.as_deref().unwrap_or_default();
     let class = problem.class.as_deref().unwrap_or_default();
     let (class, reaction) = by_code(code).or_else(|| by_class(class))?;
     let code = if code.is_empty() { "unnamed".to_owned() } else { shortened(code) };
-    let mut verdict = Verdict::new(reaction, class, &code, text(problem));
+    let mut judgement = Judgement::new(reaction, class, &code, text(problem));
     if problem.attempt_counts == Some(false) && reaction == Reaction::Retry {
-        verdict.reaction = Reaction::Wait;
+        judgement.reaction = Reaction::Wait;
     }
-    verdict.hopeless = problem.retryable == Some(false) && matches!(reaction, Reaction::Retry | Reaction::Timeout);
-    verdict.retry_after = problem.retry_after_s.and_then(wait_of_seconds);
-    Some(verdict)
+    judgement.hopeless = problem.retryable == Some(false) && matches!(reaction, Reaction::Retry | Reaction::Timeout);
+    judgement.retry_after = problem.retry_after_s.and_then(wait_of_seconds);
+    Some(judgement)
 }
 
 fn text(problem: &WireProblem) -> String {
@@ -220,9 +220,9 @@ mod tests {
         Answer { status, body: body.as_bytes().to_vec(), ..Answer::default() }
     }
 
-    fn verdict(status: u16, body: &str) -> (FaultClass, Reaction, String) {
-        let verdict = of_error_answer(&answer(status, body));
-        (verdict.fault.class, verdict.reaction, verdict.fault.code)
+    fn judgement(status: u16, body: &str) -> (FaultClass, Reaction, String) {
+        let judgement = of_error_answer(&answer(status, body));
+        (judgement.fault.class, judgement.reaction, judgement.fault.code)
     }
 
     #[test]
@@ -256,16 +256,16 @@ mod tests {
         for (code, class, reaction) in table {
             // The code decides, whatever status it travels under and whatever class it claims.
             let body = format!(r#"{{"code": "{code}", "class": "candidate", "status": 500, "detail": "x"}}"#);
-            assert_eq!(verdict(500, &body), (class, reaction, code.to_owned()));
+            assert_eq!(judgement(500, &body), (class, reaction, code.to_owned()));
         }
     }
 
     #[test]
     fn a_class_decides_where_the_code_is_new() {
         let body = r#"{"code": "too_ugly", "class": "candidate", "detail": "x"}"#;
-        assert_eq!(verdict(500, body), (FaultClass::Candidate, Reaction::Blame, "too_ugly".into()));
+        assert_eq!(judgement(500, body), (FaultClass::Candidate, Reaction::Blame, "too_ugly".into()));
         let body = r#"{"code": "gpu_fell_off", "class": "infrastructure", "attempt_counts": false}"#;
-        assert_eq!(verdict(400, body).1, Reaction::Wait);
+        assert_eq!(judgement(400, body).1, Reaction::Wait);
     }
 
     #[test]
@@ -300,10 +300,10 @@ mod tests {
             (413, "[]", Reaction::Stop, "HTTP 413"),
         ];
         for (status, body, reaction, text) in cases {
-            let verdict = of_error_answer(&answer(status, body));
-            assert_eq!(verdict.reaction, reaction, "{status} {body}");
-            assert!(verdict.fault.detail.contains(text), "{} in {}", text, verdict.fault.detail);
-            assert_ne!(verdict.fault.class, FaultClass::Candidate, "a bare status never blames the candidate");
+            let judgement = of_error_answer(&answer(status, body));
+            assert_eq!(judgement.reaction, reaction, "{status} {body}");
+            assert!(judgement.fault.detail.contains(text), "{} in {}", text, judgement.fault.detail);
+            assert_ne!(judgement.fault.class, FaultClass::Candidate, "a bare status never blames the candidate");
         }
     }
 

@@ -90,8 +90,7 @@ impl Recipe {
     /// # Errors
     /// As [`Recipe::canonical`].
     pub fn sha256(&self, content_ids: &BTreeMap<ModelReference, String>) -> Result<String, RecipeError> {
-        let digest = Sha256::digest(self.canonical(content_ids)?.to_string().as_bytes());
-        Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(crate::digest::hex(&Sha256::digest(self.canonical(content_ids)?.to_string().as_bytes())))
     }
 
     /// Whether the merge draws random masks: the method samples them and some density that it uses is below 1.

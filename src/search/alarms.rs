@@ -7,6 +7,7 @@ use crate::ledger::Ledger;
 use crate::score::alarms::{
     Alarm, baselines_unscored, benchmark_test_sets, flat_fitness, nothing_scored, truncation_asymmetry,
 };
+use crate::strategy::Status;
 
 /// Alarms that are there before anything is evaluated.
 pub(super) fn before(prepared: &Prepared) -> Vec<Alarm> {
@@ -35,7 +36,7 @@ pub(super) fn after(
     }
     let recorded = ledger.all_holdout()?;
     let held_out = |row: &Row| {
-        let mut scored = recorded.values().filter(|record| record.status == "scored");
+        let mut scored = recorded.values().filter(|record| record.status == Status::Scored.name());
         scored.find(|record| record.candidate_id == row.candidate_id)
     };
     if let (Some(winner), Some(other)) = (held_out(best), held_out(baseline)) {
@@ -48,7 +49,7 @@ fn failures(ledger: &Ledger) -> Result<Option<Alarm>, SearchError> {
     let told = ledger.all_told_in_short()?;
     let own = ledger.all_asked()?.into_iter().filter(|asked| !asked.is_baseline());
     let own: Vec<_> = own.filter_map(|asked| told.get(&asked.index)).collect();
-    let scored = own.iter().filter(|record| record.status == "scored").count();
+    let scored = own.iter().filter(|record| record.status == Status::Scored.name()).count();
     let reason = own.last().and_then(|record| record.error.as_deref()).unwrap_or_default();
     Ok(nothing_scored(own.len(), scored, reason))
 }

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use super::SearchError;
 use super::models::Models;
 use super::schedule::Identity;
+use crate::digest::hex;
 use crate::evaluate::{CandidateRequest, EvaluationRequest, Samples, TaskRequest};
 use crate::ledger::AskedRecord;
 use crate::recipe::{ModelReference, Recipe};
@@ -202,10 +203,6 @@ fn gene_values(space: &SearchSpace, genome: &Genome) -> Vec<(String, String)> {
         .zip(active)
         .map(|((gene, unit), active)| (gene.name.clone(), if active { gene.format(*unit) } else { String::new() }))
         .collect()
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

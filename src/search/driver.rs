@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use assembly::{content_json, materialize_stage, outcome_of, parts, setup, status_name};
+use assembly::{content_json, materialize_stage, outcome_of, parts, setup};
 
 use super::candidate::{Candidate, EvaluationContext};
 use super::fidelity::Parts;
@@ -355,7 +355,7 @@ impl Search {
         }
         let record = ToldRecord {
             index: finished.index,
-            status: status_name(finished.status).into(),
+            status: finished.status.name().into(),
             objective,
             n_samples: finished.tasks.values().map(|task| task.n).sum(),
             tasks: std::mem::take(&mut finished.tasks),

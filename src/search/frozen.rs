@@ -151,7 +151,7 @@ fn objective(prepared: &Prepared) -> Value {
 fn new_run_id(config: &RunConfig) -> String {
     use sha2::{Digest, Sha256};
     let text = format!("{} {} {}", config.name, crate::ledger::now(), std::process::id());
-    super::candidate::hex(&Sha256::digest(text.as_bytes()))[..12].to_string()
+    crate::digest::hex(&Sha256::digest(text.as_bytes()))[..12].to_string()
 }
 
 #[cfg(test)]

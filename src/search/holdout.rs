@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use super::candidate::{Candidate, EvaluationContext};
 use super::pipeline::{Finished, Line, MaterializeStage, Pipeline, Work};
-use super::prepare::{HoldoutPlan, Prepared};
+use super::prepare::Prepared;
 use super::progress::Progress;
 use super::run::Row;
+use super::sealed::HoldoutPlan;
 use super::{SearchError, Stop};
 use crate::evaluate::TaskScores;
 use crate::ledger::{AskedRecord, HoldoutRecord, Ledger, now};
@@ -92,7 +93,7 @@ impl Ceremony<'_> {
             let candidate = self.candidate(row, pipeline.context())?;
             match recorded.get(&candidate.evaluation_id) {
                 Some(record) => {
-                    if record.status == "scored" {
+                    if record.status == Status::Scored.name() {
                         scores.insert(row.candidate_id.clone(), record.tasks.clone());
                     }
                 }
@@ -158,7 +159,7 @@ impl Ceremony<'_> {
         self.ledger.holdout(&HoldoutRecord {
             evaluation_id: finished.candidate.evaluation_id.clone(),
             candidate_id: finished.candidate.id.clone(),
-            status: "scored".into(),
+            status: finished.status.name().to_owned(),
             tasks: tasks.clone(),
             error: finished.error.clone(),
             finished_at: now(),

@@ -1,37 +1,22 @@
 //! Opens everything a run needs and checks that it fits together, before a night is spent.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
-
 use super::models::Models;
 use super::progress::Progress;
+use super::sealed::{HoldoutPlan, holdout_plan, keep_some, split};
 use super::{Budget, SearchError, Stop};
 use crate::config::{GeneConfig, Goal, HoldoutSource, LayerGrouping, RunConfig, SpaceConfig, TaskConfig};
 use crate::evaluate::{
-    self, ConnectContext, EvaluateError, Evaluator, EvaluatorTask, Fault, FaultClass, SampleId, Samples,
-    TaskCapability, TaskRequest,
+    self, ConnectContext, EvaluateError, Evaluator, EvaluatorTask, Fault, FaultClass, Samples, TaskCapability,
+    TaskRequest,
 };
 use crate::merge::structure::group_layers;
 use crate::merge::{BaseUse, find_method};
 use crate::score::{Objective, ObjectiveTask};
 use crate::space::SearchSpace;
-use crate::strategy;
-
-/// How the sealed hold-out is scored.
-pub struct HoldoutPlan {
-    pub evaluator: Arc<dyn Evaluator>,
-    pub tasks: Vec<TaskRequest>,
-    /// What is compared, one for each of `tasks`: the search's objective, less tasks without a weight that have no hold-out.
-    pub objective: Objective,
-    /// The evaluator's task name by the run's task name, where they differ.
-    pub names: BTreeMap<String, String>,
-    pub finalists: usize,
-    /// Samples of one hold-out evaluation.
-    pub samples: u64,
-}
+use crate::strategy::{self, baseline_contents};
 
 /// A run file with everything it names opened.
 pub struct Prepared {
@@ -49,8 +34,7 @@ pub struct Prepared {
 impl Prepared {
     /// Baselines that every search evaluates first: base, sources, uniform soup.
     pub fn baselines(&self) -> u64 {
-        let sources = self.models.facts.sources.len() as u64;
-        u64::from(self.models.facts.base.is_some()) + sources + u64::from(sources > 1)
+        baseline_contents(self.models.facts.base.is_some(), self.models.facts.sources.len()).len() as u64
     }
 
     /// Source names in order.
@@ -157,12 +141,12 @@ pub(super) fn evaluator_tasks(tasks: &[TaskConfig]) -> Vec<EvaluatorTask> {
         .collect()
 }
 
-fn configuration(detail: String) -> SearchError {
+pub(super) fn configuration(detail: String) -> SearchError {
     let fault = Fault { class: FaultClass::Configuration, code: "unknown_task".into(), detail, endpoint: None };
     SearchError::Evaluate(EvaluateError::Configuration(fault))
 }
 
-fn capability<'a>(evaluator: &'a dyn Evaluator, task: &str) -> Result<&'a TaskCapability, SearchError> {
+pub(super) fn capability<'a>(evaluator: &'a dyn Evaluator, task: &str) -> Result<&'a TaskCapability, SearchError> {
     evaluator.capabilities().tasks.get(task).ok_or_else(|| {
         let known: Vec<&str> = evaluator.capabilities().tasks.keys().map(String::as_str).collect();
         configuration(format!("the evaluator has no task `{task}`; it has: {}", known.join(", ")))
@@ -239,48 +223,6 @@ pub(super) fn task_requests(
     config.tasks.iter().zip(&objective.tasks).map(request).collect()
 }
 
-/// Keeps `limit` samples, the first ones of a fixed shuffle; their order stays.
-fn keep_some(seed: u64, task: &str, ids: &mut Vec<SampleId>, limit: u64) {
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let mut shuffled = ids.clone();
-    shuffled.sort_by_cached_key(|id| {
-        Sha256::digest(serde_json::json!(["evomerge limit v1", seed, task, id]).to_string().as_bytes())
-    });
-    shuffled.truncate(limit);
-    let kept: HashSet<SampleId> = shuffled.into_iter().collect();
-    ids.retain(|id| kept.contains(id));
-}
-
-/// Splits a task's samples by hash of (seed, task, sample id) into search and hold-out, both in the evaluator's order.
-fn split(
-    seed: u64,
-    task: &str,
-    known: &TaskCapability,
-    fraction: f64,
-) -> Result<(Vec<SampleId>, Vec<SampleId>), SearchError> {
-    let ids = known.sample_ids.as_ref().filter(|_| known.supports_sample_ids).ok_or_else(|| {
-        configuration(format!(
-            "task `{task}`: holdout.fraction needs an evaluator that supports sample_ids; name hold-out tasks, data or \
-             endpoints instead"
-        ))
-    })?;
-    let goes_to_holdout = |id: &SampleId| {
-        let digest = Sha256::digest(serde_json::json!(["evomerge split v1", seed, task, id]).to_string().as_bytes());
-        let mut first = [0; 8];
-        first.copy_from_slice(&digest[..8]);
-        (u64::from_be_bytes(first) as f64) < fraction * 2f64.powi(64)
-    };
-    let (holdout, search): (Vec<SampleId>, Vec<SampleId>) = ids.iter().cloned().partition(goes_to_holdout);
-    if holdout.is_empty() || search.is_empty() {
-        return Err(SearchError::Settings(format!(
-            "holdout.fraction = {fraction} leaves task `{task}` ({} samples) without {} samples",
-            ids.len(),
-            if holdout.is_empty() { "hold-out" } else { "search" }
-        )));
-    }
-    Ok((search, holdout))
-}
-
 pub(super) fn count_samples(tasks: &[TaskRequest], evaluator: &dyn Evaluator) -> u64 {
     let count = |task: &TaskRequest| {
         let all = evaluator.capabilities().tasks.get(&task.name).map_or(0, |known| known.n_samples);
@@ -291,127 +233,6 @@ pub(super) fn count_samples(tasks: &[TaskRequest], evaluator: &dyn Evaluator) ->
         }
     };
     tasks.iter().map(count).sum()
-}
-
-async fn holdout_plan(
-    prepared: &Prepared,
-    scratch: &Path,
-    progress: &Arc<dyn Progress>,
-    stop: &Stop,
-) -> Result<Option<HoldoutPlan>, SearchError> {
-    let Some(holdout) = prepared.config.holdout.clone() else { return Ok(None) };
-    let mut names = BTreeMap::new();
-    let mut samples = BTreeMap::new();
-    let evaluator = match &holdout.source {
-        HoldoutSource::Fraction(fraction) => {
-            for task in &prepared.config.tasks {
-                let known = capability(prepared.evaluator.as_ref(), &task.name)?;
-                let (_, ids) = split(prepared.config.seed, &task.name, known, *fraction)?;
-                samples.insert(task.name.clone(), Samples::Ids(ids));
-            }
-            prepared.evaluator.clone()
-        }
-        HoldoutSource::Endpoints(endpoints) => {
-            let mut config = prepared.config.clone();
-            if let crate::config::EvaluatorKind::Http(http) = &mut config.evaluator.kind {
-                http.endpoints.clone_from(endpoints);
-            }
-            connect(&config, &evaluator_tasks(&config.tasks), scratch, progress, stop).await?
-        }
-        HoldoutSource::Data(data) => {
-            let mut tasks = covered(&prepared.config.tasks, data);
-            for task in &mut tasks {
-                task.data = Some(holdout_entry(data, &task.name)?);
-            }
-            connect(&prepared.config, &evaluator_tasks(&tasks), scratch, progress, stop).await?
-        }
-        HoldoutSource::Tasks(renamed) => {
-            let mut tasks = covered(&prepared.config.tasks, renamed);
-            for task in &mut tasks {
-                let other = holdout_entry(renamed, &task.name)?;
-                names.insert(task.name.clone(), other.clone());
-                task.name = other;
-            }
-            connect(&prepared.config, &evaluator_tasks(&tasks), scratch, progress, stop).await?
-        }
-    };
-    let is_covered = |name: &String| match &holdout.source {
-        HoldoutSource::Data(data) => data.contains_key(name),
-        HoldoutSource::Tasks(renamed) => renamed.contains_key(name),
-        HoldoutSource::Endpoints(_) | HoldoutSource::Fraction(_) => true,
-    };
-    let mut tasks = Vec::new();
-    for task in prepared.tasks.iter().filter(|task| is_covered(&task.name)) {
-        let name = names.get(&task.name).unwrap_or(&task.name).clone();
-        capability(evaluator.as_ref(), &name)?;
-        let samples = samples.get(&task.name).cloned().unwrap_or(Samples::All);
-        tasks.push(TaskRequest { name, metric: task.metric.clone(), samples, seed: task.seed });
-    }
-    let samples = count_samples(&tasks, evaluator.as_ref());
-    let compared = prepared.objective.tasks.iter().filter(|task| is_covered(&task.name)).cloned();
-    let objective = Objective { tasks: compared.collect() };
-    let plan = HoldoutPlan { evaluator, tasks, objective, names, finalists: holdout.finalists.get(), samples };
-    refuse_overlap(prepared, &plan, matches!(holdout.source, HoldoutSource::Fraction(_)))?;
-    Ok(Some(plan))
-}
-
-/// The tasks that a hold-out must have, and those without a weight that it has.
-fn covered<T>(tasks: &[TaskConfig], entries: &BTreeMap<String, T>) -> Vec<TaskConfig> {
-    tasks.iter().filter(|task| task.weight != 0.0 || entries.contains_key(&task.name)).cloned().collect()
-}
-
-fn holdout_entry<T: Clone>(entries: &BTreeMap<String, T>, task: &str) -> Result<T, SearchError> {
-    entries.get(task).cloned().ok_or_else(|| {
-        SearchError::Settings(format!(
-            "[holdout] has nothing for task `{task}`; every task of the search with a weight needs its hold-out"
-        ))
-    })
-}
-
-/// Content hashes of the samples that a request asks for, where the evaluator sees the data.
-fn content_hashes<'a>(known: &'a TaskCapability, samples: &Samples) -> Vec<&'a str> {
-    let Some(hashes) = &known.sample_hashes else { return Vec::new() };
-    match (samples, &known.sample_ids) {
-        (Samples::Ids(wanted), Some(ids)) => {
-            let wanted: HashSet<&SampleId> = wanted.iter().collect();
-            let asked = ids.iter().zip(hashes).filter(|(id, _)| wanted.contains(id));
-            asked.map(|(_, hash)| hash.as_str()).collect()
-        }
-        _ => hashes.iter().map(String::as_str).collect(),
-    }
-}
-
-/// A sample that the search saw, in whichever task, proves nothing.
-fn refuse_overlap(prepared: &Prepared, plan: &HoldoutPlan, is_fraction: bool) -> Result<(), SearchError> {
-    let search: Vec<(&TaskRequest, &TaskCapability)> = prepared
-        .tasks
-        .iter()
-        .map(|task| Ok((task, capability(prepared.evaluator.as_ref(), &task.name)?)))
-        .collect::<Result<_, SearchError>>()?;
-    let seen: BTreeSet<&str> = search.iter().flat_map(|(task, known)| content_hashes(known, &task.samples)).collect();
-    for (task, compared) in plan.tasks.iter().zip(&plan.objective.tasks) {
-        let known = capability(plan.evaluator.as_ref(), &task.name)?;
-        let holdout = content_hashes(known, &task.samples);
-        let shared = holdout.iter().filter(|hash| seen.contains(*hash)).count();
-        let name = &compared.name;
-        if shared > 0 {
-            let why = if is_fraction { "; the data has samples more than once: keep one of each" } else { "" };
-            return Err(SearchError::BadData(format!(
-                "task `{name}`: {shared} of {} hold-out samples are among the samples of the search; a hold-out must be data \
-                 that the search never saw{why}",
-                holdout.len()
-            )));
-        }
-        let same = search.iter().find(|(_, other)| other.sample_set.is_some() && other.sample_set == known.sample_set);
-        if let Some((other, _)) = same.filter(|_| !is_fraction) {
-            return Err(SearchError::BadData(format!(
-                "task `{name}`: its hold-out has the very samples of the search's task `{}` (both report the same \
-                 sample_set_sha256); a hold-out must be data that the search never saw",
-                other.name
-            )));
-        }
-    }
-    Ok(())
 }
 
 /// One source without anything to merge it with is the only candidate there is.

@@ -98,7 +98,7 @@ impl Again<'_> {
         let Some(first) = self.outcomes.get(&finished.index) else { return Ok(None) };
         let repeats = self.ledger.all_repeats()?;
         let of_it = repeats.iter().filter(|repeat| repeat.index == finished.index && repeat.purpose == SENTINEL);
-        let known = of_it.filter(|repeat| repeat.status == "scored").map(|repeat| &repeat.tasks);
+        let known = of_it.filter(|repeat| repeat.status == Status::Scored.name()).map(|repeat| &repeat.tasks);
         let earlier: Vec<&Scores> = std::iter::once(&first.tasks).chain(known).collect();
         let what = match finished.status {
             Status::Failed => return Ok(None),
@@ -135,11 +135,6 @@ impl Again<'_> {
             Status::Scored => self.prepared.objective.value(&finished.tasks),
             Status::Infeasible | Status::Failed => None,
         };
-        let status = match finished.status {
-            Status::Scored => "scored",
-            Status::Infeasible => "infeasible",
-            Status::Failed => "failed",
-        };
         let record = RepeatRecord {
             evaluation_id: finished.candidate.evaluation_id.clone(),
             index: finished.index,
@@ -147,7 +142,7 @@ impl Again<'_> {
             purpose: purpose.to_owned(),
             replicate: finished.replicate,
             after: self.spent,
-            status: status.to_owned(),
+            status: finished.status.name().to_owned(),
             objective,
             tasks: finished.tasks.clone(),
             alarm: serde_json::to_value(alarm).unwrap_or_default(),

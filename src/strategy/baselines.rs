@@ -29,6 +29,14 @@ enum Owner {
     Inner,
 }
 
+/// What every search evaluates first, in this order: the base where there is one, each source, the uniform soup of several.
+pub fn baseline_contents(has_base: bool, sources: usize) -> Vec<Content> {
+    let base = has_base.then_some(Content::Base);
+    let alone = (0..sources).map(|source| Content::Soup(vec![source]));
+    let uniform = (sources > 1).then(|| Content::Soup((0..sources).collect()));
+    base.into_iter().chain(alone).chain(uniform).collect()
+}
+
 /// The baselines, then the inner strategy.
 pub(super) struct Baselines {
     name: &'static str,
@@ -52,14 +60,7 @@ pub(super) struct Baselines {
 
 impl Baselines {
     pub(super) fn new(name: &'static str, plan: Plan, inner: Option<Box<dyn Strategy>>) -> Self {
-        let mut first = Vec::new();
-        if plan.has_base {
-            first.push(Content::Base);
-        }
-        first.extend((0..plan.sources).map(|source| Content::Soup(vec![source])));
-        if plan.sources > 1 {
-            first.push(Content::Soup((0..plan.sources).collect()));
-        }
+        let first = baseline_contents(plan.has_base, plan.sources);
         Self {
             name,
             plan,

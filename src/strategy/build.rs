@@ -10,11 +10,12 @@ use super::nsga2::{self, Nsga2};
 use super::portfolio::{self, Portfolio};
 use super::racing::{Race, Racing};
 use super::random::{Sampling, Source};
-use super::settings::{Settings, closest, refuse};
+use super::settings::{Settings, refuse};
 use super::soup::{Keep, Passes};
 use super::tpe::{self, Tpe};
 use super::{Content, Landscape, Strategy, StrategyError};
 use crate::config::StrategyConfig;
+use crate::document::nearest;
 use crate::score::ObjectiveTask;
 use crate::space::Genome;
 
@@ -161,7 +162,7 @@ fn kind(name: &str) -> Result<&'static str, StrategyError> {
     if let Some(kind) = KINDS.iter().find(|kind| **kind == name) {
         return Ok(kind);
     }
-    let near = closest(name, &KINDS).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+    let near = nearest(name, KINDS).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
     Err(refuse("kind", format!("there is no strategy `{name}`{near} (there are {})", KINDS.join(", "))))
 }
 

@@ -28,6 +28,7 @@ mod tpe;
 
 use std::collections::BTreeMap;
 
+pub use baselines::baseline_contents;
 pub use build::{KINDS, SeedGenome, Setup, build, build_raced, check_settings};
 pub use racing::{ONE_REFERENCE_IN, PROMOTION, Race};
 pub use soup::{SoupRemoval, SoupStep, SoupTrace};
@@ -91,6 +92,24 @@ pub enum Status {
     Infeasible,
     /// Given up after retries: no fitness, says nothing of the candidate.
     Failed,
+}
+
+impl Status {
+    const ALL: [Self; 3] = [Self::Scored, Self::Infeasible, Self::Failed];
+
+    /// As records and tables have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Scored => "scored",
+            Self::Infeasible => "infeasible",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// The status of that name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.name() == name)
+    }
 }
 
 /// A finished evaluation.

@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 
 use super::StrategyError;
+use crate::document::nearest;
 
 /// The settings of one strategy while they are read.
 pub(super) struct Settings<'a> {
@@ -66,20 +67,13 @@ impl<'a> Settings<'a> {
     pub(super) fn finish(self, kind: &str) -> Result<(), StrategyError> {
         let Some(key) = self.table.keys().find(|key| !self.known.contains(&key.as_str())) else { return Ok(()) };
         let mut reason = format!("strategy `{kind}` has no such setting");
-        match closest(key, &self.known) {
+        match nearest(key, self.known.iter().copied()) {
             Some(near) => reason.push_str(&format!("; did you mean `{near}`?")),
             None if self.known.is_empty() => reason.push_str("; it has none at all"),
             None => reason.push_str(&format!("; it has {}", self.known.join(", "))),
         }
         Err(refuse(key, reason))
     }
-}
-
-/// The candidate most like `word`, if any is alike.
-pub(super) fn closest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
-    let likeness = |candidate: &&str| strsim::jaro_winkler(word, candidate);
-    let best = candidates.iter().copied().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
-    (likeness(&best) > 0.8).then_some(best)
 }
 
 pub(super) fn refuse(key: &str, reason: String) -> StrategyError {

@@ -158,7 +158,7 @@ impl Adapter {
         if self.keeps_ties {
             all.update(b"keeps ties");
         }
-        all.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        crate::digest::hex(&all.finalize())
     }
 }
 

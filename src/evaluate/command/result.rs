@@ -16,7 +16,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::super::check::{Completeness, Expected, check, violation};
-use super::super::fault::{Verdict, of_problem};
+use super::super::fault::{Judgement, of_problem};
 use super::super::protocol::{WireEvaluation, WireMetric, WireTaskScores};
 use super::super::{Capabilities, Evaluation, EvaluationRequest};
 use crate::python_json::without_nonfinite;
@@ -32,13 +32,13 @@ struct ShortForm {
 /// The checked scores of a result file.
 ///
 /// # Errors
-/// The verdict on a missing, unreadable, wrong or `failed` result.
+/// The judgement on a missing, unreadable, wrong or `failed` result.
 pub(super) fn read(
     path: &Path,
     request: &EvaluationRequest,
     capabilities: &Capabilities,
-) -> Result<Evaluation, Verdict> {
-    let wrong = |detail: String| Verdict::of_answer(violation(detail));
+) -> Result<Evaluation, Judgement> {
+    let wrong = |detail: String| Judgement::of_answer(violation(detail));
     let size = std::fs::metadata(path).map(|meta| meta.len());
     let size =
         size.map_err(|error| wrong(format!("the program ended with exit 0 but left no result file ({error})")))?;
@@ -52,7 +52,7 @@ pub(super) fn read(
         None | Some("succeeded") => {}
         Some("failed") => {
             return Err(answer.error.as_ref().map_or_else(
-                || Verdict::retry("internal", "the result file says `failed` without an `error`"),
+                || Judgement::retry("internal", "the result file says `failed` without an `error`"),
                 of_problem,
             ));
         }
@@ -62,7 +62,7 @@ pub(super) fn read(
     }
     mark_nonfinite(&mut answer);
     let expected = Expected { request, capabilities, fingerprint: None, completeness: Completeness::Program };
-    check(answer, &expected).map_err(Verdict::of_answer)
+    check(answer, &expected).map_err(Judgement::of_answer)
 }
 
 fn parse(text: &str, request: &EvaluationRequest) -> Result<WireEvaluation, String> {

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::check::{Completeness, Expected, check, violation};
 use super::super::client::{Answer, exchange};
-use super::super::fault::{Reaction, Verdict, of_error_answer, of_problem, shortened};
+use super::super::fault::{Judgement, Reaction, of_error_answer, of_problem, shortened};
 use super::super::pool::Lease;
 use super::super::protocol::{WireEvaluation, WireRequest};
 use super::super::{Evaluation, EvaluationRequest, FaultClass};
@@ -25,7 +25,7 @@ pub(super) struct Answered {
     pub instance_id: Option<String>,
 }
 
-/// Sends `document` and brings back checked scores, or the verdict on what came instead.
+/// Sends `document` and brings back checked scores, or the judgement on what came instead.
 pub(super) async fn attempt(
     lease: &Lease,
     request: &EvaluationRequest,
@@ -33,7 +33,7 @@ pub(super) async fn attempt(
     timeout: Duration,
     allow_different_fingerprints: bool,
     cancel: &CancellationToken,
-) -> Result<Answered, Verdict> {
+) -> Result<Answered, Judgement> {
     let told = lease.facts.max_timeout.map_or(timeout, |most| timeout.min(most));
     document.timeout_s = Some(told.as_secs_f64());
     document.expect_fingerprint = Some(lease.facts.fingerprint.clone());
@@ -61,24 +61,24 @@ fn build(lease: &Lease, method: Method, url: Url) -> RequestBuilder {
     lease.endpoint.client.request(method, url)
 }
 
-fn evaluations_url(lease: &Lease, id: Option<&str>) -> Result<Url, Verdict> {
+fn evaluations_url(lease: &Lease, id: Option<&str>) -> Result<Url, Judgement> {
     let path = id.map_or("v1/evaluations".to_owned(), |id| format!("v1/evaluations/{id}"));
-    lease.endpoint.url.join(&path).map_err(|error| Verdict::retry("endpoint", error.to_string()))
+    lease.endpoint.url.join(&path).map_err(|error| Judgement::retry("endpoint", error.to_string()))
 }
 
 /// Where to ask again: the answer's `Location` as long as it stays on the endpoint, else the protocol's own path.
-fn poll_url(lease: &Lease, request: &EvaluationRequest, location: Option<&str>) -> Result<Url, Verdict> {
+fn poll_url(lease: &Lease, request: &EvaluationRequest, location: Option<&str>) -> Result<Url, Judgement> {
     let own = evaluations_url(lease, Some(&request.evaluation_id))?;
     let named = location.and_then(|location| own.join(location).ok()).filter(|url| url.origin() == own.origin());
     Ok(named.unwrap_or(own))
 }
 
-fn cancelled() -> Verdict {
-    Verdict::new(Reaction::Wait, FaultClass::Cancelled, "cancelled", "the run is being stopped")
+fn cancelled() -> Judgement {
+    Judgement::new(Reaction::Wait, FaultClass::Cancelled, "cancelled", "the run is being stopped")
 }
 
 /// The document of a 200 or 202; anything else is an error answer.
-fn evaluation_of(answer: &Answer) -> Result<WireEvaluation, Verdict> {
+fn evaluation_of(answer: &Answer) -> Result<WireEvaluation, Judgement> {
     if !matches!(answer.status, 200 | 202) {
         return Err(of_error_answer(answer));
     }
@@ -88,7 +88,7 @@ fn evaluation_of(answer: &Answer) -> Result<WireEvaluation, Verdict> {
             .iter()
             .any(|word| answer.body.windows(word.len()).any(|found| found == *word));
         let hint = if has_nan { "; JSON has no NaN: write \"value\": null and \"nonfinite\": \"nan\"" } else { "" };
-        Verdict::of_answer(violation(format!("the answer is no evaluation document ({error}){hint}: {start}")))
+        Judgement::of_answer(violation(format!("the answer is no evaluation document ({error}){hint}: {start}")))
     })
 }
 
@@ -103,7 +103,7 @@ async fn follow(
     asked: Option<Duration>,
     deadline: Instant,
     cancel: &CancellationToken,
-) -> Result<WireEvaluation, Verdict> {
+) -> Result<WireEvaluation, Judgement> {
     let policy = lease.policy();
     let mut wait = policy.asked(asked.unwrap_or(POLL_WAIT));
     let mut lost = 0;
@@ -112,7 +112,7 @@ async fn follow(
         if left.is_zero() {
             delete(lease, url).await;
             let detail = "the endpoint has not finished the evaluation in time";
-            return Err(Verdict::new(Reaction::Timeout, FaultClass::Resource, "timeout", detail));
+            return Err(Judgement::new(Reaction::Timeout, FaultClass::Resource, "timeout", detail));
         }
         let poll = async {
             tokio::time::sleep(wait.min(left)).await;
@@ -134,24 +134,27 @@ async fn follow(
                 if let Some(interval) = lease.facts.heartbeat_interval
                     && silent > 3.0 * interval.as_secs_f64()
                 {
-                    return Err(Verdict::retry("worker_lost", format!("no heartbeat of the worker for {silent:.0} s")));
+                    return Err(Judgement::retry(
+                        "worker_lost",
+                        format!("no heartbeat of the worker for {silent:.0} s"),
+                    ));
                 }
             }
-            Err(verdict) if verdict.fault.code == "worker_lost" => return Err(verdict),
-            Err(verdict) => match verdict.reaction {
+            Err(judgement) if judgement.fault.code == "worker_lost" => return Err(judgement),
+            Err(judgement) => match judgement.reaction {
                 Reaction::Wait => lost = 0,
                 Reaction::Retry | Reaction::Timeout | Reaction::Unreachable if lost + 1 < LOST_POLLS => lost += 1,
                 // A slow poll is not a slow evaluation.
-                Reaction::Timeout => return Err(Verdict { reaction: Reaction::Retry, ..verdict }),
-                _ => return Err(verdict),
+                Reaction::Timeout => return Err(Judgement { reaction: Reaction::Retry, ..judgement }),
+                _ => return Err(judgement),
             },
         }
     }
 }
 
 /// The endpoint does not know the evaluation any more: it restarted. The same key is sent again.
-fn forgotten() -> Verdict {
-    Verdict { lost: false, ..Verdict::retry("worker_lost", "the endpoint no longer knows the evaluation") }
+fn forgotten() -> Judgement {
+    Judgement { lost: false, ..Judgement::retry("worker_lost", "the endpoint no longer knows the evaluation") }
 }
 
 /// Tells the endpoint that nobody waits any more; best effort.
@@ -159,29 +162,29 @@ async fn delete(lease: &Lease, url: Url) {
     let _ = exchange(build(lease, Method::DELETE, url), DELETE_WITHIN, lease.limits()).await;
 }
 
-/// The scores of a finished evaluation, or the verdict on why there are none.
+/// The scores of a finished evaluation, or the judgement on why there are none.
 fn finished(
     answer: WireEvaluation,
     lease: &Lease,
     request: &EvaluationRequest,
     allow_different_fingerprints: bool,
-) -> Result<Evaluation, Verdict> {
+) -> Result<Evaluation, Judgement> {
     match answer.status.as_deref() {
         Some("succeeded") => {}
         Some("failed") => {
             belongs(&answer, request)?;
             return Err(match &answer.error {
                 Some(problem) => of_problem(problem),
-                None => Verdict::retry("internal", "the evaluation failed and the endpoint does not say why"),
+                None => Judgement::retry("internal", "the evaluation failed and the endpoint does not say why"),
             });
         }
         Some("cancelled") => {
             let detail = "the endpoint cancelled the evaluation";
-            return Err(Verdict::new(Reaction::Wait, FaultClass::Cancelled, "cancelled", detail));
+            return Err(Judgement::new(Reaction::Wait, FaultClass::Cancelled, "cancelled", detail));
         }
         other => {
             let status = shortened(other.unwrap_or("missing"));
-            return Err(Verdict::of_answer(violation(format!("the answer's status is {status}"))));
+            return Err(Judgement::of_answer(violation(format!("the answer's status is {status}"))));
         }
     }
     let expected = Expected {
@@ -190,15 +193,15 @@ fn finished(
         fingerprint: (!allow_different_fingerprints).then_some(lease.facts.fingerprint.as_str()),
         completeness: Completeness::Endpoint,
     };
-    check(answer, &expected).map_err(Verdict::of_answer)
+    check(answer, &expected).map_err(Judgement::of_answer)
 }
 
 /// A failure, too, must be about this evaluation before anybody is blamed for it.
-fn belongs(answer: &WireEvaluation, request: &EvaluationRequest) -> Result<(), Verdict> {
+fn belongs(answer: &WireEvaluation, request: &EvaluationRequest) -> Result<(), Judgement> {
     let ours = answer.evaluation_id.as_deref() == Some(&request.evaluation_id)
         && answer.candidate_id.as_deref() == Some(&request.candidate.id);
     if ours {
         return Ok(());
     }
-    Err(Verdict::of_answer(violation("the answer is about another evaluation or candidate".into())))
+    Err(Judgement::of_answer(violation("the answer is about another evaluation or candidate".into())))
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::super::fault::{Reaction, Verdict};
+use super::super::fault::{Judgement, Reaction};
 use super::super::pool::{Lease, OutageClock, Refusal};
 use super::super::protocol::WireRequest;
 use super::super::retry::{AttemptLog, Jitter};
@@ -71,7 +71,7 @@ impl<'a> Course<'a> {
             let allow_different = self.evaluator.allow_different_fingerprints;
             let outcome =
                 attempt(&lease, self.request, &mut self.document, self.timeout, allow_different, self.cancel).await;
-            let mut verdict = match outcome {
+            let mut judgement = match outcome {
                 Ok(answer) => match self.confirm_instance(&lease, answer.instance_id.as_deref()).await {
                     Ok(()) => {
                         let endpoint = lease.endpoint.label.clone();
@@ -79,17 +79,17 @@ impl<'a> Course<'a> {
                         self.evaluator.pool.answered(&lease.endpoint);
                         return Ok(Evaluation { endpoint: Some(endpoint), ..answer.evaluation });
                     }
-                    Err(verdict) => verdict,
+                    Err(judgement) => judgement,
                 },
-                Err(verdict) => verdict,
+                Err(judgement) => judgement,
             };
-            verdict.fault = verdict.fault.at(&lease.endpoint.label);
-            let counts = matches!(verdict.reaction, Reaction::Retry | Reaction::Timeout | Reaction::Blame);
-            self.log.report(Some(&lease.endpoint.label), started, counts, Some(&verdict.fault));
+            judgement.fault = judgement.fault.at(&lease.endpoint.label);
+            let counts = matches!(judgement.reaction, Reaction::Retry | Reaction::Timeout | Reaction::Blame);
+            self.log.report(Some(&lease.endpoint.label), started, counts, Some(&judgement.fault));
             if self.cancel.is_cancelled() {
                 return Err(EvaluateError::Cancelled);
             }
-            match self.react(lease, verdict).await? {
+            match self.react(lease, judgement).await? {
                 Next::Again => {}
                 Next::End(error) => return Err(error),
             }
@@ -97,7 +97,7 @@ impl<'a> Course<'a> {
     }
 
     /// A score from a server that has restarted since we met it counts only when the new server is the same evaluator.
-    async fn confirm_instance(&self, lease: &Lease, instance_id: Option<&str>) -> Result<(), Verdict> {
+    async fn confirm_instance(&self, lease: &Lease, instance_id: Option<&str>) -> Result<(), Judgement> {
         match instance_id {
             Some(found) if found != lease.facts.instance_id => {}
             _ => return Ok(()),
@@ -109,81 +109,81 @@ impl<'a> Course<'a> {
         match self.evaluator.pool.probe(&lease.endpoint).await {
             Ok(_) => Ok(()),
             Err(Refusal::Refused(fault)) => {
-                Err(Verdict::new(Reaction::Pause, FaultClass::Configuration, &fault.code, fault.detail))
+                Err(Judgement::new(Reaction::Pause, FaultClass::Configuration, &fault.code, fault.detail))
             }
             Err(Refusal::Down(fault)) => {
                 let detail = format!("the server restarted and cannot be asked who it is: {}", fault.detail);
-                Err(Verdict::new(Reaction::Unreachable, FaultClass::Infrastructure, &fault.code, detail))
+                Err(Judgement::new(Reaction::Unreachable, FaultClass::Infrastructure, &fault.code, detail))
             }
         }
     }
 
-    async fn react(&mut self, lease: Lease, verdict: Verdict) -> Result<Next, EvaluateError> {
+    async fn react(&mut self, lease: Lease, judgement: Judgement) -> Result<Next, EvaluateError> {
         let pool = &self.evaluator.pool;
         let endpoint = lease.endpoint.clone();
         let index = lease.index;
         let instance = lease.facts.instance_id.clone();
-        match verdict.reaction {
+        match judgement.reaction {
             Reaction::Blame => {
                 pool.answered(&endpoint);
-                return Ok(Next::End(EvaluateError::Candidate(verdict.fault)));
+                return Ok(Next::End(EvaluateError::Candidate(judgement.fault)));
             }
-            Reaction::Stop => return Ok(Next::End(EvaluateError::Configuration(verdict.fault))),
-            Reaction::Pause => pool.pause(&endpoint, &verdict.fault),
+            Reaction::Stop => return Ok(Next::End(EvaluateError::Configuration(judgement.fault))),
+            Reaction::Pause => pool.pause(&endpoint, &judgement.fault),
             Reaction::Unreachable => {
                 self.clock.start();
-                pool.unreachable(&endpoint, &verdict.fault);
-                pool.check_outage(&self.clock, verdict.fault)?;
+                pool.unreachable(&endpoint, &judgement.fault);
+                pool.check_outage(&self.clock, judgement.fault)?;
             }
             Reaction::Wait => {
                 self.clock.start();
                 let drawn = self.jitter.next_wait(&pool.policy);
-                let wait = verdict.retry_after.map_or(drawn, |asked| pool.policy.asked(asked));
-                pool.busy(&endpoint, &verdict.fault, wait);
-                pool.check_outage(&self.clock, verdict.fault)?;
+                let wait = judgement.retry_after.map_or(drawn, |asked| pool.policy.asked(asked));
+                pool.busy(&endpoint, &judgement.fault, wait);
+                pool.check_outage(&self.clock, judgement.fault)?;
             }
             Reaction::Timeout => {
-                pool.failed(&endpoint, &verdict.fault);
+                pool.failed(&endpoint, &judgement.fault);
                 drop(lease);
-                return self.after_timeout(index, verdict).await;
+                return self.after_timeout(index, judgement).await;
             }
             Reaction::Retry => {
-                pool.failed(&endpoint, &verdict.fault);
+                pool.failed(&endpoint, &judgement.fault);
                 drop(lease);
-                if verdict.lost {
-                    let reported = verdict.fault.code == "worker_lost";
+                if judgement.lost {
+                    let reported = judgement.fault.code == "worker_lost";
                     let died = reported || self.has_died(index, &instance).await;
-                    if died && let Some(blame) = self.blame_for_deaths(index, &verdict.fault).await? {
+                    if died && let Some(blame) = self.blame_for_deaths(index, &judgement.fault).await? {
                         return Ok(Next::End(blame));
                     }
                 }
-                return self.after_counted(index, verdict).await;
+                return self.after_counted(index, judgement).await;
             }
         }
         Ok(Next::Again)
     }
 
-    async fn after_timeout(&mut self, index: usize, verdict: Verdict) -> Result<Next, EvaluateError> {
+    async fn after_timeout(&mut self, index: usize, judgement: Judgement) -> Result<Next, EvaluateError> {
         self.timeouts += 1;
         self.counted += 1;
         self.prefer_others(index);
-        if self.timeouts == 1 && !verdict.hopeless && self.counted < self.evaluator.patience.max_attempts {
+        if self.timeouts == 1 && !judgement.hopeless && self.counted < self.evaluator.patience.max_attempts {
             self.timeout *= 2;
             return Ok(Next::Again);
         }
         let blame = self.evaluator.timeout_is_worst && self.timeouts >= 2;
-        self.conclude(verdict.fault, blame).await
+        self.conclude(judgement.fault, blame).await
     }
 
-    async fn after_counted(&mut self, index: usize, verdict: Verdict) -> Result<Next, EvaluateError> {
+    async fn after_counted(&mut self, index: usize, judgement: Judgement) -> Result<Next, EvaluateError> {
         self.counted += 1;
         self.prefer_others(index);
-        if verdict.hopeless || self.counted >= self.evaluator.patience.max_attempts {
-            return self.conclude(verdict.fault, false).await;
+        if judgement.hopeless || self.counted >= self.evaluator.patience.max_attempts {
+            return self.conclude(judgement.fault, false).await;
         }
         let policy = &self.evaluator.pool.policy;
         let drawn = self.jitter.next_wait(policy);
-        self.sleep(verdict.retry_after.map_or(drawn, |asked| policy.asked(asked))).await?;
+        self.sleep(judgement.retry_after.map_or(drawn, |asked| policy.asked(asked))).await?;
         Ok(Next::Again)
     }
 

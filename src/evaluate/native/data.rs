@@ -15,6 +15,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use crate::digest::hex;
 use crate::evaluate::{EvaluateError, MetricCapability, SampleId, TaskCapability};
 
 /// How a sample is asked and judged.
@@ -158,14 +159,6 @@ impl TaskData {
             sample_set: None,
         }
     }
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 fn parse(text: &str) -> Result<Vec<Sample>, String> {

@@ -218,7 +218,7 @@ impl Fingerprint {
             hash.update(part);
             hash.update("\n");
         }
-        data::hex(&hash.finalize())
+        crate::digest::hex(&hash.finalize())
     }
 }
 

@@ -10,6 +10,7 @@ use super::super::fault::{Reaction, of_error_answer, shortened};
 use super::super::protocol::{WireCapabilities, WireHealth};
 use super::super::{EvaluatorTask, Fault, FaultClass};
 use super::{Demand, Endpoint, Facts, Pool};
+use crate::document::nearest;
 
 /// Why an endpoint cannot be used.
 #[derive(Clone, Debug, PartialEq)]
@@ -142,7 +143,6 @@ fn check_task(wire: &WireCapabilities, task: &EvaluatorTask) -> Result<(), Fault
 
 /// `unknown task x; known: a, b; did you mean a?`
 fn unknown(what: &str, name: &str, known: &[&str]) -> String {
-    let near = known.iter().map(|known| (strsim::jaro_winkler(known, name), *known)).filter(|(near, _)| *near > 0.75);
-    let best = near.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, known)| format!("; did you mean {known}?"));
+    let best = nearest(name, known.iter().copied()).map(|known| format!("; did you mean {known}?"));
     shortened(&format!("unknown {what} {name}; known: {}{}", known.join(", "), best.unwrap_or_default()))
 }

@@ -15,7 +15,7 @@ use crate::search::prepare::{Prepared, candidate_parent};
 use crate::search::progress::Progress;
 use crate::search::run_folder::RunFolder;
 use crate::search::slots::Slots;
-use crate::strategy::{Content, Landscape, Outcome, Proposal, Setup, Status};
+use crate::strategy::{Content, Landscape, Outcome, Proposal, Setup, Status, baseline_contents};
 
 pub(super) fn parts(prepared: &Prepared, frozen: &Frozen, progress: &dyn Progress) -> Option<Parts> {
     match Parts::plan(frozen.racing.as_ref()?, &prepared.tasks, prepared.evaluator.as_ref()) {
@@ -29,20 +29,14 @@ pub(super) fn parts(prepared: &Prepared, frozen: &Frozen, progress: &dyn Progres
 
 pub(super) fn setup(prepared: &Prepared, frozen: &Frozen) -> Setup {
     let sources = prepared.models.facts.sources.len();
-    let mut contents = Vec::new();
-    if prepared.models.facts.base.is_some() {
-        contents.push(Content::Base);
-    }
-    contents.extend((0..sources).map(|source| Content::Soup(vec![source])));
-    if sources > 1 {
-        contents.push(Content::Soup((0..sources).collect()));
-    }
+    let has_base = prepared.models.facts.base.is_some();
+    let contents = baseline_contents(has_base, sources);
     let landscape = prepared.space.clone().map(|space| space as Arc<dyn Landscape>);
     let seeds = landscape.iter().flat_map(|landscape| contents.iter().filter_map(|content| landscape.encode(content)));
     Setup {
         seed: prepared.config.seed,
         sources,
-        has_base: prepared.models.facts.base.is_some(),
+        has_base,
         evaluations: frozen.planned_evaluations,
         look_ahead: usize::try_from(frozen.look_ahead).unwrap_or(usize::MAX),
         seeds: seeds.collect(),
@@ -108,24 +102,11 @@ pub(super) fn content_json(content: &Content) -> serde_json::Value {
     }
 }
 
-pub(super) fn status_name(status: Status) -> &'static str {
-    match status {
-        Status::Scored => "scored",
-        Status::Infeasible => "infeasible",
-        Status::Failed => "failed",
-    }
-}
-
 /// The outcome of an evaluation on the share `fidelity` of the samples.
 pub(super) fn outcome_of(record: ToldRecord, fidelity: f64) -> Result<Outcome, SearchError> {
-    let status = match record.status.as_str() {
-        "scored" => Status::Scored,
-        "infeasible" => Status::Infeasible,
-        "failed" => Status::Failed,
-        other => {
-            let index = record.index;
-            return Err(SearchError::BadData(format!("ledger: evaluation {index} has an unknown status `{other}`")));
-        }
-    };
+    let status = Status::of_name(&record.status).ok_or_else(|| {
+        let ToldRecord { index, status, .. } = &record;
+        SearchError::BadData(format!("ledger: evaluation {index} has an unknown status `{status}`"))
+    })?;
     Ok(Outcome { index: record.index, status, objective: record.objective, tasks: record.tasks, fidelity })
 }

@@ -10,7 +10,7 @@ use crate::search::SearchError;
 use crate::search::candidate::Candidate;
 use crate::search::pipeline::Finished;
 use crate::search::run::RunOptions;
-use crate::strategy::{Outcome, Proposal};
+use crate::strategy::{Outcome, Proposal, Status};
 
 /// The evaluations of another run that were not given up. Their scores stay on disk until they are wanted.
 pub(super) struct Reusable {
@@ -22,7 +22,7 @@ pub(super) struct Reusable {
 impl Reusable {
     fn new(ledger: Ledger) -> Result<Self, SearchError> {
         let told = ledger.all_told_in_short()?;
-        let usable = |index: &u64| told.get(index).is_some_and(|record| record.status != "failed");
+        let usable = |index: &u64| told.get(index).is_some_and(|record| record.status != Status::Failed.name());
         let asked = ledger.all_asked()?.into_iter().filter(|asked| usable(&asked.index));
         let evaluations = asked.map(|asked| (asked.evaluation_id, asked.index)).collect();
         Ok(Self { ledger, evaluations })

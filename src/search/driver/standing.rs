@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::Search;
-use super::assembly::status_name;
 use crate::search::SearchError;
 use crate::search::pipeline::Finished;
 use crate::search::progress::Snapshot;
@@ -21,8 +20,8 @@ impl Search {
         let Some(asked) = self.asked.get(&finished.index) else { return };
         let result = match (objective, &finished.error) {
             (Some(objective), _) => format!("{objective:.4}"),
-            (None, Some(error)) => format!("{}: {error}", status_name(finished.status)),
-            (None, None) => status_name(finished.status).to_owned(),
+            (None, Some(error)) => format!("{}: {error}", finished.status.name()),
+            (None, None) => finished.status.name().to_owned(),
         };
         let part = if asked.fidelity < 1.0 {
             format!(", on {:.1} % of the samples", 100.0 * asked.fidelity)

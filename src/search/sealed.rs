@@ -1,0 +1,191 @@
+//! Which samples a search never sees: the split by fraction, the plan of the hold-out, and the refusal of data that is in both.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::prepare::{Prepared, capability, configuration, connect, count_samples, evaluator_tasks};
+use super::progress::Progress;
+use super::{SearchError, Stop};
+use crate::config::{HoldoutSource, TaskConfig};
+use crate::evaluate::{Evaluator, SampleId, Samples, TaskCapability, TaskRequest};
+use crate::score::Objective;
+
+/// How the sealed hold-out is scored.
+pub struct HoldoutPlan {
+    pub evaluator: Arc<dyn Evaluator>,
+    pub tasks: Vec<TaskRequest>,
+    /// What is compared, one for each of `tasks`: the search's objective, less tasks without a weight that have no hold-out.
+    pub objective: Objective,
+    /// The evaluator's task name by the run's task name, where they differ.
+    pub names: BTreeMap<String, String>,
+    pub finalists: usize,
+    /// Samples of one hold-out evaluation.
+    pub samples: u64,
+}
+
+/// Keeps `limit` samples, the first ones of a fixed shuffle; their order stays.
+pub(super) fn keep_some(seed: u64, task: &str, ids: &mut Vec<SampleId>, limit: u64) {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let mut shuffled = ids.clone();
+    shuffled.sort_by_cached_key(|id| {
+        Sha256::digest(serde_json::json!(["evomerge limit v1", seed, task, id]).to_string().as_bytes())
+    });
+    shuffled.truncate(limit);
+    let kept: HashSet<SampleId> = shuffled.into_iter().collect();
+    ids.retain(|id| kept.contains(id));
+}
+
+/// Splits a task's samples by hash of (seed, task, sample id) into search and hold-out, both in the evaluator's order.
+pub(super) fn split(
+    seed: u64,
+    task: &str,
+    known: &TaskCapability,
+    fraction: f64,
+) -> Result<(Vec<SampleId>, Vec<SampleId>), SearchError> {
+    let ids = known.sample_ids.as_ref().filter(|_| known.supports_sample_ids).ok_or_else(|| {
+        configuration(format!(
+            "task `{task}`: holdout.fraction needs an evaluator that supports sample_ids; name hold-out tasks, data or \
+             endpoints instead"
+        ))
+    })?;
+    let goes_to_holdout = |id: &SampleId| {
+        let digest = Sha256::digest(serde_json::json!(["evomerge split v1", seed, task, id]).to_string().as_bytes());
+        let mut first = [0; 8];
+        first.copy_from_slice(&digest[..8]);
+        (u64::from_be_bytes(first) as f64) < fraction * 2f64.powi(64)
+    };
+    let (holdout, search): (Vec<SampleId>, Vec<SampleId>) = ids.iter().cloned().partition(goes_to_holdout);
+    if holdout.is_empty() || search.is_empty() {
+        return Err(SearchError::Settings(format!(
+            "holdout.fraction = {fraction} leaves task `{task}` ({} samples) without {} samples",
+            ids.len(),
+            if holdout.is_empty() { "hold-out" } else { "search" }
+        )));
+    }
+    Ok((search, holdout))
+}
+
+/// The hold-out of a run, if it has one; refused where the search sees some of it.
+pub(super) async fn holdout_plan(
+    prepared: &Prepared,
+    scratch: &Path,
+    progress: &Arc<dyn Progress>,
+    stop: &Stop,
+) -> Result<Option<HoldoutPlan>, SearchError> {
+    let Some(holdout) = prepared.config.holdout.clone() else { return Ok(None) };
+    let mut names = BTreeMap::new();
+    let mut samples = BTreeMap::new();
+    let evaluator = match &holdout.source {
+        HoldoutSource::Fraction(fraction) => {
+            for task in &prepared.config.tasks {
+                let known = capability(prepared.evaluator.as_ref(), &task.name)?;
+                let (_, ids) = split(prepared.config.seed, &task.name, known, *fraction)?;
+                samples.insert(task.name.clone(), Samples::Ids(ids));
+            }
+            prepared.evaluator.clone()
+        }
+        HoldoutSource::Endpoints(endpoints) => {
+            let mut config = prepared.config.clone();
+            if let crate::config::EvaluatorKind::Http(http) = &mut config.evaluator.kind {
+                http.endpoints.clone_from(endpoints);
+            }
+            connect(&config, &evaluator_tasks(&config.tasks), scratch, progress, stop).await?
+        }
+        HoldoutSource::Data(data) => {
+            let mut tasks = covered(&prepared.config.tasks, data);
+            for task in &mut tasks {
+                task.data = Some(holdout_entry(data, &task.name)?);
+            }
+            connect(&prepared.config, &evaluator_tasks(&tasks), scratch, progress, stop).await?
+        }
+        HoldoutSource::Tasks(renamed) => {
+            let mut tasks = covered(&prepared.config.tasks, renamed);
+            for task in &mut tasks {
+                let other = holdout_entry(renamed, &task.name)?;
+                names.insert(task.name.clone(), other.clone());
+                task.name = other;
+            }
+            connect(&prepared.config, &evaluator_tasks(&tasks), scratch, progress, stop).await?
+        }
+    };
+    let is_covered = |name: &String| match &holdout.source {
+        HoldoutSource::Data(data) => data.contains_key(name),
+        HoldoutSource::Tasks(renamed) => renamed.contains_key(name),
+        HoldoutSource::Endpoints(_) | HoldoutSource::Fraction(_) => true,
+    };
+    let mut tasks = Vec::new();
+    for task in prepared.tasks.iter().filter(|task| is_covered(&task.name)) {
+        let name = names.get(&task.name).unwrap_or(&task.name).clone();
+        capability(evaluator.as_ref(), &name)?;
+        let samples = samples.get(&task.name).cloned().unwrap_or(Samples::All);
+        tasks.push(TaskRequest { name, metric: task.metric.clone(), samples, seed: task.seed });
+    }
+    let samples = count_samples(&tasks, evaluator.as_ref());
+    let compared = prepared.objective.tasks.iter().filter(|task| is_covered(&task.name)).cloned();
+    let objective = Objective { tasks: compared.collect() };
+    let plan = HoldoutPlan { evaluator, tasks, objective, names, finalists: holdout.finalists.get(), samples };
+    refuse_overlap(prepared, &plan, matches!(holdout.source, HoldoutSource::Fraction(_)))?;
+    Ok(Some(plan))
+}
+
+/// The tasks that a hold-out must have, and those without a weight that it has.
+fn covered<T>(tasks: &[TaskConfig], entries: &BTreeMap<String, T>) -> Vec<TaskConfig> {
+    tasks.iter().filter(|task| task.weight != 0.0 || entries.contains_key(&task.name)).cloned().collect()
+}
+
+fn holdout_entry<T: Clone>(entries: &BTreeMap<String, T>, task: &str) -> Result<T, SearchError> {
+    entries.get(task).cloned().ok_or_else(|| {
+        SearchError::Settings(format!(
+            "[holdout] has nothing for task `{task}`; every task of the search with a weight needs its hold-out"
+        ))
+    })
+}
+
+/// Content hashes of the samples that a request asks for, where the evaluator sees the data.
+fn content_hashes<'a>(known: &'a TaskCapability, samples: &Samples) -> Vec<&'a str> {
+    let Some(hashes) = &known.sample_hashes else { return Vec::new() };
+    match (samples, &known.sample_ids) {
+        (Samples::Ids(wanted), Some(ids)) => {
+            let wanted: HashSet<&SampleId> = wanted.iter().collect();
+            let asked = ids.iter().zip(hashes).filter(|(id, _)| wanted.contains(id));
+            asked.map(|(_, hash)| hash.as_str()).collect()
+        }
+        _ => hashes.iter().map(String::as_str).collect(),
+    }
+}
+
+/// A sample that the search saw, in whichever task, proves nothing.
+fn refuse_overlap(prepared: &Prepared, plan: &HoldoutPlan, is_fraction: bool) -> Result<(), SearchError> {
+    let search: Vec<(&TaskRequest, &TaskCapability)> = prepared
+        .tasks
+        .iter()
+        .map(|task| Ok((task, capability(prepared.evaluator.as_ref(), &task.name)?)))
+        .collect::<Result<_, SearchError>>()?;
+    let seen: BTreeSet<&str> = search.iter().flat_map(|(task, known)| content_hashes(known, &task.samples)).collect();
+    for (task, compared) in plan.tasks.iter().zip(&plan.objective.tasks) {
+        let known = capability(plan.evaluator.as_ref(), &task.name)?;
+        let holdout = content_hashes(known, &task.samples);
+        let shared = holdout.iter().filter(|hash| seen.contains(*hash)).count();
+        let name = &compared.name;
+        if shared > 0 {
+            let why = if is_fraction { "; the data has samples more than once: keep one of each" } else { "" };
+            return Err(SearchError::BadData(format!(
+                "task `{name}`: {shared} of {} hold-out samples are among the samples of the search; a hold-out must be data \
+                 that the search never saw{why}",
+                holdout.len()
+            )));
+        }
+        let same = search.iter().find(|(_, other)| other.sample_set.is_some() && other.sample_set == known.sample_set);
+        if let Some((other, _)) = same.filter(|_| !is_fraction) {
+            return Err(SearchError::BadData(format!(
+                "task `{name}`: its hold-out has the very samples of the search's task `{}` (both report the same \
+                 sample_set_sha256); a hold-out must be data that the search never saw",
+                other.name
+            )));
+        }
+    }
+    Ok(())
+}
