@@ -49,6 +49,12 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
         ..MergeOptions::default()
     };
     let report = materialize(&merger, &recipe, &arguments.out, options, output)?;
+    if report.uncertain_masks && !output.quiet {
+        say(
+            "note: some models tie the head to the embedding and others do not: mergekit may have drawn the masks of these two tensors \
+             in the other order, which follows from a hash table of Python's",
+        );
+    }
     output.result(&describe(&report, &arguments.out, output), &to_json(&report, &arguments.out))?;
     Ok(ExitCode::Done)
 }
@@ -174,5 +180,6 @@ fn to_json(report: &MergeReport, out: &Path) -> serde_json::Value {
         "bytes_read": report.bytes_read,
         "bytes_written": report.bytes_written,
         "seconds": report.seconds,
+        "uncertain_masks": report.uncertain_masks,
     })
 }

@@ -5,6 +5,7 @@
 
 use std::ops::{Add, Div, Mul, Sub};
 
+use super::cascade_sum::CascadeSum;
 use crate::checkpoint::Dtype;
 
 /// A float type that merges are computed in.
@@ -46,6 +47,8 @@ pub(crate) trait Element:
     fn encode(dtype: Dtype, values: &[Self], bytes: &mut [u8]) -> Self::Key;
     /// Magnitudes below this round to a finite value of `dtype`.
     fn limit(dtype: Dtype) -> Self;
+    /// The sum of a few numbers in the order that mergekit's sum of them has, which from five float32 numbers on is not theirs.
+    fn sum_as_pytorch(values: &[Self]) -> Self;
 }
 
 /// Whether every magnitude is below `limit` (false for NaN).
@@ -206,6 +209,12 @@ impl Element for f32 {
             Dtype::Float32 | Dtype::Float64 => f32::INFINITY,
         }
     }
+
+    fn sum_as_pytorch(values: &[Self]) -> Self {
+        let mut sum = CascadeSum::new(values.len() as u64);
+        sum.add(values);
+        sum.total()
+    }
 }
 
 impl Element for f64 {
@@ -276,6 +285,10 @@ impl Element for f64 {
             Dtype::Float64 => f64::INFINITY,
         }
     }
+
+    fn sum_as_pytorch(values: &[Self]) -> Self {
+        values.iter().sum()
+    }
 }
 
 #[cfg(test)]
@@ -283,6 +296,14 @@ mod tests {
     use super::*;
     use half::{bf16, f16};
     use proptest::prelude::*;
+
+    #[test]
+    fn from_five_numbers_on_the_sum_has_another_order() {
+        let weights = [0.126_f32, 0.677, 0.966, 0.123, 0.384];
+        assert_eq!(f32::sum_as_pytorch(&weights[..4]), 0.126 + 0.677 + 0.966 + 0.123);
+        assert_eq!(f32::sum_as_pytorch(&weights), 0.126 + 0.384 + 0.677 + 0.966 + 0.123);
+        assert_eq!(f32::sum_as_pytorch(&[]), 0.0);
+    }
 
     #[test]
     fn every_16_bit_pattern_widens_as_half_does() {

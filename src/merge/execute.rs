@@ -85,6 +85,9 @@ pub struct MergeReport {
     /// Bytes of output tensors.
     pub bytes_written: u64,
     pub seconds: f64,
+    /// mergekit's masks were wanted, and mergekit may have drawn those of an embedding and of the head that it fills in the other
+    /// order.
+    pub uncertain_masks: bool,
 }
 
 /// The merge core of one run: checkpoints are mapped once, statistics of whole tensors are computed once.
@@ -244,6 +247,7 @@ impl Merger {
             bytes_read: self.bytes_read(&plan),
             bytes_written: plan.bytes(),
             seconds: start.elapsed().as_secs_f64(),
+            uncertain_masks: draws_as_mergekit(recipe, method) && fills_head(&plan),
         })
     }
 
@@ -319,16 +323,30 @@ impl Failure {
     }
 }
 
-/// Tensors with their places, as mergekit goes through them: by the last of their inputs' names, which are not the outputs' where
-/// layers move or a head is tied. An embedding comes before the head that it fills.
+fn draws_as_mergekit(recipe: &Recipe, method: &dyn MergeMethod) -> bool {
+    recipe.masks.kind == MaskKind::Mergekit && method.specification().samples_masks
+}
+
+/// The last of a tensor's inputs' names, which are not the output's where layers move or a head is tied.
+fn last_input(tensor: &PlannedTensor) -> Option<&str> {
+    tensor.inputs.iter().chain(&tensor.base).map(|input| input.tensor.as_str()).max()
+}
+
+/// Whether an input embedding stands in for a head that another model has.
+fn fills_head(plan: &MergePlan) -> bool {
+    let heads = plan.tensors.iter().filter(|tensor| is_head(&tensor.name)).filter_map(last_input);
+    let mut others = plan.tensors.iter().filter(|tensor| !is_head(&tensor.name)).filter_map(last_input);
+    let heads: Vec<&str> = heads.collect();
+    others.any(|other| heads.contains(&other))
+}
+
+/// Tensors with their places, as mergekit goes through them: by the last of their inputs' names. An embedding comes before the head
+/// that it fills; with many models it is the other way round at times, by the order of a hash table of Python's.
 ///
 /// # Errors
-/// A layer is an input of several output layers: mergekit's order then is that of a hash table of Python's.
+/// A layer is an input of several output layers: mergekit's order then is that of such a table throughout.
 fn in_order_of_inputs(plan: &MergePlan) -> Result<Vec<(u64, &PlannedTensor)>, MergeError> {
-    let last = |tensor: &PlannedTensor| {
-        let names = tensor.inputs.iter().chain(&tensor.base).map(|input| input.tensor.clone());
-        names.max().map(|name| (name, is_head(&tensor.name)))
-    };
+    let last = |tensor: &PlannedTensor| last_input(tensor).map(|name| (name.to_owned(), is_head(&tensor.name)));
     let mut tensors: Vec<(u64, &PlannedTensor)> = (0..).zip(&plan.tensors).collect();
     tensors.sort_by_cached_key(|(_, tensor)| last(tensor));
     match tensors.windows(2).find(|pair| last(pair[0].1) == last(pair[1].1)) {
@@ -359,7 +377,7 @@ impl<'a> Run<'a> {
     fn all(self, plan: &'a MergePlan) -> Result<(), MergeError> {
         let masks = self.recipe.masks;
         match masks.kind {
-            MaskKind::Mergekit if self.method.specification().samples_masks => {
+            MaskKind::Mergekit if draws_as_mergekit(self.recipe, self.method) => {
                 let mut stream = MersenneStream::new(masks.seed);
                 for (index, tensor) in in_order_of_inputs(plan)? {
                     let coarse = self.is_bfloat16(tensor);

@@ -16,6 +16,9 @@ use super::simd::{Isa, Kernel, dispatch};
 use super::statistics::{GramKey, StatisticsCache};
 use super::tensor::{BLOCK, Stored, TILE, TensorGroup, block_count, block_range, tiles};
 
+/// Products give the norm of a sum this short beside its terms to nine digits.
+const NEARLY: f64 = 1e-3;
+
 /// The vectors of a tensor group: its inputs, or their differences from the base.
 #[derive(Clone)]
 pub(crate) struct Vectors<'a> {
@@ -74,6 +77,19 @@ impl<'a> Vectors<'a> {
             sum.add(&block?);
         }
         Ok(sum)
+    }
+
+    /// The norm of a weighted sum of the vectors from its elements, where they nearly cancel out: their products resolve a length
+    /// of 1e-8 of theirs and no less ([`Gram::norm_of`]), its elements one of 1e-16.
+    pub(crate) fn norm_of(&self, isa: Isa, elements: u64, weights: &[f64]) -> Result<f64, MergeError> {
+        let part = |block: u64| -> Result<f64, MergeError> {
+            let (mut buffer, mut lanes) = (self.buffer(), Lanes::ZERO);
+            let range = block_range(elements, block);
+            dispatch(isa, Squares { vectors: self, weights, range, buffer: &mut buffer, lanes: &mut lanes })?;
+            Ok(lanes.total())
+        };
+        let blocks: Vec<Result<f64, MergeError>> = (0..block_count(elements)).into_par_iter().map(part).collect();
+        Ok(blocks.into_iter().sum::<Result<f64, _>>()?.sqrt())
     }
 
     fn part(&self, isa: Isa, range: Range<u64>) -> Result<Gram, MergeError> {
@@ -197,6 +213,12 @@ impl Gram {
         self.dot(index, index).sqrt()
     }
 
+    /// Whether a weighted sum of that norm is too short beside its terms for its norm to be known from products.
+    pub(crate) fn nearly_cancels(&self, weights: &[f64], norm: f64) -> bool {
+        let terms: f64 = weights.iter().enumerate().map(|(index, weight)| weight.abs() * self.norm(index)).sum();
+        norm < NEARLY * terms
+    }
+
     /// The norm of a weighted sum of the vectors.
     pub(crate) fn norm_of(&self, weights: &[f64]) -> f64 {
         self.dot_with(weights, weights).max(0.0).sqrt()
@@ -237,6 +259,34 @@ impl Kernel for Products<'_, '_> {
                     }
                 }
             }
+        }
+        Ok(())
+    }
+}
+
+/// Squares of the elements of a weighted sum.
+struct Squares<'a, 'b> {
+    vectors: &'a Vectors<'b>,
+    weights: &'a [f64],
+    range: Range<u64>,
+    buffer: &'a mut [f64],
+    lanes: &'a mut Lanes,
+}
+
+impl Kernel for Squares<'_, '_> {
+    type Output = Result<(), MergeError>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        for (first, length) in tiles(self.range) {
+            self.vectors.decode(first, length, self.buffer)?;
+            let mut sums = [0.0; TILE];
+            for (weight, vector) in self.weights.iter().zip(self.buffer.chunks_exact(TILE)) {
+                for (sum, value) in sums[..length].iter_mut().zip(vector) {
+                    *sum += weight * value;
+                }
+            }
+            self.lanes.add_each(&sums[..length], |sum| sum * sum);
         }
         Ok(())
     }

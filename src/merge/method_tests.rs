@@ -329,6 +329,24 @@ fn model_stock_of_orthogonal_and_of_equal_changes() {
 }
 
 #[test]
+fn karcher_of_opposite_vectors_keeps_their_length() {
+    let length = |values: &[f64]| values.iter().map(|value| value * value).sum::<f64>().sqrt();
+    // One element each: the mean of the norms, in the direction that most have, else the first one's.
+    let merged = |values: &[f64]| {
+        let inputs: Vec<[f64; 1]> = values.iter().map(|value| [*value]).collect();
+        let inputs: Vec<&[f64]> = inputs.iter().map(<[f64; 1]>::as_slice).collect();
+        Case::new("karcher", &[1], None, &inputs).merged()
+    };
+    assert_near(&merged(&[0.1, -0.7, 0.3, 0.2]), &[0.325], 1e-6);
+    assert_near(&merged(&[-0.0031, 0.0167, -0.0012, -0.0037]), &[-0.006_175], 1e-6);
+    assert_near(&merged(&[0.3, -0.5]), &[0.4], 1e-6);
+    // The direction is anyone's guess, the length is not.
+    let (one, two) = ([0.1, -0.3, 0.37, 0.2], [-0.2, 0.6, -0.74, -0.4]);
+    let opposite = Case::new("karcher", &[4], None, &[&one, &two]).merged();
+    assert!((length(&opposite) - 1.5 * length(&one)).abs() < 1e-6, "{opposite:?}");
+}
+
+#[test]
 fn multislerp_of_opposite_vectors() {
     let (one, two) = ([1.0, 2.0], [-1.0, -2.0]);
     let weights = [("weight", 1.0)];
@@ -336,6 +354,11 @@ fn multislerp_of_opposite_vectors() {
     let (zero, three) = ([0.0, 0.0], [1.0, 2.0]);
     let error = Case::new("multislerp", &[2], None, &[&one, &two, &zero]).with(&weights).merge().unwrap_err();
     assert!(error.is_infeasible(), "{error}");
+    // Opposite vectors of other lengths: what `eps` adds to their norms decides the direction, and they keep their average length.
+    let (base, one, two) = ([0.0], [0.01], [-0.03]);
+    let nearly = Case::new("multislerp", &[1], Some(&base), &[&one, &two]).with(&weights).merged();
+    assert_near(&nearly, &[-0.02], 1e-6);
+    let (one, two) = ([1.0, 2.0], [-1.0, -2.0]);
     // One model is itself; parallel ones keep their direction and average length.
     assert_eq!(Case::new("multislerp", &[2], Some(&two), &[&one]).with(&weights).merged(), one);
     let double = [2.0, 4.0];

@@ -165,22 +165,26 @@ impl<'a> RankedMask<'a> {
         }
     }
 
-    /// From `density - epsilon` for the smallest magnitude of a row to `density + epsilon` for the largest, in float32 step by
-    /// step; `density` in a row of one element.
     fn limit(&self, rank: usize) -> u32 {
-        let round = |value: f32| if self.coarse { bf16_to_f32(f32_to_bf16(value)) } else { value };
-        let probability = if self.rows.width < 2 {
-            round(self.density as f32)
-        } else {
-            let [rank, lowest, highest] = [rank + 1, 1, self.rows.width].map(|rank| round(rank as f32));
-            let share = round(round(rank - lowest) / round(highest - lowest)).clamp(0.0, 1.0);
-            round(round(round(share * 2.0) * self.epsilon as f32) + (self.density - self.epsilon) as f32)
-        };
+        let probability = probability(rank, self.rows.width, [self.density, self.epsilon], self.coarse);
         match self.draws {
             Draws::Philox(_) => (f64::from(probability) * f64::from(DRAW_RANGE)).round() as u32,
             Draws::Mersenne(_) => (f64::from(probability) * 16_777_216.0).ceil() as u32,
         }
     }
+}
+
+/// The chance to be kept of the element of that rank in a row: from `density - epsilon` for the smallest magnitude (rank 0) to
+/// `density + epsilon` for the largest, in float32 or (`coarse`) bfloat16 step by step; `density` in a row of one element.
+fn probability(rank: usize, width: usize, [density, epsilon]: [f64; 2], coarse: bool) -> f32 {
+    let round = |value: f32| if coarse { bf16_to_f32(f32_to_bf16(value)) } else { value };
+    if width < 2 {
+        return round(density as f32);
+    }
+    // Ranks are counted from 0, made floats, and then one is added.
+    let [rank, lowest, highest] = [rank, 0, width - 1].map(|rank| round(round(rank as f32) + 1.0));
+    let share = round(round(rank - lowest) / round(highest - lowest)).clamp(0.0, 1.0);
+    round(round(round(share * 2.0) * epsilon as f32) + round((density - epsilon) as f32))
 }
 
 /// What ranking rows needs, and the ranks of the last one.
@@ -247,5 +251,27 @@ impl Kernel for Draw<'_> {
     #[inline(always)]
     fn run_wide(self) {
         self.compare::<MANY>();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::probability;
+
+    /// Chances times 65,536 that PyTorch 2.15 gives for bfloat16 ranks.
+    #[test]
+    fn coarse_chances_are_those_of_pytorch() {
+        let table = [
+            (1540, [0.5, 0.1], &[(0, 26_240), (100, 27_136), (255, 28_416), (259, 28_416), (299, 28_800)]),
+            (1540, [0.5, 0.1], &[(511, 30_592), (512, 30_592), (515, 30_720), (1000, 34_816), (1539, 39_424)]),
+            (300, [0.7, 0.15], &[(1, 36_096), (2, 36_352), (7, 36_608), (257, 52_736), (258, 53_248)]),
+        ];
+        for (width, settings, expected) in table {
+            for (rank, chance) in expected {
+                assert_eq!(probability(*rank, width, settings, true) * 65_536.0, *chance as f32, "{rank} of {width}");
+            }
+        }
+        assert_eq!(probability(0, 1, [0.5, 0.1], false), 0.5);
+        assert_eq!(probability(2, 3, [0.5, 0.25], false), 0.75);
     }
 }

@@ -20,7 +20,7 @@ use crate::checkpoint::Checkpoint;
 use crate::files::write_atomically;
 
 /// Raised when a number that is kept would be computed another way: a sum in another order, a mask by another rule.
-const FORMAT: &[u8] = b"evomerge statistics v1\n";
+const FORMAT: &[u8] = b"evomerge statistics v2\n";
 /// Tensors with fewer elements are not worth it: their numbers are computed in less than a millisecond.
 const LARGE: u64 = 1 << 20;
 /// Records that are kept. New ones are not taken in once there are so many: those that come back come from the first candidates.

@@ -29,6 +29,9 @@ pub(super) fn read(
             continue;
         }
         if source && specification.scope == ParameterScope::Tensor {
+            if skip(name, &field) {
+                continue;
+            }
             let reason =
                 format!("`{name}` has one value for all models: move it to the `parameters` of the recipe or slice");
             return Err(field.error(reason));

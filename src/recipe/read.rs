@@ -9,7 +9,7 @@ use std::path::Path;
 use super::{Body, Input, Masks, ModelReference, Parameters, Recipe, RecipeError, Slice, parameters};
 use crate::checkpoint::Dtype;
 use crate::document::{Content, Field, FieldError, Fields, Node, nearest};
-use crate::merge::{MethodSpecification, find_method, methods};
+use crate::merge::{BaseUse, MethodSpecification, find_method, methods};
 
 /// Chat templates that mergekit knows by name; only the text of a template can be copied.
 const NAMED_TEMPLATES: [&str; 6] = ["auto", "alpaca", "chatml", "exaone", "llama3", "mistral"];
@@ -20,7 +20,7 @@ pub struct RecipeFile {
     pub recipe: Recipe,
     /// Content id by model, where the file lists them: the models that the recipe was made for.
     pub content_ids: BTreeMap<ModelReference, String>,
-    /// What the file says without effect, for people: parameters of other methods in mergekit's YAML.
+    /// What mergekit's YAML says without effect, or has an effect that it does not say; for people.
     pub ignored: Vec<String>,
 }
 
@@ -100,11 +100,15 @@ fn read_document(node: &Node, syntax: Syntax) -> Result<RecipeFile, RecipeError>
     let chat_template = fields.take("chat_template").map(|field| read_chat_template(&field)).transpose()?;
     let mut reader = Reader { method, syntax, ignored: Vec::new() };
     let parameters = reader.parameters(fields.take("parameters"), false)?;
-    let body = reader.body(&mut fields)?;
+    let body = reader.body(&mut fields, base_model.as_ref())?;
     let (masks, content) = match syntax {
         Syntax::Toml => (read_masks(fields.take("masks"))?, fields.take("content")),
         Syntax::Yaml => (Masks::default(), None),
     };
+    if syntax == Syntax::Yaml {
+        // Configurations in one file have names, which are mergekit-multi's; mergekit-yaml passes over them.
+        let _ = fields.take("name");
+    }
     fields.finish()?;
     let recipe = Recipe {
         merge_method: method.name.to_owned(),
@@ -224,14 +228,35 @@ struct Reader {
 }
 
 impl Reader {
-    fn body(&mut self, fields: &mut Fields<'_>) -> Result<Body, FieldError> {
+    /// In mergekit's `models`, ranges of layers have no effect, and a base that is not listed comes last.
+    fn adapt_as_mergekit(&mut self, inputs: &mut Vec<Input>, base: Option<&ModelReference>) {
+        for (index, input) in inputs.iter_mut().enumerate() {
+            if input.layer_range.take().is_some() {
+                let note = "has no effect in `models`, here as in mergekit: whole models are merged";
+                self.ignored.push(format!("`models[{index}].layer_range`: {note}"));
+            }
+        }
+        let merges_base = matches!(self.method.base, BaseUse::None | BaseUse::Input);
+        if let Some(base) = base.filter(|base| merges_base && !inputs.iter().any(|input| input.model == **base)) {
+            self.ignored.push(format!(
+                "`models`: the base model `{base}` is not listed and is merged all the same, here as in mergekit"
+            ));
+            inputs.push(Input { model: base.clone(), layer_range: None, parameters: Parameters::new() });
+        }
+    }
+
+    fn body(&mut self, fields: &mut Fields<'_>, base: Option<&ModelReference>) -> Result<Body, FieldError> {
         if let Some(field) = fields.take("modules") {
             return Err(field.error("models of several modules are not supported; use `models` or `slices`"));
         }
         match (fields.take("models"), fields.take("slices")) {
             (Some(models), None) => {
-                let inputs = models.list()?;
-                Ok(Body::Models(inputs.iter().map(|field| self.input(field)).collect::<Result<_, _>>()?))
+                let mut inputs: Vec<Input> =
+                    models.list()?.iter().map(|field| self.input(field)).collect::<Result<_, _>>()?;
+                if self.syntax == Syntax::Yaml {
+                    self.adapt_as_mergekit(&mut inputs, base);
+                }
+                Ok(Body::Models(inputs))
             }
             (None, Some(slices)) => {
                 let slices = slices.list()?;
@@ -264,14 +289,18 @@ impl Reader {
         Ok(Input { model, layer_range, parameters })
     }
 
-    /// mergekit drops what its method does not have. So does this, with a note, where another method has it; else it is a slip.
+    /// mergekit drops what its method does not have, and under a model what has one value for all. So does this, with a note, where any
+    /// method has it; else it is a slip.
     fn parameters(&mut self, field: Option<Field<'_>>, source: bool) -> Result<Parameters, FieldError> {
         let is_of_another = |name: &str| methods().iter().any(|method| method.parameter(name).is_some());
         let mut ignored = Vec::new();
         let mut skip = |name: &str, field: &Field<'_>| {
             let skipped = self.syntax == Syntax::Yaml && is_of_another(name);
             if skipped {
-                let why = format!("has no effect with {}, here as in mergekit", self.method.name);
+                let why = match self.method.parameter(name) {
+                    Some(_) => "has no effect under a model, here as in mergekit".to_owned(),
+                    None => format!("has no effect with {}, here as in mergekit", self.method.name),
+                };
                 ignored.push(field.error(why).to_string());
             }
             skipped

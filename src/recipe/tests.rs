@@ -86,7 +86,7 @@ fn what_is_not_supported_is_refused_by_name() {
         ("slices: []", vec!["`slices`", "models"]),
         ("parameters: {normalise: true}", vec!["`parameters.normalise`", "did you mean `normalize`?"]),
         ("parameters: {normalize: 0.5}", vec!["`parameters.normalize`", "true or false"]),
-        ("base_model: c", vec!["`base_model`", "linear"]),
+        ("base_model: c", vec!["`models[1].parameters.weight`", "`c`"]),
     ] {
         let message = refused(&linear(rest));
         for word in words {
@@ -117,11 +117,9 @@ fn what_is_not_supported_is_refused_by_name() {
             vec!["`models[0].model.model.revision`"],
         ),
         ("merge_method: linear\nmodels: [{model: 7, parameters: {weight: 1}}]", vec!["`models[0].model`", "quote"]),
-        ("merge_method: linear\nmodels: [{model: a, layer_range: [0, 1], parameters: {weight: 1}}]", vec!["slices"]),
         ("merge_method: linear\nmodels: [{model: a, parameters: {weight: []}}]", vec!["`models[0].parameters.weight`"]),
         ("merge_method: linear\nmodels: [{model: a, parameters: {weight: x}}]", vec!["`models[0].parameters.weight`"]),
         ("merge_method: linear\nmodels: [{model: a, parameters: {weight: .inf}}]", vec!["weight", "finite"]),
-        ("merge_method: linear\nmodels: [{model: a, parameters: {normalize: true}}]", vec!["normalize", "slice"]),
         ("merge_method: linear\nslices: [{sources: [], residual_weight: 1}]", vec!["`slices[0].residual_weight`"]),
         (
             "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [2, 2], parameters: {weight: 1}}]}]",
@@ -131,7 +129,7 @@ fn what_is_not_supported_is_refused_by_name() {
         ("merge_method: ties\nbase_model: a\nmodels: [{model: a}]", vec!["at least 1", "besides the base"]),
         (
             "merge_method: slerp\nbase_model: c\nparameters: {t: 1}\nmodels: [{model: a}, {model: b}]",
-            vec!["base model"],
+            vec!["`models`", "2", "3"],
         ),
         ("merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b}]", vec!["`parameters.t`"]),
         (
@@ -143,6 +141,32 @@ fn what_is_not_supported_is_refused_by_name() {
         for word in words {
             assert!(message.contains(word), "{text}: {message}");
         }
+    }
+}
+
+#[test]
+fn says_what_has_no_effect_in_mergekit() {
+    let text = "name: mine\nmerge_method: slerp\nbase_model: a\nparameters: {t: 0.5}\n\
+                models: [{model: b, layer_range: [0, 9], parameters: {t: 1, density: 1}}]\n";
+    let file = RecipeFile::from_mergekit_yaml(text).unwrap();
+    let Body::Models(inputs) = &file.recipe.body else { panic!("{file:?}") };
+    let names: Vec<String> = inputs.iter().map(|input| input.model.to_string()).collect();
+    assert_eq!(names, ["b", "a"]);
+    assert!(inputs.iter().all(|input| input.layer_range.is_none() && input.parameters.is_empty()), "{inputs:?}");
+    let expected =
+        ["`models[0].parameters.t`", "`models[0].parameters.density`", "`models[0].layer_range`", "`a` is not listed"];
+    for (note, part) in file.ignored.iter().zip(expected) {
+        assert!(note.contains(part), "{note}");
+    }
+    assert_eq!(file.ignored.len(), expected.len(), "{:?}", file.ignored);
+    // A recipe of ours says all that it does, and nothing else.
+    for toml in [
+        "merge_method = 'slerp'\nbase_model = 'a'\nparameters = { t = 0.5 }\nmodels = [{ model = 'b' }]",
+        "merge_method = 'linear'\nmodels = [{ model = 'a', layer_range = [0, 1], parameters = { weight = 1 } }]",
+        "merge_method = 'linear'\nmodels = [{ model = 'a', parameters = { weight = 1, normalize = true } }]",
+        "name = 'mine'\nmerge_method = 'linear'\nmodels = [{ model = 'a', parameters = { weight = 1 } }]",
+    ] {
+        assert!(Recipe::from_toml(toml).is_err(), "{toml}");
     }
 }
 

@@ -340,7 +340,7 @@ fn ruled<'a, R: Rule<S> + 'a, const S: usize>(
     tiled: Box<dyn BlockMerge + 'a>,
 ) -> Box<dyn BlockMerge + 'a> {
     let weights = std::array::from_fn(|source| sum.sources[source].weight);
-    let (lambda, divisor) = (sum.lambda.unwrap_or(1.0), sum.divisor());
+    let (lambda, divisor) = (sum.lambda.unwrap_or(1.0), sum.divisor);
     match (sum.elects_sign, sum.normalize) {
         (true, true) => fuse(base, inputs, FusedSum::<R, S, true, true> { rule, weights, divisor, lambda }, tiled),
         (true, false) => fuse(base, inputs, FusedSum::<R, S, true, false> { rule, weights, divisor, lambda }, tiled),
@@ -448,12 +448,8 @@ mod tests {
                 factor: (scaled && kind > 0).then_some(1.7),
                 mask: if kind == 3 && source != 1 { remembered(all[0], all[source + 1], source) } else { None },
             };
-            let sum = TaskVectorSum {
-                sources: (0..sources).map(term).collect(),
-                elects_sign,
-                normalize,
-                lambda: scaled.then_some(0.6),
-            };
+            let terms = (0..sources).map(term).collect();
+            let sum = TaskVectorSum::new(terms, elects_sign, normalize, scaled.then_some(0.6));
             let sum = Arc::new(sum);
             let inputs = || all[..=sources].to_vec();
             let reference = tiled(inputs(), Arc::clone(&sum));
@@ -514,7 +510,7 @@ mod tests {
             let term =
                 |source| SourceTerm { weight: 0.0, sparsifier: sparsifier(kind, source), factor: None, mask: None };
             let sources = (0..2).map(term).collect();
-            let sum = Arc::new(TaskVectorSum { sources, elects_sign: true, normalize: false, lambda: None });
+            let sum = Arc::new(TaskVectorSum::new(sources, true, false, None));
             let fused = task_vector_sum(all[0], &all[1..], &sum, tiled(all.clone(), Arc::clone(&sum)));
             let mut output = vec![0; 2 * ELEMENTS];
             let result = fused.merge_block(Isa::detect(), 0..ELEMENTS as u64, Dtype::Bfloat16, &mut output);

@@ -34,6 +34,11 @@ static KARCHER: MethodSpecification = MethodSpecification {
     help: "centre of mass of the models on the sphere, all with equal weight (Karcher mean)",
 };
 
+/// Means of unit vectors shorter than this have no direction: float64 elements do not resolve them.
+const NO_DIRECTION: f64 = 1e-12;
+/// Cosines this near to -1 are as good as -1: rounded products resolve no direction there.
+const OPPOSITE: f64 = 1e-12;
+
 /// The centre's direction, as long as the models are on average.
 pub(super) struct Karcher;
 
@@ -48,34 +53,52 @@ impl MergeMethod for Karcher {
         context: &mut Context<'_>,
     ) -> Result<Box<dyn BlockMerge + 'a>, MergeError> {
         let vectors = Vectors { inputs: group.inputs.clone(), base: None };
+        if group.inputs.len() == 1 {
+            return Ok(Box::new(combine(group, vectors, Factors::Whole(vec![1.0]))));
+        }
         let gram = vectors.gram(context.isa, group.elements, context.cache)?;
-        let steps = group.parameters.integer("max_iter")?;
-        let factors = centre(&gram, steps, group.parameters.number("tol")?);
+        let (steps, tolerance) = (group.parameters.integer("max_iter")?, group.parameters.number("tol")?);
+        let exact_norm = |mean: &[f64]| vectors.norm_of(context.isa, group.elements, mean);
+        let factors = match first_mean(&gram, tolerance, exact_norm)? {
+            Some(mean) => centre(&gram, mean, steps, tolerance),
+            None => vec![0.0; gram.count],
+        };
         Ok(Box::new(combine(group, vectors, Factors::Whole(factors))))
     }
 }
 
-/// The centre of mass as factors of the vectors. Every point on the way is a weighted sum of the unit vectors, so that its
-/// angles to them follow from their dot products.
-fn centre(gram: &Gram, steps: i64, tolerance: f64) -> Vec<f64> {
-    if gram.count == 1 {
-        return vec![1.0];
-    }
-    let norms: Vec<f64> = (0..gram.count).map(|index| gram.norm(index)).collect();
-    let used: Vec<usize> = (0..gram.count).filter(|index| norms[*index] > tolerance).collect();
-    let Some(start) = used.first().copied() else { return vec![0.0; gram.count] };
-    let share = 1.0 / used.len() as f64;
+/// Where the way to the centre begins: the mean of the unit vectors, made a unit vector; the first of them where they cancel out.
+/// As factors of the vectors; `None`: all are too short to have a direction. `exact_norm` is that of a sum that nearly cancels out.
+fn first_mean(
+    gram: &Gram,
+    tolerance: f64,
+    exact_norm: impl Fn(&[f64]) -> Result<f64, MergeError>,
+) -> Result<Option<Vec<f64>>, MergeError> {
+    let used: Vec<usize> = (0..gram.count).filter(|index| gram.norm(*index) > tolerance).collect();
+    let Some(start) = used.first().copied() else { return Ok(None) };
     let mut mean = vec![0.0; gram.count];
     for index in &used {
-        mean[*index] = share / norms[*index];
+        mean[*index] = 1.0 / used.len() as f64 / gram.norm(*index);
     }
-    let length = gram.norm_of(&mean);
-    if length < tolerance {
+    let mut length = gram.norm_of(&mean);
+    if gram.nearly_cancels(&mean, length) {
+        length = exact_norm(&mean)?;
+    }
+    if length < tolerance.max(NO_DIRECTION) {
         mean.fill(0.0);
-        mean[start] = 1.0 / norms[start];
+        mean[start] = 1.0 / gram.norm(start);
     } else {
         mean.iter_mut().for_each(|factor| *factor /= length);
     }
+    Ok(Some(mean))
+}
+
+/// The centre of mass as factors of the vectors, on a way from `mean`. Every point on it is a weighted sum of the unit vectors, so
+/// that its angles to them follow from their dot products.
+fn centre(gram: &Gram, mut mean: Vec<f64>, steps: i64, tolerance: f64) -> Vec<f64> {
+    let norms: Vec<f64> = (0..gram.count).map(|index| gram.norm(index)).collect();
+    let used: Vec<usize> = (0..gram.count).filter(|index| norms[*index] > tolerance).collect();
+    let share = 1.0 / used.len() as f64;
     for _ in 0..steps {
         // The mean of the logarithms at the current point: the direction and length of the next step.
         let mut step = vec![0.0; gram.count];
@@ -84,8 +107,9 @@ fn centre(gram: &Gram, steps: i64, tolerance: f64) -> Vec<f64> {
             unit[*index] = 1.0 / norms[*index];
             let cosine = gram.dot_with(&mean, &unit).clamp(-1.0, 1.0);
             let angle = acos(cosine);
-            // A vector opposite to the mean has no single shortest way to it.
-            if angle < tolerance || sin(angle) == 0.0 {
+            // A vector opposite to the mean has no single shortest way to it, and from products one that is nearly opposite has none
+            // either.
+            if angle < tolerance || 1.0 + cosine < OPPOSITE || sin(angle) == 0.0 {
                 continue;
             }
             for ((step, unit), mean) in step.iter_mut().zip(&unit).zip(&mean) {

@@ -5,7 +5,6 @@ use std::marker::PhantomData;
 use super::{Context, MergeMethod, fused_sums};
 use crate::merge::MergeError;
 use crate::merge::block::{BlockMerge, TileMerge, Tiled};
-use crate::merge::cascade_sum::CascadeSum;
 use crate::merge::element::Element;
 use crate::merge::specification::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
@@ -50,26 +49,19 @@ impl MergeMethod for Linear {
     ) -> Result<Box<dyn BlockMerge + 'a>, MergeError> {
         let inputs = group.inputs.clone();
         if group.is_wide() {
-            let arithmetic = weighted_sum::<f64>(group, |weights| weights.iter().sum())?;
+            let arithmetic = weighted_sum::<f64>(group)?;
             return Ok(Box::new(Tiled { tensor: group.name, inputs, arithmetic, precision: PhantomData }));
         }
-        let arithmetic = weighted_sum::<f32>(group, sum_as_pytorch)?;
+        let arithmetic = weighted_sum::<f32>(group)?;
         let (weights, divisor) = (arithmetic.weights.clone(), arithmetic.effective_divisor());
         let tiled = Box::new(Tiled { tensor: group.name, inputs, arithmetic, precision: PhantomData });
         Ok(fused_sums::weighted_sum(&group.inputs, &weights, divisor, tiled))
     }
 }
 
-/// In the order that mergekit's sum has, which from five weights on is not theirs.
-fn sum_as_pytorch(weights: &[f32]) -> f32 {
-    let mut sum = CascadeSum::new(weights.len() as u64);
-    sum.add(weights);
-    sum.total()
-}
-
-fn weighted_sum<W: Element>(group: &TensorGroup<'_>, sum: impl Fn(&[W]) -> W) -> Result<WeightedSum<W>, MergeError> {
+fn weighted_sum<W: Element>(group: &TensorGroup<'_>) -> Result<WeightedSum<W>, MergeError> {
     let weights: Vec<W> = group.parameters.source_numbers("weight")?.into_iter().map(W::from_f64).collect();
-    let sum = sum(&weights);
+    let sum = W::sum_as_pytorch(&weights);
     let normalize = group.parameters.truth("normalize")?;
     if normalize && sum == W::ZERO {
         return Err(group.infeasible(
@@ -122,18 +114,5 @@ impl<W: Element> TileMerge<W> for WeightedSum<W> {
                 *sum = *sum / divisor;
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::sum_as_pytorch;
-
-    #[test]
-    fn from_five_weights_on_the_sum_has_another_order() {
-        let weights = [0.126_f32, 0.677, 0.966, 0.123, 0.384];
-        assert_eq!(sum_as_pytorch(&weights[..4]), 0.126 + 0.677 + 0.966 + 0.123);
-        assert_eq!(sum_as_pytorch(&weights), 0.126 + 0.384 + 0.677 + 0.966 + 0.123);
-        assert_eq!(sum_as_pytorch(&[]), 0.0);
     }
 }

@@ -40,8 +40,8 @@ static MULTISLERP: MethodSpecification = MethodSpecification {
     help: "spherical interpolation of any number of models, or of task vectors where there is a base",
 };
 
-/// Means of unit vectors shorter than this have no direction: float64 products do not resolve them.
-const NO_DIRECTION: f64 = 1e-7;
+/// Means of unit vectors shorter than this have no direction: float64 elements do not resolve them.
+const NO_DIRECTION: f64 = 1e-12;
 
 /// The weighted mean of unit vectors, made a unit vector again and as long as the vectors are on average.
 ///
@@ -81,7 +81,10 @@ impl MergeMethod for Multislerp {
             return Ok(Box::new(combine(group, vectors, Factors::Whole(vec![0.0; gram.count]))));
         }
         let mean: Vec<f64> = weights.iter().zip(&norms).map(|(weight, norm)| weight / (norm + eps)).collect();
-        let length = gram.norm_of(&mean);
+        let mut length = gram.norm_of(&mean);
+        if gram.nearly_cancels(&mean, length) {
+            length = vectors.norm_of(context.isa, group.elements, &mean)?;
+        }
         if length < eps.max(NO_DIRECTION) {
             if gram.count == 2 {
                 return Ok(Box::new(combine(group, vectors, Factors::Whole(weights))));

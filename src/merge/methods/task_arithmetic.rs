@@ -230,12 +230,8 @@ impl Generalized {
     ) -> Result<TaskVectorSum<'a, W>, MergeError> {
         let sources = self.sources::<W>(group, context)?;
         let lambda = group.parameters.number("lambda")?;
-        Ok(TaskVectorSum {
-            elects_sign: self.elects_sign,
-            normalize: group.parameters.truth("normalize")?,
-            lambda: (lambda != 1.0).then(|| W::from_f64(lambda)),
-            sources,
-        })
+        let lambda = (lambda != 1.0).then(|| W::from_f64(lambda));
+        Ok(TaskVectorSum::new(sources, self.elects_sign, group.parameters.truth("normalize")?, lambda))
     }
 
     fn sources<'a, W: Element>(
@@ -444,7 +440,7 @@ fn ranked<'a, W: Element>(
     if density <= 0.0 {
         return Ok(Sparsifier::DropAll);
     }
-    if density - epsilon <= 0.0 || density + epsilon >= 1.0 {
+    if density - epsilon.abs() <= 0.0 || density + epsilon.abs() >= 1.0 {
         return Err(group.infeasible(format!(
             "model `{}` has density {density} with epsilon {epsilon}; the chances from density - epsilon to density + \
              epsilon must lie between 0 and 1",

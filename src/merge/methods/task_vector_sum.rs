@@ -23,6 +23,8 @@ pub(super) struct TaskVectorSum<'a, W> {
     pub(super) sources: Vec<SourceTerm<'a, W>>,
     pub(super) elects_sign: bool,
     pub(super) normalize: bool,
+    /// The sum of the weights, in the order that mergekit's has; 1 where they cancel out.
+    pub(super) divisor: W,
     /// `None`: 1.
     pub(super) lambda: Option<W>,
 }
@@ -96,11 +98,12 @@ fn combine<W: Element, const N: usize>(deltas: &[W], output: &mut [W], result: i
     }
 }
 
-impl<W: Element> TaskVectorSum<'_, W> {
-    /// The sum of the weights; 1 where they cancel out.
-    pub(super) fn divisor(&self) -> W {
-        let sum = self.sources.iter().fold(W::ZERO, |sum, source| sum + source.weight);
-        if sum.abs() < W::from_f64(1e-8) { W::ONE } else { sum }
+impl<'a, W: Element> TaskVectorSum<'a, W> {
+    pub(super) fn new(sources: Vec<SourceTerm<'a, W>>, elects_sign: bool, normalize: bool, lambda: Option<W>) -> Self {
+        let weights: Vec<W> = sources.iter().map(|source| source.weight).collect();
+        let sum = W::sum_as_pytorch(&weights);
+        let divisor = if sum.abs() < W::from_f64(1e-8) { W::ONE } else { sum };
+        Self { sources, elects_sign, normalize, divisor, lambda }
     }
 
     #[inline(always)]
@@ -124,9 +127,8 @@ impl<W: Element> TaskVectorSum<'_, W> {
             }
         }
         if self.normalize {
-            let divisor = self.divisor();
             for value in output {
-                *value = *value / divisor;
+                *value = *value / self.divisor;
             }
         }
     }
