@@ -253,18 +253,20 @@ fn searches_with_nothing_to_find_find_nothing() {
     assert!(wrong.len() <= 2, "seeds {wrong:?} found an improvement that is not there");
 }
 
-/// A source that was given up might be the best of all.
+/// A source that was given up might be the best of all: it is asked again in the end, and at the next start.
 #[test]
-fn a_baseline_that_was_given_up_leaves_no_evidence() {
+fn a_baseline_that_was_given_up_leaves_no_evidence_until_it_has_a_score() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
-    let run = |given_up: bool| -> serde_json::Value {
+    let start = |failing: &[u32], score_of_b: &str| -> (Scratch, serde_json::Value) {
         let scratch = Scratch::new();
-        // Base, `a`, `b`: the third one fails, evaluated one after the other.
+        // Base, `a`, `b`: the third one fails, evaluated one after the other. The ninth evaluation is its second.
+        let failing = failing.iter().map(|n| format!("[ $n = {n} ] || ")).collect::<String>();
         let count = scratch.path("count").display().to_string();
         let script = format!(
             "score=0.5; grep -q task_arithmetic $1 && score=0.9\n\
              n=$(cat {count} 2>/dev/null || echo 0); n=$((n + 1)); echo $n > {count}\n\
-             if {given_up} && [ $n = 3 ]; then exit 1; fi\n\
+             [ $n = 9 ] && score={score_of_b}\n\
+             if {failing}false; then exit 1; fi\n\
              task=t; grep -q sealed $2 && task=sealed\n\
              echo \"{{\\\"tasks\\\": {{\\\"$task\\\": {{\\\"n\\\": 100, \\\"metrics\\\": {{\\\"score\\\": \
              {{\\\"value\\\": $score, \\\"stderr\\\": 0.01}}}}}}}}}}\" > $3\n"
@@ -281,13 +283,30 @@ fn a_baseline_that_was_given_up_leaves_no_evidence() {
             scratch.path("score.sh"),
         );
         std::fs::write(scratch.path("run.toml"), text).unwrap();
-        scratch.search(Path::new("run.toml"), &["--quiet"])
+        let report = scratch.search(Path::new("run.toml"), &["--quiet"]);
+        (scratch, report)
     };
-    let report = run(false);
-    assert_eq!((&report["verdict"], &report["alarms"]), (&"improvement".into(), &serde_json::json!([])), "{report}");
-    let report = run(true);
+    let none = serde_json::json!([]);
+    let (_, report) = start(&[], "0.5");
+    assert_eq!((&report["verdict"], &report["alarms"]), (&"improvement".into(), &none), "{report}");
+    // Asked once more, it has a score.
+    let (scratch, report) = start(&[3], "0.5");
+    assert_eq!((&report["verdict"], &report["failed"]), (&"improvement".into(), &1.into()), "{report}");
+    assert_eq!(report["alarms"], none, "{report}");
+    let again = scratch.search(Path::new("run.toml"), &["--quiet"]);
+    assert_eq!((&again["verdict"], &again["alarms"]), (&"improvement".into(), &none), "{again}");
+    // It is the best of all.
+    let (scratch, report) = start(&[3], "0.99");
+    assert_eq!(report["winner"]["origin"], "source:b", "{report}");
+    assert_eq!(report["verdict"], "no_evidence", "{report}");
+    let best = std::fs::read_to_string(scratch.path("results/run/best/recipe.toml")).unwrap();
+    assert!(!best.contains("task_arithmetic"), "{best}");
+    // Given up twice, and scored at the next start.
+    let (scratch, report) = start(&[3, 9], "0.5");
     assert_eq!((&report["verdict"], &report["failed"]), (&"no_evidence".into(), &1.into()), "{report}");
     let alarms = report["alarms"].as_array().unwrap();
     assert!(alarms.iter().any(|alarm| alarm["kind"] == "baseline_unscored"), "{report}");
     assert!(report["sentence"].as_str().unwrap().contains("source:b could not be scored"), "{report}");
+    let again = scratch.search(Path::new("run.toml"), &["--quiet"]);
+    assert_eq!((&again["verdict"], &again["alarms"]), (&"improvement".into(), &none), "{again}");
 }

@@ -58,9 +58,10 @@ fn failures(ledger: &Ledger) -> Result<Option<Alarm>, SearchError> {
 fn baselines(ledger: &Ledger, count: u64) -> Result<Option<Alarm>, SearchError> {
     let told = ledger.all_told_in_short()?;
     let asked = ledger.all_asked()?;
+    let scored_since = super::repeats::scored_after_all(ledger)?;
     let unscored: Vec<_> = asked
         .iter()
-        .filter(|asked| asked.index < count)
+        .filter(|asked| asked.index < count && !scored_since.contains(&asked.index))
         .filter_map(|asked| Some((asked, told.get(&asked.index)?)))
         .filter(|(_, record)| record.objective.is_none())
         .collect();

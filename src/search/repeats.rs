@@ -1,8 +1,8 @@
 //! Candidates scored again on the samples that the search scored them on: finalists and best baseline before the verdict,
-//! because the luckiest answers win a search; and a sentinel now and then, because an evaluator that changes under way makes
+//! because the luckiest answers win a search; baselines that were given up, because the best of them might be; and a sentinel now and then, because an evaluator that changes under way makes
 //! scores from before and after two different things. Neither counts against the budget, and no strategy hears of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
@@ -17,6 +17,8 @@ use crate::score::repeats::{Scores, drift};
 use crate::strategy::{Outcome, Status};
 
 const FINALIST: &str = "finalist";
+/// A baseline that the search gave up, through no fault of its own.
+const BASELINE: &str = "baseline";
 const SENTINEL: &str = "sentinel";
 /// Evaluations in full between two scorings of the sentinel, for evaluators whose answers may vary.
 const SENTINEL_EVERY: NonZeroU64 = NonZeroU64::new(50).unwrap();
@@ -167,15 +169,7 @@ impl LastScoring<'_> {
     /// candidate.
     pub async fn score(&self, finalists: &[u64], sentinel: Option<u64>) -> Result<BTreeMap<String, f64>, SearchError> {
         let mut found = BTreeMap::new();
-        let line = Line {
-            evaluator: self.again.prepared.evaluator.clone(),
-            context: self.again.context.clone(),
-            ledger: self.again.ledger.clone(),
-            stage: self.stage.clone(),
-            attempt_event: "attempted",
-            progress: self.again.progress.clone(),
-        };
-        let mut pipeline = Pipeline::new(line, self.stop.now.child_token());
+        let mut pipeline = self.pipeline();
         let recorded = self.again.ledger.all_repeats()?;
         let mut open = 0;
         for index in finalists {
@@ -216,10 +210,67 @@ impl LastScoring<'_> {
         Ok(found)
     }
 
+    /// Asks for the scores of baselines that were given up once more (what is recorded is not asked again): their new outcomes. Who
+    /// is given up again is asked again at the next start.
+    pub async fn score_given_up(&self, baselines: &[u64]) -> Result<Vec<RepeatRecord>, SearchError> {
+        let mut found = Vec::new();
+        let mut pipeline = self.pipeline();
+        let recorded = self.again.ledger.all_repeats()?;
+        let mut open = 0;
+        for index in baselines {
+            let of_it = |repeat: &&RepeatRecord| repeat.index == *index && repeat.purpose == BASELINE;
+            if let Some(repeat) = recorded.iter().find(of_it) {
+                found.push(repeat.clone());
+                continue;
+            }
+            pipeline.add(self.again.work(self.asked(*index)?, 0)?);
+            open += 1;
+        }
+        if open > 0 {
+            self.again
+                .progress
+                .line(&format!("asking once more for the scores of {open} baselines that were given up"));
+        }
+        pipeline
+            .finish(self.stop, |finished| {
+                if finished.status == Status::Failed {
+                    let reason = finished.error.clone().unwrap_or_default();
+                    self.again.progress.line(&format!(
+                        "{} was given up again: {reason}; the same command asks for it once more",
+                        finished.candidate.id
+                    ));
+                    return Ok(());
+                }
+                found.push(self.again.record(&finished, BASELINE, None)?);
+                Ok(())
+            })
+            .await?;
+        Ok(found)
+    }
+
+    fn pipeline(&self) -> Pipeline {
+        let line = Line {
+            evaluator: self.again.prepared.evaluator.clone(),
+            context: self.again.context.clone(),
+            ledger: self.again.ledger.clone(),
+            stage: self.stage.clone(),
+            attempt_event: "attempted",
+            progress: self.again.progress.clone(),
+        };
+        Pipeline::new(line, self.stop.now.child_token())
+    }
+
     fn asked(&self, index: u64) -> Result<&AskedRecord, SearchError> {
         let record = self.asked.iter().find(|asked| asked.index == index);
         record.ok_or_else(|| SearchError::BadData(format!("ledger: evaluation {index} is gone")))
     }
+}
+
+/// Evaluations of baselines that were given up and have an outcome since.
+pub fn scored_after_all(ledger: &Ledger) -> Result<BTreeSet<u64>, SearchError> {
+    let repeats = ledger.all_repeats()?.into_iter();
+    let scored = repeats.filter(|repeat| repeat.purpose == BASELINE && repeat.objective.is_some());
+    Ok(scored.map(|repeat| repeat.index).collect())
 }
 
 /// The sentinel's latest scoring.

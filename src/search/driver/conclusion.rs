@@ -11,7 +11,7 @@ use crate::score::repeats::{TwoScores, order};
 use crate::search::repeats::LastScoring;
 use crate::search::run::{Row, RunReport};
 use crate::search::{SearchError, alarms, export, holdout};
-use crate::strategy::Status;
+use crate::strategy::{Outcome, Status};
 
 impl Search {
     /// Ends a run in good order, whatever ended it: nothing stays running, the tables are written.
@@ -64,7 +64,7 @@ impl Search {
     }
 
     /// Opens the hold-out and says what was found.
-    async fn conclude(self, reason: String) -> Result<RunReport, SearchError> {
+    async fn conclude(mut self, reason: String) -> Result<RunReport, SearchError> {
         if let Some(share) = self.schedule.strategy().hypervolume() {
             self.progress.line(&format!(
                 "the candidates dominate {:.1} % of the box between the worst and the best value seen of each objective",
@@ -73,6 +73,7 @@ impl Search {
         }
         let soup = self.schedule.strategy().soup_trace().cloned();
         let asked = self.ledger.all_asked()?;
+        self.ask_for_given_up(&asked).await?;
         let choice = self.choose(&asked).await?;
         let best = choice.finalists.first().cloned();
         let verdict = match &best {
@@ -102,6 +103,33 @@ impl Search {
             alarms,
             verdict,
         })
+    }
+
+    /// A baseline without a score leaves every claim open, and whatever kept it from one may be over.
+    async fn ask_for_given_up(&mut self, asked: &[AskedRecord]) -> Result<(), SearchError> {
+        let first = self.rows.range(..self.prepared.baselines()).map(|(_, row)| row);
+        let given_up: Vec<u64> = first.filter(|row| row.status == Status::Failed).map(|row| row.index).collect();
+        if given_up.is_empty() || self.best.is_none() {
+            return Ok(());
+        }
+        let last = LastScoring { again: self.again(), stage: self.stage.clone(), asked, stop: &self.stop };
+        for repeat in last.score_given_up(&given_up).await? {
+            let scored = Outcome {
+                index: repeat.index,
+                status: Status::of_name(&repeat.status).unwrap_or(Status::Failed),
+                objective: repeat.objective,
+                tasks: repeat.tasks,
+                fidelity: 1.0,
+            };
+            let row = self.row(&scored);
+            if self.note(row)
+                && let Some(asked) = asked.iter().find(|asked| asked.index == scored.index)
+            {
+                export::write_best(self.folder.path(), &Recipe::from_toml(&asked.recipe)?, &asked.recipe)?;
+                export::note_winner(&self.ledger, asked.index, self.rows.len())?;
+            }
+        }
+        Ok(())
     }
 
     /// The finalists, scored again where the evaluator's answers may vary, the best first. The hold-out has no part in it.

@@ -75,8 +75,9 @@ impl Search {
         Err(SearchError::BaselinesInfeasible { baselines: wanted, reason })
     }
 
+    /// Evaluations that ended so, whatever became of their candidates since.
     pub(super) fn count(&self, status: Status) -> u64 {
-        self.rows.values().filter(|row| row.status == status).count() as u64
+        self.schedule.outcomes().values().filter(|outcome| outcome.status == status).count() as u64
     }
 
     /// Active time of this run, summed over its starts.
