@@ -57,6 +57,12 @@ struct State {
     in_use: usize,
     /// Counted faults since the last good answer.
     faults_in_row: u32,
+    /// It has scored a candidate.
+    scored: bool,
+    /// Candidates called broken since the last score.
+    blames_in_row: u32,
+    /// Of these, how many another endpoint has scored.
+    contradictions: u32,
     /// Needs a passed health check before it gets anything.
     open: bool,
     probing: bool,
@@ -197,13 +203,14 @@ impl Pool {
         }
     }
 
-    /// Waits for a place at an endpoint that may be used now, rather one outside `avoid`.
+    /// Waits for a place at an endpoint that may be used now, rather one outside `avoid`, and never `barred` while there is another.
     ///
     /// # Errors
     /// Configuration when every endpoint refuses us, Outage after `max_outage` without any usable one, Cancelled.
     pub async fn acquire(
         self: &Arc<Self>,
         avoid: &BTreeSet<usize>,
+        barred: Option<usize>,
         clock: &mut OutageClock,
         cancel: &CancellationToken,
     ) -> Result<Lease, EvaluateError> {
@@ -213,7 +220,7 @@ impl Pool {
             changed.as_mut().enable();
             // Also while others are free: an endpoint that comes back is found before it is needed.
             self.start_due_probes();
-            match self.look(avoid) {
+            match self.look(avoid, barred.filter(|barred| self.has_another(*barred))) {
                 Look::Lease(lease) => return Ok(lease),
                 Look::AllPaused(fault) => return Err(EvaluateError::Configuration(fault)),
                 Look::Busy => clock.clear(),
@@ -251,7 +258,14 @@ impl Pool {
         since.max(*self.last_answer.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn look(self: &Arc<Self>, avoid: &BTreeSet<usize>) -> Look {
+    /// Whether an endpoint other than this one may be used now, if it has a place.
+    pub fn has_another(&self, index: usize) -> bool {
+        let now = Instant::now();
+        let mut others = self.endpoints.iter().enumerate().filter(|(other, _)| *other != index);
+        others.any(|(_, endpoint)| endpoint.state().alive(now))
+    }
+
+    fn look(self: &Arc<Self>, avoid: &BTreeSet<usize>, barred: Option<usize>) -> Look {
         let now = Instant::now();
         let (mut best, mut alive, mut fault, mut paused) = (None, false, None, None);
         for (index, endpoint) in self.endpoints.iter().enumerate() {
@@ -263,7 +277,7 @@ impl Pool {
             fault = state.last_fault.clone().or(fault);
             if state.alive(now) {
                 alive = true;
-                if state.in_use < state.limit(endpoint.in_flight) {
+                if Some(index) != barred && state.in_use < state.limit(endpoint.in_flight) {
                     let rank = (avoid.contains(&index), state.in_use, index);
                     best = Some(best.map_or(rank, |found: (bool, usize, usize)| found.min(rank)));
                 }
@@ -388,6 +402,42 @@ impl Pool {
     pub fn answered(&self, endpoint: &Endpoint) {
         endpoint.state().faults_in_row = 0;
         *self.last_answer.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// An endpoint has scored a candidate.
+    pub fn scored(&self, endpoint: &Endpoint) {
+        let mut state = endpoint.state();
+        state.scored = true;
+        (state.blames_in_row, state.contradictions) = (0, 0);
+    }
+
+    /// An endpoint calls a candidate broken: whether that is to be doubted, because it has not scored any yet, or none of the latest.
+    pub fn is_doubtful_blame(&self, endpoint: &Endpoint) -> bool {
+        let mut state = endpoint.state();
+        state.blames_in_row += 1;
+        !state.scored || state.blames_in_row > self.policy.blames_to_doubt
+    }
+
+    /// An endpoint called a candidate broken that `other` has scored: the second time in a row, it is left out.
+    pub fn contradicted(&self, index: usize, fault: &Fault, other: &str) {
+        let Some(endpoint) = self.endpoints.get(index) else { return };
+        let mut state = endpoint.state();
+        state.contradictions += 1;
+        let again = state.contradictions >= self.policy.contradictions_to_leave_out;
+        drop(state);
+        if again {
+            let detail = format!(
+                "it calls candidates broken that {other} scores ({}); mend it and start the same command again",
+                fault.detail
+            );
+            self.pause(endpoint, &Fault::new(FaultClass::Configuration, "wrong_blame", detail));
+        } else {
+            let label = &endpoint.label;
+            (self.notify)(&format!(
+                "endpoint {label} called a candidate broken that {other} has scored: {}",
+                fault.detail
+            ));
+        }
     }
 
     /// An endpoint failed in a way that counts; at the threshold it is shut until a health check passes.

@@ -21,6 +21,10 @@ pub struct RetryPolicy {
     pub breaker_threshold: u32,
     /// Distinct endpoints that may die under one candidate before it is blamed.
     pub deaths_to_blame: usize,
+    /// Candidates that an endpoint calls broken in a row before another one is asked about the next.
+    pub blames_to_doubt: u32,
+    /// Of these, how many another endpoint scores before the first one is left out.
+    pub contradictions_to_leave_out: u32,
     /// Times that a full set of attempts is granted because the endpoints were sick when the last one ran out.
     pub rounds: u32,
     /// Multiplies every wait; 0 retries at once (tests, dry runs).
@@ -35,6 +39,8 @@ impl Default for RetryPolicy {
             longest_retry_after: Duration::from_secs(15 * 60),
             breaker_threshold: 3,
             deaths_to_blame: 2,
+            blames_to_doubt: 3,
+            contradictions_to_leave_out: 2,
             rounds: 3,
             wait_scale: 1.0,
         }

@@ -31,6 +31,8 @@ pub(super) struct Course<'a> {
     avoid: BTreeSet<usize>,
     /// Endpoints that died under this evaluation.
     deaths: BTreeSet<usize>,
+    /// The endpoint that called the candidate broken and is not believed before another one says so too.
+    blamed: Option<(usize, Fault)>,
 }
 
 /// What follows from an attempt.
@@ -61,12 +63,14 @@ impl<'a> Course<'a> {
             timeout: evaluator.patience.timeout,
             avoid: BTreeSet::new(),
             deaths: BTreeSet::new(),
+            blamed: None,
         }
     }
 
     pub async fn run(mut self) -> Result<Evaluation, EvaluateError> {
         loop {
-            let lease = self.evaluator.pool.acquire(&self.avoid, &mut self.clock, self.cancel).await?;
+            let barred = self.blamed.as_ref().map(|(index, _)| *index);
+            let lease = self.evaluator.pool.acquire(&self.avoid, barred, &mut self.clock, self.cancel).await?;
             let started = Instant::now();
             let allow_different = self.evaluator.allow_different_fingerprints;
             let outcome =
@@ -77,6 +81,10 @@ impl<'a> Course<'a> {
                         let endpoint = lease.endpoint.label.clone();
                         self.log.report(Some(&endpoint), started, true, None);
                         self.evaluator.pool.answered(&lease.endpoint);
+                        self.evaluator.pool.scored(&lease.endpoint);
+                        if let Some((index, fault)) = self.blamed.filter(|(index, _)| *index != lease.index) {
+                            self.evaluator.pool.contradicted(index, &fault, &endpoint);
+                        }
                         return Ok(Evaluation { endpoint: Some(endpoint), ..answer.evaluation });
                     }
                     Err(judgement) => judgement,
@@ -126,6 +134,10 @@ impl<'a> Course<'a> {
         match judgement.reaction {
             Reaction::Blame => {
                 pool.answered(&endpoint);
+                if pool.is_doubtful_blame(&endpoint) && self.blamed.is_none() && pool.has_another(index) {
+                    self.blamed = Some((index, judgement.fault));
+                    return Ok(Next::Again);
+                }
                 return Ok(Next::End(EvaluateError::Candidate(judgement.fault)));
             }
             Reaction::Stop => return Ok(Next::End(EvaluateError::Configuration(judgement.fault))),
@@ -197,7 +209,7 @@ impl<'a> Course<'a> {
         self.rounds += 1;
         self.clock.start();
         if self.rounds >= self.evaluator.pool.policy.rounds {
-            self.evaluator.pool.acquire(&self.avoid, &mut self.clock, self.cancel).await?;
+            self.evaluator.pool.acquire(&self.avoid, None, &mut self.clock, self.cancel).await?;
             // Endpoints were ill each time, so even a timeout says nothing of the candidate.
             return Ok(Next::End(EvaluateError::GivenUp(fault)));
         }

@@ -178,6 +178,38 @@ async fn one_of_two_endpoints_dies_and_the_other_goes_on() {
     }
 }
 
+/// What one endpoint calls broken before it has scored anything is asked of another one.
+#[tokio::test]
+async fn an_endpoint_that_calls_everything_broken_is_left_out() {
+    let (ill, well) = (FaultServer::start(vec![]), FaultServer::start(vec![]));
+    *ill.inner.otherwise.lock().unwrap() = problem(422, "candidate_invalid", "candidate");
+    let bench = Bench::of(&[&ill, &well]);
+    let evaluator = bench.connect().await.unwrap();
+    for _ in 0..6 {
+        assert_scored(&bench.score(&evaluator).await.unwrap());
+    }
+    assert_eq!((ill.posts(), well.posts()), (2, 6));
+    let told = bench.lines();
+    assert!(told.iter().any(|line| line.contains(&ill.url()) && line.contains("is left out")), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_candidate_that_two_endpoints_call_broken_is_broken() {
+    let broken = || problem(422, "candidate_invalid", "candidate");
+    let (one, two) = (FaultServer::start(vec![broken()]), FaultServer::start(vec![broken()]));
+    let bench = Bench::of(&[&one, &two]);
+    let evaluator = bench.connect().await.unwrap();
+    let error = bench.score(&evaluator).await.unwrap_err();
+    assert!(matches!(&error, EvaluateError::Candidate(_)), "{error}");
+    assert_eq!((one.posts(), two.posts()), (1, 1));
+    // Who has scored is believed at once.
+    assert_scored(&bench.score(&evaluator).await.unwrap());
+    *one.inner.otherwise.lock().unwrap() = broken();
+    let error = bench.score(&evaluator).await.unwrap_err();
+    assert!(matches!(&error, EvaluateError::Candidate(_)), "{error}");
+    assert_eq!((one.posts(), two.posts()), (3, 1));
+}
+
 #[tokio::test]
 async fn a_candidate_that_kills_two_servers_is_blamed() {
     let servers = [FaultServer::start(vec![Reply::Die]), FaultServer::start(vec![Reply::Die])];
