@@ -34,6 +34,7 @@ pub fn main() -> ExitCode {
         }
     };
     let output = Output::new(&arguments.common);
+    allow_many_files();
     match std::panic::catch_unwind(|| dispatch(&arguments.command, output)) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
@@ -48,6 +49,14 @@ pub fn main() -> ExitCode {
             ExitCode::Internal
         }
     }
+}
+
+/// A merge has all shards of its output open, and the usual soft limit is 1,024 files; the hard one is a thousand times that.
+fn allow_many_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Where it is refused, a merge of too many shards says what it could not open.
+    let _ = setrlimit(Resource::Nofile, rustix::process::Rlimit { current: limit.maximum, ..limit });
 }
 
 fn dispatch(command: &Command, output: Output) -> Result<ExitCode, CliError> {
