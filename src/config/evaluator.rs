@@ -4,6 +4,8 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
+use reqwest::Url;
+
 use super::Patience;
 use super::read::{one_of, read_duration, read_positive_duration};
 use super::{CommandConfig, EvaluatorConfig, EvaluatorKind, FunctionConfig, HttpConfig, NativeConfig};
@@ -107,6 +109,25 @@ fn read_variable(field: &Field<'_>) -> Result<String, FieldError> {
     Ok(name.to_owned())
 }
 
+/// The address of an eval endpoint.
+///
+/// # Errors
+/// Why it is none.
+pub(crate) fn endpoint_url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| format!("{text:?} is no URL: {error}"))?;
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+        return Err(format!("{text:?} must start with http:// or https:// and name a host"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        // Without the text, which is logged.
+        return Err("a URL must hold no credentials; use `token_env` or `token_file`".to_owned());
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(format!("{text:?} must end before `?` and `#`: paths are added to it"));
+    }
+    Ok(url)
+}
+
 /// URLs of eval endpoints, without a slash at the end.
 pub(super) fn read_endpoints(field: &Field<'_>) -> Result<Vec<String>, FieldError> {
     let items = field.list()?;
@@ -115,17 +136,7 @@ pub(super) fn read_endpoints(field: &Field<'_>) -> Result<Vec<String>, FieldErro
     }
     let mut endpoints = Vec::with_capacity(items.len());
     for item in items {
-        let text = item.word()?;
-        let url = reqwest::Url::parse(text).map_err(|error| item.error(format!("{text:?} is no URL: {error}")))?;
-        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
-            return Err(item.error(format!("{text:?} must start with http:// or https:// and name a host")));
-        }
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err(item.error("a URL must hold no credentials; use `token_env` or `token_file`"));
-        }
-        if url.query().is_some() || url.fragment().is_some() {
-            return Err(item.error(format!("{text:?} must end before `?` and `#`: paths are added to it")));
-        }
+        let url = endpoint_url(item.word()?).map_err(|reason| item.error(reason))?;
         let endpoint = url.as_str().trim_end_matches('/').to_owned();
         if endpoints.contains(&endpoint) {
             return Err(item.error(format!("{endpoint} is listed twice; use `in_flight` for more evaluations at once")));

@@ -23,6 +23,7 @@ use crate::checkpoint::Dtype;
 
 pub use duration::parse as parse_duration;
 pub use error::ConfigError;
+pub(crate) use evaluator::endpoint_url;
 pub use identity::differences;
 
 /// A model as the run file names it.

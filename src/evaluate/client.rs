@@ -12,7 +12,7 @@ use reqwest::{Client, RequestBuilder, Url};
 use super::fault::{Judgement, shortened};
 use super::retry::parse_retry_after;
 use super::{EvaluateError, Fault, FaultClass};
-use crate::config::HttpConfig;
+use crate::config::{self, HttpConfig};
 
 /// Time and size limits of one exchange.
 #[derive(Clone, Debug, PartialEq)]
@@ -164,21 +164,7 @@ fn causes(error: &dyn Error) -> String {
 /// # Errors
 /// A configuration fault for anything but plain http and https addresses.
 pub(super) fn endpoint_url(text: &str) -> Result<Url, Fault> {
-    let bad = |reason: &str| configuration("endpoint", format!("endpoint {}: {reason}", shortened(text)));
-    let mut url =
-        Url::parse(text).map_err(|error| bad(&format!("not an address ({error}); expected http://HOST:PORT")))?;
-    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
-        return Err(bad("expected http://HOST:PORT or https://HOST"));
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(configuration(
-            "endpoint",
-            "an endpoint's address must not hold a user or password (it is logged); use token_env or token_file".into(),
-        ));
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err(bad("must not have a query or fragment"));
-    }
+    let mut url = config::endpoint_url(text).map_err(|reason| configuration("endpoint", shortened(&reason)))?;
     if !url.path().ends_with('/') {
         let path = format!("{}/", url.path());
         url.set_path(&path);
