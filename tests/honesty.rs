@@ -301,12 +301,22 @@ fn a_baseline_that_was_given_up_leaves_no_evidence_until_it_has_a_score() {
     assert_eq!(report["verdict"], "no_evidence", "{report}");
     let best = std::fs::read_to_string(scratch.path("results/run/best/recipe.toml")).unwrap();
     assert!(!best.contains("task_arithmetic"), "{best}");
-    // Given up twice, and scored at the next start.
-    let (scratch, report) = start(&[3, 9], "0.5");
+    let status = scratch.evomerge(&["status", "results/run", "--json"]);
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!((&status["best"]["objective"], &status["best_baseline"]["objective"]), (&0.99.into(), &0.99.into()));
+    assert_eq!(status["failed"], 1, "{status}");
+    let exported = scratch.evomerge(&["export", "results/run", "--out", "model"]);
+    assert!(exported.status.success());
+    let card = std::fs::read_to_string(scratch.path("model/README.md")).unwrap();
+    assert!(card.contains("Objective 0.9900"), "{card}");
+    // Given up twice, and once more at the next start, where it is the first to be asked; scored at the one after that.
+    let (scratch, report) = start(&[3, 9, 15], "0.5");
     assert_eq!((&report["verdict"], &report["failed"]), (&"no_evidence".into(), &1.into()), "{report}");
     let alarms = report["alarms"].as_array().unwrap();
     assert!(alarms.iter().any(|alarm| alarm["kind"] == "baseline_unscored"), "{report}");
     assert!(report["sentence"].as_str().unwrap().contains("source:b could not be scored"), "{report}");
+    let again = scratch.search(Path::new("run.toml"), &["--quiet"]);
+    assert_eq!(again["verdict"], "no_evidence", "{again}");
     let again = scratch.search(Path::new("run.toml"), &["--quiet"]);
     assert_eq!((&again["verdict"], &again["alarms"]), (&"improvement".into(), &none), "{again}");
 }

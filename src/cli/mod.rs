@@ -51,12 +51,18 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// More than the shards of any model; programs that an evaluator starts inherit the limit, and some walk through all of it.
+const OPEN_FILES: u64 = 1 << 16;
+
 /// A merge has all shards of its output open, and the usual soft limit is 1,024 files; the hard one is a thousand times that.
 fn allow_many_files() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    // Where it is refused, a merge of too many shards says what it could not open.
-    let _ = setrlimit(Resource::Nofile, rustix::process::Rlimit { current: limit.maximum, ..limit });
+    let wanted = limit.maximum.map_or(OPEN_FILES, |most| most.min(OPEN_FILES));
+    if limit.current.is_some_and(|current| current < wanted) {
+        // Where it is refused, a merge of too many shards says what it could not open.
+        let _ = setrlimit(Resource::Nofile, rustix::process::Rlimit { current: Some(wanted), ..limit });
+    }
 }
 
 fn dispatch(command: &Command, output: Output) -> Result<ExitCode, CliError> {

@@ -8,7 +8,7 @@ use super::error::CliError;
 use super::output::Output;
 use crate::exit::ExitCode;
 use crate::ledger::Ledger;
-use crate::search::{RunFolder, best_record, repeats_alarm};
+use crate::search::{RunFolder, best_record, repeats_alarm, standings};
 
 pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliError> {
     let ledger = Ledger::open_for_reading(&arguments.results.join("ledger.sqlite"))?;
@@ -35,10 +35,11 @@ pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliErr
         None => "killed; the same command continues it".to_string(),
     };
     let best = best_record(&ledger)?;
+    let standings = standings(&ledger)?;
     let baseline = asked
         .iter()
         .filter(|record| record.is_baseline())
-        .filter_map(|record| Some((record, told.get(&record.index)?.objective?)))
+        .filter_map(|record| Some((record, standings.get(&record.index)?.objective?)))
         .reduce(|best, next| if next.1 > best.1 { next } else { best });
     let attempts = ledger.events("attempted")?;
     let faults = attempts.iter().filter(|event| !event.payload["attempt"]["fault"].is_null()).count();

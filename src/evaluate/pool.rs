@@ -210,7 +210,7 @@ impl Pool {
     pub async fn acquire(
         self: &Arc<Self>,
         avoid: &BTreeSet<usize>,
-        barred: Option<usize>,
+        barred: &BTreeSet<usize>,
         clock: &mut OutageClock,
         cancel: &CancellationToken,
     ) -> Result<Lease, EvaluateError> {
@@ -220,7 +220,7 @@ impl Pool {
             changed.as_mut().enable();
             // Also while others are free: an endpoint that comes back is found before it is needed.
             self.start_due_probes();
-            match self.look(avoid, barred.filter(|barred| self.has_another(*barred))) {
+            match self.look(avoid, barred) {
                 Look::Lease(lease) => return Ok(lease),
                 Look::AllPaused(fault) => return Err(EvaluateError::Configuration(fault)),
                 Look::Busy => clock.clear(),
@@ -258,14 +258,15 @@ impl Pool {
         since.max(*self.last_answer.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether an endpoint other than this one may be used now, if it has a place.
-    pub fn has_another(&self, index: usize) -> bool {
+    /// Whether an endpoint other than these may be used now, if it has a place.
+    pub fn has_another(&self, than: &BTreeSet<usize>) -> bool {
         let now = Instant::now();
-        let mut others = self.endpoints.iter().enumerate().filter(|(other, _)| *other != index);
+        let mut others = self.endpoints.iter().enumerate().filter(|(index, _)| !than.contains(index));
         others.any(|(_, endpoint)| endpoint.state().alive(now))
     }
 
-    fn look(self: &Arc<Self>, avoid: &BTreeSet<usize>, barred: Option<usize>) -> Look {
+    fn look(self: &Arc<Self>, avoid: &BTreeSet<usize>, barred: &BTreeSet<usize>) -> Look {
+        let keep_out = self.has_another(barred);
         let now = Instant::now();
         let (mut best, mut alive, mut fault, mut paused) = (None, false, None, None);
         for (index, endpoint) in self.endpoints.iter().enumerate() {
@@ -277,7 +278,7 @@ impl Pool {
             fault = state.last_fault.clone().or(fault);
             if state.alive(now) {
                 alive = true;
-                if Some(index) != barred && state.in_use < state.limit(endpoint.in_flight) {
+                if !(keep_out && barred.contains(&index)) && state.in_use < state.limit(endpoint.in_flight) {
                     let rank = (avoid.contains(&index), state.in_use, index);
                     best = Some(best.map_or(rank, |found: (bool, usize, usize)| found.min(rank)));
                 }

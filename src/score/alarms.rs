@@ -135,8 +135,8 @@ pub fn baselines_unscored(names: &[String], reason: &str) -> Option<Alarm> {
         kind: AlarmKind::BaselineUnscored,
         task: None,
         message: format!(
-            "{} could not be scored ({reason}): the winner is compared with the other baselines only; look at the evaluator, and start \
-             anew with --fresh",
+            "{} could not be scored ({reason}): the winner is compared with the other baselines only; look at the evaluator. The same \
+             command asks once more for those that were given up; for others, start anew with --fresh",
             names.join(", ")
         ),
     })

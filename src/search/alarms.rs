@@ -2,6 +2,7 @@
 
 use super::SearchError;
 use super::prepare::Prepared;
+use super::repeats::{standing, standings};
 use super::run::Row;
 use crate::ledger::Ledger;
 use crate::score::alarms::{
@@ -31,7 +32,7 @@ pub(super) fn after(
     if best.candidate_id == baseline.candidate_id {
         return Ok(alarms);
     }
-    if let (Some(winner), Some(other)) = (ledger.outcome(best.index)?, ledger.outcome(baseline.index)?) {
+    if let (Some(winner), Some(other)) = (standing(ledger, best.index)?, standing(ledger, baseline.index)?) {
         alarms.extend(truncation_asymmetry("search", &winner.tasks, &other.tasks));
     }
     let recorded = ledger.all_holdout()?;
@@ -56,12 +57,11 @@ fn failures(ledger: &Ledger) -> Result<Option<Alarm>, SearchError> {
 
 /// Base, sources and uniform soup are the first `count` evaluations.
 fn baselines(ledger: &Ledger, count: u64) -> Result<Option<Alarm>, SearchError> {
-    let told = ledger.all_told_in_short()?;
+    let told = standings(ledger)?;
     let asked = ledger.all_asked()?;
-    let scored_since = super::repeats::scored_after_all(ledger)?;
     let unscored: Vec<_> = asked
         .iter()
-        .filter(|asked| asked.index < count && !scored_since.contains(&asked.index))
+        .filter(|asked| asked.index < count && asked.is_baseline())
         .filter_map(|asked| Some((asked, told.get(&asked.index)?)))
         .filter(|(_, record)| record.objective.is_none())
         .collect();

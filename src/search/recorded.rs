@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::SearchError;
+use super::repeats::standing;
 use crate::evaluate::SampleId;
 use crate::ledger::{Ledger, ToldRecord};
 use crate::score::paired::mean_samples;
@@ -38,7 +39,7 @@ pub fn recorded_scores(path: &Path) -> Result<ScoreTable, SearchError> {
             continue;
         }
         // One outcome at a time: those of a long run are large together.
-        let record = ledger.outcome(asked.index)?.filter(|record| record.status == Status::Scored.name());
+        let record = standing(&ledger, asked.index)?.filter(|record| record.status == Status::Scored.name());
         let Some(record) = record else { continue };
         let scores = samples_of(path, &record, &tasks)?;
         let order =

@@ -2,7 +2,7 @@
 //! because the luckiest answers win a search; baselines that were given up, because the best of them might be; and a sentinel now and then, because an evaluator that changes under way makes
 //! scores from before and after two different things. Neither counts against the budget, and no strategy hears of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
@@ -11,7 +11,8 @@ use super::pipeline::{Finished, Line, MaterializeStage, Pipeline, Work};
 use super::prepare::Prepared;
 use super::progress::Progress;
 use super::{SearchError, Stop};
-use crate::ledger::{AskedRecord, Ledger, RepeatRecord, now};
+use crate::evaluate::EvaluateError;
+use crate::ledger::{AskedRecord, Ledger, RepeatRecord, ToldRecord, now};
 use crate::score::alarms::{Alarm, AlarmKind};
 use crate::score::repeats::{Scores, drift};
 use crate::strategy::{Outcome, Status};
@@ -211,18 +212,13 @@ impl LastScoring<'_> {
     }
 
     /// Asks for the scores of baselines that were given up once more (what is recorded is not asked again): their new outcomes. Who
-    /// is given up again is asked again at the next start.
+    /// is given up again is asked again at the next start, and so are all where the evaluator is out of reach: a verdict does not wait
+    /// for them.
     pub async fn score_given_up(&self, baselines: &[u64]) -> Result<Vec<RepeatRecord>, SearchError> {
-        let mut found = Vec::new();
         let mut pipeline = self.pipeline();
-        let recorded = self.again.ledger.all_repeats()?;
+        let recorded = late_outcomes(self.again.ledger)?;
         let mut open = 0;
-        for index in baselines {
-            let of_it = |repeat: &&RepeatRecord| repeat.index == *index && repeat.purpose == BASELINE;
-            if let Some(repeat) = recorded.iter().find(of_it) {
-                found.push(repeat.clone());
-                continue;
-            }
+        for index in baselines.iter().filter(|index| !recorded.contains_key(index)) {
             pipeline.add(self.again.work(self.asked(*index)?, 0)?);
             open += 1;
         }
@@ -231,7 +227,7 @@ impl LastScoring<'_> {
                 .progress
                 .line(&format!("asking once more for the scores of {open} baselines that were given up"));
         }
-        pipeline
+        let asked = pipeline
             .finish(self.stop, |finished| {
                 if finished.status == Status::Failed {
                     let reason = finished.error.clone().unwrap_or_default();
@@ -241,11 +237,17 @@ impl LastScoring<'_> {
                     ));
                     return Ok(());
                 }
-                found.push(self.again.record(&finished, BASELINE, None)?);
-                Ok(())
+                self.again.record(&finished, BASELINE, None).map(|_| ())
             })
-            .await?;
-        Ok(found)
+            .await;
+        match asked {
+            Err(SearchError::Evaluate(EvaluateError::Outage(fault))) => self
+                .again
+                .progress
+                .line(&format!("they were given up again: {fault}; the same command asks for them once more")),
+            other => other?,
+        }
+        Ok(late_outcomes(self.again.ledger)?.into_values().filter(|late| baselines.contains(&late.index)).collect())
     }
 
     fn pipeline(&self) -> Pipeline {
@@ -266,11 +268,36 @@ impl LastScoring<'_> {
     }
 }
 
-/// Evaluations of baselines that were given up and have an outcome since.
-pub fn scored_after_all(ledger: &Ledger) -> Result<BTreeSet<u64>, SearchError> {
-    let repeats = ledger.all_repeats()?.into_iter();
-    let scored = repeats.filter(|repeat| repeat.purpose == BASELINE && repeat.objective.is_some());
-    Ok(scored.map(|repeat| repeat.index).collect())
+/// Outcomes that baselines got after they had been given up, by evaluation.
+fn late_outcomes(ledger: &Ledger) -> Result<BTreeMap<u64, RepeatRecord>, SearchError> {
+    let repeats = ledger.all_repeats()?.into_iter().filter(|repeat| repeat.purpose == BASELINE);
+    Ok(repeats.map(|repeat| (repeat.index, repeat)).collect())
+}
+
+fn overtake(record: &mut ToldRecord, late: RepeatRecord) {
+    record.n_samples = late.tasks.values().map(|scores| scores.n).sum();
+    (record.status, record.objective) = (late.status, late.objective);
+    (record.tasks, record.error) = (late.tasks, late.error);
+}
+
+/// How all evaluations stand: their outcomes without scores by task, or those that baselines got after they had been given up.
+pub fn standings(ledger: &Ledger) -> Result<BTreeMap<u64, ToldRecord>, SearchError> {
+    let mut told = ledger.all_told_in_short()?;
+    for (index, late) in late_outcomes(ledger)? {
+        if let Some(record) = told.get_mut(&index) {
+            overtake(record, late);
+        }
+    }
+    Ok(told)
+}
+
+/// How one evaluation stands, as in [`standings`], with its scores.
+pub fn standing(ledger: &Ledger, index: u64) -> Result<Option<ToldRecord>, SearchError> {
+    let Some(mut record) = ledger.outcome(index)? else { return Ok(None) };
+    if let Some(late) = late_outcomes(ledger)?.remove(&index) {
+        overtake(&mut record, late);
+    }
+    Ok(Some(record))
 }
 
 /// The sentinel's latest scoring.

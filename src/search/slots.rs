@@ -65,7 +65,7 @@ impl Drop for Slots {
     }
 }
 
-/// Removes candidate folders under `parent` whose owner is gone: those that have the name of one and a lock that nobody holds. The
+/// Removes candidate folders under `parent` whose owner is gone: those that have the name of one and no lock that somebody holds. The
 /// folder may be anyone's (`/tmp`), and so may be what else lies there.
 fn sweep(parent: &Path) {
     let Ok(entries) = std::fs::read_dir(parent) else { return };
@@ -75,8 +75,11 @@ fn sweep(parent: &Path) {
             continue;
         }
         let path = entry.path();
-        // Every folder of ours got its lock before it got its name.
-        let abandoned = File::open(path.join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok());
+        let abandoned = match File::open(path.join(LOCK)) {
+            Ok(lock) => lock.try_lock().is_ok(),
+            // Every folder of ours got its lock before it got its name: one without is the rest of a removal that was cut short.
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        };
         if abandoned {
             let _ = std::fs::remove_dir_all(&path);
         }
@@ -124,7 +127,9 @@ mod tests {
         let dead = parent.path().join("evomerge-dead00000000");
         std::fs::create_dir_all(dead.join("c2")).unwrap();
         File::create(dead.join(LOCK)).unwrap();
-        let foreign = ["somebody-else", "evomerge-notes", "evomerge-scratch-17", "evomerge-00000000beef"];
+        let half_removed = parent.path().join("evomerge-00000000beef");
+        std::fs::create_dir_all(half_removed.join("c3")).unwrap();
+        let foreign = ["somebody-else", "evomerge-notes", "evomerge-scratch-17", "evomerge-0000beef"];
         for name in foreign {
             std::fs::create_dir_all(parent.path().join(name)).unwrap();
         }
@@ -133,7 +138,7 @@ mod tests {
 
         let other = Slots::claim(parent.path(), "ba9876543210").unwrap();
         assert!(ours.candidate("c1").is_dir());
-        assert!(!dead.exists());
+        assert!(!dead.exists() && !half_removed.exists());
         assert!(foreign.iter().all(|name| parent.path().join(name).is_dir()));
 
         let folder = ours.folder.clone();

@@ -1,6 +1,6 @@
 //! One evaluation from its first attempt to its outcome.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -31,8 +31,8 @@ pub(super) struct Course<'a> {
     avoid: BTreeSet<usize>,
     /// Endpoints that died under this evaluation.
     deaths: BTreeSet<usize>,
-    /// The endpoint that called the candidate broken and is not believed before another one says so too.
-    blamed: Option<(usize, Fault)>,
+    /// Endpoints that called the candidate broken and are not believed before one that has scored others says so too.
+    blamed: BTreeMap<usize, Fault>,
 }
 
 /// What follows from an attempt.
@@ -63,14 +63,14 @@ impl<'a> Course<'a> {
             timeout: evaluator.patience.timeout,
             avoid: BTreeSet::new(),
             deaths: BTreeSet::new(),
-            blamed: None,
+            blamed: BTreeMap::new(),
         }
     }
 
     pub async fn run(mut self) -> Result<Evaluation, EvaluateError> {
         loop {
-            let barred = self.blamed.as_ref().map(|(index, _)| *index);
-            let lease = self.evaluator.pool.acquire(&self.avoid, barred, &mut self.clock, self.cancel).await?;
+            let barred: BTreeSet<usize> = self.blamed.keys().copied().collect();
+            let lease = self.evaluator.pool.acquire(&self.avoid, &barred, &mut self.clock, self.cancel).await?;
             let started = Instant::now();
             let allow_different = self.evaluator.allow_different_fingerprints;
             let outcome =
@@ -82,8 +82,8 @@ impl<'a> Course<'a> {
                         self.log.report(Some(&endpoint), started, true, None);
                         self.evaluator.pool.answered(&lease.endpoint);
                         self.evaluator.pool.scored(&lease.endpoint);
-                        if let Some((index, fault)) = self.blamed.filter(|(index, _)| *index != lease.index) {
-                            self.evaluator.pool.contradicted(index, &fault, &endpoint);
+                        for (index, fault) in self.blamed.iter().filter(|(index, _)| **index != lease.index) {
+                            self.evaluator.pool.contradicted(*index, fault, &endpoint);
                         }
                         return Ok(Evaluation { endpoint: Some(endpoint), ..answer.evaluation });
                     }
@@ -134,8 +134,9 @@ impl<'a> Course<'a> {
         match judgement.reaction {
             Reaction::Blame => {
                 pool.answered(&endpoint);
-                if pool.is_doubtful_blame(&endpoint) && self.blamed.is_none() && pool.has_another(index) {
-                    self.blamed = Some((index, judgement.fault));
+                let doubtful = pool.is_doubtful_blame(&endpoint) && !self.blamed.contains_key(&index);
+                self.blamed.insert(index, judgement.fault.clone());
+                if doubtful && pool.has_another(&self.blamed.keys().copied().collect()) {
                     return Ok(Next::Again);
                 }
                 return Ok(Next::End(EvaluateError::Candidate(judgement.fault)));
@@ -202,14 +203,20 @@ impl<'a> Course<'a> {
     /// Attempts are used up. That says something only while an endpoint is healthy; else the course waits for one and
     /// starts a fresh round, a bounded number of times.
     async fn conclude(&mut self, fault: Fault, blame: bool) -> Result<Next, EvaluateError> {
-        let end = |fault| if blame { EvaluateError::Candidate(fault) } else { EvaluateError::GivenUp(fault) };
+        // Who called it broken was not believed, and nobody else has shown otherwise.
+        let called_broken = self.blamed.values().next().cloned();
+        let end = |fault| match called_broken {
+            Some(called_broken) => EvaluateError::Candidate(called_broken),
+            None if blame => EvaluateError::Candidate(fault),
+            None => EvaluateError::GivenUp(fault),
+        };
         if self.evaluator.pool.any_healthy().await {
             return Ok(Next::End(end(fault)));
         }
         self.rounds += 1;
         self.clock.start();
         if self.rounds >= self.evaluator.pool.policy.rounds {
-            self.evaluator.pool.acquire(&self.avoid, None, &mut self.clock, self.cancel).await?;
+            self.evaluator.pool.acquire(&self.avoid, &BTreeSet::new(), &mut self.clock, self.cancel).await?;
             // Endpoints were ill each time, so even a timeout says nothing of the candidate.
             return Ok(Next::End(EvaluateError::GivenUp(fault)));
         }

@@ -107,8 +107,7 @@ impl Search {
 
     /// A baseline without a score leaves every claim open, and whatever kept it from one may be over.
     async fn ask_for_given_up(&mut self, asked: &[AskedRecord]) -> Result<(), SearchError> {
-        let first = self.rows.range(..self.prepared.baselines()).map(|(_, row)| row);
-        let given_up: Vec<u64> = first.filter(|row| row.status == Status::Failed).map(|row| row.index).collect();
+        let given_up: Vec<u64> = self.given_up_baselines().map(|row| row.index).collect();
         if given_up.is_empty() || self.best.is_none() {
             return Ok(());
         }
@@ -178,7 +177,7 @@ impl Search {
             run_id: &self.frozen.run_id,
             asked,
             evaluations: self.rows.len() as u64,
-            unscored_baselines: self.given_up_baselines(),
+            unscored_baselines: self.given_up_baselines().map(|row| row.origin.clone()).collect(),
             again: &choice.again,
             progress: &self.progress,
             stop: &self.stop,

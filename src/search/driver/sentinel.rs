@@ -60,7 +60,9 @@ impl Search {
     fn choose_sentinel(&self) -> Option<u64> {
         let baselines = self.prepared.baselines();
         let told = || self.rows.range(..baselines).map(|(_, row)| row);
-        let scored = || told().filter(|row| row.objective.is_some());
+        // Drift is measured from the score that the search itself has taken.
+        let searched = |index: &u64| self.schedule.outcomes().get(index).is_some_and(|first| first.objective.is_some());
+        let scored = || told().filter(|row| searched(&row.index));
         let chosen = scored().find(|row| row.origin == "uniform_soup").or_else(|| scored().next());
         chosen.filter(|_| told().count() as u64 == baselines).map(|row| row.index)
     }

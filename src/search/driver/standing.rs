@@ -54,20 +54,24 @@ impl Search {
         Ok(())
     }
 
-    /// Base, sources and uniform soup that were given up while others were scored.
-    pub(super) fn given_up_baselines(&self) -> Vec<String> {
+    /// Base, sources and uniform soup, as far as they have an outcome. Those that are copies of others were not asked for.
+    pub(super) fn first_baselines(&self) -> impl Iterator<Item = &Row> {
         let first = self.rows.range(..self.prepared.baselines()).map(|(_, row)| row);
-        first.filter(|row| row.status == Status::Failed).map(|row| row.origin.clone()).collect()
+        first.filter(|row| self.asked.get(&row.index).is_some_and(|asked| asked.baseline))
+    }
+
+    /// Of these, who was given up.
+    pub(super) fn given_up_baselines(&self) -> impl Iterator<Item = &Row> {
+        self.first_baselines().filter(|row| row.status == Status::Failed)
     }
 
     /// Models that exist and cannot be scored: the fault is hardly theirs.
     pub(super) fn check_baselines(&self) -> Result<(), SearchError> {
-        let wanted = self.prepared.baselines();
-        let mut infeasible = 0;
-        for row in self.rows.range(..wanted).map(|(_, row)| row) {
-            infeasible += u64::from(row.status == Status::Infeasible);
-        }
-        if wanted == 0 || infeasible < wanted {
+        let first = self.asked.range(..self.prepared.baselines());
+        let wanted = first.filter(|(_, asked)| asked.baseline).count() as u64;
+        let infeasible = self.first_baselines().filter(|row| row.status == Status::Infeasible).count() as u64;
+        let all_asked = self.asked.len() as u64 >= self.prepared.baselines();
+        if wanted == 0 || infeasible < wanted || !all_asked {
             return Ok(());
         }
         let told = self.ledger.all_told_in_short()?;

@@ -194,6 +194,30 @@ async fn an_endpoint_that_calls_everything_broken_is_left_out() {
 }
 
 #[tokio::test]
+async fn two_endpoints_that_have_scored_nothing_are_not_believed_before_a_third() {
+    let servers: [FaultServer; 3] = std::array::from_fn(|_| FaultServer::start(vec![]));
+    for ill in &servers[..2] {
+        *ill.inner.otherwise.lock().unwrap() = problem(422, "candidate_invalid", "candidate");
+    }
+    let bench = Bench::of(&[&servers[0], &servers[1], &servers[2]]);
+    let evaluator = bench.connect().await.unwrap();
+    for _ in 0..5 {
+        assert_scored(&bench.score(&evaluator).await.unwrap());
+    }
+    assert_eq!(servers.each_ref().map(FaultServer::posts), [2, 2, 5]);
+}
+
+#[tokio::test]
+async fn a_candidate_that_one_endpoint_calls_broken_and_another_cannot_score_is_broken() {
+    let (one, two) = (FaultServer::start(vec![]), FaultServer::start(vec![]));
+    *one.inner.otherwise.lock().unwrap() = problem(422, "candidate_invalid", "candidate");
+    *two.inner.otherwise.lock().unwrap() = html(500);
+    let bench = Bench::of(&[&one, &two]);
+    let error = bench.evaluate().await.unwrap_err();
+    assert!(matches!(&error, EvaluateError::Candidate(fault) if fault.code == "candidate_invalid"), "{error}");
+}
+
+#[tokio::test]
 async fn a_candidate_that_two_endpoints_call_broken_is_broken() {
     let broken = || problem(422, "candidate_invalid", "candidate");
     let (one, two) = (FaultServer::start(vec![broken()]), FaultServer::start(vec![broken()]));
