@@ -8,7 +8,7 @@ use super::error::CliError;
 use super::output::Output;
 use crate::exit::ExitCode;
 use crate::ledger::Ledger;
-use crate::search::{RunFolder, best_record, repeats_alarm, standings};
+use crate::search::{RunFolder, Standings, best_record, repeats_alarm};
 
 pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliError> {
     let ledger = Ledger::open_for_reading(&arguments.results.join("ledger.sqlite"))?;
@@ -35,7 +35,7 @@ pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliErr
         None => "killed; the same command continues it".to_string(),
     };
     let best = best_record(&ledger)?;
-    let standings = standings(&ledger)?;
+    let standings = Standings::of(&ledger)?.in_short()?;
     let baseline = asked
         .iter()
         .filter(|record| record.is_baseline())

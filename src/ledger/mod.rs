@@ -212,12 +212,21 @@ impl Ledger {
 
     /// All candidates scored again, oldest first. None in the ledger of a version that did not do this.
     pub fn all_repeats(&self) -> Result<Vec<RepeatRecord>, LedgerError> {
+        self.repeats("SELECT * FROM repeats ORDER BY rowid")
+    }
+
+    /// As [`Self::all_repeats`], of those made for one purpose, which is a word.
+    pub fn repeats_for(&self, purpose: &str) -> Result<Vec<RepeatRecord>, LedgerError> {
+        self.repeats(&format!("SELECT * FROM repeats WHERE purpose = '{purpose}' ORDER BY rowid"))
+    }
+
+    fn repeats(&self, query: &str) -> Result<Vec<RepeatRecord>, LedgerError> {
         let known = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'repeats'";
         let tables: i64 = self.lock().query_row(known, [], |row| row.get(0)).map_err(|source| self.fault(source))?;
         if tables == 0 {
             return Ok(Vec::new());
         }
-        self.rows("SELECT * FROM repeats ORDER BY rowid", "a repeated evaluation", records::repeat_from_row)
+        self.rows(query, "a repeated evaluation", records::repeat_from_row)
     }
 
     /// All evaluations asked for, by index.

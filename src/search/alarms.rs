@@ -2,7 +2,7 @@
 
 use super::SearchError;
 use super::prepare::Prepared;
-use super::repeats::{standing, standings};
+use super::repeats::Standings;
 use super::run::Row;
 use crate::ledger::Ledger;
 use crate::score::alarms::{
@@ -32,7 +32,8 @@ pub(super) fn after(
     if best.candidate_id == baseline.candidate_id {
         return Ok(alarms);
     }
-    if let (Some(winner), Some(other)) = (standing(ledger, best.index)?, standing(ledger, baseline.index)?) {
+    let standings = Standings::of(ledger)?;
+    if let (Some(winner), Some(other)) = (standings.outcome(best.index)?, standings.outcome(baseline.index)?) {
         alarms.extend(truncation_asymmetry("search", &winner.tasks, &other.tasks));
     }
     let recorded = ledger.all_holdout()?;
@@ -57,7 +58,7 @@ fn failures(ledger: &Ledger) -> Result<Option<Alarm>, SearchError> {
 
 /// Base, sources and uniform soup are the first `count` evaluations.
 fn baselines(ledger: &Ledger, count: u64) -> Result<Option<Alarm>, SearchError> {
-    let told = standings(ledger)?;
+    let told = Standings::of(ledger)?.in_short()?;
     let asked = ledger.all_asked()?;
     let unscored: Vec<_> = asked
         .iter()

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::SearchError;
 use super::models::Models;
-use super::repeats::{standing, standings};
+use super::repeats::Standings;
 use crate::config::RunConfig;
 use crate::files::write_atomically;
 use crate::ledger::{AskedRecord, Ledger, ToldRecord, write_trials};
@@ -21,7 +21,7 @@ pub(super) fn note_winner(ledger: &Ledger, index: u64, evaluations: usize) -> Re
 /// The winner of a finished search; else the best scored evaluation at full fidelity so far, the earliest among equals. The outcome
 /// is without its scores by task.
 pub fn best_record(ledger: &Ledger) -> Result<Option<(AskedRecord, ToldRecord)>, SearchError> {
-    let mut told = standings(ledger)?;
+    let mut told = Standings::of(ledger)?.in_short()?;
     if let Some(index) = noted_winner(ledger, told.len())?
         && let Some(asked) = ledger.all_asked()?.into_iter().find(|asked| asked.index == index)
     {
@@ -84,7 +84,7 @@ pub fn export_record(
                 "the run has no scored candidate at full fidelity yet; name one with --candidate".into(),
             ));
         };
-        let told = standing(ledger, asked.index)?;
+        let told = Standings::of(ledger)?.outcome(asked.index)?;
         return Ok((asked, told));
     };
     let asked = ledger.all_asked()?;
@@ -99,7 +99,7 @@ pub fn export_record(
     match matches.len() {
         1 => {
             let asked = matches.swap_remove(0);
-            let told = standing(ledger, asked.index)?;
+            let told = Standings::of(ledger)?.outcome(asked.index)?;
             Ok((asked, told))
         }
         0 => Err(SearchError::BadData(format!("the run has no candidate `{wanted}`; trials.csv lists them"))),

@@ -41,7 +41,7 @@ pub use models::Models;
 pub use prepare::{Prepared, prepare};
 pub use progress::{Progress, Snapshot};
 pub use recorded::{ScoreTable, recorded_scores};
-pub use repeats::{alarm as repeats_alarm, standings};
+pub use repeats::{Standings, alarm as repeats_alarm};
 pub use run::{Row, RunOptions, RunReport, run};
 pub use run_folder::{RunFolder, move_aside, put_back};
 pub use scorer::{Scorer, connect_evaluator, evaluation_id};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::SearchError;
-use super::repeats::standing;
+use super::repeats::Standings;
 use crate::evaluate::SampleId;
 use crate::ledger::{Ledger, ToldRecord};
 use crate::score::paired::mean_samples;
@@ -31,6 +31,7 @@ pub fn recorded_scores(path: &Path) -> Result<ScoreTable, SearchError> {
     })?;
     let tasks: Vec<RecordedTask> = serde_json::from_str(&objective)
         .map_err(|error| bad(path, format!("the run's objective cannot be read: {error}")))?;
+    let standings = Standings::of(&ledger)?;
     let mut order: Option<Vec<Vec<SampleId>>> = None;
     let (mut names, mut rows) = (Vec::new(), Vec::new());
     let mut seen = BTreeSet::new();
@@ -39,7 +40,7 @@ pub fn recorded_scores(path: &Path) -> Result<ScoreTable, SearchError> {
             continue;
         }
         // One outcome at a time: those of a long run are large together.
-        let record = standing(&ledger, asked.index)?.filter(|record| record.status == Status::Scored.name());
+        let record = standings.outcome(asked.index)?.filter(|record| record.status == Status::Scored.name());
         let Some(record) = record else { continue };
         let scores = samples_of(path, &record, &tasks)?;
         let order =

@@ -216,7 +216,7 @@ impl LastScoring<'_> {
     /// for them.
     pub async fn score_given_up(&self, baselines: &[u64]) -> Result<Vec<RepeatRecord>, SearchError> {
         let mut pipeline = self.pipeline();
-        let recorded = late_outcomes(self.again.ledger)?;
+        let recorded = Standings::of(self.again.ledger)?.late;
         let mut open = 0;
         for index in baselines.iter().filter(|index| !recorded.contains_key(index)) {
             pipeline.add(self.again.work(self.asked(*index)?, 0)?);
@@ -247,7 +247,8 @@ impl LastScoring<'_> {
                 .line(&format!("they were given up again: {fault}; the same command asks for them once more")),
             other => other?,
         }
-        Ok(late_outcomes(self.again.ledger)?.into_values().filter(|late| baselines.contains(&late.index)).collect())
+        let late = self.again.ledger.repeats_for(BASELINE)?.into_iter();
+        Ok(late.filter(|late| baselines.contains(&late.index)).collect())
     }
 
     fn pipeline(&self) -> Pipeline {
@@ -268,36 +269,47 @@ impl LastScoring<'_> {
     }
 }
 
-/// Outcomes that baselines got after they had been given up, by evaluation.
-fn late_outcomes(ledger: &Ledger) -> Result<BTreeMap<u64, RepeatRecord>, SearchError> {
-    let repeats = ledger.all_repeats()?.into_iter().filter(|repeat| repeat.purpose == BASELINE);
-    Ok(repeats.map(|repeat| (repeat.index, repeat)).collect())
+/// How evaluations stand: their outcomes, or those that baselines got after they had been given up.
+pub struct Standings<'a> {
+    ledger: &'a Ledger,
+    /// By evaluation.
+    late: BTreeMap<u64, RepeatRecord>,
 }
 
-fn overtake(record: &mut ToldRecord, late: RepeatRecord) {
-    record.n_samples = late.tasks.values().map(|scores| scores.n).sum();
-    (record.status, record.objective) = (late.status, late.objective);
-    (record.tasks, record.error) = (late.tasks, late.error);
-}
+impl<'a> Standings<'a> {
+    pub fn of(ledger: &'a Ledger) -> Result<Self, SearchError> {
+        let late = ledger.repeats_for(BASELINE)?.into_iter().map(|repeat| (repeat.index, repeat)).collect();
+        Ok(Self { ledger, late })
+    }
 
-/// How all evaluations stand: their outcomes without scores by task, or those that baselines got after they had been given up.
-pub fn standings(ledger: &Ledger) -> Result<BTreeMap<u64, ToldRecord>, SearchError> {
-    let mut told = ledger.all_told_in_short()?;
-    for (index, late) in late_outcomes(ledger)? {
-        if let Some(record) = told.get_mut(&index) {
+    /// All, without scores by task.
+    pub fn in_short(&self) -> Result<BTreeMap<u64, ToldRecord>, SearchError> {
+        let mut told = self.ledger.all_told_in_short()?;
+        for (index, late) in &self.late {
+            if let Some(record) = told.get_mut(index) {
+                overtake(record, late);
+                record.tasks.clear();
+            }
+        }
+        Ok(told)
+    }
+
+    /// One evaluation's, with its scores.
+    pub fn outcome(&self, index: u64) -> Result<Option<ToldRecord>, SearchError> {
+        let mut record = self.ledger.outcome(index)?;
+        if let (Some(record), Some(late)) = (&mut record, self.late.get(&index)) {
             overtake(record, late);
         }
+        Ok(record)
     }
-    Ok(told)
 }
 
-/// How one evaluation stands, as in [`standings`], with its scores.
-pub fn standing(ledger: &Ledger, index: u64) -> Result<Option<ToldRecord>, SearchError> {
-    let Some(mut record) = ledger.outcome(index)? else { return Ok(None) };
-    if let Some(late) = late_outcomes(ledger)?.remove(&index) {
-        overtake(&mut record, late);
-    }
-    Ok(Some(record))
+fn overtake(record: &mut ToldRecord, late: &RepeatRecord) {
+    record.n_samples = late.tasks.values().map(|scores| scores.n).sum();
+    record.status.clone_from(&late.status);
+    record.objective = late.objective;
+    record.tasks.clone_from(&late.tasks);
+    record.error.clone_from(&late.error);
 }
 
 /// The sentinel's latest scoring.
