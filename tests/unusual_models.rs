@@ -512,6 +512,25 @@ fn a_head_that_a_base_ties_draws_its_mergekit_mask_when_the_embedding_does() {
 }
 
 #[test]
+fn masks_whose_order_mergekit_does_not_fix_are_told() {
+    let uncertain = |models: [(&'static str, Model); 2], masks: MaskKind, method: &str| {
+        let family = Family::new(models);
+        let text = format!(
+            "merge_method: {method}\nbase_model: base\nmodels: [{{model: a}}]\nparameters: {{weight: 1, density: 0.5}}\n"
+        );
+        let mut recipe = Recipe::from_mergekit_yaml(&text).unwrap();
+        recipe.masks.kind = masks;
+        let output = family.folder.path().join("merged");
+        family.merger.materialize(&recipe, &output, &MergeOptions::default()).unwrap().uncertain_masks
+    };
+    let mixed = || [("base", tied(1, 1)), ("a", Model::new(1, 2))];
+    assert!(uncertain(mixed(), MaskKind::Mergekit, "dare_linear"));
+    assert!(!uncertain(mixed(), MaskKind::Native, "dare_linear"));
+    assert!(!uncertain(mixed(), MaskKind::Mergekit, "ties"));
+    assert!(!uncertain([("base", Model::new(1, 1)), ("a", Model::new(1, 2))], MaskKind::Mergekit, "dare_linear"));
+}
+
+#[test]
 fn mergekits_masks_are_drawn_for_the_embedding_before_the_head_that_it_fills() {
     let masks = |models: [(&'static str, Model); 3]| {
         let family = Family::new(models);

@@ -287,7 +287,7 @@ fn della_prefers_large_magnitudes_and_bounds_its_chances() {
     };
     let (small, large) = (kept(0..10) as f64 / 2000.0, kept(90..100) as f64 / 2000.0);
     assert!((0.1..0.2).contains(&small) && (0.8..0.9).contains(&large), "{small} {large}");
-    for (density, epsilon) in [(0.1, 0.15), (0.15, 0.15), (0.9, 0.15)] {
+    for (density, epsilon) in [(0.1, 0.15), (0.15, 0.15), (0.9, 0.15), (0.97, -0.05), (0.03, -0.05)] {
         let error = merge(density, epsilon).unwrap_err();
         assert!(error.is_infeasible() && error.to_string().contains("epsilon"), "{error}");
     }

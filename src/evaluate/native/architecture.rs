@@ -325,6 +325,7 @@ mod tests {
             ("hidden_size", Value::from(0)),
             ("num_key_value_heads", Value::from(3)),
             ("head_dim", Value::from(3)),
+            ("head_dim", Value::from(4_000_000_000_000_u64)),
             ("hidden_size", Value::from("x")),
             ("model_type", Value::Null),
             ("rope_scaling", serde_json::json!({"type": "linear"})),
