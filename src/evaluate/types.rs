@@ -30,13 +30,6 @@ impl std::fmt::Display for SampleId {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SampleIds(Arc<[SampleId]>);
 
-impl SampleIds {
-    /// Whether both are the same ids in the same memory.
-    pub fn is_shared_with(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-}
-
 impl Default for SampleIds {
     fn default() -> Self {
         Self(Arc::from([]))

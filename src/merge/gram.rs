@@ -18,6 +18,8 @@ use super::tensor::{BLOCK, Stored, TILE, TensorGroup, block_count, block_range, 
 
 /// Products give the norm of a sum this short beside its terms to nine digits.
 const NEARLY: f64 = 1e-3;
+/// Sums of unit vectors shorter than this have no direction: float64 elements do not resolve them.
+pub(crate) const NO_DIRECTION: f64 = 1e-12;
 
 /// The vectors of a tensor group: its inputs, or their differences from the base.
 #[derive(Clone)]
@@ -79,9 +81,14 @@ impl<'a> Vectors<'a> {
         Ok(sum)
     }
 
-    /// The norm of a weighted sum of the vectors from its elements, where they nearly cancel out: their products resolve a length
-    /// of 1e-8 of theirs and no less ([`Gram::norm_of`]), its elements one of 1e-16.
-    pub(crate) fn norm_of(&self, isa: Isa, elements: u64, weights: &[f64]) -> Result<f64, MergeError> {
+    /// The norm of a weighted sum of the vectors: from their products, or from its elements where they nearly cancel out. Products
+    /// resolve a length of 1e-8 of the terms and no less, elements one of 1e-16.
+    pub(crate) fn norm_of(&self, gram: &Gram, isa: Isa, elements: u64, weights: &[f64]) -> Result<f64, MergeError> {
+        let norm = gram.norm_of(weights);
+        let terms: f64 = weights.iter().enumerate().map(|(index, weight)| weight.abs() * gram.norm(index)).sum();
+        if norm >= NEARLY * terms {
+            return Ok(norm);
+        }
         let part = |block: u64| -> Result<f64, MergeError> {
             let (mut buffer, mut lanes) = (self.buffer(), Lanes::ZERO);
             let range = block_range(elements, block);
@@ -211,12 +218,6 @@ impl Gram {
 
     pub(crate) fn norm(&self, index: usize) -> f64 {
         self.dot(index, index).sqrt()
-    }
-
-    /// Whether a weighted sum of that norm is too short beside its terms for its norm to be known from products.
-    pub(crate) fn nearly_cancels(&self, weights: &[f64], norm: f64) -> bool {
-        let terms: f64 = weights.iter().enumerate().map(|(index, weight)| weight.abs() * self.norm(index)).sum();
-        norm < NEARLY * terms
     }
 
     /// The norm of a weighted sum of the vectors.

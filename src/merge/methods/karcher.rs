@@ -5,7 +5,7 @@ use libm::{acos, cos, sin};
 use super::{Context, MergeMethod};
 use crate::merge::MergeError;
 use crate::merge::block::BlockMerge;
-use crate::merge::gram::{Factors, Gram, Vectors, combine};
+use crate::merge::gram::{Factors, Gram, NO_DIRECTION, Vectors, combine};
 use crate::merge::specification::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
 };
@@ -34,8 +34,6 @@ static KARCHER: MethodSpecification = MethodSpecification {
     help: "centre of mass of the models on the sphere, all with equal weight (Karcher mean)",
 };
 
-/// Means of unit vectors shorter than this have no direction: float64 elements do not resolve them.
-const NO_DIRECTION: f64 = 1e-12;
 /// Cosines this near to -1 are as good as -1: rounded products resolve no direction there.
 const OPPOSITE: f64 = 1e-12;
 
@@ -58,8 +56,8 @@ impl MergeMethod for Karcher {
         }
         let gram = vectors.gram(context.isa, group.elements, context.cache)?;
         let (steps, tolerance) = (group.parameters.integer("max_iter")?, group.parameters.number("tol")?);
-        let exact_norm = |mean: &[f64]| vectors.norm_of(context.isa, group.elements, mean);
-        let factors = match first_mean(&gram, tolerance, exact_norm)? {
+        let norm_of = |mean: &[f64]| vectors.norm_of(&gram, context.isa, group.elements, mean);
+        let factors = match first_mean(&gram, tolerance, norm_of)? {
             Some(mean) => centre(&gram, mean, steps, tolerance),
             None => vec![0.0; gram.count],
         };
@@ -68,11 +66,11 @@ impl MergeMethod for Karcher {
 }
 
 /// Where the way to the centre begins: the mean of the unit vectors, made a unit vector; the first of them where they cancel out.
-/// As factors of the vectors; `None`: all are too short to have a direction. `exact_norm` is that of a sum that nearly cancels out.
+/// As factors of the vectors; `None`: all are too short to have a direction. `norm_of` is that of a weighted sum of the vectors.
 fn first_mean(
     gram: &Gram,
     tolerance: f64,
-    exact_norm: impl Fn(&[f64]) -> Result<f64, MergeError>,
+    norm_of: impl Fn(&[f64]) -> Result<f64, MergeError>,
 ) -> Result<Option<Vec<f64>>, MergeError> {
     let used: Vec<usize> = (0..gram.count).filter(|index| gram.norm(*index) > tolerance).collect();
     let Some(start) = used.first().copied() else { return Ok(None) };
@@ -80,10 +78,7 @@ fn first_mean(
     for index in &used {
         mean[*index] = 1.0 / used.len() as f64 / gram.norm(*index);
     }
-    let mut length = gram.norm_of(&mean);
-    if gram.nearly_cancels(&mean, length) {
-        length = exact_norm(&mean)?;
-    }
+    let length = norm_of(&mean)?;
     if length < tolerance.max(NO_DIRECTION) {
         mean.fill(0.0);
         mean[start] = 1.0 / gram.norm(start);

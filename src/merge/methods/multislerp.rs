@@ -5,7 +5,7 @@ use libm::cos;
 use super::{Context, MergeMethod};
 use crate::merge::MergeError;
 use crate::merge::block::BlockMerge;
-use crate::merge::gram::{Factors, Vectors, combine};
+use crate::merge::gram::{Factors, NO_DIRECTION, Vectors, combine};
 use crate::merge::specification::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
 };
@@ -39,9 +39,6 @@ static MULTISLERP: MethodSpecification = MethodSpecification {
     samples_masks: false,
     help: "spherical interpolation of any number of models, or of task vectors where there is a base",
 };
-
-/// Means of unit vectors shorter than this have no direction: float64 elements do not resolve them.
-const NO_DIRECTION: f64 = 1e-12;
 
 /// The weighted mean of unit vectors, made a unit vector again and as long as the vectors are on average.
 ///
@@ -81,10 +78,7 @@ impl MergeMethod for Multislerp {
             return Ok(Box::new(combine(group, vectors, Factors::Whole(vec![0.0; gram.count]))));
         }
         let mean: Vec<f64> = weights.iter().zip(&norms).map(|(weight, norm)| weight / (norm + eps)).collect();
-        let mut length = gram.norm_of(&mean);
-        if gram.nearly_cancels(&mean, length) {
-            length = vectors.norm_of(context.isa, group.elements, &mean)?;
-        }
+        let length = vectors.norm_of(&gram, context.isa, group.elements, &mean)?;
         if length < eps.max(NO_DIRECTION) {
             if gram.count == 2 {
                 return Ok(Box::new(combine(group, vectors, Factors::Whole(weights))));
