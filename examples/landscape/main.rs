@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use clap::Parser;
-use evomerge::config::RunConfig;
+use evomerge::config::{RunConfig, StrategyConfig, StrategyKind};
 use evomerge::evaluate::{MetricValue, PerSample, SampleId, TaskScores};
 use evomerge::merge::{MergeOptions, Merger};
 use evomerge::recipe::Recipe;
@@ -248,8 +248,9 @@ impl Bench {
             format!("kind = \"{}\"", arguments.strategy)
         };
         let mut settings: toml::Table = table.parse()?;
-        let kind = settings.remove("kind").and_then(|kind| Some(kind.as_str()?.to_owned())).unwrap_or_default();
-        let config = evomerge::config::StrategyConfig { kind, look_ahead: None, settings };
+        let kind = settings.remove("kind").and_then(|kind| StrategyKind::of_name(kind.as_str()?));
+        let kind = kind.ok_or("--strategy: no such `kind` (docs/strategies.md lists them)")?;
+        let config = StrategyConfig { kind, look_ahead: None, settings };
         let mut strategy = strategy::build(&config, self.setup(arguments, seed))?;
         let started = Instant::now();
         let trace = self.drive(&mut *strategy, arguments)?;

@@ -4,6 +4,7 @@ use super::arguments::Soup;
 use super::error::CliError;
 use super::output::Output;
 use super::search::{execute, ledger_of, load};
+use crate::config::StrategyKind;
 use crate::exit::ExitCode;
 use crate::search::RunOptions;
 
@@ -13,8 +14,8 @@ pub(super) fn run(arguments: &Soup, output: Output) -> Result<ExitCode, CliError
     config.name.push_str("-soup");
     config.space = None;
     // The settings of a soup are its own, misspelt ones among them; of those of another strategy, the ones that a soup has.
-    if !["greedy-soup", "uniform-soup"].contains(&config.strategy.kind.as_str()) {
-        config.strategy.kind = "greedy-soup".into();
+    if !config.strategy.kind.is_soup() {
+        config.strategy.kind = StrategyKind::GreedySoup;
         config.strategy.settings.retain(|name, _| ["keep", "replacement", "backward"].contains(&name));
     }
     execute(config, &arguments.run, RunOptions { reuse: Some(reuse) }, output)

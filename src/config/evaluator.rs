@@ -7,12 +7,11 @@ use std::time::Duration;
 use reqwest::Url;
 
 use super::Patience;
-use super::read::{one_of, read_duration, read_positive_duration};
-use super::{CommandConfig, EvaluatorConfig, EvaluatorKind, FunctionConfig, HttpConfig, NativeConfig};
+use super::read::{named, one_of, read_duration, read_positive_duration};
+use super::{CommandConfig, EvaluatorConfig, EvaluatorKind, FunctionConfig, HttpConfig, NativeConfig, TestFunction};
 use crate::document::{Field, FieldError, Fields};
 
 const KINDS: [&str; 5] = ["native", "http", "command", "function", "openai"];
-const FUNCTIONS: [&str; 6] = ["sphere", "rastrigin", "rosenbrock", "ackley", "plateau", "flat"];
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 const DEFAULT_STARTUP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -166,7 +165,11 @@ fn read_command(fields: &mut Fields<'_>, directory: &Path) -> Result<CommandConf
 }
 
 fn read_function(fields: &mut Fields<'_>) -> Result<FunctionConfig, FieldError> {
-    let function = one_of(&fields.require("name", "the landscape: sphere, rastrigin, ...")?, &FUNCTIONS)?.to_owned();
+    let function = named(
+        &fields.require("name", "the landscape: sphere, rastrigin, ...")?,
+        &TestFunction::ALL,
+        TestFunction::name,
+    )?;
     let noise = match fields.take("noise") {
         None => 0.0,
         Some(field) => match field.number()? {

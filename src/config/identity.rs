@@ -23,7 +23,7 @@ impl RunConfig {
             },
             "space": self.space.as_ref().map(identify_space),
             "strategy": {
-                "kind": self.strategy.kind,
+                "kind": self.strategy.kind.name(),
                 "look_ahead": self.strategy.look_ahead,
                 "settings": self.strategy.settings,
             },
@@ -156,7 +156,7 @@ fn identify_evaluator(kind: &EvaluatorKind) -> Value {
         }
         EvaluatorKind::Function(function) => json!({
             "kind": "function",
-            "name": function.function,
+            "name": function.function.name(),
             "noise": function.noise,
             "samples": function.samples,
             "infeasible_rate": function.infeasible_rate,

@@ -5,6 +5,7 @@ mod duration;
 mod error;
 mod evaluator;
 mod identity;
+mod kinds;
 mod models;
 mod read;
 mod space;
@@ -25,6 +26,7 @@ pub use duration::parse as parse_duration;
 pub use error::ConfigError;
 pub(crate) use evaluator::endpoint_url;
 pub use identity::differences;
+pub use kinds::{StrategyKind, TestFunction};
 
 /// A model as the run file names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,9 +146,9 @@ pub struct StackScale {
 }
 
 /// `[strategy]`: the kind and its settings, checked by the strategy itself.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct StrategyConfig {
-    pub kind: String,
+    pub kind: StrategyKind,
     pub look_ahead: Option<NonZeroUsize>,
     pub settings: toml::Table,
 }
@@ -219,8 +221,7 @@ pub struct CommandConfig {
 /// `[evaluator]` of kind `function`: closed-form landscapes, noise, latency and faults to order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FunctionConfig {
-    /// `sphere`, `rastrigin`, `rosenbrock`, `ackley`, `plateau`, `flat`.
-    pub function: String,
+    pub function: TestFunction,
     /// Standard deviation of the noise on each sample's score.
     pub noise: f64,
     /// Samples a task has.

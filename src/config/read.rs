@@ -7,16 +7,10 @@ use std::time::Duration;
 
 use super::{
     BudgetConfig, CandidatesConfig, ConfigError, OutputConfig, RacingConfig, RepeatsConfig, RunConfig, SpaceConfig,
-    StrategyConfig, duration, evaluator, models, space, tasks,
+    StrategyConfig, StrategyKind, duration, evaluator, models, space, tasks,
 };
 use crate::document::{Content, Field, FieldError, Node, nearest};
 
-/// All kinds of strategy, the soups last.
-const STRATEGIES: [&str; 9] =
-    ["genetic", "nsga2", "cma-es", "tpe", "random", "sobol", "portfolio", "greedy-soup", "uniform-soup"];
-/// Strategies that only average sources, so that they need no search space.
-const SOUPS: [&str; 2] = ["greedy-soup", "uniform-soup"];
-const DEFAULT_STRATEGY: &str = "portfolio";
 const LONGEST_NAME: usize = 100;
 
 impl RunConfig {
@@ -55,19 +49,21 @@ impl RunConfig {
     /// # Errors
     /// When the strategy needs a space and the file has no `[space]`.
     pub fn search_space(&self) -> Result<Option<&SpaceConfig>, ConfigError> {
-        if SOUPS.contains(&self.strategy.kind.as_str()) {
+        if self.strategy.kind.is_soup() {
             return Ok(None);
         }
         match &self.space {
             Some(space) => Ok(Some(space)),
-            None => Err(missing_space(&self.strategy.kind).into()),
+            None => Err(missing_space(self.strategy.kind).into()),
         }
     }
 }
 
-fn missing_space(strategy: &str) -> FieldError {
+fn missing_space(strategy: StrategyKind) -> FieldError {
+    let soups: Vec<&str> =
+        StrategyKind::ALL.into_iter().filter(|kind| kind.is_soup()).map(StrategyKind::name).collect();
     let reason =
-        format!("missing: the strategy {strategy} needs a search space (only {} do without)", SOUPS.join(" and "));
+        format!("missing: the strategy {strategy} needs a search space (only {} do without)", soups.join(" and "));
     FieldError { key: "space".to_owned(), line: None, reason }
 }
 
@@ -82,8 +78,8 @@ fn read(node: &Node, text: &str, directory: PathBuf) -> Result<RunConfig, FieldE
     let strategy_field = fields.take("strategy");
     let strategy = read_strategy(strategy_field.as_ref())?;
     let space = fields.take("space").map(|field| space::read(&field, &models)).transpose()?;
-    if space.is_none() && strategy_field.is_some() && !SOUPS.contains(&strategy.kind.as_str()) {
-        return Err(missing_space(&strategy.kind));
+    if space.is_none() && strategy_field.is_some() && !strategy.kind.is_soup() {
+        return Err(missing_space(strategy.kind));
     }
     let budget = read_budget(&fields.require("budget", "when to stop (`evaluations` and/or `wall_clock`)")?)?;
     let racing = fields.take("racing").map(|field| read_racing(&field)).transpose()?;
@@ -132,12 +128,11 @@ fn read_name(field: &Field<'_>) -> Result<String, FieldError> {
 }
 
 fn read_strategy(field: Option<&Field<'_>>) -> Result<StrategyConfig, FieldError> {
-    let mut strategy =
-        StrategyConfig { kind: DEFAULT_STRATEGY.to_owned(), look_ahead: None, settings: toml::Table::new() };
+    let mut strategy = StrategyConfig::default();
     let Some(field) = field else { return Ok(strategy) };
     for (key, field) in field.named()? {
         match key {
-            "kind" => strategy.kind = one_of(&field, &STRATEGIES)?.to_owned(),
+            "kind" => strategy.kind = named(&field, &StrategyKind::ALL, StrategyKind::name)?,
             "look_ahead" => strategy.look_ahead = Some(field.count()?),
             _ => {
                 strategy.settings.insert(key.to_owned(), to_toml(&field)?);
@@ -239,6 +234,22 @@ fn read_output(field: Option<Field<'_>>) -> Result<OutputConfig, FieldError> {
 }
 
 /// One of a few words.
+/// The one of `kinds` that the field names.
+pub(super) fn named<Kind: Copy>(
+    field: &Field<'_>,
+    kinds: &[Kind],
+    name: fn(Kind) -> &'static str,
+) -> Result<Kind, FieldError> {
+    let names: Vec<&str> = kinds.iter().map(|kind| name(*kind)).collect();
+    let found = one_of(field, &names)?;
+    // `one_of` found it among the names.
+    kinds
+        .iter()
+        .copied()
+        .find(|kind| name(*kind) == found)
+        .ok_or_else(|| field.error(format!("unknown value `{found}`")))
+}
+
 pub(super) fn one_of<'a>(field: &Field<'a>, words: &[&str]) -> Result<&'a str, FieldError> {
     let word = field.word()?;
     if words.contains(&word) {

@@ -16,14 +16,13 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::client::configuration;
-use super::landscape::{Landscape, NAMES};
 use super::retry::{AttemptLog, Jitter, RetryPolicy};
 use super::{
     AttemptObserver, CandidateRequest, Capabilities, ConnectContext, EvaluateError, Evaluation, EvaluationRequest,
     Evaluator, EvaluatorTask, Fault, FaultClass, MetricCapability, MetricValue, Patience, PerSample, SampleId, Samples,
     TaskCapability, TaskRequest, TaskScores,
 };
-use crate::config::FunctionConfig;
+use crate::config::{FunctionConfig, TestFunction};
 use crate::random::stream;
 
 /// The metric of a task for which the run file names none.
@@ -35,7 +34,6 @@ const OPTIMA: std::ops::Range<f64> = 0.2..0.8;
 
 /// Scores candidates by their genome.
 pub struct FunctionEvaluator {
-    landscape: Landscape,
     config: FunctionConfig,
     patience: Patience,
     capabilities: Capabilities,
@@ -49,7 +47,7 @@ impl FunctionEvaluator {
     /// Builds the landscapes. Retries wait only where `latency` is set: without it, nothing here takes time.
     ///
     /// # Errors
-    /// Configuration: an unknown function, no samples, rates outside `[0, 1]`, noise that is negative or not finite.
+    /// Configuration: no samples, rates outside `[0, 1]`, noise that is negative or not finite.
     pub fn connect(
         config: &FunctionConfig,
         patience: &Patience,
@@ -71,9 +69,8 @@ impl FunctionEvaluator {
         seed: u64,
         policy: RetryPolicy,
     ) -> Result<Self, EvaluateError> {
-        let landscape = check_config(config).map_err(EvaluateError::Configuration)?;
+        check_config(config).map_err(EvaluateError::Configuration)?;
         Ok(Self {
-            landscape,
             config: config.clone(),
             patience: patience.clone(),
             capabilities: capabilities_of(config, tasks),
@@ -150,11 +147,11 @@ impl FunctionEvaluator {
     /// The chance to answer a sample of `task` rightly.
     fn ability(&self, task: &str, candidate: &CandidateRequest) -> f64 {
         // Where there is nothing to find, baselines are as good as everything else.
-        if candidate.genome.is_empty() && self.landscape != Landscape::Flat {
+        if candidate.genome.is_empty() && self.config.function != TestFunction::Flat {
             let purpose = format!("function baseline {task} {}", candidate.recipe_sha256);
             return stream(self.seed, &purpose, 0).random_range(BASELINES);
         }
-        self.landscape.value(&candidate.genome, &self.optimum(task, candidate.genome.len()))
+        self.config.function.value(&candidate.genome, &self.optimum(task, candidate.genome.len()))
     }
 
     fn optimum(&self, task: &str, genes: usize) -> Vec<f64> {
@@ -254,11 +251,8 @@ async fn sleep(wait: Duration, cancel: &CancellationToken) -> Result<(), Evaluat
     }
 }
 
-fn check_config(config: &FunctionConfig) -> Result<Landscape, Fault> {
+fn check_config(config: &FunctionConfig) -> Result<(), Fault> {
     let refuse = |detail: String| configuration("function", detail);
-    let landscape = Landscape::from_name(&config.function).ok_or_else(|| {
-        refuse(format!("unknown function {}; known: {}", super::fault::shortened(&config.function), NAMES.join(", ")))
-    })?;
     if config.samples == 0 || config.samples > i64::MAX as u64 {
         return Err(refuse("samples must be at least 1".into()));
     }
@@ -270,7 +264,7 @@ fn check_config(config: &FunctionConfig) -> Result<Landscape, Fault> {
             return Err(refuse(format!("{name} is {rate}, expected a share from 0 to 1")));
         }
     }
-    Ok(landscape)
+    Ok(())
 }
 
 fn capabilities_of(config: &FunctionConfig, tasks: &[EvaluatorTask]) -> Capabilities {
@@ -299,7 +293,7 @@ fn fingerprint_of(config: &FunctionConfig, tasks: &[EvaluatorTask], seed: u64) -
     let mut names: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
     names.sort_unstable();
     let numbers = format!("{seed} {} {} {}", config.samples, config.noise, config.infeasible_rate);
-    super::hash_parts(["function", "1", &config.function, &numbers].into_iter().chain(names))
+    super::hash_parts(["function", "1", config.function.name(), &numbers].into_iter().chain(names))
 }
 
 impl Evaluator for FunctionEvaluator {

@@ -2,6 +2,7 @@ use std::sync::Mutex;
 
 use super::super::Attempt;
 use super::*;
+use crate::config::TestFunction;
 
 #[derive(Default)]
 struct Record(Mutex<Vec<Attempt>>);
@@ -12,9 +13,9 @@ impl AttemptObserver for Record {
     }
 }
 
-fn config(function: &str) -> FunctionConfig {
+fn config(function: TestFunction) -> FunctionConfig {
     FunctionConfig {
-        function: function.into(),
+        function,
         noise: 0.0,
         samples: 400,
         latency: Duration::ZERO,
@@ -70,7 +71,7 @@ fn samples(evaluation: &Evaluation) -> &[f64] {
 
 #[tokio::test]
 async fn the_optimum_is_best_and_tasks_differ() {
-    let evaluator = evaluator(&config("sphere")).unwrap();
+    let evaluator = evaluator(&config(TestFunction::Sphere)).unwrap();
     let (of_a, of_b) = (evaluator.optimum("a", 3), evaluator.optimum("b", 3));
     assert_ne!(of_a, of_b);
     let at_best = score(&evaluator, &request("x", &of_a, Samples::All)).await.unwrap();
@@ -84,7 +85,7 @@ async fn the_optimum_is_best_and_tasks_differ() {
 
 #[tokio::test]
 async fn candidates_share_their_luck_on_every_sample() {
-    let evaluator = evaluator(&config("sphere")).unwrap();
+    let evaluator = evaluator(&config(TestFunction::Sphere)).unwrap();
     let good = score(&evaluator, &request("x", &[0.4, 0.4], Samples::All)).await.unwrap();
     let worse = score(&evaluator, &request("y", &[0.0, 1.0], Samples::All)).await.unwrap();
     let again = score(&evaluator, &request("x", &[0.4, 0.4], Samples::All)).await.unwrap();
@@ -96,7 +97,7 @@ async fn candidates_share_their_luck_on_every_sample() {
 
 #[tokio::test]
 async fn subsets_are_nested_and_ids_keep_their_scores() {
-    let evaluator = evaluator(&config("rastrigin")).unwrap();
+    let evaluator = evaluator(&config(TestFunction::Rastrigin)).unwrap();
     let mut smaller: Vec<SampleId> = Vec::new();
     let all = score(&evaluator, &request("x", &[0.5], Samples::All)).await.unwrap();
     for limit in [1, 10, 100, 400, 1000] {
@@ -119,7 +120,7 @@ async fn subsets_are_nested_and_ids_keep_their_scores() {
 
 #[tokio::test]
 async fn baselines_lie_low_and_repeat() {
-    let evaluator = evaluator(&config("ackley")).unwrap();
+    let evaluator = evaluator(&config(TestFunction::Ackley)).unwrap();
     for name in ["base", "soup"] {
         let first = score(&evaluator, &request(name, &[], Samples::All)).await.unwrap();
         assert!(value(&first, "a") < 0.45, "{first:?}");
@@ -129,7 +130,7 @@ async fn baselines_lie_low_and_repeat() {
 
 #[tokio::test]
 async fn noise_is_fresh_for_every_candidate_and_replicate_only() {
-    let evaluator = evaluator(&FunctionConfig { noise: 0.1, ..config("flat") }).unwrap();
+    let evaluator = evaluator(&FunctionConfig { noise: 0.1, ..config(TestFunction::Flat) }).unwrap();
     let asked = request("x", &[0.5], Samples::All);
     let first = score(&evaluator, &asked).await.unwrap();
     assert_eq!(first, score(&evaluator, &asked).await.unwrap());
@@ -140,7 +141,8 @@ async fn noise_is_fresh_for_every_candidate_and_replicate_only() {
 
 #[tokio::test]
 async fn infeasible_candidates_come_at_the_rate_ordered() {
-    let evaluator = evaluator(&FunctionConfig { infeasible_rate: 0.3, samples: 1, ..config("sphere") }).unwrap();
+    let evaluator =
+        evaluator(&FunctionConfig { infeasible_rate: 0.3, samples: 1, ..config(TestFunction::Sphere) }).unwrap();
     let mut infeasible = 0;
     for index in 0..300 {
         let name = index.to_string();
@@ -155,7 +157,8 @@ async fn infeasible_candidates_come_at_the_rate_ordered() {
 
 #[tokio::test]
 async fn faults_change_no_score() {
-    let (clean, faulty) = (config("rosenbrock"), FunctionConfig { fault_rate: 0.4, ..config("rosenbrock") });
+    let (clean, faulty) =
+        (config(TestFunction::Rosenbrock), FunctionConfig { fault_rate: 0.4, ..config(TestFunction::Rosenbrock) });
     let (clean, faulty) = (evaluator(&clean).unwrap(), evaluator(&faulty).unwrap());
     assert_eq!(clean.fingerprint(), faulty.fingerprint());
     let (mut attempts, mut given_up) = (0, 0);
@@ -177,7 +180,7 @@ async fn faults_change_no_score() {
 
 #[tokio::test]
 async fn nothing_but_faults_is_given_up_after_the_attempts_that_count() {
-    let evaluator = evaluator(&FunctionConfig { fault_rate: 1.0, ..config("flat") }).unwrap();
+    let evaluator = evaluator(&FunctionConfig { fault_rate: 1.0, ..config(TestFunction::Flat) }).unwrap();
     let record = Record::default();
     let outcome = evaluator.evaluate(&request("x", &[0.5], Samples::All), &record, &CancellationToken::new()).await;
     assert!(matches!(outcome, Err(EvaluateError::GivenUp(_))));
@@ -186,7 +189,8 @@ async fn nothing_but_faults_is_given_up_after_the_attempts_that_count() {
 
 #[tokio::test]
 async fn a_cancelled_evaluation_does_not_wait_for_its_latency() {
-    let evaluator = evaluator(&FunctionConfig { latency: Duration::from_secs(3600), ..config("flat") }).unwrap();
+    let evaluator =
+        evaluator(&FunctionConfig { latency: Duration::from_secs(3600), ..config(TestFunction::Flat) }).unwrap();
     let cancel = CancellationToken::new();
     let asked = request("x", &[0.5], Samples::All);
     let record = Record::default();
@@ -197,11 +201,10 @@ async fn a_cancelled_evaluation_does_not_wait_for_its_latency() {
 #[test]
 fn bad_settings_are_named() {
     for (config, text) in [
-        (config("hill"), "known: sphere"),
-        (FunctionConfig { samples: 0, ..config("flat") }, "samples"),
-        (FunctionConfig { noise: f64::NAN, ..config("flat") }, "noise"),
-        (FunctionConfig { fault_rate: 1.5, ..config("flat") }, "fault_rate"),
-        (FunctionConfig { infeasible_rate: -0.1, ..config("flat") }, "infeasible_rate"),
+        (FunctionConfig { samples: 0, ..config(TestFunction::Flat) }, "samples"),
+        (FunctionConfig { noise: f64::NAN, ..config(TestFunction::Flat) }, "noise"),
+        (FunctionConfig { fault_rate: 1.5, ..config(TestFunction::Flat) }, "fault_rate"),
+        (FunctionConfig { infeasible_rate: -0.1, ..config(TestFunction::Flat) }, "infeasible_rate"),
     ] {
         let error = evaluator(&config).err().unwrap();
         assert!(matches!(error, EvaluateError::Configuration(_)));

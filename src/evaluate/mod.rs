@@ -17,13 +17,13 @@ pub mod command;
 mod fault;
 pub mod function;
 pub mod http;
-mod landscape;
 #[cfg(feature = "native")]
 pub mod native;
 mod pool;
 mod process;
 pub mod protocol;
 pub mod retry;
+mod test_function;
 pub mod types;
 
 use std::num::NonZeroUsize;

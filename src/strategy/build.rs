@@ -10,18 +10,13 @@ use super::nsga2::{self, Nsga2};
 use super::portfolio::{self, Portfolio};
 use super::racing::{Race, Racing};
 use super::random::{Sampling, Source};
-use super::settings::{Settings, refuse};
+use super::settings::Settings;
 use super::soup::{Keep, Passes};
 use super::tpe::{self, Tpe};
 use super::{Content, Landscape, Strategy, StrategyError};
-use crate::config::StrategyConfig;
-use crate::document::nearest;
+use crate::config::{StrategyConfig, StrategyKind};
 use crate::score::ObjectiveTask;
 use crate::space::Genome;
-
-/// The kinds that `[strategy] kind` may name.
-pub const KINDS: [&str; 9] =
-    ["portfolio", "genetic", "cma-es", "tpe", "nsga2", "random", "sobol", "greedy-soup", "uniform-soup"];
 
 /// A point of the search space that stands for a baseline.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,7 +52,7 @@ pub struct Setup {
 /// Builds the strategy of a run: baselines first, then the kind, with the contract checked.
 ///
 /// # Errors
-/// [`StrategyError::Setting`] for unknown kinds and settings, [`StrategyError::NoSpace`] for a search without a space.
+/// [`StrategyError::Setting`] for unknown settings, [`StrategyError::NoSpace`] for a search without a space.
 pub fn build(config: &StrategyConfig, setup: Setup) -> Result<Box<dyn Strategy>, StrategyError> {
     build_raced(config, setup, None)
 }
@@ -75,14 +70,14 @@ pub fn build_raced(
     let genes = landscape.as_ref().map_or(0, |space| space.genes().len());
     let Choice { kind, keep, passes, search } = Choice::read(config, genes)?;
     let greedy = match kind {
-        "greedy-soup" => true,
-        "uniform-soup" => false,
+        StrategyKind::GreedySoup => true,
+        StrategyKind::UniformSoup => false,
         _ => setup.sources <= GREEDY_SOUP_SOURCES,
     };
     let plan = Plan { has_base: setup.has_base, sources: setup.sources, greedy, keep, passes };
     let inner: Option<Box<dyn Strategy>> = match search {
         Some(search) => {
-            let landscape = landscape.ok_or_else(|| StrategyError::NoSpace { kind: kind.to_owned() })?;
+            let landscape = landscape.ok_or(StrategyError::NoSpace { kind })?;
             Some(search.build(landscape, &setup))
         }
         None => None,
@@ -91,13 +86,13 @@ pub fn build_raced(
         Some(race) => inner.map(|inner| Box::new(Racing::new(inner, race)) as Box<dyn Strategy>),
         None => inner,
     };
-    Ok(Box::new(Checked::new(Box::new(Baselines::new(kind, plan, inner)))))
+    Ok(Box::new(Checked::new(Box::new(Baselines::new(kind.name(), plan, inner)))))
 }
 
 /// Checks what can be said of `[strategy]` before anything is opened.
 ///
 /// # Errors
-/// [`StrategyError::Setting`] for unknown kinds and settings.
+/// [`StrategyError::Setting`] for unknown settings.
 pub fn check_settings(config: &StrategyConfig) -> Result<(), StrategyError> {
     // The number of genes decides defaults alone.
     Choice::read(config, 0).map(|_| ())
@@ -105,7 +100,7 @@ pub fn check_settings(config: &StrategyConfig) -> Result<(), StrategyError> {
 
 /// What `[strategy]` says.
 struct Choice {
-    kind: &'static str,
+    kind: StrategyKind,
     keep: Keep,
     passes: Passes,
     /// `None`: the soups are all there is.
@@ -125,22 +120,22 @@ enum Search {
 impl Choice {
     /// `genes` is the number of genes of the search space.
     fn read(config: &StrategyConfig, genes: usize) -> Result<Self, StrategyError> {
-        let kind = kind(&config.kind)?;
+        let kind = config.kind;
         let mut settings = Settings::new(&config.settings);
         let keep = [Keep::Better, Keep::NotWorse][settings.choice("keep", &["better", "not_worse"])?];
         let passes =
             Passes { replacement: settings.truth("replacement", false)?, backward: settings.truth("backward", false)? };
         let search = match kind {
-            "random" => Some(Search::Sampling(Source::Uniform)),
-            "sobol" => Some(Search::Sampling(Source::Sobol)),
-            "genetic" => Some(Search::Genetic(genetic::Parameters::read(&mut settings)?)),
-            "cma-es" => Some(Search::CmaEs(cma_es::Parameters::read(&mut settings)?)),
-            "tpe" => Some(Search::Tpe(tpe::Parameters::read(&mut settings)?)),
-            "nsga2" => Some(Search::Nsga2(nsga2::Parameters::read(&mut settings)?)),
-            "portfolio" => Some(Search::Portfolio(portfolio::Parameters::read(&mut settings, genes)?)),
-            _ => None,
+            StrategyKind::Random => Some(Search::Sampling(Source::Uniform)),
+            StrategyKind::Sobol => Some(Search::Sampling(Source::Sobol)),
+            StrategyKind::Genetic => Some(Search::Genetic(genetic::Parameters::read(&mut settings)?)),
+            StrategyKind::CmaEs => Some(Search::CmaEs(cma_es::Parameters::read(&mut settings)?)),
+            StrategyKind::Tpe => Some(Search::Tpe(tpe::Parameters::read(&mut settings)?)),
+            StrategyKind::Nsga2 => Some(Search::Nsga2(nsga2::Parameters::read(&mut settings)?)),
+            StrategyKind::Portfolio => Some(Search::Portfolio(portfolio::Parameters::read(&mut settings, genes)?)),
+            StrategyKind::GreedySoup | StrategyKind::UniformSoup => None,
         };
-        settings.finish(kind)?;
+        settings.finish(kind.name())?;
         Ok(Self { kind, keep, passes, search })
     }
 }
@@ -158,14 +153,6 @@ impl Search {
     }
 }
 
-fn kind(name: &str) -> Result<&'static str, StrategyError> {
-    if let Some(kind) = KINDS.iter().find(|kind| **kind == name) {
-        return Ok(kind);
-    }
-    let near = nearest(name, KINDS).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
-    Err(refuse("kind", format!("there is no strategy `{name}`{near} (there are {})", KINDS.join(", "))))
-}
-
 #[cfg(test)]
 mod tests {
     use std::f64::consts::TAU;
@@ -176,11 +163,11 @@ mod tests {
     use crate::exit::ExitCode;
     use crate::space::Gene;
 
-    fn config(kind: &str, settings: &str) -> StrategyConfig {
-        StrategyConfig { kind: kind.to_owned(), look_ahead: None, settings: settings.parse().unwrap() }
+    fn config(kind: StrategyKind, settings: &str) -> StrategyConfig {
+        StrategyConfig { kind, look_ahead: None, settings: settings.parse().unwrap() }
     }
 
-    fn refused(kind: &str, settings: &str) -> String {
+    fn refused(kind: StrategyKind, settings: &str) -> String {
         match build(&config(kind, settings), setup(TestSpace::reals(2), 8)) {
             Err(error) => {
                 assert_eq!(error.exit_code(), ExitCode::BadConfiguration);
@@ -191,22 +178,19 @@ mod tests {
     }
 
     #[test]
-    fn unknown_kinds_and_settings_are_refused_with_a_suggestion() {
-        assert!(refused("genetics", "").contains("did you mean `genetic`"));
-        let text = refused("swarm", "");
-        assert!(KINDS.iter().all(|kind| text.contains(kind)), "{text}");
-        assert!(refused("genetic", "populaton = 9").contains("did you mean `population`"));
-        assert!(refused("random", "population = 9").contains("no such setting"));
-        assert!(refused("genetic", "population = 1").contains("from 4"));
+    fn unknown_settings_are_refused_with_a_suggestion() {
+        assert!(refused(StrategyKind::Genetic, "populaton = 9").contains("did you mean `population`"));
+        assert!(refused(StrategyKind::Random, "population = 9").contains("no such setting"));
+        assert!(refused(StrategyKind::Genetic, "population = 1").contains("from 4"));
         let no_space = Setup { landscape: None, ..setup(TestSpace::reals(2), 8) };
-        let error = build(&config("genetic", ""), no_space.clone()).err().unwrap();
+        let error = build(&config(StrategyKind::Genetic, ""), no_space.clone()).err().unwrap();
         assert_eq!(error.exit_code(), ExitCode::BadConfiguration);
-        assert!(build(&config("greedy-soup", "keep = \"not_worse\""), no_space).is_ok());
+        assert!(build(&config(StrategyKind::GreedySoup, "keep = \"not_worse\""), no_space).is_ok());
     }
 
     /// The proposals of a run, in words, and the greedy soup's trace.
     fn baselines(
-        kind: &str,
+        kind: StrategyKind,
         setup: Setup,
         evaluations: u64,
         score: &dyn Fn(&Content) -> f64,
@@ -240,7 +224,7 @@ mod tests {
 
     #[test]
     fn baselines_come_first_and_the_greedy_soup_reuses_known_soups() {
-        let (words, trace) = baselines("greedy-soup", setup(TestSpace::reals(2), 8), 100, &soup_score);
+        let (words, trace) = baselines(StrategyKind::GreedySoup, setup(TestSpace::reals(2), 8), 100, &soup_score);
         let expected = [
             "base base",
             "source 0",
@@ -256,21 +240,22 @@ mod tests {
         assert!(trace.complete);
 
         // With every addition kept, the last step is the uniform soup: known, and not evaluated again.
-        let (words, trace) = baselines("genetic", setup(TestSpace::reals(2), 8), 12, &|content| match content {
-            Content::Soup(members) => members.len() as f64,
-            _ => 0.0,
-        });
+        let (words, trace) =
+            baselines(StrategyKind::Genetic, setup(TestSpace::reals(2), 8), 12, &|content| match content {
+                Content::Soup(members) => members.len() as f64,
+                _ => 0.0,
+            });
         assert_eq!(words.len(), 6, "{words:?}");
         let trace = trace.unwrap();
         assert_eq!((trace.members, trace.score, trace.complete), (vec![0, 1, 2], Some(3.0), true));
 
-        let (words, trace) = baselines("uniform-soup", setup(TestSpace::reals(2), 8), 100, &soup_score);
+        let (words, trace) = baselines(StrategyKind::UniformSoup, setup(TestSpace::reals(2), 8), 100, &soup_score);
         assert_eq!((words.len(), trace), (5, None));
     }
 
     #[test]
     fn a_budget_cuts_the_greedy_soup_visibly() {
-        let (_, trace) = baselines("greedy-soup", setup(TestSpace::reals(2), 8), 6, &soup_score);
+        let (_, trace) = baselines(StrategyKind::GreedySoup, setup(TestSpace::reals(2), 8), 6, &soup_score);
         let trace = trace.unwrap();
         assert!(!trace.complete && trace.steps.is_empty());
     }
@@ -279,15 +264,15 @@ mod tests {
     fn many_sources_are_not_made_a_greedy_soup_unasked() {
         let many = |sources| Setup { sources, has_base: false, seeds: vec![], ..setup(TestSpace::reals(2), 8) };
         let score = |_: &Content| 0.5;
-        assert_eq!(baselines("random", many(17), 40, &score).0.len(), 18);
-        assert_eq!(baselines("random", many(16), 40, &score).0.len(), 17 + 15);
-        assert_eq!(baselines("greedy-soup", many(17), 40, &score).0.len(), 18 + 16);
-        assert_eq!(baselines("random", many(1), 40, &score).0, ["source 0"]);
+        assert_eq!(baselines(StrategyKind::Random, many(17), 40, &score).0.len(), 18);
+        assert_eq!(baselines(StrategyKind::Random, many(16), 40, &score).0.len(), 17 + 15);
+        assert_eq!(baselines(StrategyKind::GreedySoup, many(17), 40, &score).0.len(), 18 + 16);
+        assert_eq!(baselines(StrategyKind::Random, many(1), 40, &score).0, ["source 0"]);
     }
 
     #[test]
     fn nothing_is_proposed_while_a_soup_step_is_open() {
-        let mut strategy = build(&config("greedy-soup", ""), setup(TestSpace::reals(2), 8)).unwrap();
+        let mut strategy = build(&config(StrategyKind::GreedySoup, ""), setup(TestSpace::reals(2), 8)).unwrap();
         for index in 0..5 {
             assert!(matches!(strategy.ask().unwrap(), Ask::Proposal(_)));
             strategy.place(super::super::Placement::Asked { index });
@@ -309,7 +294,7 @@ mod tests {
     }
 
     /// The median over five seeds of the best score after 100 evaluations in eight genes.
-    fn median(kind: &str, settings: &str, function: fn(&[f64]) -> f64) -> f64 {
+    fn median(kind: StrategyKind, settings: &str, function: fn(&[f64]) -> f64) -> f64 {
         let genes: Vec<Gene> = (0..8).map(|gene| real(&format!("x{gene}"))).collect();
         let best = |seed| {
             let landscape: Arc<dyn Landscape> = Arc::new(TestSpace::new(genes.clone()));
@@ -340,11 +325,11 @@ mod tests {
     #[test]
     fn searches_are_far_better_than_chance() {
         for (name, function) in [("sphere", sphere as fn(&[f64]) -> f64), ("rastrigin", rastrigin)] {
-            let random = median("random", "", function);
-            let sobol = median("sobol", "", function);
-            let plain = median("genetic", "surrogate = false", function);
-            let genetic = median("genetic", "", function);
-            let cma_es = median("cma-es", "", function);
+            let random = median(StrategyKind::Random, "", function);
+            let sobol = median(StrategyKind::Sobol, "", function);
+            let plain = median(StrategyKind::Genetic, "surrogate = false", function);
+            let genetic = median(StrategyKind::Genetic, "", function);
+            let cma_es = median(StrategyKind::CmaEs, "", function);
             assert!(cma_es > 0.7 * random, "{name}: cma-es {cma_es}, random {random}");
             // All are errors below zero.
             assert!(plain > 0.7 * random, "{name}: plain {plain}, random {random}");

@@ -436,31 +436,28 @@ fn broken_calls(build: Builder<'_>) -> Result<(), Violation> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{KINDS, build};
+    use super::super::build;
     use super::*;
-    use crate::config::StrategyConfig;
-
-    fn config(kind: &str) -> StrategyConfig {
-        StrategyConfig { kind: kind.to_owned(), look_ahead: None, settings: toml::Table::new() }
-    }
+    use crate::config::{StrategyConfig, StrategyKind};
 
     #[test]
     fn every_kind_conforms() {
-        for kind in KINDS {
-            check(&|setup| build(&config(kind), setup)).unwrap_or_else(|violation| panic!("{kind}: {violation}"));
+        for kind in StrategyKind::ALL {
+            let config = StrategyConfig { kind, ..StrategyConfig::default() };
+            check(&|setup| build(&config, setup)).unwrap_or_else(|violation| panic!("{kind}: {violation}"));
         }
     }
 
     #[test]
     fn options_conform_as_well() {
         for (kind, settings) in [
-            ("genetic", "niching = true"),
-            ("greedy-soup", "backward = true"),
-            ("greedy-soup", "replacement = true\nbackward = true"),
-            ("nsga2", "groups = 3"),
-            ("portfolio", "least = 0.25\nstart = 0"),
+            (StrategyKind::Genetic, "niching = true"),
+            (StrategyKind::GreedySoup, "backward = true"),
+            (StrategyKind::GreedySoup, "replacement = true\nbackward = true"),
+            (StrategyKind::Nsga2, "groups = 3"),
+            (StrategyKind::Portfolio, "least = 0.25\nstart = 0"),
         ] {
-            let config = StrategyConfig { settings: settings.parse().unwrap(), ..config(kind) };
+            let config = StrategyConfig { kind, look_ahead: None, settings: settings.parse().unwrap() };
             check(&|setup| build(&config, setup)).unwrap_or_else(|violation| panic!("{kind}: {violation}"));
         }
     }

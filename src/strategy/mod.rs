@@ -29,10 +29,11 @@ mod tpe;
 use std::collections::BTreeMap;
 
 pub use baselines::baseline_contents;
-pub use build::{KINDS, SeedGenome, Setup, build, build_raced, check_settings};
+pub use build::{SeedGenome, Setup, build, build_raced, check_settings};
 pub use racing::{ONE_REFERENCE_IN, PROMOTION, Race};
 pub use soup::{SoupRemoval, SoupStep, SoupTrace};
 
+use crate::config::StrategyKind;
 use crate::evaluate::TaskScores;
 use crate::exit::ExitCode;
 use crate::space::{Gene, Genome};
@@ -189,7 +190,7 @@ pub enum StrategyError {
     #[error("the strategy was asked again before its last proposal was placed")]
     NotPlaced,
     #[error("run file: strategy `{kind}` searches a space, and there is no `[space]`")]
-    NoSpace { kind: String },
+    NoSpace { kind: StrategyKind },
     #[error("run file: `strategy.{key}`: {reason}")]
     Setting { key: String, reason: String },
 }

@@ -4,7 +4,7 @@ use super::super::Setup;
 use super::super::build::build_raced;
 use super::super::conformance::{TestSpace, check, setup};
 use super::*;
-use crate::config::StrategyConfig;
+use crate::config::{StrategyConfig, StrategyKind};
 use crate::evaluate::{MetricValue, PerSample, SampleId};
 use crate::score::ObjectiveTask;
 
@@ -15,8 +15,8 @@ fn race() -> Race {
     Race { fidelities: vec![1.0 / 16.0, 0.25, 1.0], keep: 0.25, objective: Objective { tasks: vec![task] }, seed: 7 }
 }
 
-fn config(kind: &str) -> StrategyConfig {
-    StrategyConfig { kind: kind.to_owned(), look_ahead: None, settings: toml::Table::new() }
+fn config(kind: StrategyKind) -> StrategyConfig {
+    StrategyConfig { kind, ..StrategyConfig::default() }
 }
 
 /// 0/1 answers to the first questions; question `j` is answered when the ability is above a fixed number.
@@ -46,11 +46,11 @@ fn answer(content: &Content, index: u64, fidelity: f64) -> Outcome {
 }
 
 /// Runs a raced strategy, every outcome told `late` proposals later.
-fn run(kind: &str, evaluations: u64, late: u64) -> Vec<(Proposal, Outcome)> {
+fn run(kind: StrategyKind, evaluations: u64, late: u64) -> Vec<(Proposal, Outcome)> {
     run_seeded(kind, evaluations, late, 7)
 }
 
-fn run_seeded(kind: &str, evaluations: u64, late: u64, seed: u64) -> Vec<(Proposal, Outcome)> {
+fn run_seeded(kind: StrategyKind, evaluations: u64, late: u64, seed: u64) -> Vec<(Proposal, Outcome)> {
     let setup = Setup { seed, ..setup(TestSpace::reals(4), late as usize) };
     let mut strategy = build_raced(&config(kind), setup, Some(race())).unwrap();
     let mut rows: Vec<(Proposal, Outcome)> = Vec::new();
@@ -83,7 +83,7 @@ fn run_seeded(kind: &str, evaluations: u64, late: u64, seed: u64) -> Vec<(Propos
 
 #[test]
 fn raced_strategies_conform() {
-    for kind in ["genetic", "random", "cma-es"] {
+    for kind in [StrategyKind::Genetic, StrategyKind::Random, StrategyKind::CmaEs] {
         check(&|setup| build_raced(&config(kind), setup, Some(race())))
             .unwrap_or_else(|found| panic!("{kind}: {found}"));
     }
@@ -91,7 +91,7 @@ fn raced_strategies_conform() {
 
 #[test]
 fn candidates_start_small_and_climb_rung_by_rung() {
-    let rows = run("random", 300, 8);
+    let rows = run(StrategyKind::Random, 300, 8);
     let baselines = rows.iter().take_while(|(proposal, _)| !matches!(proposal.content, Content::Genome(_))).count();
     assert!(rows[..baselines].iter().all(|(proposal, _)| proposal.fidelity == 1.0));
     let mut count = [0usize; 3];
@@ -127,7 +127,7 @@ fn a_race_finds_more_for_the_same_samples() {
     };
     let (mut race_best, mut uniform_best) = (0.0, 0.0);
     for seed in 1..=12 {
-        let rows = run_seeded("random", 400, 8, seed);
+        let rows = run_seeded(StrategyKind::Random, 400, 8, seed);
         let full = rows.iter().filter(|row| row.0.fidelity == 1.0).filter_map(|row| row.1.objective);
         race_best += full.fold(0.0, f64::max);
         // The same strategy without a race spends all samples on full evaluations: the first of the very same candidates.

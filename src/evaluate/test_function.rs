@@ -1,41 +1,17 @@
-//! Closed-form landscapes over `[0, 1]^d` with values in `[0, 1]`, 1 at one interior optimum (everywhere, for the flat
+//! Test functions: closed-form landscapes over `[0, 1]^d` with values in `[0, 1]`, 1 at one interior optimum (everywhere, for the flat
 //! one). The usual test functions of the optimization literature, moved to the optimum and turned so that higher is
 //! better.
 
 use std::f64::consts::{E, TAU};
 
-/// Names in the run file, in the order of messages.
-pub(super) const NAMES: [&str; 6] = ["sphere", "rastrigin", "rosenbrock", "ackley", "plateau", "flat"];
+use crate::config::TestFunction;
 
 /// The value of a flat landscape.
 const FLAT: f64 = 0.5;
 
-/// The shape of a landscape.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Landscape {
-    /// One bowl.
-    Sphere,
-    /// A bowl full of small bowls.
-    Rastrigin,
-    /// A curved valley.
-    Rosenbrock,
-    /// A plain with dents and one deep hole.
-    Ackley,
-    /// A bowl cut off above and below: saturated near the optimum, without a slope far from it.
-    Plateau,
-    /// The same everywhere.
-    Flat,
-}
-
-impl Landscape {
-    pub fn from_name(name: &str) -> Option<Self> {
-        use Landscape::{Ackley, Flat, Plateau, Rastrigin, Rosenbrock, Sphere};
-        let all = [Sphere, Rastrigin, Rosenbrock, Ackley, Plateau, Flat];
-        NAMES.iter().position(|known| *known == name).map(|index| all[index])
-    }
-
+impl TestFunction {
     /// The value at `genome`, which has at least one gene and as many as `optimum`.
-    pub fn value(self, genome: &[f64], optimum: &[f64]) -> f64 {
+    pub(super) fn value(self, genome: &[f64], optimum: &[f64]) -> f64 {
         let offsets = || genome.iter().zip(optimum).map(|(gene, best)| gene - best);
         let mean = |term: &dyn Fn(f64) -> f64| offsets().map(term).sum::<f64>() / genome.len() as f64;
         let bowl = || 1.0 - mean(&|z| z * z);
@@ -73,25 +49,18 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    #[test]
-    fn every_name_is_a_landscape() {
-        assert!(NAMES.iter().all(|name| Landscape::from_name(name).is_some()));
-        assert_eq!(Landscape::from_name("hill"), None);
-    }
-
     proptest! {
         #[test]
         fn values_are_in_range_and_best_at_the_optimum(
             points in (1usize..8).prop_flat_map(|d| (prop::collection::vec(0.0..=1.0f64, d), prop::collection::vec(0.2..0.8f64, d))),
         ) {
             let (genome, optimum) = points;
-            for name in NAMES {
-                let landscape = Landscape::from_name(name).unwrap();
-                let value = landscape.value(&genome, &optimum);
-                let best = landscape.value(&optimum, &optimum);
-                prop_assert!((0.0..=1.0).contains(&value), "{name}: {value}");
-                prop_assert!(value <= best + 1e-12, "{name}: {value} > {best}");
-                prop_assert!(name == "flat" || (best - 1.0).abs() < 1e-12, "{name}: {best}");
+            for function in TestFunction::ALL {
+                let value = function.value(&genome, &optimum);
+                let best = function.value(&optimum, &optimum);
+                prop_assert!((0.0..=1.0).contains(&value), "{function}: {value}");
+                prop_assert!(value <= best + 1e-12, "{function}: {value} > {best}");
+                prop_assert!(function == TestFunction::Flat || (best - 1.0).abs() < 1e-12, "{function}: {best}");
             }
         }
     }
