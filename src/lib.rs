@@ -25,6 +25,7 @@ pub mod exit;
 pub mod files;
 pub mod ledger;
 pub mod merge;
+mod natural_order;
 mod python_json;
 pub mod random;
 pub mod recipe;

@@ -1,7 +1,7 @@
-//! Memory-mapped files, and what only the system's own calls can do with files. The only place of this room with `unsafe`.
+//! Memory-mapped files, and what only the system's own calls can do with files.
 //!
 //! A file that another process truncates while it is mapped raises SIGBUS on the next access: no read-only mapping can
-//! prevent that. What evomerge itself writes is never truncated in place (it goes to a new file and is renamed), and
+//! prevent that (see [`super::bus_error`]). What evomerge itself writes is never truncated in place (it goes to a new file and is renamed), and
 //! headers and hashes are read with ordinary reads; [`MappedFile::verify_unchanged`] finds a file that was rewritten.
 //!
 //! `MADV_SEQUENTIAL` is not given for mappings: it maps no pages around a fault, which made a scan of cached weights two to
@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
+use super::bus_error::{self, Registered};
 use super::error::CheckpointError;
 
 /// What tells one content of a file from another without reading it.
@@ -60,6 +61,8 @@ pub(super) fn open_regular(path: &Path) -> Result<(File, FileIdentity), Checkpoi
 pub(super) struct MappedFile {
     path: PathBuf,
     identity: FileIdentity,
+    /// Leaves the list before the mapping goes.
+    _registered: Registered,
     map: Mmap,
 }
 
@@ -74,7 +77,8 @@ impl MappedFile {
         // byte is a valid `u8` and no reference of another type is made from the mapping.
         let map = unsafe { memmap2::MmapOptions::new().len(length).map(file) }.map_err(failed)?;
         advise_huge_pages(&map);
-        Ok(Self { path: path.to_owned(), identity, map })
+        let registered = bus_error::register(path, &map);
+        Ok(Self { path: path.to_owned(), identity, _registered: registered, map })
     }
 
     pub(super) fn path(&self) -> &Path {

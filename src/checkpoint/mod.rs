@@ -4,6 +4,7 @@
 //! Nothing that a checkpoint says is believed before it is checked, and no code is ever loaded from one.
 
 mod adapter;
+mod bus_error;
 mod compatibility;
 mod content;
 mod directory;
@@ -25,6 +26,7 @@ mod spare;
 mod writer;
 
 pub use adapter::{Factor, LowRank, is_adapter_folder};
+pub use bus_error::explain_file_signals;
 pub use compatibility::compare;
 pub use content::ContentIds;
 pub use directory::{CONFIG_FILE, INDEX_FILE, SINGLE_FILE};

@@ -8,6 +8,7 @@ use super::directory::{SINGLE_FILE, is_shard_name};
 use super::error::quote;
 use super::header::{LENGTH_BYTES, MAX_RANK, METADATA_KEY, byte_length};
 use super::model::Shard;
+use crate::natural_order::natural_order;
 
 /// A tensor to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,7 +67,7 @@ pub fn base_layout(base: &[Shard], mut tensors: Vec<OutputTensor>) -> Vec<Output
         .enumerate()
         .flat_map(|(index, shard)| shard.tensors.iter().map(move |name| (name.as_str(), index)))
         .collect();
-    tensors.sort_by_cached_key(|tensor| natural(&tensor.name));
+    tensors.sort_by(|a, b| natural_order(&a.name, &b.name));
     let mut place = tensors.iter().find_map(|tensor| places.get(tensor.name.as_str()).copied()).unwrap_or(0);
     let mut files: Vec<Vec<OutputTensor>> = base.iter().map(|_| Vec::new()).collect();
     if files.is_empty() {
@@ -97,26 +98,6 @@ fn named(files: Vec<Vec<OutputTensor>>) -> Vec<OutputFile> {
             OutputFile { name, tensors }
         })
         .collect()
-}
-
-/// Sorting key in which runs of digits compare as numbers.
-fn natural(name: &str) -> Vec<(String, u64)> {
-    let mut parts = vec![(String::new(), 0u64)];
-    let mut in_number = false;
-    for character in name.chars() {
-        match (character.to_digit(10), parts.last_mut()) {
-            (Some(digit), Some((_, number))) => {
-                *number = number.saturating_mul(10).saturating_add(u64::from(digit));
-                in_number = true;
-            }
-            (None, Some((text, _))) if !in_number => text.push(character),
-            _ => {
-                parts.push((String::from(character), 0));
-                in_number = false;
-            }
-        }
-    }
-    parts
 }
 
 /// Where a tensor's bytes go.

@@ -18,6 +18,7 @@ mod status;
 
 use clap::Parser as _;
 
+use crate::checkpoint::explain_file_signals;
 use crate::exit::ExitCode;
 use arguments::{Arguments, Command};
 use error::CliError;
@@ -35,6 +36,7 @@ pub fn main() -> ExitCode {
     };
     let output = Output::new(&arguments.common);
     allow_many_files();
+    explain_file_signals();
     match std::panic::catch_unwind(|| dispatch(&arguments.command, output)) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {

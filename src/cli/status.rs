@@ -1,125 +1,206 @@
 //! `evomerge status`: reads the ledger beside a search that may be running.
 
+use std::path::Path;
 use std::time::Duration;
+
+use serde_json::{Value, json};
 
 use super::arguments::Status;
 use super::duration::human;
 use super::error::CliError;
 use super::output::Output;
 use crate::exit::ExitCode;
-use crate::ledger::Ledger;
+use crate::ledger::{AskedRecord, Ledger};
 use crate::search::{RunFolder, Standings, best_record, repeats_alarm};
 
 pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliError> {
-    let ledger = Ledger::open_for_reading(&arguments.results.join("ledger.sqlite"))?;
-    let fact = |key: &str| ledger.fact(key).map(Option::unwrap_or_default);
-    // In this order: a search that is running asks before it is told.
-    let told = ledger.all_told_in_short()?;
-    let asked = ledger.all_asked()?;
-    let count = |status: &str| told.values().filter(|record| record.status == status).count();
-    let running = RunFolder::is_locked(&arguments.results);
-    let last = |kind: &str| ledger.events(kind).map(|events| events.last().cloned());
-    let begun = last("started")?;
-    // A start that came after it was killed.
-    let stopped = last("stopped")?.filter(|event| begun.as_ref().is_none_or(|begun| event.sequence > begun.sequence));
-    let state = match &stopped {
-        _ if running => "running".to_string(),
-        Some(event) => event
-            .payload
-            .get("reason")
-            .map(|reason| format!("finished: {}", reason.as_str().unwrap_or_default()))
-            .unwrap_or_else(|| {
-                let error = event.payload.get("error").and_then(|error| error.as_str()).unwrap_or_default();
-                format!("stopped: {error}")
-            }),
-        None => "killed; the same command continues it".to_string(),
-    };
-    let best = best_record(&ledger)?;
-    let standings = Standings::of(&ledger)?.in_short()?;
-    let baseline = asked
-        .iter()
-        .filter(|record| record.is_baseline())
-        .filter_map(|record| Some((record, standings.get(&record.index)?.objective?)))
-        .reduce(|best, next| if next.1 > best.1 { next } else { best });
-    let attempts = ledger.events("attempted")?;
-    let faults = attempts.iter().filter(|event| !event.payload["attempt"]["fault"].is_null()).count();
-    let active = fact("active_seconds")?.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    let active = active.unwrap_or_default();
-    let verdict = std::fs::read_to_string(arguments.results.join("verdict.json"))
-        .ok()
-        .and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
-
-    let mut text = format!("{}: {state}\n", fact("run_name")?);
-    text.push_str(&format!(
-        "evaluations  {} finished ({} infeasible, {} failed), {} asked for and open\n",
-        told.len(),
-        count("infeasible"),
-        count("failed"),
-        asked.len().saturating_sub(told.len())
-    ));
-    let limits = begun.as_ref().map(|event| event.payload["budget"].clone()).unwrap_or_default();
-    let left = left(&limits, told.len(), active);
-    if let Some(budget) = describe_budget(&limits, left.filter(|_| running)) {
-        text.push_str(&format!("budget       {budget}\n"));
-    }
-    text.push_str(&format!("active       {}\n", human(active)));
-    if let Some((record, outcome)) = &best {
-        let objective = outcome.objective.unwrap_or(f64::NAN);
-        text.push_str(&format!(
-            "best         {objective:.4}  {} ({}, evaluation {})\n",
-            record.candidate_id, record.origin, record.index
-        ));
-    }
-    if let Some((record, objective)) = &baseline {
-        text.push_str(&format!("baseline     {objective:.4}  {} ({})\n", record.candidate_id, record.origin));
-    }
-    text.push_str(&format!("attempts     {} ({faults} failed)\n", attempts.len()));
-    // In a running search the alarms of the verdict are still to come.
-    let alarms: Vec<serde_json::Value> = match verdict.as_ref().and_then(|verdict| verdict["alarms"].as_array()) {
-        Some(alarms) if !running => alarms.clone(),
-        _ => repeats_alarm(&ledger)?.iter().filter_map(|alarm| serde_json::to_value(alarm).ok()).collect(),
-    };
-    if let Some(sentence) = verdict.as_ref().and_then(|verdict| verdict["sentence"].as_str()) {
-        let age = if stopped.is_none() || running { "(from before the search went on) " } else { "" };
-        text.push_str(&format!("verdict      {age}{sentence}\n"));
-    }
-    let repeats = ledger.all_repeats()?.len();
-    if repeats > 0 {
-        text.push_str(&format!("again        {repeats} scored again\n"));
-    }
-    for message in alarms.iter().filter_map(|alarm| alarm["message"].as_str()) {
-        text.push_str(&format!("warning      {message}\n"));
-    }
-    let json = serde_json::json!({
-        "name": fact("run_name")?,
-        "running": running,
-        "state": state,
-        "asked": asked.len(),
-        "finished": told.len(),
-        "scored": count("scored"),
-        "infeasible": count("infeasible"),
-        "failed": count("failed"),
-        "active_s": active.as_secs_f64(),
-        "budget": limits,
-        "left_s": left.map(|left| left.as_secs_f64()),
-        "best": best.as_ref().map(|(record, outcome)| serde_json::json!({
-            "candidate_id": record.candidate_id, "index": record.index, "origin": record.origin,
-            "objective": outcome.objective })),
-        "best_baseline": baseline.map(|(record, objective)| serde_json::json!({
-            "candidate_id": record.candidate_id, "index": record.index, "origin": record.origin,
-            "objective": objective })),
-        "attempts": attempts.len(),
-        "failed_attempts": faults,
-        "scored_again": repeats,
-        "alarms": alarms,
-        "verdict": verdict,
-    });
-    output.result(&text, &json)?;
+    let summary = Summary::read(&arguments.results)?;
+    output.result(&summary.text(), &summary.json())?;
     Ok(ExitCode::Done)
 }
 
+/// What a run's folder says of the run.
+struct Summary {
+    name: String,
+    running: bool,
+    /// In words: running, finished, stopped or killed.
+    state: String,
+    counts: Counts,
+    active: Duration,
+    /// The run file's `[budget]` at the latest start.
+    limits: Value,
+    best: Option<Scored>,
+    baseline: Option<Scored>,
+    attempts: usize,
+    failed_attempts: usize,
+    scored_again: usize,
+    alarms: Vec<Value>,
+    verdict: Option<Value>,
+    /// Whether the search went on after the verdict.
+    verdict_is_old: bool,
+}
+
+/// Evaluations.
+struct Counts {
+    asked: usize,
+    finished: usize,
+    scored: usize,
+    infeasible: usize,
+    failed: usize,
+}
+
+/// A candidate and its score.
+struct Scored {
+    candidate_id: String,
+    index: u64,
+    origin: String,
+    objective: Option<f64>,
+}
+
+impl Scored {
+    fn new(record: &AskedRecord, objective: Option<f64>) -> Self {
+        let (candidate_id, origin) = (record.candidate_id.clone(), record.origin.clone());
+        Self { candidate_id, index: record.index, origin, objective }
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "candidate_id": self.candidate_id, "index": self.index, "origin": self.origin, "objective": self.objective,
+        })
+    }
+}
+
+impl Summary {
+    fn read(results: &Path) -> Result<Self, CliError> {
+        let ledger = Ledger::open_for_reading(&results.join("ledger.sqlite"))?;
+        let fact = |key: &str| ledger.fact(key).map(Option::unwrap_or_default);
+        // In this order: a search that is running asks before it is told.
+        let told = ledger.all_told_in_short()?;
+        let asked = ledger.all_asked()?;
+        let count = |status: &str| told.values().filter(|record| record.status == status).count();
+        let counts = Counts {
+            asked: asked.len(),
+            finished: told.len(),
+            scored: count("scored"),
+            infeasible: count("infeasible"),
+            failed: count("failed"),
+        };
+        let running = RunFolder::is_locked(results);
+        let begun = ledger.events("started")?.pop();
+        // A start that came after it was killed.
+        let stopped = ledger.events("stopped")?.pop();
+        let stopped = stopped.filter(|event| begun.as_ref().is_none_or(|begun| event.sequence > begun.sequence));
+        let attempts = ledger.events("attempted")?;
+        let active = fact("active_seconds")?.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let verdict = std::fs::read_to_string(results.join("verdict.json"))
+            .ok()
+            .and_then(|text| serde_json::from_str::<Value>(&text).ok());
+        // In a running search the alarms of the verdict are still to come.
+        let alarms = match verdict.as_ref().and_then(|verdict| verdict["alarms"].as_array()) {
+            Some(alarms) if !running => alarms.clone(),
+            _ => repeats_alarm(&ledger)?.iter().filter_map(|alarm| serde_json::to_value(alarm).ok()).collect(),
+        };
+        Ok(Self {
+            name: fact("run_name")?,
+            running,
+            state: describe_state(running, stopped.as_ref().map(|event| &event.payload)),
+            counts,
+            active: active.unwrap_or_default(),
+            limits: begun.map(|event| event.payload["budget"].clone()).unwrap_or_default(),
+            best: best_record(&ledger)?.map(|(record, outcome)| Scored::new(&record, outcome.objective)),
+            baseline: best_baseline(&ledger, &asked)?,
+            failed_attempts: attempts.iter().filter(|event| !event.payload["attempt"]["fault"].is_null()).count(),
+            attempts: attempts.len(),
+            scored_again: ledger.all_repeats()?.len(),
+            alarms,
+            verdict,
+            verdict_is_old: stopped.is_none() || running,
+        })
+    }
+
+    fn left(&self) -> Option<Duration> {
+        left(&self.limits, self.counts.finished, self.active)
+    }
+
+    fn text(&self) -> String {
+        let Counts { asked, finished, infeasible, failed, .. } = self.counts;
+        let open = asked.saturating_sub(finished);
+        let mut lines = vec![
+            format!("{}: {}", self.name, self.state),
+            format!(
+                "evaluations  {finished} finished ({infeasible} infeasible, {failed} failed), {open} asked for and open"
+            ),
+        ];
+        let budget = describe_budget(&self.limits, self.left().filter(|_| self.running));
+        lines.extend(budget.map(|budget| format!("budget       {budget}")));
+        lines.push(format!("active       {}", human(self.active)));
+        if let Some(Scored { candidate_id, index, origin, objective }) = &self.best {
+            let objective = objective.unwrap_or(f64::NAN);
+            lines.push(format!("best         {objective:.4}  {candidate_id} ({origin}, evaluation {index})"));
+        }
+        if let Some(Scored { candidate_id, origin, objective: Some(objective), .. }) = &self.baseline {
+            lines.push(format!("baseline     {objective:.4}  {candidate_id} ({origin})"));
+        }
+        lines.push(format!("attempts     {} ({} failed)", self.attempts, self.failed_attempts));
+        if let Some(sentence) = self.verdict.as_ref().and_then(|verdict| verdict["sentence"].as_str()) {
+            let age = if self.verdict_is_old { "(from before the search went on) " } else { "" };
+            lines.push(format!("verdict      {age}{sentence}"));
+        }
+        if self.scored_again > 0 {
+            lines.push(format!("again        {} scored again", self.scored_again));
+        }
+        let messages = self.alarms.iter().filter_map(|alarm| alarm["message"].as_str());
+        lines.extend(messages.map(|message| format!("warning      {message}")));
+        lines.join("\n") + "\n"
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "name": self.name,
+            "running": self.running,
+            "state": self.state,
+            "asked": self.counts.asked,
+            "finished": self.counts.finished,
+            "scored": self.counts.scored,
+            "infeasible": self.counts.infeasible,
+            "failed": self.counts.failed,
+            "active_s": self.active.as_secs_f64(),
+            "budget": self.limits,
+            "left_s": self.left().map(|left| left.as_secs_f64()),
+            "best": self.best.as_ref().map(Scored::json),
+            "best_baseline": self.baseline.as_ref().map(Scored::json),
+            "attempts": self.attempts,
+            "failed_attempts": self.failed_attempts,
+            "scored_again": self.scored_again,
+            "alarms": self.alarms,
+            "verdict": self.verdict,
+        })
+    }
+}
+
+/// `stopped` is what the latest start left behind, unless it was killed.
+fn describe_state(running: bool, stopped: Option<&Value>) -> String {
+    match stopped {
+        _ if running => "running".to_owned(),
+        Some(stopped) => match stopped.get("reason") {
+            Some(reason) => format!("finished: {}", reason.as_str().unwrap_or_default()),
+            None => format!("stopped: {}", stopped["error"].as_str().unwrap_or_default()),
+        },
+        None => "killed; the same command continues it".to_owned(),
+    }
+}
+
+/// The baseline with the highest score; the first among equals.
+fn best_baseline(ledger: &Ledger, asked: &[AskedRecord]) -> Result<Option<Scored>, CliError> {
+    let standings = Standings::of(ledger)?.in_short()?;
+    let scores = asked.iter().filter(|record| record.is_baseline());
+    let scores = scores.filter_map(|record| Some((record, standings.get(&record.index)?.objective?)));
+    let best = scores.reduce(|best, next| if next.1 > best.1 { next } else { best });
+    Ok(best.map(|(record, objective)| Scored::new(record, Some(objective))))
+}
+
 /// The active time that the budget leaves, at the pace so far; `None` where nothing says.
-fn left(limits: &serde_json::Value, finished: usize, active: Duration) -> Option<Duration> {
+fn left(limits: &Value, finished: usize, active: Duration) -> Option<Duration> {
     let by_clock = limits["wall_clock_s"].as_f64().map(|limit| (limit - active.as_secs_f64()).max(0.0));
     let by_count = limits["evaluations"].as_u64().filter(|_| finished > 0).map(|limit| {
         let open = limit.saturating_sub(finished as u64);
@@ -132,7 +213,7 @@ fn left(limits: &serde_json::Value, finished: usize, active: Duration) -> Option
     seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
 }
 
-fn describe_budget(limits: &serde_json::Value, left: Option<Duration>) -> Option<String> {
+fn describe_budget(limits: &Value, left: Option<Duration>) -> Option<String> {
     let mut parts = Vec::new();
     parts.extend(limits["evaluations"].as_u64().map(|limit| format!("{limit} evaluations")));
     parts.extend(limits["samples"].as_u64().map(|limit| format!("{limit} samples")));
@@ -148,11 +229,10 @@ fn describe_budget(limits: &serde_json::Value, left: Option<Duration>) -> Option
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn the_first_limit_that_the_pace_reaches_says_what_is_left() {
-        let after = |limits: serde_json::Value| left(&limits, 20, Duration::from_secs(100)).map(|left| left.as_secs());
+        let after = |limits: Value| left(&limits, 20, Duration::from_secs(100)).map(|left| left.as_secs());
         assert_eq!(after(json!({ "evaluations": 50 })), Some(150));
         assert_eq!(after(json!({ "evaluations": 50, "wall_clock_s": 160.0 })), Some(60));
         assert_eq!(after(json!({ "evaluations": 10, "wall_clock_s": 60.0 })), Some(0));

@@ -1,12 +1,12 @@
 //! `[models]`: where the models are and what they are called.
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
 use super::{ModelSource, ModelsConfig};
 use crate::checkpoint::{is_adapter_folder, resolve_location};
 use crate::document::{Content, Field, FieldError};
+use crate::natural_order::natural_order;
 
 pub(super) fn read(field: &Field<'_>, directory: &Path) -> Result<ModelsConfig, FieldError> {
     let mut fields = field.fields()?;
@@ -227,35 +227,6 @@ fn matches_pattern(name: &str, pattern: &str) -> bool {
         }
     }
     reached[name.len()]
-}
-
-/// Numbers inside names compare by value: `run-2` before `run-10`.
-fn natural_order(a: &str, b: &str) -> Ordering {
-    let (mut left, mut right) = (a, b);
-    loop {
-        let (Some(x), Some(y)) = (left.chars().next(), right.chars().next()) else {
-            return left.len().cmp(&right.len()).then_with(|| a.cmp(b));
-        };
-        if x.is_ascii_digit() && y.is_ascii_digit() {
-            let (number, rest) = split_number(left);
-            let (other, other_rest) = split_number(right);
-            let order = number.len().cmp(&other.len()).then_with(|| number.cmp(other));
-            if order != Ordering::Equal {
-                return order;
-            }
-            (left, right) = (rest, other_rest);
-        } else if x == y {
-            (left, right) = (&left[x.len_utf8()..], &right[y.len_utf8()..]);
-        } else {
-            return x.cmp(&y);
-        }
-    }
-}
-
-/// The digits at the start without leading zeros, and what follows.
-fn split_number(text: &str) -> (&str, &str) {
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    (text[..end].trim_start_matches('0'), &text[end..])
 }
 
 /// Names every model after its folder (that of its adapter, where it has one), with as many parents in front as it takes to be unique.
