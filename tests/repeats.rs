@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use evomerge::ledger::{Ledger, RepeatRecord};
+use evomerge::ledger::{Ledger, RepeatPurpose, RepeatRecord};
 use fault_server::{FaultServer, Reply, capabilities};
 use runs::{SPACE, Scratch, TASKS, cell, command, stderr};
 use serde_json::{Value, json};
@@ -240,7 +240,7 @@ fn a_sentinel_that_drifts_raises_an_alarm_and_changes_no_proposal() {
     // At 6, 12 and 18 of 20 evaluations.
     let soup = scratch.trials("results", "run")[3].clone();
     assert_eq!(cell(&soup, "origin"), "uniform_soup");
-    assert!(made.iter().all(|repeat| repeat.index == 3 && repeat.purpose == "sentinel"));
+    assert!(made.iter().all(|repeat| repeat.index == 3 && repeat.purpose == RepeatPurpose::Sentinel));
     assert_eq!(made.iter().map(|repeat| repeat.replicate).collect::<Vec<_>>(), [2, 3, 4]);
     assert_eq!(made.iter().map(|repeat| repeat.alarm.is_null()).collect::<Vec<_>>(), [true, false, false]);
     let alarms = report["alarms"].as_array().unwrap();
@@ -273,7 +273,7 @@ fn a_sentinel_is_quiet_where_only_chance_is_at_work() {
     let report = scratch.search(&run_file, &["--results", "calm"]);
     assert_eq!(report["alarms"], json!([]));
     let made = repeats(&scratch, "calm");
-    let sentinels = made.iter().filter(|repeat| repeat.purpose == "sentinel").count();
+    let sentinels = made.iter().filter(|repeat| repeat.purpose == RepeatPurpose::Sentinel).count();
     assert!((14..=15).contains(&sentinels), "{sentinels}");
     assert_eq!(made.len() - sentinels, 6, "five finalists and the best baseline, which was none of them");
 

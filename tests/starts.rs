@@ -112,3 +112,58 @@ fn another_configuration_of_a_model_is_a_change() {
     let second = scratch.search(&scratch.path("run.toml"), &[]);
     assert_eq!((&first["evaluations"], &second["evaluations"]), (&serde_json::json!(5), &serde_json::json!(6)));
 }
+
+#[test]
+fn decisions_of_the_first_start_that_cannot_be_read_are_bad_data() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 12, SPHERE, &format!("{SPACE}{TASKS}"));
+    scratch.search(&run_file, &[]);
+    let ledger = rusqlite::Connection::open(scratch.path("results/run/ledger.sqlite")).unwrap();
+    let set = |key: &str, value: &str| {
+        ledger.execute("UPDATE facts SET value = ?2 WHERE key = ?1", [key, value]).unwrap();
+    };
+    for (key, wrong) in [("look_ahead", "x"), ("planned_evaluations", "-1"), ("racing", "{")] {
+        let right: String = ledger.query_row("SELECT value FROM facts WHERE key = ?1", [key], |row| row.get(0)).unwrap();
+        set(key, wrong);
+        let output = scratch.evomerge(&["search", run_file.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(65), "{key}: {}", stderr(&output));
+        assert!(stderr(&output).contains(&format!("`{key}` cannot be read")), "{}", stderr(&output));
+        set(key, &right);
+    }
+    scratch.search(&run_file, &[]);
+}
+
+#[test]
+fn a_race_of_a_program_that_knows_no_sizes_counts_its_limit() {
+    let scratch = Scratch::new();
+    let zoo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("evals/digits/tasks");
+    let text = format!(
+        r#"
+name = "run"
+[models]
+base = "{0}/base"
+sources = ["{0}/expert-fog", "{0}/expert-uci"]
+[space]
+method = "linear"
+[space.genes]
+weight = {{ low = 0.0, high = 1.0, per = ["model"] }}
+[budget]
+samples = 4000
+[racing]
+rungs = 2
+[evaluator]
+kind = "command"
+argv = ["false", "{{result_file}}"]
+[[tasks]]
+name = "one"
+metric = "accuracy"
+limit = 80
+"#,
+        zoo.display()
+    );
+    std::fs::write(scratch.path("run.toml"), text).unwrap();
+    let output = scratch.evomerge(&["check", "run.toml"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(said.contains("rungs of 20, 80 samples"), "{said}");
+}

@@ -5,23 +5,29 @@ use super::error::CliError;
 use super::merge::{OpenModels, materialize};
 use super::output::Output;
 use crate::exit::ExitCode;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, fact};
 use crate::merge::{MergeOptions, MergerOptions};
 use crate::recipe::RecipeFile;
-use crate::search::{export_record, model_card};
+use crate::search::{RunFolder, export_record, model_card};
 
 pub(super) fn run(arguments: &Export, output: Output) -> Result<ExitCode, CliError> {
-    let ledger = Ledger::open_for_reading(&arguments.results.join("ledger.sqlite"))?;
+    let path = RunFolder::ledger_in(&arguments.results);
+    let ledger = Ledger::open_for_reading(&path)?;
     let (asked, told) = export_record(&ledger, arguments.candidate.as_deref())?;
     let RecipeFile { recipe, content_ids, .. } = RecipeFile::from_toml(&asked.recipe)?;
     // Recipes of a run name their models absolutely; the folder only matters for Hugging Face ids.
     let models = OpenModels::open(&recipe, &arguments.results)?;
     models.check_content(&content_ids, &arguments.results)?;
-    models.refuse_to_replace(&arguments.out, &arguments.results.join("ledger.sqlite"))?;
+    models.refuse_to_replace(&arguments.out, &path)?;
     let merger = models.merger(MergerOptions::default())?;
-    let verdict = std::fs::read_to_string(arguments.results.join("verdict.json")).ok();
-    let card =
-        model_card(&ledger.fact("run_name")?.unwrap_or_default(), &asked, told.as_ref(), &recipe, verdict.as_deref());
+    let verdict = std::fs::read_to_string(RunFolder::verdict_in(&arguments.results)).ok();
+    let card = model_card(
+        &ledger.fact(fact::RUN_NAME)?.unwrap_or_default(),
+        &asked,
+        told.as_ref(),
+        &recipe,
+        verdict.as_deref(),
+    );
     let extra = vec![
         ("recipe.toml".to_string(), asked.recipe.clone().into_bytes()),
         ("mergekit_config.yml".to_string(), recipe.to_mergekit_yaml().into_bytes()),

@@ -1,6 +1,5 @@
 //! `evomerge search`.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::arguments::{RunArguments, Search};
@@ -164,9 +163,4 @@ fn line(
     cells.push(number(contender.and_then(|contender| contender.holdout_score)));
     cells.extend(tasks.iter().map(|task| number(row.tasks.get(*task).copied())));
     cells
-}
-
-/// The folder of a run under the results root.
-pub(super) fn ledger_of(results: &std::path::Path, name: &str) -> PathBuf {
-    results.join(name).join("ledger.sqlite")
 }

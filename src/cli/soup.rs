@@ -3,14 +3,14 @@
 use super::arguments::Soup;
 use super::error::CliError;
 use super::output::Output;
-use super::search::{execute, ledger_of, load};
+use super::search::{execute, load};
 use crate::config::StrategyKind;
 use crate::exit::ExitCode;
-use crate::search::RunOptions;
+use crate::search::{RunFolder, RunOptions};
 
 pub(super) fn run(arguments: &Soup, output: Output) -> Result<ExitCode, CliError> {
     let mut config = load(&arguments.run)?;
-    let reuse = ledger_of(&arguments.run.results, &config.name);
+    let reuse = RunFolder::ledger_in(&arguments.run.results.join(&config.name));
     config.name.push_str("-soup");
     config.space = None;
     // The settings of a soup are its own, misspelt ones among them; of those of another strategy, the ones that a soup has.

@@ -10,7 +10,7 @@ use super::duration::human;
 use super::error::CliError;
 use super::output::Output;
 use crate::exit::ExitCode;
-use crate::ledger::{AskedRecord, Ledger};
+use crate::ledger::{AskedRecord, Ledger, event, fact};
 use crate::search::{RunFolder, Standings, best_record, repeats_alarm};
 
 pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliError> {
@@ -72,7 +72,7 @@ impl Scored {
 
 impl Summary {
     fn read(results: &Path) -> Result<Self, CliError> {
-        let ledger = Ledger::open_for_reading(&results.join("ledger.sqlite"))?;
+        let ledger = Ledger::open_for_reading(&RunFolder::ledger_in(results))?;
         let fact = |key: &str| ledger.fact(key).map(Option::unwrap_or_default);
         // In this order: a search that is running asks before it is told.
         let told = ledger.all_told_in_short()?;
@@ -86,13 +86,14 @@ impl Summary {
             failed: count("failed"),
         };
         let running = RunFolder::is_locked(results);
-        let begun = ledger.events("started")?.pop();
+        let begun = ledger.events(event::STARTED)?.pop();
         // A start that came after it was killed.
-        let stopped = ledger.events("stopped")?.pop();
+        let stopped = ledger.events(event::STOPPED)?.pop();
         let stopped = stopped.filter(|event| begun.as_ref().is_none_or(|begun| event.sequence > begun.sequence));
-        let attempts = ledger.events("attempted")?;
-        let active = fact("active_seconds")?.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        let verdict = std::fs::read_to_string(results.join("verdict.json"))
+        let attempts = ledger.events(event::ATTEMPTED)?;
+        let active =
+            fact(fact::ACTIVE_SECONDS)?.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let verdict = std::fs::read_to_string(RunFolder::verdict_in(results))
             .ok()
             .and_then(|text| serde_json::from_str::<Value>(&text).ok());
         // In a running search the alarms of the verdict are still to come.
@@ -101,7 +102,7 @@ impl Summary {
             _ => repeats_alarm(&ledger)?.iter().filter_map(|alarm| serde_json::to_value(alarm).ok()).collect(),
         };
         Ok(Self {
-            name: fact("run_name")?,
+            name: fact(fact::RUN_NAME)?,
             running,
             state: describe_state(running, stopped.as_ref().map(|event| &event.payload)),
             counts,

@@ -134,12 +134,7 @@ fn check_value(metric: &WireMetric, task: &TaskRequest, capability: Option<&Metr
 
 /// The number of samples scored. `n_samples` 0 stands for unknown; so does the result, where nobody knows.
 fn check_n(n: Option<u64>, task: &TaskRequest, n_samples: u64, completeness: Completeness) -> Result<u64, Fault> {
-    let expected = match &task.samples {
-        Samples::All => (n_samples > 0).then_some(n_samples),
-        Samples::Limit(limit) => Some(if n_samples > 0 { (*limit).min(n_samples) } else { *limit }),
-        Samples::Ids(ids) => Some(ids.len() as u64),
-    };
-    match (n, expected) {
+    match (n, task.samples.count(n_samples)) {
         (Some(n), Some(expected)) if n != expected => {
             // A program's task may simply be smaller than the limit; only it knows.
             let smaller = n_samples == 0 && matches!(task.samples, Samples::Limit(limit) if n > 0 && n < limit);

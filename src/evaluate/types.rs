@@ -78,6 +78,19 @@ pub enum Samples {
     Ids(Vec<SampleId>),
 }
 
+impl Samples {
+    /// How many these are of a task that has `n_samples`, 0 standing for unknown; `None` where that does not tell. A task of unknown
+    /// size may have fewer than a limit.
+    pub fn count(&self, n_samples: u64) -> Option<u64> {
+        let known = (n_samples > 0).then_some(n_samples);
+        match self {
+            Self::All => known,
+            Self::Limit(limit) => Some(known.map_or(*limit, |known| known.min(*limit))),
+            Self::Ids(ids) => Some(ids.len() as u64),
+        }
+    }
+}
+
 /// One task of a request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskRequest {

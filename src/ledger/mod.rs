@@ -1,6 +1,7 @@
 //! The durable record of a run, in SQLite: every asked, materialized, attempted and told event is committed and synced
 //! before anything depends on it. The ledger does not know what its records mean; replaying them is the driver's work.
 
+mod names;
 mod records;
 mod schema;
 mod trials;
@@ -9,12 +10,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Params, Row, params};
 
 use crate::evaluate::TaskScores;
 use crate::exit::ExitCode;
 
-pub use records::{AskedRecord, EventRecord, HoldoutRecord, RepeatRecord, ToldRecord};
+pub use names::{event, fact};
+pub use records::{AskedRecord, EventRecord, HoldoutRecord, RepeatPurpose, RepeatRecord, ToldRecord};
 pub use trials::write_trials;
 
 /// What can go wrong with the record.
@@ -195,7 +197,7 @@ impl Ledger {
                     record.evaluation_id,
                     to_sql(record.index),
                     record.candidate_id,
-                    record.purpose,
+                    record.purpose.name(),
                     record.replicate,
                     to_sql(record.after),
                     record.status,
@@ -212,31 +214,32 @@ impl Ledger {
 
     /// All candidates scored again, oldest first. None in the ledger of a version that did not do this.
     pub fn all_repeats(&self) -> Result<Vec<RepeatRecord>, LedgerError> {
-        self.repeats("SELECT * FROM repeats ORDER BY rowid")
+        self.repeats("SELECT * FROM repeats ORDER BY rowid", [])
     }
 
-    /// As [`Self::all_repeats`], of those made for one purpose, which is a word.
-    pub fn repeats_for(&self, purpose: &str) -> Result<Vec<RepeatRecord>, LedgerError> {
-        self.repeats(&format!("SELECT * FROM repeats WHERE purpose = '{purpose}' ORDER BY rowid"))
+    /// As [`Self::all_repeats`], of those made for one purpose.
+    pub fn repeats_for(&self, purpose: RepeatPurpose) -> Result<Vec<RepeatRecord>, LedgerError> {
+        self.repeats("SELECT * FROM repeats WHERE purpose = ?1 ORDER BY rowid", [purpose.name()])
     }
 
-    fn repeats(&self, query: &str) -> Result<Vec<RepeatRecord>, LedgerError> {
+    fn repeats(&self, query: &str, parameters: impl Params) -> Result<Vec<RepeatRecord>, LedgerError> {
         let known = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'repeats'";
         let tables: i64 = self.lock().query_row(known, [], |row| row.get(0)).map_err(|source| self.fault(source))?;
         if tables == 0 {
             return Ok(Vec::new());
         }
-        self.rows(query, "a repeated evaluation", records::repeat_from_row)
+        self.rows(query, parameters, "a repeated evaluation", records::repeat_from_row)
     }
 
     /// All evaluations asked for, by index.
     pub fn all_asked(&self) -> Result<Vec<AskedRecord>, LedgerError> {
-        self.rows("SELECT * FROM asked ORDER BY \"index\"", "an asked evaluation", records::asked_from_row)
+        self.rows("SELECT * FROM asked ORDER BY \"index\"", [], "an asked evaluation", records::asked_from_row)
     }
 
     /// All outcomes without their scores by sample, which are most of a ledger.
     pub fn all_told_without_samples(&self) -> Result<BTreeMap<u64, ToldRecord>, LedgerError> {
-        let rows = self.rows("SELECT * FROM told ORDER BY \"index\"", "an outcome", records::told_without_samples)?;
+        let rows =
+            self.rows("SELECT * FROM told ORDER BY \"index\"", [], "an outcome", records::told_without_samples)?;
         Ok(rows.into_iter().map(|record| (record.index, record)).collect())
     }
 
@@ -244,14 +247,14 @@ impl Ledger {
     pub fn all_told_in_short(&self) -> Result<BTreeMap<u64, ToldRecord>, LedgerError> {
         let query = "SELECT \"index\", status, objective, n_samples, materialize_s, evaluate_s, started_at, finished_at, \
                      attempts, error FROM told ORDER BY \"index\"";
-        let rows = self.rows(query, "an outcome", records::told_in_short)?;
+        let rows = self.rows(query, [], "an outcome", records::told_in_short)?;
         Ok(rows.into_iter().map(|record| (record.index, record)).collect())
     }
 
     /// The outcome of one evaluation, if it has ended.
     pub fn outcome(&self, index: u64) -> Result<Option<ToldRecord>, LedgerError> {
-        let query = format!("SELECT * FROM told WHERE \"index\" = {index}");
-        Ok(self.rows(&query, "an outcome", records::told_from_row)?.pop())
+        let query = "SELECT * FROM told WHERE \"index\" = ?1";
+        Ok(self.rows(query, [to_sql(index)], "an outcome", records::told_from_row)?.pop())
     }
 
     /// Forgets all evaluations, for a run in which all were given up: the next start asks for everything. Events stay.
@@ -267,31 +270,26 @@ impl Ledger {
 
     /// All hold-out evaluations, by evaluation id.
     pub fn all_holdout(&self) -> Result<BTreeMap<String, HoldoutRecord>, LedgerError> {
-        let rows = self.rows("SELECT * FROM holdout", "a hold-out evaluation", records::holdout_from_row)?;
+        let rows = self.rows("SELECT * FROM holdout", [], "a hold-out evaluation", records::holdout_from_row)?;
         Ok(rows.into_iter().map(|record| (record.evaluation_id.clone(), record)).collect())
     }
 
     /// Events of one kind, oldest first.
     pub fn events(&self, kind: &str) -> Result<Vec<EventRecord>, LedgerError> {
-        let connection = self.lock();
-        let read = || -> rusqlite::Result<Vec<EventRecord>> {
-            let mut statement = connection.prepare("SELECT * FROM events WHERE kind = ?1 ORDER BY seq")?;
-            let rows = statement.query_map([kind], records::event_from_row)?;
-            rows.collect()
-        };
-        read().map_err(|source| self.fault(source))
+        self.rows("SELECT * FROM events WHERE kind = ?1 ORDER BY seq", [kind], "an event", records::event_from_row)
     }
 
     fn rows<T>(
         &self,
         query: &str,
+        parameters: impl Params,
         what: &str,
         parse: fn(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>, LedgerError> {
         let connection = self.lock();
         let read = || -> rusqlite::Result<Vec<T>> {
             let mut statement = connection.prepare(query)?;
-            let rows = statement.query_map([], parse)?;
+            let rows = statement.query_map(parameters, parse)?;
             rows.collect()
         };
         read().map_err(|source| match source {
@@ -404,15 +402,31 @@ mod tests {
             ledger.set_facts(&[("seed", "7"), ("look_ahead", "8")]).unwrap();
             ledger.asked(&record(0)).unwrap();
             ledger.asked(&record(1)).unwrap();
-            ledger.event("attempted", Some(1), &serde_json::json!({"number": 1})).unwrap();
+            ledger.event(event::ATTEMPTED, Some(1), &serde_json::json!({"number": 1})).unwrap();
         }
         let ledger = Ledger::open_for_reading(&path).unwrap();
         assert_eq!(ledger.fact("seed").unwrap().as_deref(), Some("7"));
         let asked = ledger.all_asked().unwrap();
         assert_eq!(asked.len(), 2);
         assert_eq!(asked[1].genes, vec![("weight.a".to_string(), "0.1".to_string())]);
-        assert_eq!(ledger.events("attempted").unwrap()[0].index, Some(1));
+        assert_eq!(ledger.events(event::ATTEMPTED).unwrap()[0].index, Some(1));
         assert_eq!(ledger.outcome(0).unwrap(), None);
+    }
+
+    #[test]
+    fn damaged_rows_are_bad_data() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(&folder.path().join("ledger.sqlite")).unwrap();
+        ledger.event(event::STARTED, None, &serde_json::json!({})).unwrap();
+        ledger.lock().execute("UPDATE events SET payload = '{'", []).unwrap();
+        let error = ledger.events(event::STARTED).unwrap_err();
+        assert!(matches!(error, LedgerError::Corrupt { .. }), "{error}");
+        let insert =
+            "INSERT INTO repeats VALUES ('e', 0, 'c', 'pleasure', 1, 0, 'scored', 0.5, '{}', 'null', NULL, 'now')";
+        ledger.lock().execute(insert, []).unwrap();
+        let error = ledger.all_repeats().unwrap_err();
+        assert!(matches!(error, LedgerError::Corrupt { .. }) && error.to_string().contains("pleasure"), "{error}");
+        assert!(ledger.repeats_for(RepeatPurpose::Sentinel).unwrap().is_empty());
     }
 
     #[test]

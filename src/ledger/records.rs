@@ -67,6 +67,29 @@ pub struct HoldoutRecord {
     pub finished_at: String,
 }
 
+/// What a candidate is scored again for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RepeatPurpose {
+    /// One of the best, before the verdict.
+    Finalist,
+    /// A baseline that the search gave up, through no fault of its own.
+    Baseline,
+    /// Whether the evaluator still gives the scores that it gave.
+    Sentinel,
+}
+
+impl RepeatPurpose {
+    const ALL: [Self; 3] = [Self::Finalist, Self::Baseline, Self::Sentinel];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Finalist => "finalist",
+            Self::Baseline => "baseline",
+            Self::Sentinel => "sentinel",
+        }
+    }
+}
+
 /// A candidate scored again on the samples that it was scored on before.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RepeatRecord {
@@ -75,8 +98,8 @@ pub struct RepeatRecord {
     pub index: u64,
     pub candidate_id: String,
     /// What it was made for.
-    pub purpose: String,
-    /// From 1, counted by candidate.
+    pub purpose: RepeatPurpose,
+    /// That of the evaluation that it repeats for a baseline that was given up; else later ones, counted by candidate.
     pub replicate: u32,
     /// What the search had spent when it was made, in evaluations in full.
     pub after: u64,
@@ -183,7 +206,7 @@ pub(super) fn repeat_from_row(row: &Row<'_>) -> rusqlite::Result<RepeatRecord> {
         evaluation_id: row.get("evaluation_id")?,
         index: count(row, "index")?,
         candidate_id: row.get("candidate_id")?,
-        purpose: row.get("purpose")?,
+        purpose: purpose(row)?,
         replicate: row.get("replicate")?,
         after: count(row, "after")?,
         status: row.get("status")?,
@@ -202,6 +225,14 @@ pub(super) fn event_from_row(row: &Row<'_>) -> rusqlite::Result<EventRecord> {
         kind: row.get("kind")?,
         index: row.get::<_, Option<i64>>("index")?.and_then(|value| u64::try_from(value).ok()),
         payload: json(row, "payload")?,
+    })
+}
+
+fn purpose(row: &Row<'_>) -> rusqlite::Result<RepeatPurpose> {
+    let name: String = row.get("purpose")?;
+    RepeatPurpose::ALL.into_iter().find(|purpose| purpose.name() == name).ok_or_else(|| {
+        let reason = format!("unknown purpose {name:?}");
+        rusqlite::Error::FromSqlConversionFailure(0, Type::Text, reason.into())
     })
 }
 

@@ -105,7 +105,10 @@ impl Candidate {
     ) -> Result<Self, SearchError> {
         let recipe = Recipe::from_toml(&asked.recipe)?;
         let settings = context.settings_of(&recipe);
-        let genome = asked.content.get("genome").cloned();
+        let genome = match serde_json::from_value(asked.content.clone()) {
+            Ok(Content::Genome(genome)) => genome.0,
+            _ => Vec::new(),
+        };
         Ok(Self {
             canonical: recipe.canonical(&models.content_ids)?,
             recipe,
@@ -113,7 +116,7 @@ impl Candidate {
             id: asked.candidate_id.clone(),
             evaluation_id: context.evaluation_id(&asked.recipe_sha256, &settings, &context.tasks, 1.0, replicate),
             tasks: context.tasks.clone(),
-            genome: genome.and_then(|genome| serde_json::from_value(genome).ok()).unwrap_or_default(),
+            genome,
             genes: asked.genes.clone(),
         })
     }

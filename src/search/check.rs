@@ -297,14 +297,7 @@ fn smallest_gain(prepared: &Prepared) -> Option<f64> {
         if !scores_zero_or_one(known, &task.metric) {
             return None;
         }
-        let samples = match &request.samples {
-            crate::evaluate::Samples::All => known.n_samples,
-            crate::evaluate::Samples::Limit(limit) => known.n_samples.min(*limit),
-            crate::evaluate::Samples::Ids(ids) => ids.len() as u64,
-        };
-        if samples == 0 {
-            return None;
-        }
+        let samples = request.samples.count(known.n_samples).filter(|samples| *samples > 0)?;
         variance += (task.weight * PAIRED_DEVIATION).powi(2) / samples as f64;
     }
     Some(LEVEL_AND_POWER * variance.sqrt() / prepared.objective.total_weight())

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use assembly::{content_json, materialize_stage, outcome_of, parts, setup};
+use assembly::{materialize_stage, outcome_of, parts, setup};
 
 use super::candidate::{Candidate, EvaluationContext};
 use super::fidelity::Parts;
@@ -24,7 +24,7 @@ use super::run_folder::RunFolder;
 use super::schedule::{Schedule, Step};
 use super::{Budget, SearchError, Stop, alarms, export};
 use crate::evaluate::TaskRequest;
-use crate::ledger::{AskedRecord, Ledger, ToldRecord, now};
+use crate::ledger::{AskedRecord, Ledger, ToldRecord, event, fact, now};
 use crate::score::samples;
 use crate::strategy::{self, Content, Outcome, PROMOTION, Proposal, Race, Status};
 
@@ -92,10 +92,10 @@ impl Search {
             },
             ledger: ledger.clone(),
             stage: stage.clone(),
-            attempt_event: "attempted",
+            attempt_event: event::ATTEMPTED,
             progress: progress.clone(),
         };
-        let active_before = ledger.fact("active_seconds")?.and_then(|text| text.parse().ok()).unwrap_or(0.0);
+        let active_before = ledger.fact(fact::ACTIVE_SECONDS)?.and_then(|text| text.parse().ok()).unwrap_or(0.0);
         let repeats = Repeats::of(&prepared);
         Ok(Self {
             schedule: Schedule::new(strategy, frozen.look_ahead),
@@ -135,7 +135,7 @@ impl Search {
             },
             "concurrency": self.prepared.evaluator.concurrency(),
         });
-        self.ledger.event("started", None, &payload)?;
+        self.ledger.event(event::STARTED, None, &payload)?;
         let concurrency = self.prepared.evaluator.concurrency().get();
         if concurrency as u64 > self.frozen.look_ahead {
             self.progress.line(&format!(
@@ -310,7 +310,7 @@ impl Search {
             recipe_sha256: candidate.recipe_sha256.clone(),
             evaluation_id: candidate.evaluation_id.clone(),
             recipe: candidate.recipe.to_toml(&self.prepared.models.content_ids),
-            content: content_json(&proposal.content),
+            content: serde_json::to_value(&proposal.content).unwrap_or_default(),
             genes: candidate.genes.clone(),
             origin: self.origin_name(proposal),
             parents: proposal.parents.clone(),
@@ -366,7 +366,7 @@ impl Search {
             attempts: finished.attempts,
             error: finished.error.clone(),
         };
-        self.ledger.told(&record, &[("active_seconds", &format!("{:.3}", self.active().as_secs_f64()))])?;
+        self.ledger.told(&record, &[(fact::ACTIVE_SECONDS, &format!("{:.3}", self.active().as_secs_f64()))])?;
         self.finished_here += 1;
         let outcome = outcome_of(record, self.fidelity(finished.index))?;
         let row = self.row(&outcome);

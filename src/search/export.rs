@@ -8,14 +8,12 @@ use super::models::Models;
 use super::repeats::Standings;
 use crate::config::RunConfig;
 use crate::files::write_atomically;
-use crate::ledger::{AskedRecord, Ledger, ToldRecord, write_trials};
+use crate::ledger::{AskedRecord, Ledger, ToldRecord, fact, write_trials};
 use crate::recipe::Recipe;
-
-const WINNER: &str = "winner";
 
 /// Notes which of the finalists was the best, after so many evaluations.
 pub(super) fn note_winner(ledger: &Ledger, index: u64, evaluations: usize) -> Result<(), SearchError> {
-    Ok(ledger.set_fact(WINNER, &serde_json::json!({ "index": index, "evaluations": evaluations }).to_string())?)
+    Ok(ledger.set_fact(fact::WINNER, &serde_json::json!({ "index": index, "evaluations": evaluations }).to_string())?)
 }
 
 /// The winner of a finished search; else the best scored evaluation at full fidelity so far, the earliest among equals. The outcome
@@ -40,7 +38,7 @@ pub fn best_record(ledger: &Ledger) -> Result<Option<(AskedRecord, ToldRecord)>,
 
 /// The winner, unless the search has gone on since.
 fn noted_winner(ledger: &Ledger, evaluations: usize) -> Result<Option<u64>, SearchError> {
-    let Some(fact) = ledger.fact(WINNER)? else { return Ok(None) };
+    let Some(fact) = ledger.fact(fact::WINNER)? else { return Ok(None) };
     let fact: serde_json::Value = serde_json::from_str(&fact).unwrap_or_default();
     Ok(fact["index"].as_u64().filter(|_| fact["evaluations"].as_u64() == Some(evaluations as u64)))
 }

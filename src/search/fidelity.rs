@@ -123,13 +123,8 @@ fn part(task: &TaskRequest, evaluator: &dyn Evaluator) -> Result<Part, String> {
     if let Some(ids) = ids {
         return Ok(Part::Ids(shuffled(task, ids)));
     }
-    let all = known.n_samples;
-    let limit = match &task.samples {
-        Samples::Limit(limit) if all > 0 => all.min(*limit),
-        Samples::Limit(limit) => *limit,
-        _ => all,
-    };
-    if known.supports_limit && limit > 0 { Ok(Part::Limit(limit)) } else { Err(refuse()) }
+    let limit = task.samples.count(known.n_samples).filter(|limit| known.supports_limit && *limit > 0);
+    limit.map(Part::Limit).ok_or_else(refuse)
 }
 
 /// A fixed order by hash of (seed, task, sample id).

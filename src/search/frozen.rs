@@ -7,12 +7,9 @@ use serde_json::{Value, json};
 use super::SearchError;
 use super::prepare::Prepared;
 use crate::config::{RacingConfig, RunConfig, differences};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, fact};
 use crate::recipe::ModelReference;
 
-/// Facts of the ledger: names in the order of the run file.
-const TASKS: &str = "tasks";
-const GENES: &str = "genes";
 /// Parts of a run's identity that do not stand in the run file.
 const CONTENTS: &str = "content of models";
 const SETTINGS: &str = "settings of models";
@@ -34,7 +31,7 @@ pub struct Frozen {
 /// Reads what an earlier start froze, or freezes it now. Refuses a run file, models, data or evaluator that changed.
 pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), SearchError> {
     let identity = identity(prepared);
-    let Some(recorded) = ledger.fact("identity")? else {
+    let Some(recorded) = ledger.fact(fact::IDENTITY)? else {
         let frozen = Frozen {
             run_id: new_run_id(&prepared.config),
             look_ahead: look_ahead(prepared),
@@ -42,35 +39,44 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
             racing: prepared.config.effective_racing(),
         };
         ledger.set_facts(&[
-            ("identity", &identity.to_string()),
-            ("run_id", &frozen.run_id),
-            ("run_name", &prepared.config.name),
-            ("look_ahead", &frozen.look_ahead.to_string()),
-            ("planned_evaluations", &frozen.planned_evaluations.map(|n| n.to_string()).unwrap_or_default()),
-            (TASKS, &json!(task_names(prepared)).to_string()),
-            (GENES, &json!(gene_names(prepared)).to_string()),
-            ("racing", &json!(frozen.racing).to_string()),
-            ("objective", &objective(prepared).to_string()),
-            ("evomerge_version", env!("CARGO_PKG_VERSION")),
+            (fact::IDENTITY, &identity.to_string()),
+            (fact::RUN_ID, &frozen.run_id),
+            (fact::RUN_NAME, &prepared.config.name),
+            (fact::LOOK_AHEAD, &frozen.look_ahead.to_string()),
+            (fact::PLANNED_EVALUATIONS, &frozen.planned_evaluations.map(|n| n.to_string()).unwrap_or_default()),
+            (fact::TASKS, &json!(task_names(prepared)).to_string()),
+            (fact::GENES, &json!(gene_names(prepared)).to_string()),
+            (fact::RACING, &json!(frozen.racing).to_string()),
+            (fact::OBJECTIVE, &objective(prepared).to_string()),
+            (fact::EVOMERGE_VERSION, env!("CARGO_PKG_VERSION")),
         ])?;
         return Ok((frozen, true));
     };
     let recorded: Value = serde_json::from_str(&recorded)
         .map_err(|error| SearchError::BadData(format!("ledger: the run's identity cannot be read: {error}")))?;
     let mut differences: Vec<String> = differences(&recorded, &identity).into_iter().map(explained).collect();
-    differences.extend(moved(ledger, TASKS, "tasks", &task_names(prepared))?);
-    differences.extend(moved(ledger, GENES, "space.genes", &gene_names(prepared))?);
+    differences.extend(moved(ledger, fact::TASKS, "tasks", &task_names(prepared))?);
+    differences.extend(moved(ledger, fact::GENES, "space.genes", &gene_names(prepared))?);
     if !differences.is_empty() {
         return Err(SearchError::Changed { name: prepared.config.name.clone(), differences });
     }
-    let fact = |key: &str| ledger.fact(key).map(Option::unwrap_or_default);
-    let frozen = Frozen {
-        run_id: fact("run_id")?,
-        look_ahead: fact("look_ahead")?.parse().unwrap_or_else(|_| look_ahead(prepared)),
-        planned_evaluations: fact("planned_evaluations")?.parse().ok(),
-        racing: serde_json::from_str(&fact("racing")?).unwrap_or(None),
-    };
-    Ok((frozen, false))
+    Ok((decided(ledger)?, false))
+}
+
+/// What the first start decided.
+fn decided(ledger: &Ledger) -> Result<Frozen, SearchError> {
+    let unreadable =
+        |key: &str, found: &str| SearchError::BadData(format!("ledger: `{key}` cannot be read: {found:?}"));
+    let fact = |key: &str| ledger.fact(key)?.ok_or_else(|| unreadable(key, ""));
+    let number = |key: &str, text: &str| text.parse().map_err(|_| unreadable(key, text));
+    let planned = fact(fact::PLANNED_EVALUATIONS)?;
+    let racing = fact(fact::RACING)?;
+    Ok(Frozen {
+        run_id: fact(fact::RUN_ID)?,
+        look_ahead: number(fact::LOOK_AHEAD, &fact(fact::LOOK_AHEAD)?)?,
+        planned_evaluations: (!planned.is_empty()).then(|| number(fact::PLANNED_EVALUATIONS, &planned)).transpose()?,
+        racing: serde_json::from_str(&racing).map_err(|_| unreadable(fact::RACING, &racing))?,
+    })
 }
 
 /// Fingerprints and content ids tell nobody what changed.

@@ -11,7 +11,7 @@ use super::run::Row;
 use super::sealed::HoldoutPlan;
 use super::{SearchError, Stop};
 use crate::evaluate::TaskScores;
-use crate::ledger::{AskedRecord, HoldoutRecord, Ledger, now};
+use crate::ledger::{AskedRecord, HoldoutRecord, Ledger, event, fact, now};
 use crate::score::{Contender, Verdict, VerdictQuestion, decide};
 use crate::strategy::Status;
 
@@ -65,10 +65,10 @@ impl Ceremony<'_> {
     /// Notes at how many evaluations the hold-out was opened first; true when the search went on since.
     fn open(&self) -> Result<bool, SearchError> {
         let now = self.evaluations.to_string();
-        match self.ledger.fact("holdout_opened_at")? {
+        match self.ledger.fact(fact::HOLDOUT_OPENED_AT)? {
             Some(first) => Ok(first != now),
             None => {
-                self.ledger.set_fact("holdout_opened_at", &now)?;
+                self.ledger.set_fact(fact::HOLDOUT_OPENED_AT, &now)?;
                 Ok(false)
             }
         }
@@ -129,7 +129,7 @@ impl Ceremony<'_> {
             context,
             ledger: self.ledger.clone(),
             stage: self.stage.clone(),
-            attempt_event: "holdout_attempted",
+            attempt_event: event::HOLDOUT_ATTEMPTED,
             progress: self.progress.clone(),
         };
         Pipeline::new(line, self.stop.now.child_token())
@@ -278,7 +278,7 @@ holdout = { fraction = 0.5 }
             stop: &stop,
         };
         let verdict = ceremony.hold(&[rows[2].clone(), rows[1].clone()], Some(&rows[0])).await.unwrap();
-        assert_eq!(ledger.events("holdout_attempted").unwrap().len(), 2);
+        assert_eq!(ledger.events(event::HOLDOUT_ATTEMPTED).unwrap().len(), 2);
         assert_eq!(ledger.all_holdout().unwrap().len(), 2);
         let said = lines.0.lock().unwrap().join("\n");
         assert!(said.contains("scoring 2 candidates"), "{said}");

@@ -14,7 +14,7 @@ use super::progress::Progress;
 use super::slots::Slots;
 use super::{SearchError, Stop};
 use crate::evaluate::{Attempt, AttemptObserver, EvaluateError, Evaluation, Evaluator, Fault, FaultClass, TaskScores};
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::{Ledger, LedgerError, event};
 use crate::merge::{MergeError, MergeOptions, Merger};
 use crate::strategy::Status;
 
@@ -279,7 +279,7 @@ impl Pipeline {
         match result {
             Ok(seconds) => {
                 let payload = serde_json::json!({ "seconds": seconds });
-                self.line.ledger.event("materialized", Some(place.1), &payload)?;
+                self.line.ledger.event(event::MATERIALIZED, Some(place.1), &payload)?;
                 if let Some(open) = self.open.get_mut(&place) {
                     open.stage = Stage::Ready;
                     open.materialize_s = Some(seconds);

@@ -223,16 +223,13 @@ pub(super) fn task_requests(
     config.tasks.iter().zip(&objective.tasks).map(request).collect()
 }
 
+/// Samples of an evaluation; 0 where the evaluator does not say how many a task has.
 pub(super) fn count_samples(tasks: &[TaskRequest], evaluator: &dyn Evaluator) -> u64 {
     let count = |task: &TaskRequest| {
-        let all = evaluator.capabilities().tasks.get(&task.name).map_or(0, |known| known.n_samples);
-        match &task.samples {
-            Samples::All => all,
-            Samples::Limit(limit) => all.min(*limit),
-            Samples::Ids(ids) => ids.len() as u64,
-        }
+        let known = evaluator.capabilities().tasks.get(&task.name);
+        task.samples.count(known.map_or(0, |known| known.n_samples))
     };
-    tasks.iter().map(count).sum()
+    tasks.iter().map(count).sum::<Option<u64>>().unwrap_or(0)
 }
 
 /// One source without anything to merge it with is the only candidate there is.

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::SearchError;
 use super::repeats::Standings;
 use crate::evaluate::SampleId;
-use crate::ledger::{Ledger, ToldRecord};
+use crate::ledger::{Ledger, ToldRecord, fact};
 use crate::score::paired::mean_samples;
 use crate::strategy::Status;
 
@@ -26,7 +26,7 @@ struct RecordedTask {
 /// is the objective, whatever the tasks' sizes and weights.
 pub fn recorded_scores(path: &Path) -> Result<ScoreTable, SearchError> {
     let ledger = Ledger::open_for_reading(path)?;
-    let objective = ledger.fact("objective")?.ok_or_else(|| {
+    let objective = ledger.fact(fact::OBJECTIVE)?.ok_or_else(|| {
         bad(path, "the ledger does not tell the run's objective; it was written before evomerge recorded it")
     })?;
     let tasks: Vec<RecordedTask> = serde_json::from_str(&objective)

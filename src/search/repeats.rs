@@ -1,6 +1,7 @@
-//! Candidates scored again on the samples that the search scored them on: finalists and best baseline before the verdict,
-//! because the luckiest answers win a search; baselines that were given up, because the best of them might be; and a sentinel now and then, because an evaluator that changes under way makes
-//! scores from before and after two different things. Neither counts against the budget, and no strategy hears of them.
+//! Candidates scored again on the samples that the search scored them on: finalists and best baseline before the verdict, because the
+//! luckiest answers win a search; baselines that were given up, because the best of them might be; and a sentinel now and then,
+//! because an evaluator that changes under way makes scores from before and after two different things. None of it counts against
+//! the budget, and no strategy hears of it.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -12,15 +13,11 @@ use super::prepare::Prepared;
 use super::progress::Progress;
 use super::{SearchError, Stop};
 use crate::evaluate::EvaluateError;
-use crate::ledger::{AskedRecord, Ledger, RepeatRecord, ToldRecord, now};
+use crate::ledger::{AskedRecord, Ledger, RepeatPurpose, RepeatRecord, ToldRecord, event, now};
 use crate::score::alarms::{Alarm, AlarmKind};
 use crate::score::repeats::{Scores, drift};
 use crate::strategy::{Outcome, Status};
 
-const FINALIST: &str = "finalist";
-/// A baseline that the search gave up, through no fault of its own.
-const BASELINE: &str = "baseline";
-const SENTINEL: &str = "sentinel";
 /// Evaluations in full between two scorings of the sentinel, for evaluators whose answers may vary.
 const SENTINEL_EVERY: NonZeroU64 = NonZeroU64::new(50).unwrap();
 /// Finalists of a run without a hold-out.
@@ -77,7 +74,8 @@ impl Again<'_> {
     /// The next scoring of the sentinel; after a kill it is the same again, so that an evaluator knows it.
     pub fn next_sentinel(&self, asked: &AskedRecord) -> Result<Work, SearchError> {
         let repeats = self.ledger.all_repeats()?;
-        let of_it = repeats.iter().filter(|repeat| repeat.index == asked.index && repeat.purpose == SENTINEL);
+        let of_it =
+            repeats.iter().filter(|repeat| repeat.index == asked.index && repeat.purpose == RepeatPurpose::Sentinel);
         // The first replicate is kept for a sentinel that becomes a finalist.
         self.work(asked, 2 + of_it.count() as u32)
     }
@@ -94,13 +92,14 @@ impl Again<'_> {
         if let Some(alarm) = &alarm {
             self.progress.line(&format!("warning: {}", alarm.message));
         }
-        self.record(finished, SENTINEL, alarm).map(|_| ())
+        self.record(finished, RepeatPurpose::Sentinel, alarm).map(|_| ())
     }
 
     fn sentinel_alarm(&self, finished: &Finished) -> Result<Option<Alarm>, SearchError> {
         let Some(first) = self.outcomes.get(&finished.index) else { return Ok(None) };
         let repeats = self.ledger.all_repeats()?;
-        let of_it = repeats.iter().filter(|repeat| repeat.index == finished.index && repeat.purpose == SENTINEL);
+        let of_it =
+            repeats.iter().filter(|repeat| repeat.index == finished.index && repeat.purpose == RepeatPurpose::Sentinel);
         let known = of_it.filter(|repeat| repeat.status == Status::Scored.name()).map(|repeat| &repeat.tasks);
         let earlier: Vec<&Scores> = std::iter::once(&first.tasks).chain(known).collect();
         let what = match finished.status {
@@ -133,7 +132,12 @@ impl Again<'_> {
         }))
     }
 
-    fn record(&self, finished: &Finished, purpose: &str, alarm: Option<Alarm>) -> Result<RepeatRecord, SearchError> {
+    fn record(
+        &self,
+        finished: &Finished,
+        purpose: RepeatPurpose,
+        alarm: Option<Alarm>,
+    ) -> Result<RepeatRecord, SearchError> {
         let objective = match finished.status {
             Status::Scored => self.prepared.objective.value(&finished.tasks),
             Status::Infeasible | Status::Failed => None,
@@ -142,7 +146,7 @@ impl Again<'_> {
             evaluation_id: finished.candidate.evaluation_id.clone(),
             index: finished.index,
             candidate_id: finished.candidate.id.clone(),
-            purpose: purpose.to_owned(),
+            purpose,
             replicate: finished.replicate,
             after: self.spent,
             status: finished.status.name().to_owned(),
@@ -174,7 +178,7 @@ impl LastScoring<'_> {
         let recorded = self.again.ledger.all_repeats()?;
         let mut open = 0;
         for index in finalists {
-            let of_it = |repeat: &&RepeatRecord| repeat.index == *index && repeat.purpose == FINALIST;
+            let of_it = |repeat: &&RepeatRecord| repeat.index == *index && repeat.purpose == RepeatPurpose::Finalist;
             if let Some(repeat) = recorded.iter().find(of_it) {
                 found.extend(repeat.objective.map(|objective| (repeat.candidate_id.clone(), objective)));
                 continue;
@@ -199,7 +203,7 @@ impl LastScoring<'_> {
                 if finished.status == Status::Failed {
                     return Ok(());
                 }
-                let record = self.again.record(&finished, FINALIST, None)?;
+                let record = self.again.record(&finished, RepeatPurpose::Finalist, None)?;
                 found.extend(record.objective.map(|objective| (record.candidate_id, objective)));
                 Ok(())
             })
@@ -237,7 +241,7 @@ impl LastScoring<'_> {
                     ));
                     return Ok(());
                 }
-                self.again.record(&finished, BASELINE, None).map(|_| ())
+                self.again.record(&finished, RepeatPurpose::Baseline, None).map(|_| ())
             })
             .await;
         match asked {
@@ -247,7 +251,7 @@ impl LastScoring<'_> {
                 .line(&format!("they were given up again: {fault}; the same command asks for them once more")),
             other => other?,
         }
-        let late = self.again.ledger.repeats_for(BASELINE)?.into_iter();
+        let late = self.again.ledger.repeats_for(RepeatPurpose::Baseline)?.into_iter();
         Ok(late.filter(|late| baselines.contains(&late.index)).collect())
     }
 
@@ -257,7 +261,7 @@ impl LastScoring<'_> {
             context: self.again.context.clone(),
             ledger: self.again.ledger.clone(),
             stage: self.stage.clone(),
-            attempt_event: "attempted",
+            attempt_event: event::ATTEMPTED,
             progress: self.again.progress.clone(),
         };
         Pipeline::new(line, self.stop.now.child_token())
@@ -278,7 +282,8 @@ pub struct Standings<'a> {
 
 impl<'a> Standings<'a> {
     pub fn of(ledger: &'a Ledger) -> Result<Self, SearchError> {
-        let late = ledger.repeats_for(BASELINE)?.into_iter().map(|repeat| (repeat.index, repeat)).collect();
+        let late =
+            ledger.repeats_for(RepeatPurpose::Baseline)?.into_iter().map(|repeat| (repeat.index, repeat)).collect();
         Ok(Self { ledger, late })
     }
 
@@ -314,7 +319,7 @@ fn overtake(record: &mut ToldRecord, late: &RepeatRecord) {
 
 /// The sentinel's latest scoring.
 pub fn last_sentinel(ledger: &Ledger) -> Result<Option<RepeatRecord>, SearchError> {
-    Ok(ledger.all_repeats()?.into_iter().rfind(|repeat| repeat.purpose == SENTINEL))
+    Ok(ledger.all_repeats()?.into_iter().rfind(|repeat| repeat.purpose == RepeatPurpose::Sentinel))
 }
 
 /// The latest alarm that scoring again gave cause for.

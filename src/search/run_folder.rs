@@ -86,7 +86,17 @@ impl RunFolder {
     }
 
     pub fn ledger(&self) -> PathBuf {
-        self.path.join("ledger.sqlite")
+        Self::ledger_in(&self.path)
+    }
+
+    /// The ledger of the run in `folder`.
+    pub fn ledger_in(folder: &Path) -> PathBuf {
+        folder.join("ledger.sqlite")
+    }
+
+    /// The verdict of the run in `folder`.
+    pub fn verdict_in(folder: &Path) -> PathBuf {
+        folder.join("verdict.json")
     }
 }
 

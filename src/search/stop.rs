@@ -1,4 +1,4 @@
-//! Stopping in three steps: no new work, no more waiting, at once.
+//! Stopping: no new work at first, then no waiting for what is under way.
 
 use tokio_util::sync::CancellationToken;
 

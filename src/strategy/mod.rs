@@ -28,6 +28,8 @@ mod tpe;
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 pub use baselines::baseline_contents;
 pub use build::{SeedGenome, Setup, build, build_raced, check_settings};
 pub use racing::{ONE_REFERENCE_IN, PROMOTION, Race};
@@ -38,8 +40,9 @@ use crate::evaluate::TaskScores;
 use crate::exit::ExitCode;
 use crate::space::{Gene, Genome};
 
-/// What a proposal stands for.
-#[derive(Clone, Debug, PartialEq)]
+/// What a proposal stands for. Ledgers have it as JSON: `"base"`, `{"soup": [0, 2]}`, `{"genome": [0.5, ...]}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Content {
     /// The base model as it is.
     Base,

@@ -15,7 +15,7 @@ use crate::search::prepare::{Prepared, candidate_parent};
 use crate::search::progress::Progress;
 use crate::search::run_folder::RunFolder;
 use crate::search::slots::Slots;
-use crate::strategy::{Content, Landscape, Outcome, Proposal, Setup, Status, baseline_contents};
+use crate::strategy::{Landscape, Outcome, Proposal, Setup, Status, baseline_contents};
 
 pub(super) fn parts(prepared: &Prepared, frozen: &Frozen, progress: &dyn Progress) -> Option<Parts> {
     match Parts::plan(frozen.racing.as_ref()?, &prepared.tasks, prepared.evaluator.as_ref()) {
@@ -92,14 +92,6 @@ fn keep_statistics(
 pub(super) fn work(index: u64, proposal: &Proposal, candidate: Candidate) -> Work {
     let (fidelity, replicate) = (proposal.fidelity, proposal.replicate);
     Work { index, candidate: Arc::new(candidate), fidelity, replicate, again: false }
-}
-
-pub(super) fn content_json(content: &Content) -> serde_json::Value {
-    match content {
-        Content::Base => serde_json::json!("base"),
-        Content::Soup(members) => serde_json::json!({ "soup": members }),
-        Content::Genome(genome) => serde_json::json!({ "genome": genome }),
-    }
 }
 
 /// The outcome of an evaluation on the share `fidelity` of the samples.

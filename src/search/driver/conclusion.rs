@@ -4,12 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Search;
-use crate::ledger::AskedRecord;
+use crate::ledger::{AskedRecord, event, fact};
 use crate::recipe::Recipe;
 use crate::score::Verdict;
 use crate::score::repeats::{TwoScores, order};
 use crate::search::repeats::LastScoring;
 use crate::search::run::{Row, RunReport};
+use crate::search::run_folder::RunFolder;
 use crate::search::{SearchError, alarms, export, holdout};
 use crate::strategy::{Outcome, Status};
 
@@ -21,7 +22,7 @@ impl Search {
     ) -> Result<RunReport, SearchError> {
         self.pipeline.stop_merging();
         self.stop_evaluations().await;
-        let timed = self.ledger.set_fact("active_seconds", &format!("{:.3}", self.active().as_secs_f64()));
+        let timed = self.ledger.set_fact(fact::ACTIVE_SECONDS, &format!("{:.3}", self.active().as_secs_f64()));
         let written = export::write_table(self.folder.path(), &self.ledger, &self.prepared.config);
         let ledger = self.ledger.clone();
         let concluded = match outcome {
@@ -44,7 +45,7 @@ impl Search {
             Ok(report) => serde_json::json!({ "reason": report.reason }),
             Err(error) => serde_json::json!({ "error": error.to_string() }),
         };
-        let recorded = ledger.event("stopped", None, &payload);
+        let recorded = ledger.event(event::STOPPED, None, &payload);
         let report = concluded?;
         recorded?;
         Ok(report)
@@ -85,7 +86,7 @@ impl Search {
         if let Some(verdict) = &verdict {
             let document = serde_json::json!({ "alarms": alarms });
             let text = verdict_document(verdict, document).map_err(|error| SearchError::Worker(error.to_string()))?;
-            export::write(&self.folder.path().join("verdict.json"), (text + "\n").as_bytes())?;
+            export::write(&RunFolder::verdict_in(self.folder.path()), (text + "\n").as_bytes())?;
         }
         Ok(RunReport {
             has_models: self.stage.is_some(),

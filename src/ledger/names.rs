@@ -1,0 +1,37 @@
+//! The words of a ledger: keys of facts, kinds of events. What they mean is the search's business.
+
+/// Keys of facts.
+pub mod fact {
+    /// What may not change between two starts, as JSON.
+    pub const IDENTITY: &str = "identity";
+    pub const RUN_ID: &str = "run_id";
+    pub const RUN_NAME: &str = "run_name";
+    /// Evaluations open at a time.
+    pub const LOOK_AHEAD: &str = "look_ahead";
+    /// The first start's budget of evaluations; empty: none.
+    pub const PLANNED_EVALUATIONS: &str = "planned_evaluations";
+    /// Names of tasks in the order of the run file, as JSON.
+    pub const TASKS: &str = "tasks";
+    /// Names of genes in the order of the search space, as JSON.
+    pub const GENES: &str = "genes";
+    /// How candidates race, as JSON.
+    pub const RACING: &str = "racing";
+    /// Tasks, metrics and signed weights, as JSON.
+    pub const OBJECTIVE: &str = "objective";
+    pub const EVOMERGE_VERSION: &str = "evomerge_version";
+    /// Seconds that searches have run, over all starts.
+    pub const ACTIVE_SECONDS: &str = "active_seconds";
+    /// The best finalist, as JSON.
+    pub const WINNER: &str = "winner";
+    pub const HOLDOUT_OPENED_AT: &str = "holdout_opened_at";
+}
+
+/// Kinds of events.
+pub mod event {
+    pub const STARTED: &str = "started";
+    pub const STOPPED: &str = "stopped";
+    pub const MATERIALIZED: &str = "materialized";
+    /// An attempt at an evaluation ended.
+    pub const ATTEMPTED: &str = "attempted";
+    pub const HOLDOUT_ATTEMPTED: &str = "holdout_attempted";
+}
