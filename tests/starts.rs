@@ -123,7 +123,8 @@ fn decisions_of_the_first_start_that_cannot_be_read_are_bad_data() {
         ledger.execute("UPDATE facts SET value = ?2 WHERE key = ?1", [key, value]).unwrap();
     };
     for (key, wrong) in [("look_ahead", "x"), ("planned_evaluations", "-1"), ("racing", "{")] {
-        let right: String = ledger.query_row("SELECT value FROM facts WHERE key = ?1", [key], |row| row.get(0)).unwrap();
+        let right: String =
+            ledger.query_row("SELECT value FROM facts WHERE key = ?1", [key], |row| row.get(0)).unwrap();
         set(key, wrong);
         let output = scratch.evomerge(&["search", run_file.to_str().unwrap()]);
         assert_eq!(output.status.code(), Some(65), "{key}: {}", stderr(&output));

@@ -3,25 +3,17 @@
 use super::arguments::Methods;
 use super::error::CliError;
 use super::output::{Output, table};
-use crate::document::nearest;
 use crate::exit::ExitCode;
 use crate::merge::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, find_method,
-    methods,
+    methods, unknown_method,
 };
 
 pub(super) fn run(arguments: &Methods, output: Output) -> Result<ExitCode, CliError> {
     let chosen: Vec<&MethodSpecification> = match &arguments.method {
         None => methods().to_vec(),
         Some(name) => {
-            vec![find_method(name).ok_or_else(|| {
-                let known: Vec<&str> = methods().iter().map(|method| method.name).collect();
-                let hint = match nearest(name, known.iter().copied()) {
-                    Some(near) => format!("did you mean `{near}`?"),
-                    None => format!("known: {}", known.join(", ")),
-                };
-                CliError::Usage(format!("unknown merge method `{name}`; {hint}"))
-            })?]
+            vec![find_method(name).ok_or_else(|| CliError::Usage(unknown_method(name)))?]
         }
     };
     let text: String = chosen.iter().map(|method| describe(method)).collect::<Vec<_>>().join("\n");

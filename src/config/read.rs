@@ -9,7 +9,7 @@ use super::{
     BudgetConfig, CandidatesConfig, ConfigError, OutputConfig, RacingConfig, RepeatsConfig, RunConfig, SpaceConfig,
     StrategyConfig, StrategyKind, duration, evaluator, models, space, tasks,
 };
-use crate::document::{Content, Field, FieldError, Node, nearest};
+use crate::document::{Content, Field, FieldError, Node, suggestion};
 
 const LONGEST_NAME: usize = 100;
 
@@ -64,7 +64,7 @@ fn missing_space(strategy: StrategyKind) -> FieldError {
         StrategyKind::ALL.into_iter().filter(|kind| kind.is_soup()).map(StrategyKind::name).collect();
     let reason =
         format!("missing: the strategy {strategy} needs a search space (only {} do without)", soups.join(" and "));
-    FieldError { key: "space".to_owned(), line: None, reason }
+    FieldError::new("space", reason)
 }
 
 fn read(node: &Node, text: &str, directory: PathBuf) -> Result<RunConfig, FieldError> {
@@ -255,10 +255,7 @@ pub(super) fn one_of<'a>(field: &Field<'a>, words: &[&str]) -> Result<&'a str, F
     if words.contains(&word) {
         return Ok(word);
     }
-    let hint = match nearest(word, words.iter().copied()) {
-        Some(meant) => format!("did you mean `{meant}`?"),
-        None => format!("expected {}", words.join(", ")),
-    };
+    let hint = suggestion(word, words.iter().copied(), "expected");
     Err(field.error(format!("unknown value `{word}`; {hint}")))
 }
 

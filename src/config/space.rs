@@ -5,10 +5,10 @@ use std::num::NonZeroUsize;
 
 use super::read::one_of;
 use super::{GeneConfig, GenePer, GeneSearch, LayerGrouping, ModelsConfig, SpaceConfig};
-use crate::document::{Content, Field, FieldError, Fields, nearest};
+use crate::document::{Content, Field, FieldError, Fields, hint, suggestion};
 use crate::merge::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, find_method,
-    methods,
+    unknown_method,
 };
 
 /// The gene that stands for `density = 1 - drop_rate`.
@@ -63,8 +63,8 @@ pub(super) fn read(field: &Field<'_>, models: &ModelsConfig) -> Result<SpaceConf
     }
     let layers = read_layers(&mut fields)?;
     if layers == LayerGrouping::Auto && models.base.is_none() {
-        let reason = "missing: `layer_groups = \"auto\"` compares the sources with their base model".to_owned();
-        return Err(FieldError { key: "models.base".to_owned(), line: None, reason });
+        let reason = "missing: `layer_groups = \"auto\"` compares the sources with their base model";
+        return Err(FieldError::new("models.base", reason));
     }
     let modules = read_modules(&mut fields)?;
     let interpolate = fields.take("interpolate").map_or(Ok(false), |field| field.truth())?;
@@ -95,17 +95,10 @@ fn read_methods(field: &Field<'_>) -> Result<Vec<&'static MethodSpecification>, 
     if items.is_empty() {
         return Err(field.error("at least one merge method is needed"));
     }
-    let known: Vec<&str> = methods().iter().map(|method| method.name).collect();
     let mut found: Vec<&'static MethodSpecification> = Vec::new();
     for item in items {
         let name = item.word()?;
-        let Some(method) = find_method(name) else {
-            let hint = match nearest(name, known.iter().copied()) {
-                Some(meant) => format!("did you mean `{meant}`?"),
-                None => format!("known are {}", known.join(", ")),
-            };
-            return Err(item.error(format!("unknown merge method `{name}`; {hint}")));
-        };
+        let Some(method) = find_method(name) else { return Err(item.error(unknown_method(name))) };
         if found.iter().any(|other| other.name == name) {
             return Err(item.error(format!("`{name}` is listed twice")));
         }
@@ -220,10 +213,7 @@ fn unknown_gene(name: &str, field: &Field<'_>, context: &Context<'_>) -> FieldEr
     if known.contains(&DENSITY) {
         known.push(DROP_RATE);
     }
-    let hint = match nearest(name, known.iter().copied()) {
-        Some(meant) => format!("did you mean `{meant}`?"),
-        None => format!("they use {}", known.join(", ")),
-    };
+    let hint = suggestion(name, known, "they use");
     field.error(format!("no listed method ({}) uses this gene; {hint}", listed.join(", ")))
 }
 
@@ -430,10 +420,7 @@ fn read_frozen_models(
     let mut frozen = BTreeMap::new();
     for (model, field) in field.named()? {
         if !known().any(|source| source == model) {
-            let hint = match nearest(model, known()) {
-                Some(meant) => format!("did you mean `{meant}`?"),
-                None => format!("known are {}", known().collect::<Vec<_>>().join(", ")),
-            };
+            let hint = suggestion(model, known(), "known are");
             return Err(field.error(format!("there is no source of that name; {hint}")));
         }
         let number = field.number()?;
@@ -455,8 +442,7 @@ fn check_tie(
     let (Some((_, target)), Some(parameter), Some(target_parameter)) =
         (genes.iter().find(|(gene, _)| gene == other), context.parameter(name), context.parameter(other))
     else {
-        let hint = nearest(other, genes.iter().map(|(gene, _)| gene.as_str()).filter(|gene| *gene != name));
-        let hint = hint.map(|meant| format!("; did you mean `{meant}`?")).unwrap_or_default();
+        let hint = hint(other, genes.iter().map(|(gene, _)| gene.as_str()).filter(|gene| *gene != name));
         return error(format!("there is no gene `{other}` in `space.genes`{hint}"));
     };
     if is_bool(parameter) != is_bool(target_parameter) {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::evaluator::read_endpoints;
 use super::read::one_of;
 use super::{EvaluatorKind, Goal, HoldoutConfig, HoldoutSource, TaskConfig};
-use crate::document::{Field, FieldError, nearest};
+use crate::document::{Field, FieldError, hint};
 
 const DEFAULT_FINALISTS: NonZeroUsize = NonZeroUsize::new(5).unwrap();
 
@@ -119,7 +119,7 @@ fn read_holdout_tasks(
     for (name, entry) in field.named()? {
         if !tasks.iter().any(|task| task.name == name) {
             let known = tasks.iter().map(|task| task.name.as_str());
-            let hint = nearest(name, known).map(|meant| format!("; did you mean `{meant}`?")).unwrap_or_default();
+            let hint = hint(name, known);
             return Err(entry.error(format!("there is no task of that name{hint}")));
         }
         let mut fields = entry.fields()?;

@@ -8,7 +8,7 @@ mod toml;
 mod yaml;
 
 pub use field::{Field, Fields};
-pub use suggest::nearest;
+pub use suggest::{hint, nearest, suggestion};
 
 /// A value of a document with the line it starts on.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,6 +89,11 @@ pub struct FieldError {
 }
 
 impl FieldError {
+    /// Of a key that the document does not have, or whose line is not known.
+    pub fn new(key: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { key: key.into(), line: None, reason: reason.into() }
+    }
+
     fn describe(&self) -> String {
         let line = self.line.map(|line| format!("line {line}: ")).unwrap_or_default();
         if self.key.is_empty() {

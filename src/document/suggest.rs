@@ -21,14 +21,29 @@ fn normalized(word: &str) -> String {
     word.to_lowercase().replace('-', "_")
 }
 
-/// ` Did you mean ...?` or nothing, ready to end a message.
-pub(super) fn hint<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
+/// ``; did you mean `...`?`` or nothing, ready to end a message.
+pub fn hint<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
     nearest(word, candidates).map(|name| format!("; did you mean `{name}`?")).unwrap_or_default()
+}
+
+/// ``did you mean `...`?`` or, where no word is near, `otherwise` and all of them: `known are a, b`.
+pub fn suggestion<'a>(word: &str, known: impl IntoIterator<Item = &'a str>, otherwise: &str) -> String {
+    let known: Vec<&str> = known.into_iter().collect();
+    match nearest(word, known.iter().copied()) {
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None => format!("{otherwise} {}", known.join(", ")),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::nearest;
+    use super::{nearest, suggestion};
+
+    #[test]
+    fn names_the_word_that_was_meant_or_all() {
+        assert_eq!(suggestion("tise", ["ties", "slerp"], "known are"), "did you mean `ties`?");
+        assert_eq!(suggestion("colour", ["ties", "slerp"], "known are"), "known are ties, slerp");
+    }
 
     #[test]
     fn finds_slips_and_nothing_else() {

@@ -147,12 +147,8 @@ impl Merger {
             return Ok(None);
         }
         let mut models = Vec::new();
-        for (model, content) in self.models.iter().zip(&self.contents) {
-            if content.get().is_none() {
-                let id = model.checkpoint.content_id(&self.content_ids)?;
-                content.get_or_init(|| id);
-            }
-            models.push((content.get().cloned().unwrap_or_default(), model.checkpoint.as_ref()));
+        for (index, model) in self.models.iter().enumerate() {
+            models.push((self.content(index)?.to_owned(), model.checkpoint.as_ref()));
         }
         let (file, fault) = StatisticsFile::open(path, models);
         self.cache.keep_in(file);
@@ -276,14 +272,18 @@ impl Merger {
     fn contents(&self, plan: &MergePlan) -> Result<&[OnceLock<String>], MergeError> {
         let sources: BTreeSet<usize> =
             plan.tensors.iter().flat_map(|tensor| &tensor.inputs).map(|input| input.model).collect();
-        sources.into_par_iter().try_for_each(|index| {
-            if self.contents[index].get().is_none() {
-                let content = self.models[index].checkpoint.content_id(&self.content_ids)?;
-                self.contents[index].get_or_init(|| content);
-            }
-            Ok::<_, MergeError>(())
-        })?;
+        sources.into_par_iter().try_for_each(|index| self.content(index).map(|_| ()))?;
         Ok(&self.contents)
+    }
+
+    /// The content id of a model, computed once.
+    fn content(&self, index: usize) -> Result<&str, MergeError> {
+        let content = &self.contents[index];
+        if let Some(id) = content.get() {
+            return Ok(id);
+        }
+        let id = self.models[index].checkpoint.content_id(&self.content_ids)?;
+        Ok(content.get_or_init(|| id))
     }
 }
 

@@ -47,7 +47,7 @@ mod write_queue;
 
 pub use error::MergeError;
 pub use execute::{MergeOptions, MergeReport, Merger, MergerOptions, Progress};
-pub use methods::{find_method, methods};
+pub use methods::{find_method, methods, unknown_method};
 pub use parameters::{ParameterValue, ResolvedParameters};
 pub use plan::{Action, MergePlan, PlannedInput, PlannedTensor};
 pub use simd::Isa;

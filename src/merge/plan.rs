@@ -107,7 +107,7 @@ struct Stage<'a> {
 pub(crate) fn plan(recipe: &Recipe, models: &[Model], truncate_embeddings: bool) -> Result<MergePlan, MergeError> {
     recipe.validate()?;
     let method = super::find_method(&recipe.merge_method)
-        .ok_or_else(|| MergeError::Plan(format!("unknown merge method `{}`", recipe.merge_method)))?;
+        .ok_or_else(|| MergeError::Plan(super::unknown_method(&recipe.merge_method)))?;
     let planner = Planner { recipe, method, models, truncate_embeddings };
     let stages = planner.stages()?;
     let prefix = planner.common_prefix(&stages)?;
@@ -286,82 +286,77 @@ impl<'a> Planner<'a> {
         input_name: impl Fn(&Source<'a>) -> Option<String>,
     ) -> Result<Option<PlannedTensor>, MergeError> {
         let found = self.find_inputs(stage, name, input_name)?;
-        let Some((_, _, first)) = found.first() else { return Ok(None) };
+        let Some(first) = found.first() else { return Ok(None) };
         let shape = common_shape(name, &found, self.truncate_embeddings)?;
-        let whole = found.iter().all(|(_, _, info)| info.float().is_some());
-        let stored = first.model_dtype();
-        let has_base = matches!(self.method.base, BaseUse::Required | BaseUse::Optional | BaseUse::Input);
-        let base = found.iter().find(|(source, _, _)| has_base && stage.base == Some(source.index));
-        let listed_base = found.iter().find(|(source, _, _)| stage.base == Some(source.index));
-        let stored = listed_base.map_or(stored, |(_, _, info)| info.model_dtype());
-        let written = self.recipe.out_dtype.or(self.recipe.dtype).map_or(stored, Dtype::stored);
-        let planned = |(source, tensor, _): &(&Source<'a>, String, &TensorInfo)| PlannedInput {
-            model: source.index,
-            tensor: tensor.clone(),
-        };
+        let listed_base = found.iter().find(|input| stage.base == Some(input.source.index));
+        let stored = listed_base.unwrap_or(first).info.model_dtype();
         let mut tensor = PlannedTensor {
             name: name.to_owned(),
             shape,
-            dtype: written,
+            dtype: self.recipe.out_dtype.or(self.recipe.dtype).map_or(stored, Dtype::stored),
             action: Action::Merge,
-            inputs: found.iter().map(planned).collect(),
+            inputs: found.iter().map(Found::planned).collect(),
             base: None,
             parameters: ResolvedParameters::default(),
         };
-        if !whole {
+        if found.iter().any(|input| input.info.float().is_none()) {
             (tensor.action, tensor.dtype) = (Action::Copy, stored);
             return Ok(Some(tensor));
         }
-        let separate = matches!(self.method.base, BaseUse::Required | BaseUse::Optional);
-        let merged: Vec<_> =
-            found.iter().filter(|(source, _, _)| !separate || stage.base != Some(source.index)).collect();
+        let base = listed_base.filter(|_| self.method.base != BaseUse::None);
+        let is_apart = matches!(self.method.base, BaseUse::Required | BaseUse::Optional);
+        let merged: Vec<&Found<'a, '_>> =
+            found.iter().filter(|input| !is_apart || stage.base != Some(input.source.index)).collect();
         let takes_base = match self.method.base {
             BaseUse::Required => true,
             // Vectors of the models themselves would be another merge than that of their task vectors.
             BaseUse::Optional => stage.base.is_some(),
-            _ => false,
+            BaseUse::None | BaseUse::Input => false,
         };
         let lacks_base = takes_base && base.is_none();
         let too_few = match self.method.inputs {
             InputCount::Exactly(count) | InputCount::AtLeast(count) => merged.len() < count,
         };
         if lacks_base || too_few {
-            let sole = match (base, merged.as_slice()) {
-                (Some(base), []) => Some(base),
-                (Some(base), [input]) if self.method.base == BaseUse::Input => Some(*input).or(Some(base)),
-                (None, [input]) => Some(*input),
-                _ => None,
-            };
-            let survivor = match self.method.survivor {
-                // Without another model the base stays as it is.
-                Survivor::None => base.filter(|_| merged.is_empty()),
-                Survivor::Any => sole,
-                Survivor::Base => base,
-                Survivor::BaseOrNothing if base.is_none() => return Ok(None),
-                Survivor::BaseOrNothing => base,
-            };
-            let Some(survivor) = survivor else {
-                if is_rotary_table(name) {
-                    return Ok(None);
+            let gone = is_rotary_table(name) || (base.is_none() && self.method.survivor == Survivor::BaseOrNothing);
+            return match self.survivor(base, &merged) {
+                Some(survivor) => {
+                    tensor.inputs = vec![survivor.planned()];
+                    tensor.action = Action::PassThrough;
+                    Ok(Some(tensor))
                 }
-                let names: Vec<_> = merged.iter().map(|(source, _, _)| format!("`{}`", source.model.name)).collect();
-                let reason = match lacks_base {
-                    true => "the base model lacks it; there is no task vector without it".to_owned(),
-                    false => format!("too few models have it for {}", self.method.name),
-                };
-                return Err(MergeError::Incompatible(format!(
-                    "tensor `{name}` (of {}) cannot be merged: {reason}",
-                    names.join(", ")
-                )));
+                None if gone => Ok(None),
+                None => Err(self.cannot_merge(name, &merged, lacks_base)),
             };
-            tensor.inputs = vec![planned(survivor)];
-            tensor.action = Action::PassThrough;
-            return Ok(Some(tensor));
         }
-        tensor.base = base.map(planned);
-        tensor.inputs = merged.iter().map(|input| planned(input)).collect();
+        tensor.base = base.map(Found::planned);
+        tensor.inputs = merged.iter().map(|input| input.planned()).collect();
         tensor.parameters = self.parameters(stage, name, depth(layer), &merged)?;
         Ok(Some(tensor))
+    }
+
+    /// What passes through where there is too little to merge, by the method's rule; `None`: nothing.
+    fn survivor<'f>(&self, base: Option<&'f Found<'a, 'f>>, merged: &[&'f Found<'a, 'f>]) -> Option<&'f Found<'a, 'f>> {
+        match self.method.survivor {
+            // Without another model the base stays as it is.
+            Survivor::None => base.filter(|_| merged.is_empty()),
+            Survivor::Any => match (base, merged) {
+                (Some(base), []) => Some(base),
+                (Some(_), [input]) if self.method.base == BaseUse::Input => Some(*input),
+                (None, [input]) => Some(*input),
+                _ => None,
+            },
+            Survivor::Base | Survivor::BaseOrNothing => base,
+        }
+    }
+
+    fn cannot_merge(&self, name: &str, merged: &[&Found<'a, '_>], lacks_base: bool) -> MergeError {
+        let names: Vec<_> = merged.iter().map(|input| format!("`{}`", input.source.model.name)).collect();
+        let reason = match lacks_base {
+            true => "the base model lacks it; there is no task vector without it".to_owned(),
+            false => format!("too few models have it for {}", self.method.name),
+        };
+        MergeError::Incompatible(format!("tensor `{name}` (of {}) cannot be merged: {reason}", names.join(", ")))
     }
 
     /// The sources that have the tensor, in order. A head that a model ties is its input embedding.
@@ -370,22 +365,23 @@ impl<'a> Planner<'a> {
         stage: &'b Stage<'a>,
         name: &str,
         input_name: impl Fn(&Source<'a>) -> Option<String>,
-    ) -> Result<Vec<(&'b Source<'a>, String, &'a TensorInfo)>, MergeError> {
+    ) -> Result<Vec<Found<'a, 'b>>, MergeError> {
         let (mut found, mut lacking) = (Vec::new(), Vec::new());
         for source in &stage.sources {
             let tensors = source.model.checkpoint.tensors();
             let own = input_name(source).and_then(|name| tensors.get_key_value(&name));
             match own.or_else(|| tied_embedding(source.model, name)) {
-                Some((tensor, info)) => found.push((source, tensor.clone(), info)),
+                Some((tensor, info)) => found.push(Found { source, tensor: tensor.clone(), info }),
                 None => lacking.push(source),
             }
         }
-        let optional =
-            is_head(name) || is_rotary_table(name) || found.iter().all(|(_, _, info)| info.float().is_none());
+        let optional = is_head(name)
+            || is_rotary_table(name)
+            || found.iter().all(|input: &Found<'_, '_>| input.info.float().is_none());
         match (found.first(), lacking.first()) {
-            (Some((has, _, _)), Some(lacks)) if !optional => Err(MergeError::Incompatible(format!(
+            (Some(has), Some(lacks)) if !optional => Err(MergeError::Incompatible(format!(
                 "model `{}` has tensor `{name}`, model `{}` lacks it: they have different architectures",
-                has.model.name, lacks.model.name
+                has.source.model.name, lacks.model.name
             ))),
             _ => Ok(found),
         }
@@ -396,7 +392,7 @@ impl<'a> Planner<'a> {
         stage: &Stage<'a>,
         name: &str,
         depth: f64,
-        inputs: &[&(&Source<'a>, String, &TensorInfo)],
+        inputs: &[&Found<'a, '_>],
     ) -> Result<ResolvedParameters, MergeError> {
         let shared: Vec<&Parameters> = stage.parameters.into_iter().chain([&self.recipe.parameters]).collect();
         let resolve_all = |scope, scopes: &[&Parameters], tensor: &str, model: Option<&ModelReference>| {
@@ -420,7 +416,7 @@ impl<'a> Planner<'a> {
         };
         let tensor = resolve_all(ParameterScope::Tensor, &shared, name, None)?;
         let mut sources = Vec::with_capacity(inputs.len());
-        for (source, tensor, _) in inputs {
+        for Found { source, tensor, .. } in inputs.iter().copied() {
             // Filters see a tied head under its own name, not under that of the embedding that it is.
             let tensor = if is_head(name) { name } else { tensor };
             let scopes: Vec<&Parameters> = source.parameters.into_iter().chain(shared.iter().copied()).collect();
@@ -466,16 +462,26 @@ fn check_vocabulary(tensors: &[PlannedTensor], models: &[Model]) -> Result<(), M
     }
 }
 
+/// A tensor of a source that an output tensor is made of.
+struct Found<'a, 'b> {
+    source: &'b Source<'a>,
+    /// Its name in the source.
+    tensor: String,
+    info: &'a TensorInfo,
+}
+
+impl Found<'_, '_> {
+    fn planned(&self) -> PlannedInput {
+        PlannedInput { model: self.source.index, tensor: self.tensor.clone() }
+    }
+}
+
 /// The shape of a tensor that these models have in common.
-fn common_shape(
-    name: &str,
-    found: &[(&Source<'_>, String, &TensorInfo)],
-    truncate_embeddings: bool,
-) -> Result<Vec<usize>, MergeError> {
-    let Some((reference, _, expected)) = found.first() else { return Ok(Vec::new()) };
+fn common_shape(name: &str, found: &[Found<'_, '_>], truncate_embeddings: bool) -> Result<Vec<usize>, MergeError> {
+    let Some(Found { source: reference, info: expected, .. }) = found.first() else { return Ok(Vec::new()) };
     let vocabulary = is_head(name) || is_input_embedding(name);
     let mut shape = expected.shape.clone();
-    for (source, _, info) in found {
+    for Found { source, info, .. } in found {
         if info.dtype != expected.dtype && (info.float().is_none() || expected.float().is_none()) {
             return Err(MergeError::Incompatible(format!(
                 "tensor `{name}` is of type {} in `{}`, {} in `{}`; only floats can be merged",

@@ -39,7 +39,9 @@ use sha2::{Digest, Sha256};
 use super::validate::{Stage, is_base_only};
 use super::{Body, FilteredValue, Gradient, Input, ModelReference, Parameters, Recipe, RecipeError, Value};
 use crate::document::FieldError;
-use crate::merge::{BaseUse, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, find_method};
+use crate::merge::{
+    BaseUse, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, find_method, unknown_method,
+};
 
 const VERSION: u32 = 1;
 
@@ -107,10 +109,8 @@ impl Recipe {
     }
 
     fn method(&self) -> Result<&'static MethodSpecification, RecipeError> {
-        find_method(&self.merge_method).ok_or_else(|| {
-            let reason = format!("unknown merge method `{}`", self.merge_method);
-            FieldError { key: "merge_method".to_owned(), line: None, reason }.into()
-        })
+        find_method(&self.merge_method)
+            .ok_or_else(|| FieldError::new("merge_method", unknown_method(&self.merge_method)).into())
     }
 
     /// The model whose tokenizer files are copied.

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use super::{Body, Input, Masks, ModelReference, Parameters, Recipe, RecipeError, Slice, parameters};
 use crate::checkpoint::Dtype;
-use crate::document::{Content, Field, FieldError, Fields, Node, nearest};
-use crate::merge::{BaseUse, MethodSpecification, find_method, methods};
+use crate::document::{Content, Field, FieldError, Fields, Node};
+use crate::merge::{BaseUse, MethodSpecification, find_method, methods, unknown_method};
 
 /// Chat templates that mergekit knows by name; only the text of a template can be copied.
 const NAMED_TEMPLATES: [&str; 6] = ["auto", "alpaca", "chatml", "exaone", "llama3", "mistral"];
@@ -129,14 +129,7 @@ fn read_document(node: &Node, syntax: Syntax) -> Result<RecipeFile, RecipeError>
 fn read_method(fields: &mut Fields<'_>) -> Result<&'static MethodSpecification, FieldError> {
     let field = fields.require("merge_method", "the name of a merge method")?;
     let name = field.word()?;
-    find_method(name).ok_or_else(|| {
-        let names = methods().iter().map(|method| method.name);
-        let hint = match nearest(name, names.clone()) {
-            Some(meant) => format!("did you mean `{meant}`?"),
-            None => format!("known are {}", names.collect::<Vec<_>>().join(", ")),
-        };
-        field.error(format!("unknown merge method `{name}`; {hint}"))
-    })
+    find_method(name).ok_or_else(|| field.error(unknown_method(name)))
 }
 
 /// mergekit takes PyTorch's names as well (`torch.bfloat16`).

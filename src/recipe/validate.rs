@@ -1,26 +1,10 @@
 //! What can be checked of a recipe without opening a checkpoint.
 
 use super::{Body, Gradient, Input, ModelReference, Parameters, Recipe, RecipeError, Setting, Slice, Value};
-use crate::document::{FieldError, join, nearest};
-use crate::merge::{BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, find_method, methods};
-
-/// What is wrong, and the key to blame.
-struct Problem {
-    key: String,
-    reason: String,
-}
-
-impl Problem {
-    fn new(key: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self { key: key.into(), reason: reason.into() }
-    }
-}
-
-impl From<Problem> for RecipeError {
-    fn from(problem: Problem) -> Self {
-        FieldError { key: problem.key, line: None, reason: problem.reason }.into()
-    }
-}
+use crate::document::{FieldError, join};
+use crate::merge::{
+    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, find_method, unknown_method,
+};
 
 /// One group of inputs that are merged with each other: the whole recipe in the `models` form, or one slice.
 pub(super) struct Stage<'a> {
@@ -58,11 +42,12 @@ impl Recipe {
     /// # Errors
     /// On the first problem, with the key to blame.
     pub fn validate(&self) -> Result<(), RecipeError> {
-        let method = find_method(&self.merge_method).ok_or_else(|| unknown_method(&self.merge_method))?;
+        let method = find_method(&self.merge_method)
+            .ok_or_else(|| FieldError::new("merge_method", unknown_method(&self.merge_method)))?;
         check_parameters("parameters", &self.parameters, method, false)?;
         let stages = self.stages();
         if stages.is_empty() {
-            return Err(Problem::new("slices", "at least one slice is needed").into());
+            return Err(FieldError::new("slices", "at least one slice is needed").into());
         }
         for stage in &stages {
             check_inputs(stage)?;
@@ -80,7 +65,7 @@ impl Recipe {
             && !self.models().iter().any(|model| model.to_string() == source)
         {
             let reason = format!("expected `base` or one of the recipe's models, not `{source}`");
-            return Err(Problem::new("tokenizer_source", reason).into());
+            return Err(FieldError::new("tokenizer_source", reason).into());
         }
         if method.base == BaseUse::None
             && let Some(base) = &self.base_model
@@ -89,12 +74,12 @@ impl Recipe {
             && !matches!(self.body, Body::Slices(_))
         {
             let reason = format!("{} takes no base model: list `{base}` among the models, or remove this", method.name);
-            return Err(Problem::new("base_model", reason).into());
+            return Err(FieldError::new("base_model", reason).into());
         }
         Ok(())
     }
 
-    fn check_required(&self, stage: &Stage<'_>, method: &MethodSpecification) -> Result<(), Problem> {
+    fn check_required(&self, stage: &Stage<'_>, method: &MethodSpecification) -> Result<(), FieldError> {
         let slice = stage.slice.map(|slice| &slice.parameters);
         for parameter in method.parameters.iter().filter(|parameter| parameter.required()) {
             let given = |scope: Option<&Parameters>| {
@@ -106,7 +91,7 @@ impl Recipe {
             let name = parameter.name;
             match parameter.scope {
                 ParameterScope::Tensor => {
-                    return Err(Problem::new(
+                    return Err(FieldError::new(
                         join("parameters", name),
                         format!("missing: {} needs `{name}`", method.name),
                     ));
@@ -117,7 +102,7 @@ impl Recipe {
                             let key = format!("{}[{index}].parameters.{name}", stage.key);
                             let reason =
                                 format!("missing: {} needs `{name}` for the model `{}`", method.name, input.model);
-                            return Err(Problem::new(key, reason));
+                            return Err(FieldError::new(key, reason));
                         }
                     }
                 }
@@ -132,46 +117,39 @@ pub(super) fn is_base_only(stage: &Stage<'_>, method: &MethodSpecification, inpu
     matches!(method.base, BaseUse::Required | BaseUse::Optional) && stage.base == Some(&input.model)
 }
 
-fn unknown_method(name: &str) -> Problem {
-    let names = methods().iter().map(|method| method.name);
-    let hint = match nearest(name, names.clone()) {
-        Some(meant) => format!("did you mean `{meant}`?"),
-        None => format!("known are {}", names.collect::<Vec<_>>().join(", ")),
-    };
-    Problem::new("merge_method", format!("unknown merge method `{name}`; {hint}"))
-}
-
-fn check_inputs(stage: &Stage<'_>) -> Result<(), Problem> {
+fn check_inputs(stage: &Stage<'_>) -> Result<(), FieldError> {
     if stage.inputs.is_empty() {
-        return Err(Problem::new(&stage.key, "at least one model is needed"));
+        return Err(FieldError::new(&stage.key, "at least one model is needed"));
     }
     for (index, input) in stage.inputs.iter().enumerate() {
         if stage.inputs[..index].iter().any(|other| other.model == input.model) {
             let reason = format!("`{}` is listed twice; give it one entry with the sum of the weights", input.model);
-            return Err(Problem::new(format!("{}[{index}].model", stage.key), reason));
+            return Err(FieldError::new(format!("{}[{index}].model", stage.key), reason));
         }
     }
     Ok(())
 }
 
-fn check_ranges(stage: &Stage<'_>) -> Result<(), Problem> {
+fn check_ranges(stage: &Stage<'_>) -> Result<(), FieldError> {
     let mut length = None;
     for (index, input) in stage.inputs.iter().enumerate() {
         let key = format!("{}[{index}].layer_range", stage.key);
         match (stage.slice, input.layer_range) {
             (None, None) => {}
             (None, Some(_)) => {
-                return Err(Problem::new(key, "`models` merges whole models; use `slices` for ranges of layers"));
+                return Err(FieldError::new(key, "`models` merges whole models; use `slices` for ranges of layers"));
             }
-            (Some(_), None) => return Err(Problem::new(key, "missing: the first layer, and the one after the last")),
+            (Some(_), None) => {
+                return Err(FieldError::new(key, "missing: the first layer, and the one after the last"));
+            }
             (Some(_), Some((first, end))) => {
                 let Some(own) = end.checked_sub(first).filter(|own| *own > 0) else {
-                    return Err(Problem::new(key, format!("[{first}, {end}] holds no layer")));
+                    return Err(FieldError::new(key, format!("[{first}, {end}] holds no layer")));
                 };
                 let expected = *length.get_or_insert(own);
                 if own != expected {
                     let reason = format!("has {own} layers, but the first source of the slice has {expected}");
-                    return Err(Problem::new(key, reason));
+                    return Err(FieldError::new(key, reason));
                 }
             }
         }
@@ -179,22 +157,25 @@ fn check_ranges(stage: &Stage<'_>) -> Result<(), Problem> {
     Ok(())
 }
 
-fn check_count(stage: &Stage<'_>, method: &MethodSpecification) -> Result<(), Problem> {
+fn check_count(stage: &Stage<'_>, method: &MethodSpecification) -> Result<(), FieldError> {
     let name = method.name;
     let listed = stage.base.is_some_and(|base| stage.inputs.iter().any(|input| input.model == *base));
     let inputs = match method.base {
         BaseUse::None => stage.inputs.len(),
         BaseUse::Required | BaseUse::Input if stage.base.is_none() => {
-            return Err(Problem::new("base_model", format!("missing: {name} needs a base model")));
+            return Err(FieldError::new("base_model", format!("missing: {name} needs a base model")));
         }
         BaseUse::Input if !listed => {
-            return Err(Problem::new(&stage.key, format!("{name} needs the base model as one of its inputs; list it")));
+            return Err(FieldError::new(
+                &stage.key,
+                format!("{name} needs the base model as one of its inputs; list it"),
+            ));
         }
         BaseUse::Input => stage.inputs.len(),
         BaseUse::Required | BaseUse::Optional => {
             if stage.slice.is_some() && stage.base.is_some() && !listed {
                 let reason = "the base model must be listed too, with its layer_range";
-                return Err(Problem::new(&stage.key, reason));
+                return Err(FieldError::new(&stage.key, reason));
             }
             stage.inputs.len() - usize::from(listed)
         }
@@ -202,10 +183,10 @@ fn check_count(stage: &Stage<'_>, method: &MethodSpecification) -> Result<(), Pr
     let besides = if matches!(method.base, BaseUse::Required | BaseUse::Optional) { " besides the base" } else { "" };
     match method.inputs {
         InputCount::Exactly(count) if inputs != count => {
-            Err(Problem::new(&stage.key, format!("{name} takes exactly {count} models{besides}, not {inputs}")))
+            Err(FieldError::new(&stage.key, format!("{name} takes exactly {count} models{besides}, not {inputs}")))
         }
         InputCount::AtLeast(count) if inputs < count => {
-            Err(Problem::new(&stage.key, format!("{name} takes at least {count} models{besides}, not {inputs}")))
+            Err(FieldError::new(&stage.key, format!("{name} takes at least {count} models{besides}, not {inputs}")))
         }
         _ => Ok(()),
     }
@@ -216,16 +197,16 @@ fn check_parameters(
     parameters: &Parameters,
     method: &MethodSpecification,
     source: bool,
-) -> Result<(), Problem> {
+) -> Result<(), FieldError> {
     for (name, setting) in parameters {
         let key = join(scope, name);
         let Some(specification) = method.parameter(name) else {
-            return Err(Problem::new(key, format!("unknown parameter of the method {}", method.name)));
+            return Err(FieldError::new(key, format!("unknown parameter of the method {}", method.name)));
         };
         if source && specification.scope == ParameterScope::Tensor {
-            return Err(Problem::new(key, "has one value for all models and cannot be given for one of them"));
+            return Err(FieldError::new(key, "has one value for all models and cannot be given for one of them"));
         }
-        check_values(setting, specification.kind).map_err(|reason| Problem::new(key, reason))?;
+        check_values(setting, specification.kind).map_err(|reason| FieldError::new(key, reason))?;
     }
     Ok(())
 }

@@ -25,6 +25,7 @@ use super::sparsify::{MersenneMask, MersenneStream, PhiloxMask, Sparsifier};
 use super::specification::MethodSpecification;
 use super::statistics::StatisticsCache;
 use super::tensor::{Stored, TensorGroup};
+use crate::document::suggestion;
 
 /// A merge method: what it declares, and how it gets a tensor ready for the block pass.
 pub(crate) trait MergeMethod: Sync {
@@ -128,6 +129,12 @@ pub fn methods() -> &'static [&'static MethodSpecification] {
 /// The method of that name.
 pub fn find_method(name: &str) -> Option<&'static MethodSpecification> {
     methods().iter().find(|method| method.name == name).copied()
+}
+
+/// What is said of a name that no method has.
+pub fn unknown_method(name: &str) -> String {
+    let known = methods().iter().map(|method| method.name);
+    format!("unknown merge method `{name}`; {}", suggestion(name, known, "known are"))
 }
 
 /// How the method of that name merges.
