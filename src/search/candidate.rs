@@ -1,6 +1,7 @@
 //! From a strategy's proposal to a candidate: recipe, hashes, evaluation id.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
@@ -32,6 +33,9 @@ pub struct Candidate {
     pub canonical: serde_json::Value,
     /// What is asked of the evaluator.
     pub tasks: Vec<TaskRequest>,
+    /// The share of the samples that the tasks are.
+    pub fidelity: f64,
+    pub replicate: u32,
 }
 
 impl Identity for Candidate {
@@ -80,13 +84,15 @@ impl Candidate {
         let recipe_sha256 = recipe.sha256(&models.content_ids)?;
         Ok(Self {
             id: recipe_sha256[..16].to_string(),
-            evaluation_id: context.evaluation_id(
+            evaluation_id: evaluation_id(
                 &recipe_sha256,
                 &context.settings_of(&recipe),
                 &tasks,
-                proposal.fidelity,
-                proposal.replicate,
+                (proposal.fidelity, proposal.replicate),
+                &context.fingerprint,
             ),
+            fidelity: proposal.fidelity,
+            replicate: proposal.replicate,
             recipe,
             recipe_sha256,
             genome,
@@ -114,7 +120,15 @@ impl Candidate {
             recipe,
             recipe_sha256: asked.recipe_sha256.clone(),
             id: asked.candidate_id.clone(),
-            evaluation_id: context.evaluation_id(&asked.recipe_sha256, &settings, &context.tasks, 1.0, replicate),
+            evaluation_id: evaluation_id(
+                &asked.recipe_sha256,
+                &settings,
+                &context.tasks,
+                (1.0, replicate),
+                &context.fingerprint,
+            ),
+            fidelity: 1.0,
+            replicate,
             tasks: context.tasks.clone(),
             genome,
             genes: asked.genes.clone(),
@@ -122,21 +136,9 @@ impl Candidate {
     }
 
     /// The request for this candidate, materialized at `path`.
-    pub fn request(
-        &self,
-        context: &EvaluationContext,
-        path: Option<std::path::PathBuf>,
-        fidelity: f64,
-        replicate: u32,
-    ) -> EvaluationRequest {
+    pub fn request(&self, context: &EvaluationContext, path: Option<PathBuf>) -> EvaluationRequest {
         EvaluationRequest {
-            evaluation_id: context.evaluation_id(
-                &self.recipe_sha256,
-                &context.settings_of(&self.recipe),
-                &self.tasks,
-                fidelity,
-                replicate,
-            ),
+            evaluation_id: self.evaluation_id.clone(),
             run_id: context.run_id.clone(),
             run_name: context.run_name.clone(),
             candidate: CandidateRequest {
@@ -147,8 +149,8 @@ impl Candidate {
                 genome: self.genome.clone(),
             },
             tasks: self.tasks.clone(),
-            fidelity,
-            replicate,
+            fidelity: self.fidelity,
+            replicate: self.replicate,
         }
     }
 }
@@ -158,43 +160,34 @@ impl EvaluationContext {
     pub fn settings_of(&self, recipe: &Recipe) -> Vec<&str> {
         recipe.models().into_iter().filter_map(|model| self.settings.get(model)).map(String::as_str).collect()
     }
+}
 
-    /// sha256 over everything that determines the answer; not the run's name, so that runs can share scores.
-    pub fn evaluation_id(
-        &self,
-        recipe_sha256: &str,
-        settings: &[&str],
-        tasks: &[TaskRequest],
-        fidelity: f64,
-        replicate: u32,
-    ) -> String {
-        let tasks: Vec<serde_json::Value> = tasks
-            .iter()
-            .map(|task| {
-                let samples = match &task.samples {
-                    Samples::All => serde_json::json!("all"),
-                    Samples::Limit(limit) => serde_json::json!({ "limit": limit }),
-                    Samples::Ids(ids) => serde_json::json!({ "ids": ids }),
-                };
-                serde_json::json!([task.name, task.metric, samples, task.seed])
-            })
-            .collect();
-        let fingerprint = &self.fingerprint;
-        let parts = if settings.is_empty() {
-            serde_json::json!(["evomerge evaluation v1", recipe_sha256, tasks, fidelity, fingerprint, replicate])
-        } else {
-            serde_json::json!([
-                "evomerge evaluation v2",
-                recipe_sha256,
-                settings,
-                tasks,
-                fidelity,
-                fingerprint,
-                replicate
-            ])
-        };
-        format!("ev_{}", hex(&Sha256::digest(parts.to_string().as_bytes())))
-    }
+/// sha256 over everything that determines the answer to `tasks`, asked of the evaluator with this fingerprint about a candidate (its
+/// recipe's hash, or its content) whose models have these settings; not the run's name, so that runs can share scores.
+pub fn evaluation_id(
+    candidate: &str,
+    settings: &[&str],
+    tasks: &[TaskRequest],
+    (fidelity, replicate): (f64, u32),
+    fingerprint: &str,
+) -> String {
+    let tasks: Vec<serde_json::Value> = tasks
+        .iter()
+        .map(|task| {
+            let samples = match &task.samples {
+                Samples::All => serde_json::json!("all"),
+                Samples::Limit(limit) => serde_json::json!({ "limit": limit }),
+                Samples::Ids(ids) => serde_json::json!({ "ids": ids }),
+            };
+            serde_json::json!([task.name, task.metric, samples, task.seed])
+        })
+        .collect();
+    let parts = if settings.is_empty() {
+        serde_json::json!(["evomerge evaluation v1", candidate, tasks, fidelity, fingerprint, replicate])
+    } else {
+        serde_json::json!(["evomerge evaluation v2", candidate, settings, tasks, fidelity, fingerprint, replicate])
+    };
+    format!("ev_{}", hex(&Sha256::digest(parts.to_string().as_bytes())))
 }
 
 fn gene_values(space: &SearchSpace, genome: &Genome) -> Vec<(String, String)> {
@@ -214,7 +207,7 @@ mod tests {
 
     fn id(fingerprint: &str, samples: Samples, recipe: &str, fidelity: f64, replicate: u32) -> String {
         let context = context(fingerprint, samples);
-        context.evaluation_id(recipe, &["s"], &context.tasks, fidelity, replicate)
+        evaluation_id(recipe, &["s"], &context.tasks, (fidelity, replicate), fingerprint)
     }
 
     fn context(fingerprint: &str, samples: Samples) -> EvaluationContext {
@@ -240,7 +233,7 @@ mod tests {
         ];
         assert!(others.iter().all(|other| *other != first));
         let context = context("f", Samples::All);
-        assert_ne!(context.evaluation_id("r1", &["another"], &context.tasks, 1.0, 0), first);
+        assert_ne!(evaluation_id("r1", &["another"], &context.tasks, (1.0, 0), "f"), first);
         assert!(first.len() <= 128);
     }
 }

@@ -15,7 +15,7 @@ use assembly::{materialize_stage, outcome_of, parts, setup};
 use super::candidate::{Candidate, EvaluationContext};
 use super::fidelity::Parts;
 use super::frozen::Frozen;
-use super::pipeline::{Finished, Line, MaterializeStage, Pipeline};
+use super::pipeline::{Equipment, Finished, MaterializeStage, Pipeline};
 use super::prepare::{Prepared, count_samples};
 use super::progress::Progress;
 use super::repeats::Repeats;
@@ -81,7 +81,7 @@ impl Search {
         });
         let strategy = strategy::build_raced(&prepared.config.strategy, setup(&prepared, &frozen), race)?;
         let stage = materialize_stage(&prepared, &folder, &frozen, &progress)?;
-        let line = Line {
+        let equipment = Equipment {
             evaluator: prepared.evaluator.clone(),
             context: EvaluationContext {
                 run_id: frozen.run_id.clone(),
@@ -99,7 +99,7 @@ impl Search {
         let repeats = Repeats::of(&prepared);
         Ok(Self {
             schedule: Schedule::new(strategy, frozen.look_ahead),
-            pipeline: Pipeline::new(line, stop.now.child_token()),
+            pipeline: Pipeline::new(equipment, stop.now.child_token()),
             budget: Budget::new(prepared.config.budget.clone()),
             parts,
             refused: None,
@@ -169,7 +169,7 @@ impl Search {
             ));
         }
         for record in &asked {
-            let Some((index, proposal, candidate)) = self.ask()? else {
+            let Some((index, _, candidate)) = self.ask()? else {
                 return Err(self.mismatch(record, "nothing"));
             };
             if index != record.index || candidate.evaluation_id != record.evaluation_id {
@@ -182,7 +182,7 @@ impl Search {
                     let row = self.row(outcome);
                     self.note(row);
                 }
-                None => self.begin(index, &proposal, candidate)?,
+                None => self.begin(index, candidate)?,
             }
         }
         Ok(())
@@ -299,7 +299,7 @@ impl Search {
         self.ledger.asked(&record)?;
         self.budget.spend(record.samples);
         self.asked.insert(index, Asked::from_record(&record, self.parts.as_ref()));
-        self.begin(index, &proposal, candidate)?;
+        self.begin(index, candidate)?;
         Ok(true)
     }
 

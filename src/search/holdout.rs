@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::candidate::{Candidate, EvaluationContext};
-use super::pipeline::{Finished, Line, MaterializeStage, Pipeline, Work};
+use super::pipeline::{Equipment, Finished, MaterializeStage, Pipeline, Work};
 use super::prepare::Prepared;
 use super::progress::Progress;
 use super::run::Row;
@@ -19,7 +19,7 @@ use crate::strategy::Status;
 type Scores = BTreeMap<String, BTreeMap<String, TaskScores>>;
 
 /// What opening the hold-out takes.
-pub(super) struct Ceremony<'a> {
+pub(super) struct HoldoutOpening<'a> {
     pub prepared: &'a Arc<Prepared>,
     pub ledger: &'a Arc<Ledger>,
     pub stage: Option<MaterializeStage>,
@@ -35,9 +35,9 @@ pub(super) struct Ceremony<'a> {
     pub stop: &'a Stop,
 }
 
-impl Ceremony<'_> {
+impl HoldoutOpening<'_> {
     /// Scores finalists and baseline on the hold-out (what is recorded is not asked again) and decides.
-    pub async fn hold(&self, finalists: &[Row], baseline: Option<&Row>) -> Result<Verdict, SearchError> {
+    pub async fn verdict(&self, finalists: &[Row], baseline: Option<&Row>) -> Result<Verdict, SearchError> {
         let (scores, reused) = match &self.prepared.holdout {
             Some(plan) => (self.score(plan, finalists, baseline).await?, self.open()?),
             None => (Scores::new(), false),
@@ -99,13 +99,7 @@ impl Ceremony<'_> {
                 }
                 None => {
                     open += 1;
-                    pipeline.add(Work {
-                        index: row.index,
-                        candidate: Arc::new(candidate),
-                        fidelity: 1.0,
-                        replicate: 0,
-                        again: false,
-                    });
+                    pipeline.add(Work { index: row.index, candidate: Arc::new(candidate), again: false });
                 }
             }
         }
@@ -124,7 +118,7 @@ impl Ceremony<'_> {
             fingerprint: plan.evaluator.fingerprint().to_string(),
             settings: self.prepared.models.settings_ids.clone(),
         };
-        let line = Line {
+        let equipment = Equipment {
             evaluator: plan.evaluator.clone(),
             context,
             ledger: self.ledger.clone(),
@@ -132,7 +126,7 @@ impl Ceremony<'_> {
             attempt_event: event::HOLDOUT_ATTEMPTED,
             progress: self.progress.clone(),
         };
-        Pipeline::new(line, self.stop.now.child_token())
+        Pipeline::new(equipment, self.stop.now.child_token())
     }
 
     /// The candidate as the search recorded it, under the hold-out's evaluation id.
@@ -265,7 +259,7 @@ holdout = { fraction = 0.5 }
         let (asked, rows): (Vec<_>, Vec<_>) =
             [(0, 0), (1, 1), (2, 0)].map(|(index, source)| evaluation(&prepared, index, source)).into_iter().unzip();
         asked.iter().for_each(|record| ledger.asked(record).unwrap());
-        let ceremony = Ceremony {
+        let opening = HoldoutOpening {
             prepared: &prepared,
             ledger: &ledger,
             stage: None,
@@ -277,7 +271,7 @@ holdout = { fraction = 0.5 }
             progress: &progress,
             stop: &stop,
         };
-        let verdict = ceremony.hold(&[rows[2].clone(), rows[1].clone()], Some(&rows[0])).await.unwrap();
+        let verdict = opening.verdict(&[rows[2].clone(), rows[1].clone()], Some(&rows[0])).await.unwrap();
         assert_eq!(ledger.events(event::HOLDOUT_ATTEMPTED).unwrap().len(), 2);
         assert_eq!(ledger.all_holdout().unwrap().len(), 2);
         let said = lines.0.lock().unwrap().join("\n");

@@ -27,18 +27,21 @@ pub struct Work {
     /// The evaluation's index, or that of the evaluation that it repeats.
     pub index: u64,
     pub candidate: Arc<Candidate>,
-    pub fidelity: f64,
-    pub replicate: u32,
     /// It repeats an evaluation of the search and is none itself.
     pub again: bool,
 }
 
 /// Open evaluations in the order in which they are started: repeats first, which are few, then by index.
-type Place = (Reverse<bool>, u64, u32);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    again: Reverse<bool>,
+    index: u64,
+    replicate: u32,
+}
 
 impl Work {
-    fn place(&self) -> Place {
-        (Reverse(self.again), self.index, self.replicate)
+    fn turn(&self) -> Turn {
+        Turn { again: Reverse(self.again), index: self.index, replicate: self.candidate.replicate }
     }
 }
 
@@ -46,7 +49,6 @@ impl Work {
 #[derive(Clone, Debug)]
 pub struct Finished {
     pub index: u64,
-    pub replicate: u32,
     pub again: bool,
     pub candidate: Arc<Candidate>,
     pub status: Status,
@@ -59,7 +61,7 @@ pub struct Finished {
 }
 
 /// What a pipeline works with.
-pub struct Line {
+pub struct Equipment {
     pub evaluator: Arc<dyn Evaluator>,
     pub context: EvaluationContext,
     pub ledger: Arc<Ledger>,
@@ -96,15 +98,15 @@ struct Open {
 }
 
 enum JobEnd {
-    Materialized { place: Place, result: Result<f64, MergeError> },
+    Materialized { turn: Turn, result: Result<f64, MergeError> },
     StatisticsSaved,
-    Evaluated { place: Place, started_at: String, seconds: f64, attempts: u32, result: Result<Evaluation, SearchError> },
+    Evaluated { turn: Turn, started_at: String, seconds: f64, attempts: u32, result: Result<Evaluation, SearchError> },
 }
 
 /// The evaluations between asked and told.
 pub struct Pipeline {
-    line: Line,
-    open: BTreeMap<Place, Open>,
+    equipment: Equipment,
+    open: BTreeMap<Turn, Open>,
     jobs: JoinSet<JobEnd>,
     /// Cancels evaluations.
     cancel: CancellationToken,
@@ -113,9 +115,9 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    pub fn new(line: Line, cancel: CancellationToken) -> Self {
+    pub fn new(equipment: Equipment, cancel: CancellationToken) -> Self {
         Self {
-            line,
+            equipment,
             open: BTreeMap::new(),
             jobs: JoinSet::new(),
             cancel,
@@ -124,12 +126,12 @@ impl Pipeline {
     }
 
     pub fn context(&self) -> &EvaluationContext {
-        &self.line.context
+        &self.equipment.context
     }
 
     pub fn add(&mut self, work: Work) {
-        let stage = if self.line.stage.is_some() { Stage::Waiting } else { Stage::Ready };
-        self.open.insert(work.place(), Open { work, stage, materialize_s: None });
+        let stage = if self.equipment.stage.is_some() { Stage::Waiting } else { Stage::Ready };
+        self.open.insert(work.turn(), Open { work, stage, materialize_s: None });
     }
 
     /// Evaluations that are with the evaluator.
@@ -145,11 +147,11 @@ impl Pipeline {
     /// Starts what there is room for, lowest index first.
     pub fn start(&mut self) {
         self.start_merge();
-        let mut room = self.line.evaluator.concurrency().get().saturating_sub(self.evaluating());
+        let mut room = self.equipment.evaluator.concurrency().get().saturating_sub(self.evaluating());
         while room > 0 {
-            let ready = self.open.iter().find(|(_, open)| matches!(open.stage, Stage::Ready)).map(|(place, _)| *place);
-            let Some(place) = ready else { break };
-            self.start_evaluation(place);
+            let ready = self.open.iter().find(|(_, open)| matches!(open.stage, Stage::Ready)).map(|(turn, _)| *turn);
+            let Some(turn) = ready else { break };
+            self.start_evaluation(turn);
             room -= 1;
         }
     }
@@ -169,13 +171,13 @@ impl Pipeline {
     pub async fn next(&mut self) -> Result<Option<Finished>, SearchError> {
         let Some(end) = self.jobs.join_next().await else { return Ok(None) };
         match end.map_err(|error| SearchError::Worker(error.to_string()))? {
-            JobEnd::Materialized { place, result } => {
+            JobEnd::Materialized { turn, result } => {
                 self.save_statistics();
-                self.materialized(place, result)
+                self.materialized(turn, result)
             }
             JobEnd::StatisticsSaved => Ok(None),
-            JobEnd::Evaluated { place, started_at, seconds, attempts, result } => {
-                self.evaluated(place, started_at, seconds, attempts, result)
+            JobEnd::Evaluated { turn, started_at, seconds, attempts, result } => {
+                self.evaluated(turn, started_at, seconds, attempts, result)
             }
         }
     }
@@ -208,7 +210,7 @@ impl Pipeline {
 
     /// One merge at a time: it uses all cores.
     fn start_merge(&mut self) {
-        let Some(stage) = self.line.stage.clone() else { return };
+        let Some(stage) = self.equipment.stage.clone() else { return };
         let occupied = self.open.values().filter(|open| !matches!(open.stage, Stage::Waiting)).count();
         let merging = self.open.values().any(|open| matches!(open.stage, Stage::Materializing));
         if merging || occupied >= stage.capacity || self.cancel_merge.load(Ordering::Relaxed) {
@@ -229,13 +231,13 @@ impl Pipeline {
                 ..MergeOptions::default()
             };
             let result = stage.merger.materialize(&work.candidate.recipe, &destination, &options);
-            JobEnd::Materialized { place: work.place(), result: result.map(|_| started.elapsed().as_secs_f64()) }
+            JobEnd::Materialized { turn: work.turn(), result: result.map(|_| started.elapsed().as_secs_f64()) }
         });
     }
 
     /// Beside the evaluation of what was merged.
     fn save_statistics(&mut self) {
-        let Some(stage) = &self.line.stage else { return };
+        let Some(stage) = &self.equipment.stage else { return };
         let save = stage.save_statistics.clone();
         self.jobs.spawn_blocking(move || {
             save();
@@ -243,17 +245,17 @@ impl Pipeline {
         });
     }
 
-    fn start_evaluation(&mut self, place: Place) {
-        let Some(open) = self.open.get_mut(&place) else { return };
+    fn start_evaluation(&mut self, turn: Turn) {
+        let Some(open) = self.open.get_mut(&turn) else { return };
         open.stage = Stage::Evaluating;
         let work = open.work.clone();
-        let path = self.line.stage.as_ref().map(|stage| stage.slots.candidate(&slot_name(&work)));
-        let request = work.candidate.request(&self.line.context, path, work.fidelity, work.replicate);
-        let evaluator = self.line.evaluator.clone();
-        let event = if work.again { REPEAT_ATTEMPTED } else { self.line.attempt_event };
+        let path = self.equipment.stage.as_ref().map(|stage| stage.slots.candidate(&slot_name(&work)));
+        let request = work.candidate.request(&self.equipment.context, path);
+        let evaluator = self.equipment.evaluator.clone();
+        let event = if work.again { REPEAT_ATTEMPTED } else { self.equipment.attempt_event };
         let observer = LedgerAttempts {
-            ledger: self.line.ledger.clone(),
-            progress: self.line.progress.clone(),
+            ledger: self.equipment.ledger.clone(),
+            progress: self.equipment.progress.clone(),
             event,
             index: work.index,
             evaluation_id: request.evaluation_id.clone(),
@@ -271,43 +273,43 @@ impl Pipeline {
                 Some(fault) => Err(SearchError::from(fault)),
                 None => result,
             };
-            JobEnd::Evaluated { place, started_at, seconds, attempts, result }
+            JobEnd::Evaluated { turn, started_at, seconds, attempts, result }
         });
     }
 
-    fn materialized(&mut self, place: Place, result: Result<f64, MergeError>) -> Result<Option<Finished>, SearchError> {
+    fn materialized(&mut self, turn: Turn, result: Result<f64, MergeError>) -> Result<Option<Finished>, SearchError> {
         match result {
             Ok(seconds) => {
                 let payload = serde_json::json!({ "seconds": seconds });
-                self.line.ledger.event(event::MATERIALIZED, Some(place.1), &payload)?;
-                if let Some(open) = self.open.get_mut(&place) {
+                self.equipment.ledger.event(event::MATERIALIZED, Some(turn.index), &payload)?;
+                if let Some(open) = self.open.get_mut(&turn) {
                     open.stage = Stage::Ready;
                     open.materialize_s = Some(seconds);
                 }
                 Ok(None)
             }
             Err(MergeError::Cancelled) => {
-                if let Some(open) = self.open.get_mut(&place) {
+                if let Some(open) = self.open.get_mut(&turn) {
                     open.stage = Stage::Waiting;
                 }
                 Ok(None)
             }
-            Err(error) if error.is_infeasible() => Ok(self
-                .close(place)
-                .map(|open| end(open, Status::Infeasible, BTreeMap::new(), Some(error.to_string())))),
+            Err(error) if error.is_infeasible() => {
+                Ok(self.close(turn).map(|open| end(open, Status::Infeasible, BTreeMap::new(), Some(error.to_string()))))
+            }
             Err(error) => Err(error.into()),
         }
     }
 
     fn evaluated(
         &mut self,
-        place: Place,
+        turn: Turn,
         started_at: String,
         seconds: f64,
         attempts: u32,
         result: Result<Evaluation, SearchError>,
     ) -> Result<Option<Finished>, SearchError> {
-        let Some(open) = self.close(place) else { return Ok(None) };
+        let Some(open) = self.close(turn) else { return Ok(None) };
         let finished = match result {
             Ok(evaluation) => end(open, Status::Scored, evaluation.tasks, None),
             Err(SearchError::Evaluate(EvaluateError::Candidate(fault))) => {
@@ -323,9 +325,9 @@ impl Pipeline {
         Ok(Some(Finished { started_at: Some(started_at), evaluate_s: Some(seconds), attempts, ..finished }))
     }
 
-    fn close(&mut self, place: Place) -> Option<Open> {
-        let open = self.open.remove(&place)?;
-        if let Some(stage) = &self.line.stage {
+    fn close(&mut self, turn: Turn) -> Option<Open> {
+        let open = self.open.remove(&turn)?;
+        if let Some(stage) = &self.equipment.stage {
             stage.slots.release(&slot_name(&open.work));
         }
         Some(open)
@@ -334,7 +336,7 @@ impl Pipeline {
 
 /// Replicates of one candidate may be open at once.
 fn slot_name(work: &Work) -> String {
-    match work.replicate {
+    match work.candidate.replicate {
         0 => work.candidate.id.clone(),
         replicate => format!("{}-r{replicate}", work.candidate.id),
     }
@@ -343,7 +345,6 @@ fn slot_name(work: &Work) -> String {
 fn end(open: Open, status: Status, tasks: BTreeMap<String, TaskScores>, error: Option<String>) -> Finished {
     Finished {
         index: open.work.index,
-        replicate: open.work.replicate,
         again: open.work.again,
         candidate: open.work.candidate,
         status,

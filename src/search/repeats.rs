@@ -8,7 +8,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::candidate::{Candidate, EvaluationContext};
-use super::pipeline::{Finished, Line, MaterializeStage, Pipeline, Work};
+use super::pipeline::{Equipment, Finished, MaterializeStage, Pipeline, Work};
 use super::prepare::Prepared;
 use super::progress::Progress;
 use super::{SearchError, Stop};
@@ -54,7 +54,7 @@ impl Repeats {
 }
 
 /// What scoring again takes and where it is recorded.
-pub struct Again<'a> {
+pub struct Rescoring<'a> {
     pub prepared: &'a Prepared,
     pub ledger: &'a Arc<Ledger>,
     pub context: &'a EvaluationContext,
@@ -65,7 +65,7 @@ pub struct Again<'a> {
     pub progress: &'a Arc<dyn Progress>,
 }
 
-impl Again<'_> {
+impl Rescoring<'_> {
     /// A finalist's second scoring.
     fn finalist(&self, asked: &AskedRecord) -> Result<Work, SearchError> {
         self.work(asked, 1)
@@ -83,7 +83,7 @@ impl Again<'_> {
     fn work(&self, asked: &AskedRecord, replicate: u32) -> Result<Work, SearchError> {
         let replicate = asked.replicate + replicate;
         let candidate = Candidate::from_record(asked, &self.prepared.models, self.context, replicate)?;
-        Ok(Work { index: asked.index, candidate: Arc::new(candidate), fidelity: 1.0, replicate, again: true })
+        Ok(Work { index: asked.index, candidate: Arc::new(candidate), again: true })
     }
 
     /// Takes a sentinel's scores in and says so if they are not what they were.
@@ -147,7 +147,7 @@ impl Again<'_> {
             index: finished.index,
             candidate_id: finished.candidate.id.clone(),
             purpose,
-            replicate: finished.replicate,
+            replicate: finished.candidate.replicate,
             after: self.spent,
             status: finished.status.name().to_owned(),
             objective,
@@ -162,20 +162,20 @@ impl Again<'_> {
 }
 
 /// The end of a search: finalists, best baseline and, if it is due, the sentinel.
-pub struct LastScoring<'a> {
-    pub again: Again<'a>,
+pub struct FinalRescoring<'a> {
+    pub rescoring: Rescoring<'a>,
     pub stage: Option<MaterializeStage>,
     pub asked: &'a [AskedRecord],
     pub stop: &'a Stop,
 }
 
-impl LastScoring<'_> {
+impl FinalRescoring<'_> {
     /// Scores the candidates of these evaluations again (what is recorded is not asked again); their new objectives by
     /// candidate.
     pub async fn score(&self, finalists: &[u64], sentinel: Option<u64>) -> Result<BTreeMap<String, f64>, SearchError> {
         let mut found = BTreeMap::new();
         let mut pipeline = self.pipeline();
-        let recorded = self.again.ledger.all_repeats()?;
+        let recorded = self.rescoring.ledger.all_repeats()?;
         let mut open = 0;
         for index in finalists {
             let of_it = |repeat: &&RepeatRecord| repeat.index == *index && repeat.purpose == RepeatPurpose::Finalist;
@@ -183,12 +183,12 @@ impl LastScoring<'_> {
                 found.extend(repeat.objective.map(|objective| (repeat.candidate_id.clone(), objective)));
                 continue;
             }
-            pipeline.add(self.again.finalist(self.asked(*index)?)?);
+            pipeline.add(self.rescoring.finalist(self.asked(*index)?)?);
             open += 1;
         }
         if open > 0 {
-            let samples = self.again.prepared.samples;
-            self.again.progress.line(&format!(
+            let samples = self.rescoring.prepared.samples;
+            self.rescoring.progress.line(&format!(
                 "scoring {open} finalists and baselines again{}",
                 if samples > 0 { format!(", on {samples} samples each") } else { String::new() }
             ));
@@ -197,20 +197,22 @@ impl LastScoring<'_> {
             .finish(self.stop, |finished| {
                 if finished.status != Status::Scored {
                     let reason = finished.error.clone().unwrap_or_default();
-                    self.again.progress.line(&format!("{} could not be scored again: {reason}", finished.candidate.id));
+                    self.rescoring
+                        .progress
+                        .line(&format!("{} could not be scored again: {reason}", finished.candidate.id));
                 }
                 // A failure says nothing of the candidate: the next start tries again.
                 if finished.status == Status::Failed {
                     return Ok(());
                 }
-                let record = self.again.record(&finished, RepeatPurpose::Finalist, None)?;
+                let record = self.rescoring.record(&finished, RepeatPurpose::Finalist, None)?;
                 found.extend(record.objective.map(|objective| (record.candidate_id, objective)));
                 Ok(())
             })
             .await?;
         if let Some(index) = sentinel {
-            pipeline.add(self.again.next_sentinel(self.asked(index)?)?);
-            pipeline.finish(self.stop, |finished| self.again.sentinel(&finished)).await?;
+            pipeline.add(self.rescoring.next_sentinel(self.asked(index)?)?);
+            pipeline.finish(self.stop, |finished| self.rescoring.sentinel(&finished)).await?;
         }
         Ok(found)
     }
@@ -220,14 +222,14 @@ impl LastScoring<'_> {
     /// for them.
     pub async fn score_given_up(&self, baselines: &[u64]) -> Result<Vec<RepeatRecord>, SearchError> {
         let mut pipeline = self.pipeline();
-        let recorded = Standings::of(self.again.ledger)?.late;
+        let recorded = Standings::of(self.rescoring.ledger)?.late;
         let mut open = 0;
         for index in baselines.iter().filter(|index| !recorded.contains_key(index)) {
-            pipeline.add(self.again.work(self.asked(*index)?, 0)?);
+            pipeline.add(self.rescoring.work(self.asked(*index)?, 0)?);
             open += 1;
         }
         if open > 0 {
-            self.again
+            self.rescoring
                 .progress
                 .line(&format!("asking once more for the scores of {open} baselines that were given up"));
         }
@@ -235,36 +237,36 @@ impl LastScoring<'_> {
             .finish(self.stop, |finished| {
                 if finished.status == Status::Failed {
                     let reason = finished.error.clone().unwrap_or_default();
-                    self.again.progress.line(&format!(
+                    self.rescoring.progress.line(&format!(
                         "{} was given up again: {reason}; the same command asks for it once more",
                         finished.candidate.id
                     ));
                     return Ok(());
                 }
-                self.again.record(&finished, RepeatPurpose::Baseline, None).map(|_| ())
+                self.rescoring.record(&finished, RepeatPurpose::Baseline, None).map(|_| ())
             })
             .await;
         match asked {
             Err(SearchError::Evaluate(EvaluateError::Outage(fault))) => self
-                .again
+                .rescoring
                 .progress
                 .line(&format!("they were given up again: {fault}; the same command asks for them once more")),
             other => other?,
         }
-        let late = self.again.ledger.repeats_for(RepeatPurpose::Baseline)?.into_iter();
+        let late = self.rescoring.ledger.repeats_for(RepeatPurpose::Baseline)?.into_iter();
         Ok(late.filter(|late| baselines.contains(&late.index)).collect())
     }
 
     fn pipeline(&self) -> Pipeline {
-        let line = Line {
-            evaluator: self.again.prepared.evaluator.clone(),
-            context: self.again.context.clone(),
-            ledger: self.again.ledger.clone(),
+        let equipment = Equipment {
+            evaluator: self.rescoring.prepared.evaluator.clone(),
+            context: self.rescoring.context.clone(),
+            ledger: self.rescoring.ledger.clone(),
             stage: self.stage.clone(),
             attempt_event: event::ATTEMPTED,
-            progress: self.again.progress.clone(),
+            progress: self.rescoring.progress.clone(),
         };
-        Pipeline::new(line, self.stop.now.child_token())
+        Pipeline::new(equipment, self.stop.now.child_token())
     }
 
     fn asked(&self, index: u64) -> Result<&AskedRecord, SearchError> {

@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::candidate::EvaluationContext;
 use super::prepare::{connect, evaluator_tasks, objective, task_requests};
-use super::{Progress, SearchError, Stop};
+use super::{Progress, SearchError, Stop, candidate};
 use crate::config::RunConfig;
 use crate::evaluate::{Evaluator, TaskRequest};
 use crate::score::Objective;
@@ -38,12 +37,5 @@ pub async fn connect_evaluator(
 
 /// The evaluation id of a checkpoint that no recipe made, of this content and these settings.
 pub fn evaluation_id(content: &str, settings: &str, tasks: &[TaskRequest], fingerprint: &str) -> String {
-    let context = EvaluationContext {
-        run_id: String::new(),
-        run_name: String::new(),
-        tasks: tasks.to_vec(),
-        fingerprint: fingerprint.to_string(),
-        settings: Arc::default(),
-    };
-    context.evaluation_id(content, &[settings], tasks, 1.0, 0)
+    candidate::evaluation_id(content, &[settings], tasks, (1.0, 0), fingerprint)
 }

@@ -7,15 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::ledger::ToldRecord;
 use crate::merge::Merger;
 use crate::search::SearchError;
-use crate::search::candidate::Candidate;
 use crate::search::fidelity::Parts;
 use crate::search::frozen::Frozen;
-use crate::search::pipeline::{MaterializeStage, Work};
+use crate::search::pipeline::MaterializeStage;
 use crate::search::prepare::{Prepared, candidate_parent};
 use crate::search::progress::Progress;
 use crate::search::run_folder::RunFolder;
 use crate::search::slots::Slots;
-use crate::strategy::{Landscape, Outcome, Proposal, Setup, Status, baseline_contents};
+use crate::strategy::{Landscape, Outcome, Setup, Status, baseline_contents};
 
 pub(super) fn parts(prepared: &Prepared, frozen: &Frozen, progress: &dyn Progress) -> Option<Parts> {
     match Parts::plan(frozen.racing.as_ref()?, &prepared.tasks, prepared.evaluator.as_ref()) {
@@ -87,11 +86,6 @@ fn keep_statistics(
             ));
         }
     }))
-}
-
-pub(super) fn work(index: u64, proposal: &Proposal, candidate: Candidate) -> Work {
-    let (fidelity, replicate) = (proposal.fidelity, proposal.replicate);
-    Work { index, candidate: Arc::new(candidate), fidelity, replicate, again: false }
 }
 
 /// The outcome of an evaluation on the share `fidelity` of the samples.

@@ -8,7 +8,7 @@ use crate::ledger::{AskedRecord, event, fact};
 use crate::recipe::Recipe;
 use crate::score::Verdict;
 use crate::score::repeats::{TwoScores, order};
-use crate::search::repeats::LastScoring;
+use crate::search::repeats::FinalRescoring;
 use crate::search::run::{Row, RunReport};
 use crate::search::run_folder::RunFolder;
 use crate::search::{SearchError, alarms, export, holdout};
@@ -112,7 +112,7 @@ impl Search {
         if given_up.is_empty() || self.best.is_none() {
             return Ok(());
         }
-        let last = LastScoring { again: self.again(), stage: self.stage.clone(), asked, stop: &self.stop };
+        let last = FinalRescoring { rescoring: self.rescoring(), stage: self.stage.clone(), asked, stop: &self.stop };
         for repeat in last.score_given_up(&given_up).await? {
             let scored = Outcome {
                 index: repeat.index,
@@ -125,8 +125,7 @@ impl Search {
             if self.note(row)
                 && let Some(asked) = asked.iter().find(|asked| asked.index == scored.index)
             {
-                export::write_best(self.folder.path(), &Recipe::from_toml(&asked.recipe)?, &asked.recipe)?;
-                export::note_winner(&self.ledger, asked.index, self.rows.len())?;
+                self.crown(asked)?;
             }
         }
         Ok(())
@@ -147,7 +146,7 @@ impl Search {
             finalists.extend(self.best_baseline().filter(|row| !ids.contains(&row.candidate_id)).cloned());
             indices.extend(finalists.iter().map(|row| row.index));
         }
-        let last = LastScoring { again: self.again(), stage: self.stage.clone(), asked, stop: &self.stop };
+        let last = FinalRescoring { rescoring: self.rescoring(), stage: self.stage.clone(), asked, stop: &self.stop };
         let again = last.score(&indices, sentinel).await?;
         if self.repeats.finalists {
             let two = |row: &Row| TwoScores {
@@ -163,15 +162,20 @@ impl Search {
                 .map(|(_, of)| finalists[*of].clone())
                 .collect();
             if let Some(asked) = finalists.first().and_then(|row| asked.iter().find(|asked| asked.index == row.index)) {
-                export::write_best(self.folder.path(), &Recipe::from_toml(&asked.recipe)?, &asked.recipe)?;
-                export::note_winner(&self.ledger, asked.index, self.rows.len())?;
+                self.crown(asked)?;
             }
         }
         Ok(Choice { finalists, again })
     }
 
+    /// Makes an evaluation's candidate the one that `best/`, `status` and `export` show.
+    fn crown(&self, asked: &AskedRecord) -> Result<(), SearchError> {
+        export::write_best(self.folder.path(), &Recipe::from_toml(&asked.recipe)?, &asked.recipe)?;
+        export::note_winner(&self.ledger, asked.index, self.rows.len())
+    }
+
     async fn verdict(&self, choice: &Choice, asked: &[AskedRecord]) -> Result<Verdict, SearchError> {
-        let ceremony = holdout::Ceremony {
+        let opening = holdout::HoldoutOpening {
             prepared: &self.prepared,
             ledger: &self.ledger,
             stage: self.stage.clone(),
@@ -183,21 +187,25 @@ impl Search {
             progress: &self.progress,
             stop: &self.stop,
         };
-        ceremony.hold(&choice.finalists, self.best_baseline()).await
+        opening.verdict(&choice.finalists, self.best_baseline()).await
+    }
+
+    /// Whether the evaluation was one of all samples.
+    fn is_full(&self, row: &Row) -> bool {
+        self.asked.get(&row.index).is_some_and(|asked| asked.fidelity >= 1.0)
     }
 
     /// Objectives at full fidelity, one a candidate.
     fn objectives(&self) -> Vec<f64> {
-        let full = |row: &&Row| self.asked.get(&row.index).is_some_and(|asked| asked.fidelity >= 1.0);
         let mut seen = BTreeSet::new();
-        let rows = self.rows.values().filter(full);
+        let rows = self.rows.values().filter(|row| self.is_full(row));
         rows.filter_map(|row| row.objective.filter(|_| seen.insert(row.candidate_id.as_str()))).collect()
     }
 
     /// The best candidates at full fidelity, best first, earliest first among equals.
     fn finalists(&self, wanted: usize) -> Vec<Row> {
-        let full = |row: &&Row| self.asked.get(&row.index).is_some_and(|asked| asked.fidelity >= 1.0);
-        let mut rows: Vec<&Row> = self.rows.values().filter(|row| row.objective.is_some()).filter(full).collect();
+        let scored = self.rows.values().filter(|row| row.objective.is_some());
+        let mut rows: Vec<&Row> = scored.filter(|row| self.is_full(row)).collect();
         rows.sort_by(|first, second| {
             let by_score = second.objective.unwrap_or(f64::MIN).total_cmp(&first.objective.unwrap_or(f64::MIN));
             by_score.then(first.index.cmp(&second.index))

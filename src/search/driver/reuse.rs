@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::Search;
-use super::assembly::{outcome_of, work};
+use super::assembly::outcome_of;
 use crate::ledger::{Ledger, ToldRecord};
 use crate::search::SearchError;
 use crate::search::candidate::Candidate;
-use crate::search::pipeline::Finished;
+use crate::search::pipeline::{Finished, Work};
 use crate::search::run::RunOptions;
-use crate::strategy::{Outcome, Proposal, Status};
+use crate::strategy::{Outcome, Status};
 
 /// The evaluations of another run that were not given up. Their scores stay on disk until they are wanted.
 pub(super) struct Reusable {
@@ -44,12 +44,12 @@ impl Search {
     }
 
     /// Takes a score that is there already, or puts the evaluation on its way.
-    pub(super) fn begin(&mut self, index: u64, proposal: &Proposal, candidate: Candidate) -> Result<(), SearchError> {
+    pub(super) fn begin(&mut self, index: u64, candidate: Candidate) -> Result<(), SearchError> {
         let known = self.reusable.as_mut().map(|known| known.take(&candidate.evaluation_id)).transpose()?.flatten();
         match known {
             Some(record) => self.take_over(index, candidate, record),
             None => {
-                self.pipeline.add(work(index, proposal, candidate));
+                self.pipeline.add(Work { index, candidate: Arc::new(candidate), again: false });
                 Ok(())
             }
         }
@@ -61,7 +61,6 @@ impl Search {
         let Outcome { status, tasks, .. } = outcome_of(record, self.fidelity(index))?;
         self.finish(Finished {
             index,
-            replicate: 0,
             again: false,
             candidate: Arc::new(candidate),
             status,

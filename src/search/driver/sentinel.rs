@@ -6,7 +6,7 @@ use super::Search;
 use crate::ledger::Ledger;
 use crate::search::SearchError;
 use crate::search::pipeline::Finished;
-use crate::search::repeats::{Again, last_sentinel};
+use crate::search::repeats::{Rescoring, last_sentinel};
 
 /// Where the sentinel stands.
 pub(super) struct Sentinel {
@@ -38,8 +38,8 @@ impl Search {
         }
     }
 
-    pub(super) fn again(&self) -> Again<'_> {
-        Again {
+    pub(super) fn rescoring(&self) -> Rescoring<'_> {
+        Rescoring {
             prepared: &self.prepared,
             ledger: &self.ledger,
             context: self.pipeline.context(),
@@ -77,7 +77,7 @@ impl Search {
         let Some(asked) = self.ledger.all_asked()?.into_iter().find(|asked| asked.index == index) else {
             return Ok(());
         };
-        let work = self.again().next_sentinel(&asked)?;
+        let work = self.rescoring().next_sentinel(&asked)?;
         self.pipeline.add(work);
         let spent = self.spent();
         self.sentinel =
@@ -87,6 +87,6 @@ impl Search {
 
     pub(super) fn finish_sentinel(&mut self, finished: &Finished) -> Result<(), SearchError> {
         self.sentinel.open = false;
-        self.again().sentinel(finished)
+        self.rescoring().sentinel(finished)
     }
 }
