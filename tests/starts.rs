@@ -168,3 +168,61 @@ limit = 80
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(said.contains("rungs of 20, 80 samples"), "{said}");
 }
+
+/// A search that began anew would write over what the old one left.
+#[test]
+fn results_without_their_ledger_are_not_written_over() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 12, SPHERE, &format!("{SPACE}{TASKS}"));
+    scratch.search(&run_file, &[]);
+    let verdict = std::fs::read(scratch.path("results/run/verdict.json")).unwrap();
+    let ledger = scratch.path("results/run/ledger.sqlite");
+    let kept = std::fs::read(&ledger).unwrap();
+    let arguments = ["search", run_file.to_str().unwrap()];
+    for (content, word) in [(None, "is gone"), (Some(&[][..]), "is empty")] {
+        std::fs::remove_file(&ledger).unwrap();
+        content.map(|content| std::fs::write(&ledger, content).unwrap());
+        let output = scratch.evomerge(&arguments);
+        assert_eq!(output.status.code(), Some(65), "{}", stderr(&output));
+        assert!(stderr(&output).contains(word) && stderr(&output).contains("--fresh"), "{}", stderr(&output));
+        std::fs::write(&ledger, &kept).unwrap();
+    }
+    scratch.search(&run_file, &[]);
+    assert_eq!(std::fs::read(scratch.path("results/run/verdict.json")).unwrap(), verdict);
+
+    std::fs::remove_file(&ledger).unwrap();
+    let foreign = rusqlite::Connection::open(&ledger).unwrap();
+    foreign
+        .execute_batch("CREATE TABLE facts (id INTEGER, title TEXT); INSERT INTO facts VALUES (1, 'mine');")
+        .unwrap();
+    for command in [
+        &["search", run_file.to_str().unwrap()][..],
+        &["status", "results/run"],
+        &["simulate", "results/run/ledger.sqlite"],
+    ] {
+        let output = scratch.evomerge(command);
+        assert_eq!(output.status.code(), Some(65), "{command:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("not a ledger of evomerge"), "{command:?}: {}", stderr(&output));
+    }
+    let tables: i64 = foreign.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0)).unwrap();
+    assert_eq!(tables, 1, "nothing was written into it");
+}
+
+#[test]
+fn complaints_about_the_strategy_name_file_and_line() {
+    let scratch = Scratch::new();
+    let settings = "[strategy]\nkind = \"genetic\"\n\npopulation = 3\n";
+    let run_file = scratch.run_file("run", 12, SPHERE, &format!("{SPACE}{TASKS}{settings}"));
+    let text = std::fs::read_to_string(&run_file).unwrap();
+    let line = 1 + text.lines().position(|line| line.starts_with("population")).unwrap();
+    for command in ["check", "search"] {
+        let output = scratch.evomerge(&[command, "run.toml"]);
+        assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+        let expected = format!("run.toml: line {line}: `strategy.population`: ");
+        assert!(stderr(&output).contains(&expected), "{}", stderr(&output));
+    }
+    let short = scratch.run_file("run", 2, SPHERE, &format!("{SPACE}{TASKS}"));
+    let output = scratch.evomerge(&["check", short.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+    assert!(stderr(&output).contains("run.toml: budget.evaluations = 2"), "{}", stderr(&output));
+}

@@ -230,6 +230,7 @@ pub(super) struct Simulate {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  evomerge methods\n  evomerge methods ties\n  evomerge methods --json")]
 pub(super) struct Methods {
     /// One method only
     #[arg(value_name = "METHOD")]

@@ -7,13 +7,13 @@ use super::duration::human_bytes;
 use super::error::CliError;
 use super::output::Output;
 use super::progress::Screen;
+use super::search::read_run_file;
 use super::signals::{self, scratch_folder};
-use crate::config::RunConfig;
 use crate::exit::ExitCode;
 use crate::search::{Findings, Progress, Stop, check, prepare};
 
 pub(super) fn run(arguments: &Check, output: Output) -> Result<ExitCode, CliError> {
-    let config = RunConfig::load(&arguments.run_file)?;
+    let config = read_run_file(&arguments.run_file)?;
     let screen = Arc::new(Screen::new(output));
     let progress: Arc<dyn Progress> = screen.clone();
     let runtime = signals::runtime()?;
@@ -22,7 +22,8 @@ pub(super) fn run(arguments: &Check, output: Output) -> Result<ExitCode, CliErro
     let results = arguments.results.clone();
     let findings: Result<Findings, CliError> = runtime.block_on(async {
         signals::watch(stop.clone())?;
-        let prepared = prepare(config, scratch.path(), &progress, &stop).await?;
+        let prepared = prepare(config, scratch.path(), &progress, &stop).await;
+        let prepared = prepared.map_err(|error| CliError::of_run(error, &arguments.run_file))?;
         Ok(stop.unless_wanted(move || check(&prepared, &results)).await??)
     });
     screen.finish();

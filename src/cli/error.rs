@@ -1,6 +1,6 @@
 //! The one error type of the edge.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
@@ -31,6 +31,9 @@ pub(super) enum CliError {
     Ledger(#[from] LedgerError),
     #[error(transparent)]
     Simulate(#[from] SimulateError),
+    /// What only shows when everything is put together.
+    #[error("{}: {error}", path.display())]
+    RunFile { path: PathBuf, error: Box<SearchError> },
     #[error("{path}: {reason}")]
     Data { path: PathBuf, reason: String },
     #[error("{0}")]
@@ -42,9 +45,20 @@ pub(super) enum CliError {
 }
 
 impl CliError {
+    /// An error of a run; names the run file where that is to blame.
+    pub(super) fn of_run(error: SearchError, run_file: &Path) -> Self {
+        match error {
+            SearchError::Settings(_) | SearchError::Space(_) | SearchError::Strategy(_) => {
+                Self::RunFile { path: run_file.to_owned(), error: Box::new(error) }
+            }
+            other => Self::Search(other),
+        }
+    }
+
     pub(super) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Search(error) => error.exit_code(),
+            Self::RunFile { error, .. } => error.exit_code(),
             Self::Config(error) => error.exit_code(),
             Self::Recipe(error) => error.exit_code(),
             Self::Checkpoint(error) => error.exit_code(),

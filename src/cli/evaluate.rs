@@ -1,11 +1,12 @@
 //! `evomerge evaluate`: one checkpoint, a run's evaluator and tasks.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::arguments::Evaluate;
 use super::error::CliError;
-use super::output::{Output, table};
+use super::output::{Output, say, table};
 use super::progress::Screen;
 use super::signals::{self, scratch_folder};
 use crate::checkpoint::{Checkpoint, ContentIds};
@@ -18,6 +19,9 @@ use crate::search::{Progress, Stop, connect_evaluator, evaluation_id};
 
 pub(super) fn run(arguments: &Evaluate, output: Output) -> Result<ExitCode, CliError> {
     let config = RunConfig::load(&arguments.run_file)?;
+    if let Some(path) = &arguments.samples {
+        check_writable(path)?;
+    }
     let model = std::path::absolute(&arguments.model)
         .map_err(|source| CliError::Write { path: arguments.model.clone(), source })?;
     let checkpoint = Checkpoint::open(&model)?;
@@ -53,16 +57,34 @@ pub(super) fn run(arguments: &Evaluate, output: Output) -> Result<ExitCode, CliE
     screen.finish();
     runtime.shutdown_background();
     let (objective, evaluation) = result?;
-    // Shown first: whatever becomes of the file, the scores were worth their price.
-    output.result(&describe(&objective, &evaluation), &to_json(&objective, &evaluation, &arguments.model))?;
-    if let Some(path) = &arguments.samples {
-        write_samples(&evaluation, path)?;
+    let written = arguments.samples.as_ref().map_or(Ok(()), |path| write_samples(&evaluation, path));
+    let mut json = to_json(&objective, &evaluation, &arguments.model);
+    let code = written.as_ref().map_or_else(CliError::exit_code, |()| ExitCode::Done);
+    if let Err(error) = &written {
+        json["error"] = error.to_string().into();
+        json["exit_code"] = (code as u8).into();
     }
-    Ok(ExitCode::Done)
+    // Shown in any case: whatever becomes of the file, the scores were worth their price.
+    output.result(&describe(&objective, &evaluation), &json)?;
+    if let Err(error) = &written {
+        say(&format!("error: {error}"));
+    }
+    Ok(code)
+}
+
+/// Looks whether a file can be written before scores are paid for.
+fn check_writable(path: &Path) -> Result<(), CliError> {
+    let fault = |source| CliError::Write { path: path.to_owned(), source };
+    if path.is_dir() {
+        return Err(fault(std::io::ErrorKind::IsADirectory.into()));
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Without the name of the attempt, which says nothing.
+    tempfile::tempfile_in(folder).map(|_| ()).map_err(|error| fault(error.kind().into()))
 }
 
 /// One row a sample and metric, in the evaluator's order.
-fn write_samples(evaluation: &Evaluation, path: &std::path::Path) -> Result<(), CliError> {
+fn write_samples(evaluation: &Evaluation, path: &Path) -> Result<(), CliError> {
     let missing: Vec<&str> = evaluation
         .tasks
         .iter()
@@ -122,7 +144,7 @@ fn describe(objective: &Objective, evaluation: &Evaluation) -> String {
     table(&["task", "metric", "score", "stderr", "n"], &rows) + &objective
 }
 
-fn to_json(objective: &Objective, evaluation: &Evaluation, model: &std::path::Path) -> serde_json::Value {
+fn to_json(objective: &Objective, evaluation: &Evaluation, model: &Path) -> serde_json::Value {
     let tasks: BTreeMap<&String, serde_json::Value> = evaluation
         .tasks
         .iter()

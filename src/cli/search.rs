@@ -1,5 +1,6 @@
 //! `evomerge search`.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::arguments::{RunArguments, Search};
@@ -7,22 +8,36 @@ use super::error::CliError;
 use super::output::{Output, table};
 use super::progress::Screen;
 use super::signals;
-use crate::config::RunConfig;
+use crate::config::{ConfigError, RunConfig};
 use crate::exit::ExitCode;
 use crate::score::Decision;
 use crate::score::verdict::VerdictCandidate;
 use crate::search::{
     Progress, Row, RunFolder, RunOptions, RunReport, Stop, move_aside, prepare, put_back, run as run_search,
 };
+use crate::strategy::{StrategyError, check_settings};
 
 pub(super) fn run(arguments: &Search, output: Output) -> Result<ExitCode, CliError> {
     let config = load(&arguments.run)?;
     execute(config, &arguments.run, RunOptions::default(), output)
 }
 
+/// The run file, with the settings of its strategy checked.
+pub(super) fn read_run_file(path: &Path) -> Result<RunConfig, CliError> {
+    let config = RunConfig::load(path)?;
+    check_settings(&config.strategy).map_err(|error| match error {
+        StrategyError::Setting { key, reason } => {
+            let field = config.complaint(&["strategy", &key], reason);
+            ConfigError::Field { document: path.display().to_string(), field }.into()
+        }
+        other => CliError::of_run(other.into(), path),
+    })?;
+    Ok(config)
+}
+
 /// The run file with what the command line says instead.
 pub(super) fn load(arguments: &RunArguments) -> Result<RunConfig, CliError> {
-    let mut config = RunConfig::load(&arguments.run_file)?;
+    let mut config = read_run_file(&arguments.run_file)?;
     if let Some(evaluations) = arguments.max_evaluations {
         config.budget.evaluations = Some(evaluations.get());
     }
@@ -58,13 +73,14 @@ pub(super) fn execute(
                 if let Some(old) = &aside {
                     put_back(&arguments.results, &name, old);
                 }
-                return Err(error.into());
+                return Err(CliError::of_run(error, &arguments.run_file));
             }
         };
         if let Some(old) = &aside {
             screen.line(&format!("the old run is now {}", old.display()));
         }
-        run_search(prepared, folder, options, progress, stop).await.map_err(CliError::from)
+        let ran = run_search(prepared, folder, options, progress, stop).await;
+        ran.map_err(|error| CliError::of_run(error, &arguments.run_file))
     });
     screen.finish();
     // Blocking work that was cancelled ends by itself; nobody waits for it.

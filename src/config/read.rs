@@ -39,6 +39,12 @@ impl RunConfig {
         Ok(read(&node, text, directory)?)
     }
 
+    /// What is wrong with a key that another room checks, with its line.
+    pub fn complaint(&self, path: &[&str], reason: String) -> FieldError {
+        let line = Node::from_toml(&self.text).ok().and_then(|node| node.line_of(path));
+        FieldError { key: path.join("."), line, reason }
+    }
+
     /// How candidates race: as `[racing]` says, or by default where the budget counts samples.
     pub fn effective_racing(&self) -> Option<RacingConfig> {
         self.racing.clone().or_else(|| self.budget.samples.map(|_| RacingConfig::default()))

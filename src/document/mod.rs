@@ -71,6 +71,14 @@ impl Node {
         yaml::parse(text)
     }
 
+    /// The line of the key that this path leads to, or of the last one on the way there.
+    pub fn line_of(&self, path: &[&str]) -> Option<usize> {
+        let [key, rest @ ..] = path else { return None };
+        let Content::Table(entries) = &self.content else { return None };
+        let entry = entries.iter().find(|entry| entry.key == *key)?;
+        entry.node.line_of(rest).or(entry.line)
+    }
+
     /// The tree as the value of no key: start here.
     pub fn root(&self) -> Field<'_> {
         Field::new(self, String::new(), self.line)

@@ -55,6 +55,10 @@ pub struct Ledger {
 impl Ledger {
     /// Opens the ledger of a run for writing, creating it when there is none.
     pub fn open(path: &Path) -> Result<Self, LedgerError> {
+        if path.is_dir() {
+            let reason = "it is a folder".to_owned();
+            return Err(LedgerError::Corrupt { path: path.to_owned(), what: "the file".into(), reason });
+        }
         let connection = Connection::open(path).map_err(|source| classify(path, source))?;
         let ledger = Self { connection: Mutex::new(connection), path: path.to_path_buf() };
         schema::prepare(&ledger.lock(), path)?;

@@ -35,31 +35,28 @@ CREATE INDEX IF NOT EXISTS events_kind ON events (kind);
 
 /// Durability first: a commit returns when the record is on disk, also through a power cut.
 pub(super) fn prepare(connection: &Connection, path: &Path) -> Result<(), LedgerError> {
+    refuse_foreign(connection, path)?;
     let set_up = || -> rusqlite::Result<()> {
         connection.busy_timeout(std::time::Duration::from_secs(10))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
-        connection.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} COMMIT;"))?;
-        connection
-            .execute("INSERT OR IGNORE INTO facts (key, value) VALUES ('format', ?1)", [FORMAT.to_string()])
-            .map(|_| ())
+        let format = format!("INSERT OR IGNORE INTO facts (key, value) VALUES ('format', '{FORMAT}');");
+        connection.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} {format} COMMIT;"))
     };
     set_up().map_err(|source| classify(path, source))?;
     check_format(connection, path)
 }
 
+/// Refuses the database of another program, before anything is written into it.
+fn refuse_foreign(connection: &Connection, path: &Path) -> Result<(), LedgerError> {
+    let tables = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'";
+    let tables: i64 = connection.query_row(tables, [], |row| row.get(0)).map_err(|source| classify(path, source))?;
+    if tables == 0 { Ok(()) } else { recorded_format(connection, path).map(|_| ()) }
+}
+
 pub(super) fn check_format(connection: &Connection, path: &Path) -> Result<(), LedgerError> {
-    let found: Option<String> = connection
-        .query_row("SELECT value FROM facts WHERE key = 'format'", [], |row| row.get(0))
-        .optional()
-        .map_err(|source| match source.sqlite_error_code() {
-            Some(
-                rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::Unknown,
-            ) => LedgerError::Corrupt { path: path.to_path_buf(), what: "the file".into(), reason: source.to_string() },
-            _ => classify(path, source),
-        })?;
-    match found {
+    match recorded_format(connection, path)? {
         Some(text) if text == FORMAT.to_string() => Ok(()),
         other => Err(LedgerError::Format {
             path: path.to_path_buf(),
@@ -67,4 +64,18 @@ pub(super) fn check_format(connection: &Connection, path: &Path) -> Result<(), L
             expected: FORMAT,
         }),
     }
+}
+
+/// `None` where a start was killed before it could note it.
+fn recorded_format(connection: &Connection, path: &Path) -> Result<Option<String>, LedgerError> {
+    connection.query_row("SELECT value FROM facts WHERE key = 'format'", [], |row| row.get(0)).optional().map_err(
+        |source| match (&source, source.sqlite_error_code()) {
+            // There is no such table, or it has other columns.
+            (rusqlite::Error::SqlInputError { .. }, _) | (_, Some(rusqlite::ErrorCode::Unknown)) => {
+                let reason = "it is not a ledger of evomerge".to_owned();
+                LedgerError::Corrupt { path: path.to_path_buf(), what: "the file".into(), reason }
+            }
+            _ => classify(path, source),
+        },
+    )
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::SearchError;
 use super::models::Models;
 use super::repeats::Standings;
+use super::run_folder::RunFolder;
 use crate::config::RunConfig;
 use crate::files::write_atomically;
 use crate::ledger::{AskedRecord, Ledger, ToldRecord, fact, write_trials};
@@ -56,7 +57,7 @@ pub(super) fn write_table(folder: &Path, ledger: &Ledger, config: &RunConfig) ->
 }
 
 /// Writes the frozen copy of the run file, with the content ids of every input.
-pub(super) fn write_run_file(folder: &Path, config: &RunConfig, models: &Models) -> Result<(), SearchError> {
+pub(super) fn write_run_file(folder: &RunFolder, config: &RunConfig, models: &Models) -> Result<(), SearchError> {
     let mut text = config.text.trim_end().to_string();
     text.push_str("\n\n# Frozen by evomerge when the run started. Relative paths start at:\n#   ");
     text.push_str(&config.directory.display().to_string());
@@ -64,7 +65,7 @@ pub(super) fn write_run_file(folder: &Path, config: &RunConfig, models: &Models)
     for (model, content) in &models.content_ids {
         text.push_str(&format!("#   {model}  {content}\n"));
     }
-    write(&folder.join("run.toml"), text.as_bytes())
+    write(&folder.run_file(), text.as_bytes())
 }
 
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), SearchError> {

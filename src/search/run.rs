@@ -67,10 +67,11 @@ pub async fn run(
     progress: Arc<dyn Progress>,
     stop: Stop,
 ) -> Result<RunReport, SearchError> {
+    folder.refuse_without_ledger()?;
     let ledger = Arc::new(Ledger::open(&folder.ledger())?);
     let (frozen, fresh) = freeze(&ledger, &prepared)?;
     if fresh {
-        export::write_run_file(folder.path(), &prepared.config, &prepared.models)?;
+        export::write_run_file(&folder, &prepared.config, &prepared.models)?;
     }
     let mut search = Search::new(prepared, folder, ledger, frozen, progress, stop)?;
     search.load_reusable(&options)?;

@@ -89,6 +89,28 @@ impl RunFolder {
         Self::ledger_in(&self.path)
     }
 
+    /// The frozen copy of the run file.
+    pub fn run_file(&self) -> PathBuf {
+        self.path.join("run.toml")
+    }
+
+    /// Refuses a folder with the results of a run whose ledger is gone: a search would begin anew and write over them. (The frozen run
+    /// file is written after the ledger's first facts.)
+    pub fn refuse_without_ledger(&self) -> Result<(), SearchError> {
+        let ledger = self.ledger();
+        let is_there = std::fs::metadata(&ledger).is_ok_and(|metadata| metadata.len() > 0);
+        if is_there || !self.run_file().exists() {
+            return Ok(());
+        }
+        Err(SearchError::BadData(format!(
+            "{} has the results of a run, but its ledger {} is {}: put it back to continue, or start anew with --fresh, which moves the \
+             old folder aside",
+            self.path.display(),
+            ledger.display(),
+            if ledger.exists() { "empty" } else { "gone" }
+        )))
+    }
+
     /// The ledger of the run in `folder`.
     pub fn ledger_in(folder: &Path) -> PathBuf {
         folder.join("ledger.sqlite")

@@ -192,9 +192,9 @@ pub enum StrategyError {
     OutOfOrder { index: u64, last: u64 },
     #[error("the strategy was asked again before its last proposal was placed")]
     NotPlaced,
-    #[error("run file: strategy `{kind}` searches a space, and there is no `[space]`")]
+    #[error("the strategy `{kind}` searches a space, and there is no `[space]`")]
     NoSpace { kind: StrategyKind },
-    #[error("run file: `strategy.{key}`: {reason}")]
+    #[error("`strategy.{key}`: {reason}")]
     Setting { key: String, reason: String },
 }
 
