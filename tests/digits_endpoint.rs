@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use evomerge::config::{EvaluatorConfig, EvaluatorKind, HttpConfig};
+use evomerge::config::{EvaluatorConfig, EvaluatorKind, HttpConfig, OnTimeout};
 use evomerge::evaluate::{
     Attempt, AttemptObserver, CandidateRequest, ConnectContext, EvaluateError, Evaluation, EvaluationRequest,
     Evaluator, EvaluatorTask, Patience, SampleId, Samples, TaskRequest, connect,
@@ -62,12 +62,11 @@ async fn evaluator(endpoints: Vec<String>, tasks: &[&str]) -> Result<Arc<dyn Eva
     let config = EvaluatorConfig {
         kind: EvaluatorKind::Http(HttpConfig {
             endpoints,
-            token_env: None,
-            token_file: None,
+            token: None,
             allow_insecure_token: false,
             in_flight: NonZeroUsize::MIN,
             allow_different_fingerprints: false,
-            timeout_is_worst: true,
+            on_timeout: OnTimeout::Worst,
         }),
         patience: Patience {
             timeout: Duration::from_secs(60),

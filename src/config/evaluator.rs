@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use reqwest::Url;
 
-use super::Patience;
 use super::read::{named, one_of, read_duration, read_positive_duration};
-use super::{CommandConfig, EvaluatorConfig, EvaluatorKind, FunctionConfig, HttpConfig, NativeConfig, TestFunction};
+use super::{
+    CommandConfig, EvaluatorConfig, EvaluatorKind, FunctionConfig, HttpConfig, NativeConfig, OnTimeout, Patience,
+    TestFunction, TokenSource,
+};
 use crate::document::{Field, FieldError, Fields};
 
 const KINDS: [&str; 5] = ["native", "http", "command", "function", "openai"];
@@ -76,28 +78,25 @@ fn read_native(fields: &mut Fields<'_>) -> Result<NativeConfig, FieldError> {
 
 fn read_http(fields: &mut Fields<'_>, directory: &Path) -> Result<HttpConfig, FieldError> {
     let endpoints = read_endpoints(&fields.require("endpoints", "a list of URLs")?)?;
-    let token_env = fields.take("token_env").map(|field| read_variable(&field)).transpose()?;
-    let token_file = match fields.take("token_file") {
-        Some(field) if token_env.is_some() => return Err(field.error("give either this or `token_env`")),
-        Some(field) => Some(directory.join(field.word()?)),
-        None => None,
-    };
+    let token = read_token(fields, directory)?;
     let allow_insecure_token = read_truth(fields, "allow_insecure_token")?;
     let in_flight = read_in_flight(fields)?;
     let allow_different_fingerprints = read_truth(fields, "allow_different_fingerprints")?;
-    let timeout_is_worst = match fields.take("on_timeout") {
-        None => false,
-        Some(field) => one_of(&field, &["fail", "worst"])? == "worst",
+    let on_timeout = match fields.take("on_timeout") {
+        None => OnTimeout::default(),
+        Some(field) => named(&field, &OnTimeout::ALL, OnTimeout::name)?,
     };
-    Ok(HttpConfig {
-        endpoints,
-        token_env,
-        token_file,
-        allow_insecure_token,
-        in_flight,
-        allow_different_fingerprints,
-        timeout_is_worst,
-    })
+    Ok(HttpConfig { endpoints, token, allow_insecure_token, in_flight, allow_different_fingerprints, on_timeout })
+}
+
+fn read_token(fields: &mut Fields<'_>, directory: &Path) -> Result<Option<TokenSource>, FieldError> {
+    let variable = fields.take("token_env").map(|field| read_variable(&field)).transpose()?;
+    match (variable, fields.take("token_file")) {
+        (Some(_), Some(file)) => Err(file.error("give either this or `token_env`")),
+        (Some(variable), None) => Ok(Some(TokenSource::Environment(variable))),
+        (None, Some(file)) => Ok(Some(TokenSource::File(directory.join(file.word()?)))),
+        (None, None) => Ok(None),
+    }
 }
 
 fn read_variable(field: &Field<'_>) -> Result<String, FieldError> {

@@ -145,7 +145,7 @@ fn identify_evaluator(kind: &EvaluatorKind) -> Value {
         EvaluatorKind::Http(http) => json!({
             "kind": "http",
             "allow_different_fingerprints": http.allow_different_fingerprints,
-            "on_timeout": if http.timeout_is_worst { "worst" } else { "fail" },
+            "on_timeout": http.on_timeout.name(),
         }),
         EvaluatorKind::Command(command) => {
             let mut value = json!({ "kind": "command", "argv": command.argv, "version": command.version });

@@ -185,22 +185,51 @@ pub struct RepeatsConfig {
     pub sentinel: Option<u64>,
 }
 
+/// Where the bearer token for eval endpoints is. The run file never holds the token itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenSource {
+    /// `token_env`: name of the environment variable that holds it.
+    Environment(String),
+    /// `token_file`: a file that holds it, mode 0600.
+    File(PathBuf),
+}
+
+/// What repeated timeouts of one candidate come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnTimeout {
+    /// The evaluation has failed: no fitness.
+    #[default]
+    Fail,
+    /// The candidate is infeasible: worst fitness.
+    Worst,
+}
+
+impl OnTimeout {
+    /// Both, in the order in which messages list them.
+    pub const ALL: [Self; 2] = [Self::Fail, Self::Worst];
+
+    /// The word in the run file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fail => "fail",
+            Self::Worst => "worst",
+        }
+    }
+}
+
 /// `[evaluator]` of kind `http`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HttpConfig {
     pub endpoints: Vec<String>,
-    /// Name of the environment variable that holds the bearer token.
-    pub token_env: Option<String>,
-    /// A file with the token, mode 0600.
-    pub token_file: Option<PathBuf>,
+    /// `None`: requests carry no token.
+    pub token: Option<TokenSource>,
     /// Sends the token over plain http off loopback.
     pub allow_insecure_token: bool,
     /// Evaluations at once, an endpoint.
     pub in_flight: NonZeroUsize,
     /// Endpoints whose fingerprints differ are taken as equivalent.
     pub allow_different_fingerprints: bool,
-    /// `worst` or `fail` after repeated timeouts; `true`: worst fitness.
-    pub timeout_is_worst: bool,
+    pub on_timeout: OnTimeout,
 }
 
 /// `[evaluator]` of kind `command`.

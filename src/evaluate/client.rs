@@ -12,7 +12,7 @@ use reqwest::{Client, RequestBuilder, Url};
 use super::fault::{Judgement, shortened};
 use super::retry::parse_retry_after;
 use super::{EvaluateError, Fault, FaultClass};
-use crate::config::{self, HttpConfig};
+use crate::config::{self, HttpConfig, TokenSource};
 
 /// Time and size limits of one exchange.
 #[derive(Clone, Debug, PartialEq)]
@@ -182,16 +182,15 @@ pub(super) fn is_loopback(url: &Url) -> bool {
 /// The bearer token as a header that no log shows; `None` where the run file names none.
 ///
 /// # Errors
-/// A configuration fault: variable unset, file readable by others, both given, or an endpoint to which the token would
+/// A configuration fault: variable unset, file readable by others, or an endpoint to which the token would
 /// travel in the clear.
 pub(super) fn bearer_token(config: &HttpConfig, urls: &[Url]) -> Result<Option<HeaderValue>, EvaluateError> {
     let refuse = |detail: String| EvaluateError::Configuration(configuration("token", detail));
-    let token = match (&config.token_env, &config.token_file) {
-        (Some(_), Some(_)) => return Err(refuse("give token_env or token_file, not both".into())),
-        (None, None) => return Ok(None),
-        (Some(variable), None) => std::env::var(variable)
+    let Some(source) = &config.token else { return Ok(None) };
+    let token = match source {
+        TokenSource::Environment(variable) => std::env::var(variable)
             .map_err(|_| refuse(format!("token_env: the environment variable {variable} is not set")))?,
-        (None, Some(file)) => token_of_file(file).map_err(refuse)?,
+        TokenSource::File(file) => token_of_file(file).map_err(refuse)?,
     };
     let token = token.trim();
     if token.is_empty() {
@@ -228,19 +227,19 @@ pub(super) fn configuration(code: &str, detail: String) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::OnTimeout;
     use std::num::NonZeroUsize;
     use std::os::unix::fs::PermissionsExt;
     use std::path::PathBuf;
 
-    fn config(token_file: Option<PathBuf>, allow_insecure_token: bool) -> HttpConfig {
+    fn config(token_file: PathBuf, allow_insecure_token: bool) -> HttpConfig {
         HttpConfig {
             endpoints: vec![],
-            token_env: None,
-            token_file,
+            token: Some(TokenSource::File(token_file)),
             allow_insecure_token,
             in_flight: NonZeroUsize::MIN,
             allow_different_fingerprints: false,
-            timeout_is_worst: true,
+            on_timeout: OnTimeout::Worst,
         }
     }
 
@@ -282,13 +281,13 @@ mod tests {
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
         let local = [endpoint_url("http://127.0.0.1:1").unwrap()];
         let far = [endpoint_url("http://10.0.0.1:1").unwrap()];
-        let open = bearer_token(&config(Some(file.clone()), false), &local).unwrap_err().to_string();
+        let open = bearer_token(&config(file.clone(), false), &local).unwrap_err().to_string();
         assert!(open.contains("mode 644") && !open.contains("sesame"), "{open}");
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
-        let token = bearer_token(&config(Some(file.clone()), false), &local).unwrap().unwrap();
+        let token = bearer_token(&config(file.clone(), false), &local).unwrap().unwrap();
         assert_eq!(token.to_str().unwrap(), "Bearer sesame");
         assert!(!format!("{token:?}").contains("sesame"));
-        assert!(bearer_token(&config(Some(file.clone()), false), &far).is_err());
-        assert!(bearer_token(&config(Some(file), true), &far).unwrap().is_some());
+        assert!(bearer_token(&config(file.clone(), false), &far).is_err());
+        assert!(bearer_token(&config(file, true), &far).unwrap().is_some());
     }
 }

@@ -21,7 +21,7 @@ use super::{
     AttemptObserver, Capabilities, ConnectContext, EvaluateError, Evaluation, EvaluationRequest, Evaluator,
     EvaluatorTask, Fault, FaultClass, Patience, protocol,
 };
-use crate::config::HttpConfig;
+use crate::config::{HttpConfig, OnTimeout};
 
 /// Scores candidates at HTTP endpoints that speak eval protocol v1.
 pub struct HttpEvaluator {
@@ -30,7 +30,7 @@ pub struct HttpEvaluator {
     fingerprint: String,
     concurrency: NonZeroUsize,
     patience: Patience,
-    timeout_is_worst: bool,
+    on_timeout: OnTimeout,
     allow_different_fingerprints: bool,
     seed: u64,
 }
@@ -80,7 +80,7 @@ impl HttpEvaluator {
             concurrency: NonZeroUsize::new(places.sum()).unwrap_or(NonZeroUsize::MIN),
             facts,
             patience: patience.clone(),
-            timeout_is_worst: config.timeout_is_worst,
+            on_timeout: config.on_timeout,
             allow_different_fingerprints: config.allow_different_fingerprints,
             seed: context.seed,
             pool,

@@ -12,6 +12,7 @@ use super::super::retry::{AttemptLog, Jitter};
 use super::super::{AttemptObserver, EvaluateError, Evaluation, EvaluationRequest, Fault, FaultClass};
 use super::HttpEvaluator;
 use super::attempt::attempt;
+use crate::config::OnTimeout;
 
 pub(super) struct Course<'a> {
     evaluator: &'a HttpEvaluator,
@@ -184,7 +185,7 @@ impl<'a> Course<'a> {
             self.timeout *= 2;
             return Ok(Next::Again);
         }
-        let blame = self.evaluator.timeout_is_worst && self.timeouts >= 2;
+        let blame = self.evaluator.on_timeout == OnTimeout::Worst && self.timeouts >= 2;
         self.conclude(judgement.fault, blame).await
     }
 

@@ -1,6 +1,7 @@
 //! One endpoint and what it answers.
 
 use super::*;
+use crate::config::TokenSource;
 
 #[tokio::test]
 async fn a_proper_endpoint_is_asked_properly() {
@@ -356,7 +357,7 @@ async fn the_token_goes_to_the_endpoint_and_nowhere_else() {
     let file = bench.folder.path().join("token");
     std::fs::write(&file, "sesame").unwrap();
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
-    bench.config.token_file = Some(file);
+    bench.config.token = Some(TokenSource::File(file));
     bench.evaluate().await.unwrap();
     assert!(server.seen("POST").iter().all(|seen| seen.header("authorization") == Some("Bearer sesame")));
     assert!(!format!("{:?} {:?}", bench.lines(), bench.attempts()).contains("sesame"));

@@ -50,12 +50,11 @@ impl Bench {
         Self {
             config: HttpConfig {
                 endpoints,
-                token_env: None,
-                token_file: None,
+                token: None,
                 allow_insecure_token: false,
                 in_flight: NonZeroUsize::MIN,
                 allow_different_fingerprints: false,
-                timeout_is_worst: true,
+                on_timeout: OnTimeout::Worst,
             },
             patience: Patience {
                 timeout: Duration::from_secs(20),

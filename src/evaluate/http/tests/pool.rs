@@ -56,14 +56,14 @@ async fn a_hang_is_tried_once_more_with_twice_the_time() {
 
 #[tokio::test]
 async fn a_second_timeout_is_the_candidates_fault_where_the_run_file_says_so() {
-    for timeout_is_worst in [true, false] {
+    for on_timeout in OnTimeout::ALL {
         let server = FaultServer::start(vec![Reply::Hang, problem(504, "timeout", "resource")]);
         let mut bench = Bench::of(&[&server]);
         bench.patience.timeout = Duration::from_millis(50);
-        bench.config.timeout_is_worst = timeout_is_worst;
+        bench.config.on_timeout = on_timeout;
         let error = bench.evaluate().await.unwrap_err();
-        match (&error, timeout_is_worst) {
-            (EvaluateError::Candidate(fault), true) | (EvaluateError::GivenUp(fault), false) => {
+        match (&error, on_timeout) {
+            (EvaluateError::Candidate(fault), OnTimeout::Worst) | (EvaluateError::GivenUp(fault), OnTimeout::Fail) => {
                 assert_eq!(fault.code, "timeout")
             }
             _ => panic!("{error}"),
