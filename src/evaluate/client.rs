@@ -84,7 +84,9 @@ pub(super) fn http_client(url: &Url, token: Option<&HeaderValue>, limits: &Limit
         // Never speaks TLS: works on machines without a certificate store.
         builder = builder.tls_certs_only([]);
     }
-    builder.build().map_err(|error| configuration("http_client", format!("cannot set up HTTP: {}", causes(&error))))
+    builder
+        .build()
+        .map_err(|error| Fault::configuration("http_client", format!("cannot set up HTTP: {}", causes(&error))))
 }
 
 /// Sends a request and reads the whole answer within `total`.
@@ -164,7 +166,7 @@ fn causes(error: &dyn Error) -> String {
 /// # Errors
 /// A configuration fault for anything but plain http and https addresses.
 pub(super) fn endpoint_url(text: &str) -> Result<Url, Fault> {
-    let mut url = config::endpoint_url(text).map_err(|reason| configuration("endpoint", shortened(&reason)))?;
+    let mut url = config::endpoint_url(text).map_err(|reason| Fault::configuration("endpoint", shortened(&reason)))?;
     if !url.path().ends_with('/') {
         let path = format!("{}/", url.path());
         url.set_path(&path);
@@ -185,7 +187,7 @@ pub(super) fn is_loopback(url: &Url) -> bool {
 /// A configuration fault: variable unset, file readable by others, or an endpoint to which the token would
 /// travel in the clear.
 pub(super) fn bearer_token(config: &HttpConfig, urls: &[Url]) -> Result<Option<HeaderValue>, EvaluateError> {
-    let refuse = |detail: String| EvaluateError::Configuration(configuration("token", detail));
+    let refuse = |detail: String| EvaluateError::Configuration(Fault::configuration("token", detail));
     let Some(source) = &config.token else { return Ok(None) };
     let token = match source {
         TokenSource::Environment(variable) => std::env::var(variable)
@@ -218,10 +220,6 @@ fn token_of_file(file: &Path) -> Result<String, String> {
         return Err(format!("token_file {} is open to others (mode {mode:o}); run chmod 600 on it", file.display()));
     }
     std::fs::read_to_string(file).map_err(|error| format!("token_file {}: {error}", file.display()))
-}
-
-pub(super) fn configuration(code: &str, detail: String) -> Fault {
-    Fault::new(FaultClass::Configuration, code, detail)
 }
 
 #[cfg(test)]

@@ -23,7 +23,6 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::client::configuration;
 use super::fault::{Judgement, Reaction, shortened};
 use super::process::{End, Program, find_program, find_setpriv, run};
 use super::retry::{AttemptLog, Jitter, RetryPolicy};
@@ -115,7 +114,7 @@ impl CommandEvaluator {
     ) -> Result<Evaluation, EvaluateError> {
         let folder = request.candidate.path.as_deref().ok_or_else(|| {
             let detail = "the candidate has no folder; programs take candidates by path".to_owned();
-            EvaluateError::Configuration(configuration("candidate_folder", detail))
+            EvaluateError::Configuration(Fault::configuration("candidate_folder", detail))
         })?;
         let mut log = AttemptLog::new(attempts);
         let mut jitter = Jitter::new(self.seed, &request.evaluation_id, &self.policy);
@@ -213,7 +212,9 @@ impl CommandEvaluator {
                 Err(Judgement::new(Reaction::Blame, FaultClass::Candidate, "candidate_invalid", detail))
             }
             End::Exited(75) => Err(Judgement::retry("exit_75", because("asked to be tried again (exit 75)"))),
-            End::Exited(78) => Err(stop(configuration("exit_78", because("reports a configuration error (exit 78)")))),
+            End::Exited(78) => {
+                Err(stop(Fault::configuration("exit_78", because("reports a configuration error (exit 78)"))))
+            }
             End::Exited(code) => Err(Judgement::retry("exit_code", because(&format!("ended with exit code {code}")))),
             End::Killed(9) => {
                 let detail = because("was killed by SIGKILL, most likely for lack of memory");
@@ -323,7 +324,7 @@ fn fill(argument: &str, value: &dyn Fn(&str) -> Option<OsString>) -> OsString {
 
 /// The program's path.
 fn check_argv(config: &CommandConfig) -> Result<PathBuf, Fault> {
-    let refuse = |detail: String| configuration("argv", detail);
+    let refuse = |detail: String| Fault::configuration("argv", detail);
     let Some(program) = config.argv.first() else {
         return Err(refuse("argv is empty; name a program and its arguments".into()));
     };

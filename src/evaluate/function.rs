@@ -15,7 +15,6 @@ use rand_distr::{Distribution, StandardNormal};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::client::configuration;
 use super::retry::{AttemptLog, Jitter, RetryPolicy};
 use super::{
     AttemptObserver, CandidateRequest, Capabilities, ConnectContext, EvaluateError, Evaluation, EvaluationRequest,
@@ -163,7 +162,7 @@ impl FunctionEvaluator {
         let known = self.capabilities.tasks.get(&task.name).and_then(|known| known.metrics.get(&task.metric));
         if known.is_none() {
             let detail = format!("task {} with metric {} is none of this evaluator's", task.name, task.metric);
-            return Err(configuration("unknown_task", detail));
+            return Err(Fault::configuration("unknown_task", detail));
         }
         let samples = self.chosen_samples(task)?;
         let ability = self.ability(&task.name, &request.candidate);
@@ -199,7 +198,7 @@ impl FunctionEvaluator {
     /// Sample numbers, at least one: in the order of ids asked for, else ascending.
     fn chosen_samples(&self, task: &TaskRequest) -> Result<Vec<u64>, Fault> {
         let all = self.config.samples;
-        let refuse = |detail: String| configuration("invalid_request", format!("task {}: {detail}", task.name));
+        let refuse = |detail: String| Fault::configuration("invalid_request", format!("task {}: {detail}", task.name));
         match &task.samples {
             Samples::All => Ok((0..all).collect()),
             Samples::Limit(0) => Err(refuse("a limit of 0 samples".into())),
@@ -252,7 +251,7 @@ async fn sleep(wait: Duration, cancel: &CancellationToken) -> Result<(), Evaluat
 }
 
 fn check_config(config: &FunctionConfig) -> Result<(), Fault> {
-    let refuse = |detail: String| configuration("function", detail);
+    let refuse = |detail: String| Fault::configuration("function", detail);
     if config.samples == 0 || config.samples > i64::MAX as u64 {
         return Err(refuse("samples must be at least 1".into()));
     }

@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 use futures_util::future::{BoxFuture, join_all};
 use tokio_util::sync::CancellationToken;
 
-use super::client::{Limits, bearer_token, configuration, endpoint_url, http_client};
+use super::client::{Limits, bearer_token, endpoint_url, http_client};
 use super::pool::{Demand, Endpoint, Facts, Pool, Refusal};
 use super::retry::RetryPolicy;
 use super::{
     AttemptObserver, Capabilities, ConnectContext, EvaluateError, Evaluation, EvaluationRequest, Evaluator,
-    EvaluatorTask, Fault, FaultClass, Patience, protocol,
+    EvaluatorTask, Fault, Patience, protocol,
 };
 use crate::config::{HttpConfig, OnTimeout};
 
@@ -89,7 +89,7 @@ impl HttpEvaluator {
 }
 
 fn no_endpoints() -> Fault {
-    configuration("endpoint", "`endpoints` is empty; name at least one, such as \"http://127.0.0.1:8431\"".into())
+    Fault::configuration("endpoint", "`endpoints` is empty; name at least one, such as \"http://127.0.0.1:8431\"")
 }
 
 fn endpoints_of(config: &HttpConfig, limits: &Limits) -> Result<Vec<Endpoint>, EvaluateError> {
@@ -100,7 +100,7 @@ fn endpoints_of(config: &HttpConfig, limits: &Limits) -> Result<Vec<Endpoint>, E
     }
     if let Some(twice) = (1..urls.len()).find(|index| urls[..*index].contains(&urls[*index])) {
         let detail = format!("endpoint {} is named twice; in_flight is the way to send more to one", urls[twice]);
-        return Err(refuse(configuration("endpoint", detail)));
+        return Err(refuse(Fault::configuration("endpoint", detail)));
     }
     let token = bearer_token(config, &urls)?;
     urls.into_iter()
@@ -190,11 +190,7 @@ impl Evaluator for HttpEvaluator {
         Box::pin(async move {
             let Some(folder) = request.candidate.path.as_deref() else {
                 let detail = "the candidate has no folder; http endpoints take candidates by path";
-                return Err(EvaluateError::Configuration(Fault::new(
-                    FaultClass::Configuration,
-                    "candidate_folder",
-                    detail,
-                )));
+                return Err(EvaluateError::Configuration(Fault::configuration("candidate_folder", detail)));
             };
             let source = protocol::path_source(folder).map_err(EvaluateError::Configuration)?;
             let document = protocol::request_document(request, source, &self.facts.capabilities, &self.facts.versions)

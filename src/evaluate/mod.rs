@@ -117,8 +117,7 @@ pub async fn connect(
         #[cfg(feature = "native")]
         EvaluatorKind::Native(native) => native::connect(native, &config.patience, tasks),
         #[cfg(not(feature = "native"))]
-        EvaluatorKind::Native(_) => Err(EvaluateError::Configuration(Fault::new(
-            FaultClass::Configuration,
+        EvaluatorKind::Native(_) => Err(EvaluateError::Configuration(Fault::configuration(
             "unsupported",
             "this build has no native evaluator (it was built without the feature `native`); use kind = \"http\" or \"command\"",
         ))),

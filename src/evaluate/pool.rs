@@ -431,7 +431,7 @@ impl Pool {
                 "it calls candidates broken that {other} scores ({}); mend it and start the same command again",
                 fault.detail
             );
-            self.pause(endpoint, &Fault::new(FaultClass::Configuration, "wrong_blame", detail));
+            self.pause(endpoint, &Fault::configuration("wrong_blame", detail));
         } else {
             let label = &endpoint.label;
             (self.notify)(&format!(

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Capabilities, EvaluationRequest, Fault, FaultClass, MetricCapability, SampleId, Samples, TaskCapability};
+use super::{Capabilities, EvaluationRequest, Fault, MetricCapability, SampleId, Samples, TaskCapability};
 
 /// The version that this program speaks.
 pub const VERSION: &str = "1.0";
@@ -329,8 +329,7 @@ pub fn request_document(
 }
 
 fn unsupported(task: &str, what: &str, instead: &str) -> Fault {
-    Fault::new(
-        FaultClass::Configuration,
+    Fault::configuration(
         "invalid_request",
         format!("task {task}: the evaluator does not list `{what}` among what it supports; {instead}"),
     )
@@ -344,7 +343,7 @@ fn unsupported(task: &str, what: &str, instead: &str) -> Fault {
 pub fn path_source(folder: &Path) -> Result<WireSource, Fault> {
     let bad = |reason: String| {
         let detail = format!("candidate folder {}: {reason}", folder.display());
-        Fault::new(FaultClass::Configuration, "candidate_folder", detail)
+        Fault::configuration("candidate_folder", detail)
     };
     let path = folder.to_str().ok_or_else(|| bad("the path is not UTF-8; choose another `[candidates] dir`".into()))?;
     if !folder.is_absolute() {
@@ -363,6 +362,7 @@ pub fn path_source(folder: &Path) -> Result<WireSource, Fault> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::FaultClass;
     use super::*;
 
     const CAPABILITIES: &str = r#"{"protocol": ["1.0"], "instance_id": "boot-1", "fingerprint": "fp", "sources": ["path"],

@@ -248,6 +248,11 @@ impl Fault {
         Self { class, code: code.to_owned(), detail: detail.into(), endpoint: None }
     }
 
+    /// A fault of the run file or of the evaluator's set-up: only the user can put it right.
+    pub fn configuration(code: &str, detail: impl Into<String>) -> Self {
+        Self::new(FaultClass::Configuration, code, detail)
+    }
+
     /// The same fault with the endpoint that it came from.
     pub fn at(self, endpoint: &str) -> Self {
         Self { endpoint: Some(endpoint.to_owned()), ..self }

@@ -9,8 +9,7 @@ use super::sealed::{HoldoutPlan, holdout_plan, keep_some, split};
 use super::{Budget, SearchError, Stop};
 use crate::config::{GeneConfig, Goal, HoldoutSource, LayerGrouping, RunConfig, SpaceConfig, TaskConfig};
 use crate::evaluate::{
-    self, ConnectContext, EvaluateError, Evaluator, EvaluatorTask, Fault, FaultClass, Samples, TaskCapability,
-    TaskRequest,
+    self, ConnectContext, EvaluateError, Evaluator, EvaluatorTask, Fault, Samples, TaskCapability, TaskRequest,
 };
 use crate::merge::structure::group_layers;
 use crate::merge::{BaseUse, find_method};
@@ -141,15 +140,15 @@ pub(super) fn evaluator_tasks(tasks: &[TaskConfig]) -> Vec<EvaluatorTask> {
         .collect()
 }
 
-pub(super) fn configuration(detail: String) -> SearchError {
-    let fault = Fault { class: FaultClass::Configuration, code: "unknown_task".into(), detail, endpoint: None };
-    SearchError::Evaluate(EvaluateError::Configuration(fault))
+/// The evaluator cannot do what the run file asks of it. `code` is the one that an evaluator gives for the same.
+pub(super) fn configuration(code: &str, detail: String) -> SearchError {
+    SearchError::Evaluate(EvaluateError::Configuration(Fault::configuration(code, detail)))
 }
 
 pub(super) fn capability<'a>(evaluator: &'a dyn Evaluator, task: &str) -> Result<&'a TaskCapability, SearchError> {
     evaluator.capabilities().tasks.get(task).ok_or_else(|| {
         let known: Vec<&str> = evaluator.capabilities().tasks.keys().map(String::as_str).collect();
-        configuration(format!("the evaluator has no task `{task}`; it has: {}", known.join(", ")))
+        configuration("unknown_task", format!("the evaluator has no task `{task}`; it has: {}", known.join(", ")))
     })
 }
 
@@ -168,11 +167,8 @@ pub(super) fn objective(config: &RunConfig, evaluator: &dyn Evaluator) -> Result
             None if known.metrics.is_empty() => None,
             None => {
                 let names: Vec<&str> = known.metrics.keys().map(String::as_str).collect();
-                return Err(configuration(format!(
-                    "task `{}` has no metric `{metric}`; it has: {}",
-                    task.name,
-                    names.join(", ")
-                )));
+                let detail = format!("task `{}` has no metric `{metric}`; it has: {}", task.name, names.join(", "));
+                return Err(configuration("unknown_metric", detail));
             }
         };
         let maximize = match (task.goal, higher_is_better) {
@@ -213,7 +209,8 @@ pub(super) fn task_requests(
                 Samples::Ids(search)
             }
             (None, Some(_)) if !known.supports_limit => {
-                return Err(configuration(format!("task `{}`: the evaluator does not support `limit`", task.name)));
+                let detail = format!("task `{}`: the evaluator does not support `limit`", task.name);
+                return Err(configuration("invalid_request", detail));
             }
             (None, Some(limit)) => Samples::Limit(limit),
             (None, None) => Samples::All,

@@ -46,10 +46,11 @@ pub(super) fn split(
     fraction: f64,
 ) -> Result<(Vec<SampleId>, Vec<SampleId>), SearchError> {
     let ids = known.sample_ids.as_ref().filter(|_| known.supports_sample_ids).ok_or_else(|| {
-        configuration(format!(
+        let detail = format!(
             "task `{task}`: holdout.fraction needs an evaluator that supports sample_ids; name hold-out tasks, data or \
              endpoints instead"
-        ))
+        );
+        configuration("invalid_request", detail)
     })?;
     let goes_to_holdout = |id: &SampleId| {
         let digest = Sha256::digest(serde_json::json!(["evomerge split v1", seed, task, id]).to_string().as_bytes());

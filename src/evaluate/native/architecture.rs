@@ -177,7 +177,7 @@ impl Architecture {
 }
 
 fn unsupported(what: String) -> Fault {
-    fault::configuration(
+    Fault::configuration(
         "candidate_unsupported",
         format!(
             "{what} is not known to the native evaluator, which scores {}; use an `http` or `command` evaluator for other models",

@@ -2,43 +2,34 @@
 
 use crate::evaluate::{Fault, FaultClass};
 
-fn fault(class: FaultClass, code: &str, detail: impl Into<String>) -> Fault {
-    Fault { class, code: code.to_owned(), detail: detail.into(), endpoint: None }
-}
-
 /// The candidate's own fault: a header, a tensor or a shape that is wrong.
 pub(super) fn invalid(detail: impl Into<String>) -> Fault {
-    fault(FaultClass::Candidate, "candidate_invalid", detail)
+    Fault::new(FaultClass::Candidate, "candidate_invalid", detail)
 }
 
 /// Weights or logits that are not finite.
 pub(super) fn nonfinite(detail: impl Into<String>) -> Fault {
-    fault(FaultClass::Candidate, "candidate_nonfinite", detail)
+    Fault::new(FaultClass::Candidate, "candidate_nonfinite", detail)
 }
 
 /// A file that is there (or should be) and could not be read.
 pub(super) fn unreadable(detail: impl Into<String>) -> Fault {
-    fault(FaultClass::Infrastructure, "candidate_unreadable", detail)
+    Fault::new(FaultClass::Infrastructure, "candidate_unreadable", detail)
 }
 
 /// A bug, ours or a library's.
 pub(super) fn internal(detail: impl Into<String>) -> Fault {
-    fault(FaultClass::Infrastructure, "internal", detail)
-}
-
-/// The run file or the models do not suit this evaluator.
-pub(super) fn configuration(code: &str, detail: impl Into<String>) -> Fault {
-    fault(FaultClass::Configuration, code, detail)
+    Fault::new(FaultClass::Infrastructure, "internal", detail)
 }
 
 /// The evaluation outlasted its time.
 pub(super) fn timeout(detail: impl Into<String>) -> Fault {
-    fault(FaultClass::Resource, "timeout", detail)
+    Fault::new(FaultClass::Resource, "timeout", detail)
 }
 
 /// The caller asked to stop.
 pub(super) fn cancelled() -> Fault {
-    fault(FaultClass::Cancelled, "cancelled", "the evaluation was cancelled")
+    Fault::new(FaultClass::Cancelled, "cancelled", "the evaluation was cancelled")
 }
 
 /// A tensor operation that the library refused. Shapes are checked at loading, so this is a bug.

@@ -70,7 +70,7 @@ fn prefix(model: &Model, needed: bool) -> Result<Vec<u32>, Fault> {
     match model.architecture.prefix_token() {
         Some(token) => Ok(vec![token]),
         None if !needed => Ok(Vec::new()),
-        None => Err(fault::configuration(
+        None => Err(Fault::configuration(
             "tokenizer_invalid",
             "a text without context needs a token before it, but config.json names neither bos_token_id nor eos_token_id",
         )),

@@ -192,7 +192,7 @@ fn back_off(number: u32) -> Duration {
 }
 
 fn refused(detail: String) -> EvaluateError {
-    EvaluateError::Configuration(fault::configuration("task_failed", detail))
+    EvaluateError::Configuration(Fault::configuration("task_failed", detail))
 }
 
 /// What can change a score: this evaluator and its version, the arithmetic, and of each task its data, metric and limit.

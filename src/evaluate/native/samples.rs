@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 
 use rand::Rng;
 
-use super::fault;
 use crate::evaluate::{Fault, SampleId, Samples};
 use crate::random::stream;
 
@@ -29,11 +28,11 @@ pub(super) fn select(task: &str, ids: &[SampleId], samples: &Samples, seed: u64)
             wanted
                 .iter()
                 .map(|id| match positions.get(id) {
-                    None => Err(fault::configuration(
+                    None => Err(Fault::configuration(
                         "invalid_request",
                         format!("task `{task}` has no sample with id {id}"),
                     )),
-                    Some(_) if !seen.insert(id) => Err(fault::configuration(
+                    Some(_) if !seen.insert(id) => Err(Fault::configuration(
                         "invalid_request",
                         format!("task `{task}`: id {id} is asked for twice"),
                     )),
@@ -45,7 +44,7 @@ pub(super) fn select(task: &str, ids: &[SampleId], samples: &Samples, seed: u64)
 }
 
 fn empty(task: &str) -> Fault {
-    fault::configuration("invalid_request", format!("task `{task}`: no sample is asked for; ask for at least one"))
+    Fault::configuration("invalid_request", format!("task `{task}`: no sample is asked for; ask for at least one"))
 }
 
 /// The fixed order whose beginnings are the limited subsets. Sorted by a random key rather than shuffled by a library,

@@ -71,7 +71,7 @@ impl Engine {
         let begun = Instant::now();
         stop.check()?;
         let folder = request.candidate.path.as_deref().ok_or_else(|| {
-            fault::configuration("invalid_request", "the native evaluator needs the candidate's folder, and got none")
+            Fault::configuration("invalid_request", "the native evaluator needs the candidate's folder, and got none")
         })?;
         let chosen = request.tasks.iter().map(|task| self.choose(task)).collect::<Result<Vec<_>, _>>()?;
         let tokens = self.tokenizers.of(folder)?;
@@ -102,14 +102,14 @@ impl Engine {
     fn choose(&self, request: &TaskRequest) -> Result<(&Task, Vec<usize>), Fault> {
         let task = self.tasks.get(&request.name).ok_or_else(|| {
             let known: Vec<&str> = self.tasks.keys().map(String::as_str).collect();
-            fault::configuration(
+            Fault::configuration(
                 "unknown_task",
                 format!("task `{}` is not known; the tasks are {}", request.name, known.join(", ")),
             )
         })?;
         let fitting = task.data.kind.metrics();
         if !fitting.contains(&request.metric.as_str()) {
-            return Err(fault::configuration(
+            return Err(Fault::configuration(
                 "invalid_request",
                 format!("task `{}` has no metric `{}`; it has {}", request.name, request.metric, fitting.join(", ")),
             ));
@@ -163,7 +163,7 @@ fn load(folder: &Path, asked: &[Asked<'_>]) -> Result<Model, Fault> {
         )));
     }
     if model.architecture.eos.is_empty() && asked.iter().any(|asked| asked.task.data.kind == TaskKind::ExactMatch) {
-        return Err(fault::configuration(
+        return Err(Fault::configuration(
             "tokenizer_invalid",
             format!(
                 "{}: neither generation_config.json nor config.json names an eos_token_id, so no answer would ever end; add \

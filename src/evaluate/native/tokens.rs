@@ -38,7 +38,7 @@ pub(super) struct Tokens {
 impl Tokens {
     fn parse(bytes: &[u8], path: &Path) -> Result<Self, Fault> {
         let invalid = |error: tokenizers::Error| {
-            fault::configuration("tokenizer_invalid", format!("{}: {error}", path.display()))
+            Fault::configuration("tokenizer_invalid", format!("{}: {error}", path.display()))
         };
         let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(invalid)?;
         tokenizer.with_truncation(None).map_err(invalid)?;
@@ -110,12 +110,12 @@ impl Tokens {
     pub(super) fn decode(&self, ids: &[u32]) -> Result<String, Fault> {
         self.tokenizer
             .decode(ids, false)
-            .map_err(|error| fault::configuration("tokenizer_invalid", format!("tokens cannot be decoded: {error}")))
+            .map_err(|error| Fault::configuration("tokenizer_invalid", format!("tokens cannot be decoded: {error}")))
     }
 }
 
 fn sample_fault(task: &str, sample: &Sample, reason: &str) -> Fault {
-    fault::configuration("task_failed", format!("task `{task}`, sample {}: {reason}", sample.id))
+    Fault::configuration("task_failed", format!("task `{task}`, sample {}: {reason}", sample.id))
 }
 
 /// Tokenizers by the hash of their file.
@@ -132,7 +132,7 @@ impl Tokenizers {
     pub(super) fn of(&self, folder: &Path) -> Result<Arc<Tokens>, Fault> {
         let path = folder.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(|error| match error.kind() {
-            ErrorKind::NotFound if folder.is_dir() => fault::configuration("tokenizer_missing", missing(folder)),
+            ErrorKind::NotFound if folder.is_dir() => Fault::configuration("tokenizer_missing", missing(folder)),
             _ => fault::unreadable(format!("{} cannot be read: {error}", path.display())),
         })?;
         let key: [u8; 32] = Sha256::digest(&bytes).into();

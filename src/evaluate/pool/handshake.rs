@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use super::super::client::{configuration, exchange};
+use super::super::client::exchange;
 use super::super::fault::{Reaction, of_error_answer, shortened};
 use super::super::protocol::{WireCapabilities, WireHealth};
 use super::super::{EvaluatorTask, Fault, FaultClass};
@@ -50,7 +50,7 @@ impl Pool {
                     "its fingerprint is {fingerprint}, that of the pool is {expected}: it would score differently; serve \
                      the same tasks, data and versions everywhere, or set allow_different_fingerprints = true"
                 );
-                return Err(Refusal::Refused(configuration("fingerprint_mismatch", detail).at(&endpoint.label)));
+                return Err(Refusal::Refused(Fault::configuration("fingerprint_mismatch", detail).at(&endpoint.label)));
             }
         }
         Ok(())
@@ -113,14 +113,14 @@ fn facts_of(wire: &WireCapabilities) -> Facts {
 fn check_demand(wire: &WireCapabilities, demand: &Demand) -> Result<(), Fault> {
     if !wire.speaks_our_protocol() {
         let detail = format!("it speaks protocol {:?}, expected \"1.0\"", wire.protocol);
-        return Err(configuration("protocol_unsupported", shortened(&detail)));
+        return Err(Fault::configuration("protocol_unsupported", shortened(&detail)));
     }
     if !wire.sources.iter().any(|source| source == "path") {
         let detail = format!(
             "it takes candidates as {:?}, not by path; evomerge hands candidates over as folders that both sides see",
             wire.sources
         );
-        return Err(configuration("source_unsupported", shortened(&detail)));
+        return Err(Fault::configuration("source_unsupported", shortened(&detail)));
     }
     demand.tasks.iter().try_for_each(|task| check_task(wire, task))
 }
@@ -128,14 +128,16 @@ fn check_demand(wire: &WireCapabilities, demand: &Demand) -> Result<(), Fault> {
 fn check_task(wire: &WireCapabilities, task: &EvaluatorTask) -> Result<(), Fault> {
     let names: Vec<&str> = wire.tasks.iter().map(|known| known.name.as_str()).collect();
     let Some(known) = wire.tasks.iter().find(|known| known.name == task.name) else {
-        return Err(configuration("unknown_task", unknown("task", &task.name, &names)));
+        return Err(Fault::configuration("unknown_task", unknown("task", &task.name, &names)));
     };
     let metrics: Vec<&str> = known.metrics.iter().map(|metric| metric.name.as_str()).collect();
     match &task.metric {
-        _ if metrics.is_empty() => Err(configuration("unknown_task", format!("task {} has no metric", task.name))),
+        _ if metrics.is_empty() => {
+            Err(Fault::configuration("unknown_task", format!("task {} has no metric", task.name)))
+        }
         Some(metric) if !metrics.contains(&metric.as_str()) => {
             let detail = unknown(&format!("metric of task {}:", task.name), metric, &metrics);
-            Err(configuration("unknown_metric", detail))
+            Err(Fault::configuration("unknown_metric", detail))
         }
         _ => Ok(()),
     }

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 
 use serde_json::{Value, json};
 
-use super::super::{Attempt, CandidateRequest, SampleId, Samples, TaskRequest};
+use super::super::{Attempt, CandidateRequest, FaultClass, SampleId, Samples, TaskRequest};
 use super::*;
 
 mod answers;
