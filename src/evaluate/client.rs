@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use reqwest::header::{AUTHORIZATION, DATE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Client, RequestBuilder, Url};
 
-use super::fault::{Judgement, shortened};
+use super::fault::{Judgement, Loss, Reaction, shortened};
 use super::retry::parse_retry_after;
 use super::{EvaluateError, Fault, FaultClass};
 use crate::config::{self, HttpConfig, TokenSource};
@@ -101,7 +101,7 @@ pub(super) async fn exchange(request: RequestBuilder, total: Duration, limits: &
 }
 
 fn too_slow(detail: String) -> Judgement {
-    Judgement::new(super::fault::Reaction::Timeout, FaultClass::Resource, "timeout", detail)
+    Judgement::new(Reaction::Timeout, FaultClass::Resource, "timeout", detail)
 }
 
 async fn read_answer(request: RequestBuilder, limits: &Limits) -> Result<Answer, Judgement> {
@@ -138,9 +138,9 @@ async fn read_answer(request: RequestBuilder, limits: &Limits) -> Result<Answer,
 fn broken(error: &reqwest::Error) -> Judgement {
     let detail = causes(error);
     if error.is_connect() {
-        Judgement::new(super::fault::Reaction::Unreachable, FaultClass::Infrastructure, "unreachable", detail)
+        Judgement::new(Reaction::Unreachable, FaultClass::Infrastructure, "unreachable", detail)
     } else {
-        Judgement { lost: true, ..Judgement::retry("connection_lost", detail) }
+        Judgement::lost(Loss::Connection, detail)
     }
 }
 

@@ -12,6 +12,9 @@ use super::protocol::WireProblem;
 use super::retry::wait_of_seconds;
 use super::{Fault, FaultClass};
 
+/// The protocol's code for a worker that died, or an evaluation that the endpoint no longer knows.
+const WORKER_LOST: &str = "worker_lost";
+
 /// What the client does about a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reaction {
@@ -40,14 +43,25 @@ pub(super) struct Judgement {
     pub retry_after: Option<Duration>,
     /// The endpoint says that trying again is useless.
     pub hopeless: bool,
-    /// A worker or the connection to it died under the evaluation.
-    pub lost: bool,
+    /// What went away under the evaluation.
+    pub loss: Option<Loss>,
+}
+
+/// What can go away under an evaluation. Workers that died may have died of the candidate; the rest says nothing of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// The worker, by the endpoint's word or for want of its heartbeat.
+    Worker,
+    /// The connection; whether the server behind it died is to be found out.
+    Connection,
+    /// The endpoint's memory of the evaluation: it restarted.
+    Evaluation,
 }
 
 impl Judgement {
     pub fn new(reaction: Reaction, class: FaultClass, code: &str, detail: impl Into<String>) -> Self {
         let fault = Fault::new(class, code, detail);
-        Self { fault, reaction, retry_after: None, hopeless: false, lost: code == "worker_lost" }
+        Self { fault, reaction, retry_after: None, hopeless: false, loss: None }
     }
 
     /// An infrastructure fault that counts.
@@ -55,10 +69,19 @@ impl Judgement {
         Self::new(Reaction::Retry, FaultClass::Infrastructure, code, detail)
     }
 
+    /// An infrastructure fault that counts: something went away under the evaluation.
+    pub fn lost(loss: Loss, detail: impl Into<String>) -> Self {
+        let code = match loss {
+            Loss::Worker | Loss::Evaluation => WORKER_LOST,
+            Loss::Connection => "connection_lost",
+        };
+        Self { loss: Some(loss), ..Self::retry(code, detail) }
+    }
+
     /// A fault found in a checked answer.
     pub fn of_answer(fault: Fault) -> Self {
         let reaction = if fault.class == FaultClass::Candidate { Reaction::Blame } else { Reaction::Retry };
-        Self { fault, reaction, retry_after: None, hopeless: false, lost: false }
+        Self { fault, reaction, retry_after: None, hopeless: false, loss: None }
     }
 }
 
@@ -71,7 +94,7 @@ fn by_code(code: &str) -> Option<(FaultClass, Reaction)> {
         }
         "out_of_memory" => (Resource, Reaction::Retry),
         "timeout" => (Resource, Reaction::Timeout),
-        "worker_lost" | "internal" | "materialize_failed" | "storage_full" | "weights_mismatch" => {
+        WORKER_LOST | "internal" | "materialize_failed" | "storage_full" | "weights_mismatch" => {
             (Infrastructure, Reaction::Retry)
         }
         "overloaded" | "draining" => (Infrastructure, Reaction::Wait),
@@ -159,6 +182,7 @@ fn of_known_problem(problem: &WireProblem) -> Option<Judgement> {
     let (class, reaction) = by_code(code).or_else(|| by_class(class))?;
     let code = if code.is_empty() { "unnamed".to_owned() } else { shortened(code) };
     let mut judgement = Judgement::new(reaction, class, &code, text(problem));
+    judgement.loss = (code == WORKER_LOST).then_some(Loss::Worker);
     if problem.attempt_counts == Some(false) && reaction == Reaction::Retry {
         judgement.reaction = Reaction::Wait;
     }

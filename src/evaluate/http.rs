@@ -123,10 +123,10 @@ async fn meet_all(pool: &Pool, startup_timeout: Duration) -> Result<(), Evaluate
             join_all(missing.iter().map(|endpoint| pool.probe(endpoint))).await.into_iter().filter_map(Result::err)
         {
             match refusal {
-                Refusal::Down(fault) => down = Some(fault),
+                Refusal::Gone(fault) | Refusal::Down(fault) => down = Some(fault),
                 // Left out, like in mid-run; the others may do.
-                Refusal::Refused(fault) if matches!(fault.code.as_str(), "unauthorized" | "forbidden") => {}
-                Refusal::Refused(fault) => return Err(EvaluateError::Configuration(fault)),
+                Refusal::Credentials(_) => {}
+                Refusal::Unsuitable(fault) => return Err(EvaluateError::Configuration(fault)),
             }
         }
         let met = pool.endpoints.iter().any(|endpoint| endpoint.facts().is_some());

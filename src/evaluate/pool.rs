@@ -371,7 +371,7 @@ impl Pool {
                 state.not_before = None;
                 news.map(|news| format!("endpoint {} {news}", endpoint.label))
             }
-            Err(Refusal::Down(fault)) => {
+            Err(Refusal::Gone(fault) | Refusal::Down(fault)) => {
                 let first = state.probe_failures == 0 && !state.open;
                 state.open = true;
                 state.not_before = Some(Instant::now() + self.policy.probe_wait(state.probe_failures));
@@ -379,7 +379,7 @@ impl Pool {
                 state.last_fault = Some(fault.clone());
                 first.then(|| format!("waiting for endpoint {}: {}", endpoint.label, fault.detail))
             }
-            Err(Refusal::Refused(fault)) => {
+            Err(Refusal::Credentials(fault) | Refusal::Unsuitable(fault)) => {
                 let news = state.paused.is_none();
                 state.paused = Some(fault.clone());
                 news.then(|| format!("endpoint {} is left out: {}", endpoint.label, fault.detail))

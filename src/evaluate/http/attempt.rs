@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::check::{Completeness, Expected, check, violation};
 use super::super::client::{Answer, exchange};
-use super::super::fault::{Judgement, Reaction, of_error_answer, of_problem, shortened};
+use super::super::fault::{Judgement, Loss, Reaction, of_error_answer, of_problem, shortened};
 use super::super::pool::Lease;
 use super::super::protocol::{WireEvaluation, WireRequest};
 use super::super::{Evaluation, EvaluationRequest, FaultClass};
@@ -134,13 +134,11 @@ async fn follow(
                 if let Some(interval) = lease.facts.heartbeat_interval
                     && silent > 3.0 * interval.as_secs_f64()
                 {
-                    return Err(Judgement::retry(
-                        "worker_lost",
-                        format!("no heartbeat of the worker for {silent:.0} s"),
-                    ));
+                    let detail = format!("no heartbeat of the worker for {silent:.0} s");
+                    return Err(Judgement::lost(Loss::Worker, detail));
                 }
             }
-            Err(judgement) if judgement.fault.code == "worker_lost" => return Err(judgement),
+            Err(judgement) if matches!(judgement.loss, Some(Loss::Worker | Loss::Evaluation)) => return Err(judgement),
             Err(judgement) => match judgement.reaction {
                 Reaction::Wait => lost = 0,
                 Reaction::Retry | Reaction::Timeout | Reaction::Unreachable if lost + 1 < LOST_POLLS => lost += 1,
@@ -154,7 +152,7 @@ async fn follow(
 
 /// The endpoint does not know the evaluation any more: it restarted. The same key is sent again.
 fn forgotten() -> Judgement {
-    Judgement { lost: false, ..Judgement::retry("worker_lost", "the endpoint no longer knows the evaluation") }
+    Judgement::lost(Loss::Evaluation, "the endpoint no longer knows the evaluation")
 }
 
 /// Tells the endpoint that nobody waits any more; best effort.

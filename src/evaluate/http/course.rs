@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::super::fault::{Judgement, Reaction};
+use super::super::fault::{Judgement, Loss, Reaction};
 use super::super::pool::{Lease, OutageClock, Refusal};
 use super::super::protocol::WireRequest;
 use super::super::retry::{AttemptLog, Jitter};
@@ -117,10 +117,10 @@ impl<'a> Course<'a> {
         }
         match self.evaluator.pool.probe(&lease.endpoint).await {
             Ok(_) => Ok(()),
-            Err(Refusal::Refused(fault)) => {
+            Err(Refusal::Credentials(fault) | Refusal::Unsuitable(fault)) => {
                 Err(Judgement::new(Reaction::Pause, FaultClass::Configuration, &fault.code, fault.detail))
             }
-            Err(Refusal::Down(fault)) => {
+            Err(Refusal::Gone(fault) | Refusal::Down(fault)) => {
                 let detail = format!("the server restarted and cannot be asked who it is: {}", fault.detail);
                 Err(Judgement::new(Reaction::Unreachable, FaultClass::Infrastructure, &fault.code, detail))
             }
@@ -164,12 +164,13 @@ impl<'a> Course<'a> {
             Reaction::Retry => {
                 pool.failed(&endpoint, &judgement.fault);
                 drop(lease);
-                if judgement.lost {
-                    let reported = judgement.fault.code == "worker_lost";
-                    let died = reported || self.has_died(index, &instance).await;
-                    if died && let Some(blame) = self.blame_for_deaths(index, &judgement.fault).await? {
-                        return Ok(Next::End(blame));
-                    }
+                let died = match judgement.loss {
+                    Some(Loss::Worker) => true,
+                    Some(Loss::Connection) => self.has_died(index, &instance).await,
+                    Some(Loss::Evaluation) | None => false,
+                };
+                if died && let Some(blame) = self.blame_for_deaths(index, &judgement.fault).await? {
+                    return Ok(Next::End(blame));
                 }
                 return self.after_counted(index, judgement).await;
             }
@@ -239,8 +240,8 @@ impl<'a> Course<'a> {
         let pool = &self.evaluator.pool;
         match pool.probe(&pool.endpoints[index]).await {
             Ok(facts) => facts.instance_id != instance,
-            Err(Refusal::Down(fault)) => fault.code == "unreachable" || fault.code == "connection_lost",
-            Err(Refusal::Refused(_)) => false,
+            Err(Refusal::Gone(_)) => true,
+            Err(Refusal::Down(_) | Refusal::Credentials(_) | Refusal::Unsuitable(_)) => false,
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use super::super::client::exchange;
-use super::super::fault::{Reaction, of_error_answer, shortened};
+use super::super::fault::{Loss, Reaction, of_error_answer, shortened};
 use super::super::protocol::{WireCapabilities, WireHealth};
 use super::super::{EvaluatorTask, Fault, FaultClass};
 use super::{Demand, Endpoint, Facts, Pool};
@@ -15,10 +15,14 @@ use crate::document::nearest;
 /// Why an endpoint cannot be used.
 #[derive(Clone, Debug, PartialEq)]
 pub(in super::super) enum Refusal {
-    /// For now: it does not answer, is starting, draining or ill.
+    /// For now: nobody listens, or the connection broke off. The server behind it has gone away.
+    Gone(Fault),
+    /// For now: it is there, but slow, starting, draining or ill.
     Down(Fault),
-    /// For good: it refuses us, or cannot do what the run needs.
-    Refused(Fault),
+    /// For good: it does not take our token, or wants one.
+    Credentials(Fault),
+    /// For good: it cannot do what the run needs, or scores differently.
+    Unsuitable(Fault),
 }
 
 impl Pool {
@@ -31,7 +35,7 @@ impl Pool {
             return Err(Refusal::Down(infrastructure("not_ready", detail, endpoint)));
         }
         let wire: WireCapabilities = self.get(endpoint, "v1/capabilities").await?;
-        check_demand(&wire, &self.demand).map_err(|fault| Refusal::Refused(fault.at(&endpoint.label)))?;
+        check_demand(&wire, &self.demand).map_err(|fault| Refusal::Unsuitable(fault.at(&endpoint.label)))?;
         self.agree(&wire.fingerprint, endpoint)?;
         Ok(Arc::new(facts_of(&wire)))
     }
@@ -50,7 +54,9 @@ impl Pool {
                     "its fingerprint is {fingerprint}, that of the pool is {expected}: it would score differently; serve \
                      the same tasks, data and versions everywhere, or set allow_different_fingerprints = true"
                 );
-                return Err(Refusal::Refused(Fault::configuration("fingerprint_mismatch", detail).at(&endpoint.label)));
+                return Err(Refusal::Unsuitable(
+                    Fault::configuration("fingerprint_mismatch", detail).at(&endpoint.label),
+                ));
             }
         }
         Ok(())
@@ -61,7 +67,11 @@ impl Pool {
         let url = endpoint.url.join(path).map_err(|error| down("endpoint", error.to_string()))?;
         let answer = match exchange(endpoint.client.get(url), self.limits.short, &self.limits).await {
             Ok(answer) => answer,
-            Err(verdict) => return Err(Refusal::Down(verdict.fault.at(&endpoint.label))),
+            Err(verdict) => {
+                let gone = verdict.reaction == Reaction::Unreachable || verdict.loss == Some(Loss::Connection);
+                let fault = verdict.fault.at(&endpoint.label);
+                return Err(if gone { Refusal::Gone(fault) } else { Refusal::Down(fault) });
+            }
         };
         if answer.status != 200 {
             let verdict = of_error_answer(&answer);
@@ -73,7 +83,7 @@ impl Pool {
             let fault = Fault { detail: format!("GET /{path}: {}{hint}", verdict.fault.detail), ..verdict.fault };
             let fault = fault.at(&endpoint.label);
             return Err(if verdict.reaction == Reaction::Pause {
-                Refusal::Refused(fault)
+                Refusal::Credentials(fault)
             } else {
                 Refusal::Down(fault)
             });
