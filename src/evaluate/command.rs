@@ -15,8 +15,7 @@ mod result;
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -58,11 +57,16 @@ pub struct CommandEvaluator {
     policy: RetryPolicy,
     term_grace: Duration,
     seed: u64,
-    /// Evaluations given up since the last success; `NEVER` before the first one.
-    given_up: AtomicU32,
+    health: Mutex<Health>,
 }
 
-const NEVER: u32 = u32::MAX;
+/// What the evaluations so far say of the program itself. It is well after each candidate that it scores or finds invalid.
+enum Health {
+    /// It has done neither in this session.
+    Unproven,
+    /// Evaluations given up since it last did.
+    GivenUpInARow(u32),
+}
 
 impl CommandEvaluator {
     /// Checks the program and its placeholders.
@@ -102,7 +106,7 @@ impl CommandEvaluator {
             policy,
             term_grace,
             seed: context.seed,
-            given_up: AtomicU32::new(NEVER),
+            health: Mutex::new(Health::Unproven),
         })
     }
 
@@ -127,7 +131,7 @@ impl CommandEvaluator {
             let judgement = match outcome {
                 Ok(evaluation) => {
                     log.report(None, started, true, None);
-                    self.given_up.store(0, Ordering::Relaxed);
+                    *self.health() = Health::GivenUpInARow(0);
                     return Ok(evaluation);
                 }
                 Err(judgement) => judgement,
@@ -140,7 +144,7 @@ impl CommandEvaluator {
             counted += 1;
             match judgement.reaction {
                 Reaction::Blame => {
-                    self.given_up.store(0, Ordering::Relaxed);
+                    *self.health() = Health::GivenUpInARow(0);
                     return Err(EvaluateError::Candidate(judgement.fault));
                 }
                 Reaction::Stop | Reaction::Pause => return Err(EvaluateError::Configuration(judgement.fault)),
@@ -151,7 +155,7 @@ impl CommandEvaluator {
                 Reaction::Retry | Reaction::Wait | Reaction::Unreachable => {}
             }
             if timeouts >= 2 || judgement.hopeless || counted >= self.patience.max_attempts {
-                return Err(self.given_up(judgement.fault));
+                return Err(self.give_up(judgement.fault));
             }
             let drawn = jitter.next_wait(&self.policy);
             let wait = judgement.retry_after.map_or(drawn, |asked| self.policy.asked(asked));
@@ -164,21 +168,23 @@ impl CommandEvaluator {
 
     /// Attempts are used up. Another success is the only sign of health that a program can give: without one, now or
     /// for several evaluations, the run stops instead of giving up one candidate after another.
-    fn given_up(&self, fault: Fault) -> EvaluateError {
-        let update = |in_a_row: u32| (in_a_row != NEVER).then(|| in_a_row.saturating_add(1).min(NEVER - 1));
-        let before = self.given_up.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update).unwrap_or(NEVER);
-        match before {
-            NEVER => {
-                let detail = format!("{}; the program has not scored anything in this session yet", fault.detail);
-                EvaluateError::Outage(Fault { detail, ..fault })
+    fn give_up(&self, fault: Fault) -> EvaluateError {
+        let ill = match &mut *self.health() {
+            Health::Unproven => "the program has not scored anything in this session yet".to_owned(),
+            Health::GivenUpInARow(count) => {
+                *count = count.saturating_add(1);
+                if *count < GIVEN_UP_IN_A_ROW {
+                    return EvaluateError::GivenUp(fault);
+                }
+                format!("that makes {count} evaluations in a row without a score")
             }
-            before if before + 1 >= GIVEN_UP_IN_A_ROW => {
-                let detail =
-                    format!("{}; that makes {} evaluations in a row without a score", fault.detail, before + 1);
-                EvaluateError::Outage(Fault { detail, ..fault })
-            }
-            _ => EvaluateError::GivenUp(fault),
-        }
+        };
+        EvaluateError::Outage(Fault { detail: format!("{}; {ill}", fault.detail), ..fault })
+    }
+
+    fn health(&self) -> MutexGuard<'_, Health> {
+        // Plain data, whole after every statement.
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn attempt(
