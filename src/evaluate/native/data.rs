@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::digest::hex;
-use crate::evaluate::{EvaluateError, MetricCapability, SampleId, TaskCapability};
+use crate::evaluate::{EvaluateError, MetricCapability, SampleId, TaskCapability, hash_parts};
 
 /// How a sample is asked and judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,31 +73,14 @@ impl Content {
     /// sha256 over the kind and every field with its length: the same sample in two files has the same hash,
     /// whatever its id, the order of its keys or its escapes.
     fn sha256(&self) -> String {
-        let mut hash = Sha256::new();
-        let mut text = |part: &str| {
-            hash.update((part.len() as u64).to_le_bytes());
-            hash.update(part.as_bytes());
-        };
         match self {
-            Self::ExactMatch { prompt, answer } => {
-                text("exact_match");
-                text(prompt);
-                text(answer);
-            }
+            Self::ExactMatch { prompt, answer } => hash_parts(["exact_match", prompt, answer]),
             Self::MultipleChoice { prompt, choices, gold } => {
-                text("multiple_choice");
-                text(prompt);
-                for choice in choices {
-                    text(choice);
-                }
-                text(&gold.to_string());
+                let choices = choices.iter().map(String::as_str);
+                hash_parts(["multiple_choice", prompt].into_iter().chain(choices).chain([gold.to_string().as_str()]))
             }
-            Self::Perplexity { text: whole } => {
-                text("perplexity");
-                text(whole);
-            }
+            Self::Perplexity { text } => hash_parts(["perplexity", text]),
         }
-        hex(&hash.finalize())
     }
 }
 
@@ -386,6 +369,20 @@ mod tests {
             hashes("{\"prompt\":\"a\",\"choices\":[\"b\",\"c\"],\"gold\":0}"),
             hashes("{\"prompt\":\"a\",\"choices\":[\"b\",\"c\"],\"gold\":1}")
         );
+    }
+
+    #[test]
+    fn hashes_are_pinned() {
+        for (text, hash) in [
+            (r#"{"prompt":"a","answer":"b"}"#, "9e9e6ab8cf2364a09a05499a396122ffed49b794d8bfbc1d6a2a56b0af127a6d"),
+            (
+                r#"{"prompt":"a","choices":["b","ç"],"gold":1}"#,
+                "f6f88adfa2580565e0e0a76e9509234d8713b0d0f685779fd73fd11f900909b4",
+            ),
+            (r#"{"text":"t"}"#, "09502a72a8cdbe8ad05358a94b0c3ca9384c6e221523b6bf052c7b1c2738389e"),
+        ] {
+            assert_eq!(read(text).unwrap().capability().sample_hashes.unwrap(), [hash], "{text}");
+        }
     }
 
     proptest! {
