@@ -162,11 +162,13 @@ pub struct TaskScores {
     pub per_sample: Option<PerSample>,
 }
 
+/// Scores by task name.
+pub type Scores = BTreeMap<String, TaskScores>;
+
 /// A checked answer: every task and metric asked for is present, ids and n agree, all numbers are finite.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// By task name.
-    pub tasks: BTreeMap<String, TaskScores>,
+    pub tasks: Scores,
     /// Which endpoint answered, for the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::evaluate::TaskScores;
+use crate::evaluate::{Scores, TaskScores};
 
 /// What was noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,11 +144,7 @@ pub fn baselines_unscored(names: &[String], reason: &str) -> Option<Alarm> {
 
 /// Tasks in which the winner's answers were truncated at another rate than the baseline's (pooled two-proportion z-test at
 /// 1 %). `set` names the samples (`search`, `hold-out`). Tasks without counts are passed over.
-pub fn truncation_asymmetry(
-    set: &str,
-    winner: &BTreeMap<String, TaskScores>,
-    baseline: &BTreeMap<String, TaskScores>,
-) -> Vec<Alarm> {
+pub fn truncation_asymmetry(set: &str, winner: &Scores, baseline: &Scores) -> Vec<Alarm> {
     let counts = |scores: &TaskScores| scores.n_truncated.filter(|_| scores.n > 0).map(|cut| (cut, scores.n));
     let alarm = |(task, scores): (&String, &TaskScores)| {
         let (ours, n) = counts(scores)?;
@@ -220,7 +216,7 @@ mod tests {
         assert_eq!((nothing_scored(9, 1, ""), nothing_scored(4, 0, "")), (None, None));
     }
 
-    fn cut(task: &str, n_truncated: Option<u64>, n: u64) -> BTreeMap<String, TaskScores> {
+    fn cut(task: &str, n_truncated: Option<u64>, n: u64) -> Scores {
         BTreeMap::from([(task.to_string(), TaskScores { n, n_truncated, ..TaskScores::default() })])
     }
 

@@ -1,8 +1,6 @@
 //! The objective: one number from the scores of several tasks.
 
-use std::collections::BTreeMap;
-
-use crate::evaluate::{MetricValue, TaskScores};
+use crate::evaluate::{MetricValue, Scores};
 
 /// One task of the objective.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,7 +20,7 @@ impl ObjectiveTask {
     }
 
     /// The task's metric, if it is there and finite.
-    pub(super) fn metric<'a>(&self, scores: &'a BTreeMap<String, TaskScores>) -> Option<&'a MetricValue> {
+    pub(super) fn metric<'a>(&self, scores: &'a Scores) -> Option<&'a MetricValue> {
         scores.get(&self.name)?.metrics.get(&self.metric).filter(|metric| metric.value.is_finite())
     }
 }
@@ -49,7 +47,7 @@ pub struct TaskValue {
 impl Objective {
     /// The objective of a candidate with these scores; `None` if a task or metric is missing or not finite, or if all
     /// weights are zero. A task of weight zero must be scored like the others.
-    pub fn value(&self, scores: &BTreeMap<String, TaskScores>) -> Option<f64> {
+    pub fn value(&self, scores: &Scores) -> Option<f64> {
         let mut sum = 0.0;
         for task in &self.tasks {
             sum += task.signed_weight() * task.metric(scores)?.value;
@@ -58,7 +56,7 @@ impl Objective {
     }
 
     /// The standard error of [`Self::value`], taking tasks as independent; `None` where a task with weight has none.
-    pub fn stderr(&self, scores: &BTreeMap<String, TaskScores>) -> Option<f64> {
+    pub fn stderr(&self, scores: &Scores) -> Option<f64> {
         let mut variance = 0.0;
         for task in self.tasks.iter().filter(|task| task.weight != 0.0) {
             let stderr = task.metric(scores)?.stderr.filter(|stderr| stderr.is_finite())?;
@@ -68,7 +66,7 @@ impl Objective {
     }
 
     /// Every task's own score, in order.
-    pub fn per_task(&self, scores: &BTreeMap<String, TaskScores>) -> Vec<TaskValue> {
+    pub fn per_task(&self, scores: &Scores) -> Vec<TaskValue> {
         let value = |task: &ObjectiveTask| TaskValue {
             task: task.name.clone(),
             metric: task.metric.clone(),
@@ -98,8 +96,10 @@ impl Objective {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluate::TaskScores;
+    use std::collections::BTreeMap;
 
-    fn scores(entries: &[(&str, f64, Option<f64>)]) -> BTreeMap<String, TaskScores> {
+    fn scores(entries: &[(&str, f64, Option<f64>)]) -> Scores {
         let task = |&(name, value, stderr): &(&str, f64, Option<f64>)| {
             let metrics = BTreeMap::from([("acc".to_owned(), MetricValue { value, stderr })]);
             (name.to_owned(), TaskScores { n: 10, metrics, ..TaskScores::default() })

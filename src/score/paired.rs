@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::ScoreError;
 use super::objective::{Objective, ObjectiveTask};
 use super::resample::{Stratum, interval, student_975};
-use crate::evaluate::{SAMPLE_WEIGHT, SampleId, TaskScores};
+use crate::evaluate::{SAMPLE_WEIGHT, SampleId, Scores, TaskScores};
 
 /// Relative difference at which a metric's value still counts as the mean of its samples (evaluators print rounded numbers).
 const MEAN_TOLERANCE: f64 = 1e-4;
@@ -45,12 +45,7 @@ pub struct Comparison {
 ///
 /// # Errors
 /// [`ScoreError`] if the objective has no value for one of them.
-pub fn compare(
-    objective: &Objective,
-    first: &BTreeMap<String, TaskScores>,
-    second: &BTreeMap<String, TaskScores>,
-    seed: u64,
-) -> Result<Comparison, ScoreError> {
+pub fn compare(objective: &Objective, first: &Scores, second: &Scores, seed: u64) -> Result<Comparison, ScoreError> {
     check(objective, first, "the first candidate")?;
     check(objective, second, "the second candidate")?;
     let mut strata = Vec::with_capacity(objective.tasks.len());
@@ -82,11 +77,7 @@ fn weighted(objective: &Objective) -> impl Iterator<Item = &ObjectiveTask> {
 /// The difference between two scorings on the same samples, with its standard error if both had the same chance at every
 /// sample: the errors are then as often above zero as below, and the squares of the differences say how large they are.
 /// `None` where samples cannot be matched ([`compare`] says when).
-pub(super) fn difference_by_chance(
-    objective: &Objective,
-    first: &BTreeMap<String, TaskScores>,
-    second: &BTreeMap<String, TaskScores>,
-) -> Option<(f64, f64)> {
+pub(super) fn difference_by_chance(objective: &Objective, first: &Scores, second: &Scores) -> Option<(f64, f64)> {
     let (mut difference, mut variance) = (0.0, 0.0);
     for task in weighted(objective) {
         let of_task = first.get(&task.name).zip(second.get(&task.name));
@@ -99,7 +90,7 @@ pub(super) fn difference_by_chance(
     Some((difference, variance.sqrt()))
 }
 
-fn check(objective: &Objective, scores: &BTreeMap<String, TaskScores>, who: &'static str) -> Result<(), ScoreError> {
+fn check(objective: &Objective, scores: &Scores, who: &'static str) -> Result<(), ScoreError> {
     if objective.total_weight() == 0.0 {
         return Err(ScoreError::NoWeight);
     }
@@ -159,12 +150,7 @@ pub(crate) fn mean_samples<'a>(scores: &'a TaskScores, metric: &str) -> Option<M
     holds.then_some(MeanSamples { ids: &samples.ids, values, weights: Some(weights) })
 }
 
-fn unpaired(
-    objective: &Objective,
-    first: &BTreeMap<String, TaskScores>,
-    second: &BTreeMap<String, TaskScores>,
-    reason: String,
-) -> Result<Comparison, ScoreError> {
+fn unpaired(objective: &Objective, first: &Scores, second: &Scores, reason: String) -> Result<Comparison, ScoreError> {
     let (Some(first_value), Some(second_value)) = (objective.value(first), objective.value(second)) else {
         return Err(ScoreError::NoWeight);
     };
@@ -186,7 +172,7 @@ fn unpaired(
 }
 
 /// Half of the unpaired interval's width; `None` where a task has no standard error or fewer than two samples, or all errors are zero.
-fn half_width(objective: &Objective, candidates: [&BTreeMap<String, TaskScores>; 2]) -> Option<f64> {
+fn half_width(objective: &Objective, candidates: [&Scores; 2]) -> Option<f64> {
     let (mut variance, mut squares) = (0.0, 0.0);
     for (task, scores) in candidates.iter().flat_map(|scores| weighted(objective).map(move |task| (task, scores))) {
         let stderr = task.metric(scores)?.stderr.filter(|stderr| stderr.is_finite())?;
@@ -254,8 +240,7 @@ mod tests {
         let objective = objective(true, &["a", "b"]);
         let comparison = compare(&objective, &first, &second, 7).unwrap();
         let variance = |name: &str| {
-            let samples =
-                |scores: &BTreeMap<String, TaskScores>| scores[name].per_sample.clone().unwrap().scores["acc"].clone();
+            let samples = |scores: &Scores| scores[name].per_sample.clone().unwrap().scores["acc"].clone();
             let differences: Vec<f64> = samples(&first).iter().zip(samples(&second)).map(|(a, b)| a - b).collect();
             let mean = differences.iter().sum::<f64>() / differences.len() as f64;
             differences.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / (differences.len() as f64).powi(2)
@@ -303,7 +288,7 @@ mod tests {
         // Two standard errors from three samples each: four degrees of freedom.
         let half = 2.7764 * 0.1 * 2f64.sqrt();
         assert!((comparison.interval.unwrap()[1] - half).abs() < 1e-4);
-        let stderr = |scores: &mut BTreeMap<String, TaskScores>, stderr: f64| {
+        let stderr = |scores: &mut Scores, stderr: f64| {
             scores.get_mut("a").unwrap().metrics.get_mut("acc").unwrap().stderr = Some(stderr);
         };
         let mut certain = odd.clone();

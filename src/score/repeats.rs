@@ -1,11 +1,9 @@
 //! A candidate scored again on the same samples: which finalist is the best by both scores, and whether the evaluator is
 //! still the one that it was.
 
-use std::collections::BTreeMap;
-
 use super::objective::Objective;
 use super::paired::difference_by_chance;
-use crate::evaluate::TaskScores;
+use crate::evaluate::Scores;
 
 /// Standard errors beyond which a difference is no chance any more: 0.3 % of repeats are by chance.
 const BEYOND_CHANCE: f64 = 3.0;
@@ -15,9 +13,6 @@ const FEWEST_SCORES: usize = 4;
 const STUDENT: [f64; 8] = [9.22, 6.62, 5.51, 4.90, 4.53, 4.28, 4.09, 3.96];
 /// Relative difference that the rounding of printed numbers explains.
 const ROUNDING: f64 = 1e-9;
-
-/// Scores by task.
-pub type Scores = BTreeMap<String, TaskScores>;
 
 /// How far a repeated score is from the first one.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -95,10 +90,11 @@ pub fn order(finalists: &[TwoScores]) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evaluate::{MetricValue, PerSample, SampleId};
+    use crate::evaluate::{MetricValue, PerSample, SampleId, TaskScores};
     use crate::random;
     use crate::score::ObjectiveTask;
     use rand::Rng as _;
+    use std::collections::BTreeMap;
 
     fn objective() -> Objective {
         let task = |name: &str| ObjectiveTask { name: name.into(), metric: "acc".into(), weight: 1.0, maximize: true };

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::objective::Objective;
 use super::paired::compare;
 use super::{Comparison, ScoreError};
-use crate::evaluate::TaskScores;
+use crate::evaluate::Scores;
 
 /// What the hold-out says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,7 +75,7 @@ pub struct Contender<'a> {
     pub search_score: f64,
     pub rescored: Option<f64>,
     /// Scores on the hold-out; `None` if it was not, or could not be, scored on it.
-    pub holdout: Option<&'a BTreeMap<String, TaskScores>>,
+    pub holdout: Option<&'a Scores>,
 }
 
 /// Everything that a verdict is decided from.
@@ -221,10 +221,10 @@ fn main_sentence(verdict: &Verdict) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evaluate::{MetricValue, PerSample, SampleId};
+    use crate::evaluate::{MetricValue, PerSample, SampleId, TaskScores};
     use crate::score::ObjectiveTask;
 
-    fn scores(values: &[f64]) -> BTreeMap<String, TaskScores> {
+    fn scores(values: &[f64]) -> Scores {
         let value = values.iter().sum::<f64>() / values.len() as f64;
         let task = TaskScores {
             n: values.len() as u64,
@@ -244,7 +244,7 @@ mod tests {
         }
     }
 
-    fn contender<'a>(id: &str, search_score: f64, holdout: Option<&'a BTreeMap<String, TaskScores>>) -> Contender<'a> {
+    fn contender<'a>(id: &str, search_score: f64, holdout: Option<&'a Scores>) -> Contender<'a> {
         Contender {
             candidate_id: id.to_owned(),
             index: 3,

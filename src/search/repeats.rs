@@ -12,10 +12,10 @@ use super::pipeline::{Equipment, Finished, MaterializeStage, Pipeline, Work};
 use super::prepare::Prepared;
 use super::progress::Progress;
 use super::{SearchError, Stop};
-use crate::evaluate::EvaluateError;
+use crate::evaluate::{EvaluateError, Scores};
 use crate::ledger::{AskedRecord, Ledger, RepeatPurpose, RepeatRecord, ToldRecord, event, now};
 use crate::score::alarms::{Alarm, AlarmKind};
-use crate::score::repeats::{Scores, drift};
+use crate::score::repeats::drift;
 use crate::strategy::{Outcome, Status};
 
 /// Evaluations in full between two scorings of the sentinel, for evaluators whose answers may vary.

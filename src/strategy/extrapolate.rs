@@ -5,10 +5,10 @@
 //! ridge regression, and what they gain or lose from the part to the whole, it is taken to gain or lose. This is the
 //! regression estimator of survey sampling (Cochran 1977, chapter 7), shrunk towards the mean of all of them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use super::linear_algebra::{Cholesky, dot};
-use crate::evaluate::{SampleId, TaskScores};
+use crate::evaluate::{SampleId, Scores};
 use crate::score::Objective;
 use crate::score::paired::mean_samples;
 
@@ -24,7 +24,7 @@ pub(super) struct Part(Vec<Vec<SampleId>>);
 
 impl Part {
     /// The samples that scores were taken on; `None` unless every task is the plain mean of its per-sample scores.
-    pub(super) fn of(objective: &Objective, scores: &BTreeMap<String, TaskScores>) -> Option<Self> {
+    pub(super) fn of(objective: &Objective, scores: &Scores) -> Option<Self> {
         let ids = |name: &String, metric: &str| {
             let samples = mean_samples(scores.get(name)?, metric).filter(|samples| samples.weights.is_none())?;
             let mut ids = samples.ids.to_vec();
@@ -35,7 +35,7 @@ impl Part {
     }
 
     /// Scores of these samples, task by task; `None` where one was not scored.
-    fn values(&self, objective: &Objective, scores: &BTreeMap<String, TaskScores>) -> Option<Vec<Vec<f64>>> {
+    fn values(&self, objective: &Objective, scores: &Scores) -> Option<Vec<Vec<f64>>> {
         let values = |name: &String, metric: &str, ids: &[SampleId]| -> Option<Vec<f64>> {
             let samples = mean_samples(scores.get(name)?, metric).filter(|samples| samples.weights.is_none())?;
             let scored: HashMap<&SampleId, f64> = samples.ids.iter().zip(samples.values.iter().copied()).collect();
@@ -60,7 +60,7 @@ pub(super) struct Reference {
 
 impl Reference {
     /// `None` where the candidate has no score of one of the part's samples.
-    pub(super) fn new(objective: &Objective, part: &Part, scores: &BTreeMap<String, TaskScores>) -> Option<Self> {
+    pub(super) fn new(objective: &Objective, part: &Part, scores: &Scores) -> Option<Self> {
         let values = part.values(objective, scores)?;
         let whole =
             objective.tasks.iter().map(|task| Some(mean_samples(scores.get(&task.name)?, &task.metric)?.values));
@@ -94,9 +94,9 @@ fn centred(values: &[impl AsRef<[f64]>]) -> Vec<f64> {
 pub(super) fn extrapolate(
     objective: &Objective,
     part: &Part,
-    scores: &BTreeMap<String, TaskScores>,
+    scores: &Scores,
     references: &[&Reference],
-) -> Option<BTreeMap<String, TaskScores>> {
+) -> Option<Scores> {
     let first = references.first()?;
     let values = part.values(objective, scores)?;
     let combination = combine(&centred(&values), references, values.len());
@@ -180,16 +180,17 @@ mod tests {
     use rand::{Rng as _, RngExt as _};
 
     use super::*;
-    use crate::evaluate::{MetricValue, PerSample};
+    use crate::evaluate::{MetricValue, PerSample, TaskScores};
     use crate::random;
     use crate::score::ObjectiveTask;
+    use std::collections::BTreeMap;
 
     fn objective() -> Objective {
         let task = |name: &str| ObjectiveTask { name: name.into(), metric: "acc".into(), weight: 1.0, maximize: true };
         Objective { tasks: vec![task("a"), task("b")] }
     }
 
-    fn scores(ids: &[i64], values: &[&[f64]; 2]) -> BTreeMap<String, TaskScores> {
+    fn scores(ids: &[i64], values: &[&[f64]; 2]) -> Scores {
         let task = |values: &[f64]| TaskScores {
             n: ids.len() as u64,
             n_truncated: None,
@@ -202,7 +203,7 @@ mod tests {
         BTreeMap::from([("a".to_owned(), task(values[0])), ("b".to_owned(), task(values[1]))])
     }
 
-    fn restricted(all: &BTreeMap<String, TaskScores>, count: usize) -> BTreeMap<String, TaskScores> {
+    fn restricted(all: &Scores, count: usize) -> Scores {
         let values = |task: &str| all[task].per_sample.as_ref().unwrap().scores["acc"][..count].to_vec();
         let ids: Vec<i64> = (0..count as i64).collect();
         scores(&ids, &[&values("a"), &values("b")])
@@ -223,7 +224,7 @@ mod tests {
     }
 
     /// Answers of a candidate that is `share` of one model and the rest of another, each good at other questions.
-    fn answers(share: f64, number: u64) -> BTreeMap<String, TaskScores> {
+    fn answers(share: f64, number: u64) -> Scores {
         let task = |task: u64| -> Vec<f64> {
             let right = |sample: u64| {
                 let mut question = random::stream(3, "question", 1_000 * task + sample);

@@ -26,8 +26,6 @@ mod space_filling;
 mod surrogate;
 mod tpe;
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 pub use baselines::baseline_contents;
@@ -36,7 +34,7 @@ pub use racing::{ONE_REFERENCE_IN, PROMOTION, Race};
 pub use soup::{SoupRemoval, SoupStep, SoupTrace};
 
 use crate::config::StrategyKind;
-use crate::evaluate::TaskScores;
+use crate::evaluate::Scores;
 use crate::exit::ExitCode;
 use crate::space::{Gene, Genome};
 
@@ -123,7 +121,7 @@ pub struct Outcome {
     pub status: Status,
     /// Higher is better; `None` unless scored. Computed from `tasks` by the objective of the run.
     pub objective: Option<f64>,
-    pub tasks: BTreeMap<String, TaskScores>,
+    pub tasks: Scores,
     pub fidelity: f64,
 }
 

@@ -17,7 +17,7 @@ use rand::Rng as _;
 use super::contract::objective;
 use super::extrapolate::{Part, Reference, extrapolate};
 use super::{Ask, Content, Outcome, Placement, Proposal, SoupTrace, Status, Strategy, StrategyError};
-use crate::evaluate::TaskScores;
+use crate::evaluate::Scores;
 use crate::random;
 use crate::score::Objective;
 use crate::space::Genome;
@@ -62,7 +62,7 @@ struct Entry {
 
 /// A candidate scored on all samples, and what it is on the part of each rung.
 struct Full {
-    tasks: BTreeMap<String, TaskScores>,
+    tasks: Scores,
     objective: f64,
     on: Vec<Option<Reference>>,
 }
@@ -157,7 +157,7 @@ impl Racing {
     }
 
     /// Takes the first result of a rung for what the rung's samples are.
-    fn learn_part(&mut self, rung: usize, scores: &BTreeMap<String, TaskScores>) {
+    fn learn_part(&mut self, rung: usize, scores: &Scores) {
         if rung == self.last_rung() || self.parts[rung].is_some() {
             return;
         }

@@ -5,7 +5,7 @@ use super::super::build::build_raced;
 use super::super::conformance::{TestSpace, check, setup};
 use super::*;
 use crate::config::{StrategyConfig, StrategyKind};
-use crate::evaluate::{MetricValue, PerSample, SampleId};
+use crate::evaluate::{MetricValue, PerSample, SampleId, TaskScores};
 use crate::score::ObjectiveTask;
 
 const SAMPLES: u64 = 160;
