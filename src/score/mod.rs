@@ -13,7 +13,7 @@ pub mod simulate;
 pub mod verdict;
 
 pub use objective::{Objective, ObjectiveTask, TaskValue};
-pub use paired::{Comparison, compare};
+pub use paired::{Comparison, Pairing, compare};
 pub use verdict::{Contender, Decision, Verdict, VerdictQuestion, decide};
 
 use crate::exit::ExitCode;

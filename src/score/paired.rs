@@ -31,14 +31,31 @@ pub struct Comparison {
     pub difference: f64,
     /// 95 % interval; `None` where nothing is known of the errors.
     pub interval: Option<[f64; 2]>,
-    /// Whether it is the paired interval.
-    pub paired: bool,
+    /// Where difference and interval come from.
+    pub pairing: Pairing,
     /// Samples used, by task: the matched ones, or the smaller number where unpaired.
     pub n: BTreeMap<String, u64>,
     /// Differences by task, in objective direction.
     pub per_task: BTreeMap<String, f64>,
-    /// Why it is not paired.
-    pub unpaired_because: Option<String>,
+}
+
+/// Whether samples could be matched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pairing {
+    /// They were: all is from differences sample by sample.
+    Paired,
+    /// They were not: all is from the candidates' values and standard errors.
+    Unpaired {
+        /// The reason, for people.
+        because: String,
+    },
+}
+
+impl Comparison {
+    /// Whether samples were matched.
+    pub fn is_paired(&self) -> bool {
+        self.pairing == Pairing::Paired
+    }
 }
 
 /// Compares candidate `first` with candidate `second`.
@@ -62,10 +79,9 @@ pub fn compare(objective: &Objective, first: &Scores, second: &Scores, seed: u64
     Ok(Comparison {
         difference: point.iter().sum(),
         interval: Some(interval(&strata, seed)),
-        paired: true,
+        pairing: Pairing::Paired,
         n: n.collect(),
         per_task: per_task.collect(),
-        unpaired_because: None,
     })
 }
 
@@ -150,7 +166,7 @@ pub(crate) fn mean_samples<'a>(scores: &'a TaskScores, metric: &str) -> Option<M
     holds.then_some(MeanSamples { ids: &samples.ids, values, weights: Some(weights) })
 }
 
-fn unpaired(objective: &Objective, first: &Scores, second: &Scores, reason: String) -> Result<Comparison, ScoreError> {
+fn unpaired(objective: &Objective, first: &Scores, second: &Scores, because: String) -> Result<Comparison, ScoreError> {
     let (Some(first_value), Some(second_value)) = (objective.value(first), objective.value(second)) else {
         return Err(ScoreError::NoWeight);
     };
@@ -164,10 +180,9 @@ fn unpaired(objective: &Objective, first: &Scores, second: &Scores, reason: Stri
     Ok(Comparison {
         difference,
         interval: half_width(objective, [first, second]).map(|half| [difference - half, difference + half]),
-        paired: false,
+        pairing: Pairing::Unpaired { because },
         n: n.collect(),
         per_task: per_task.collect(),
-        unpaired_because: Some(reason),
     })
 }
 
@@ -222,7 +237,7 @@ mod tests {
         let first = BTreeMap::from([("a".to_owned(), task(&[9.0, 9.0, 1.0, 0.5], 0))]);
         let second = BTreeMap::from([("a".to_owned(), task(&[0.0, 0.0, 7.0, 7.0], 2))]);
         let up = compare(&objective(true, &["a"]), &first, &second, 7).unwrap();
-        assert_eq!((up.difference, up.paired, up.n["a"]), (0.75, true, 2));
+        assert_eq!((up.difference, up.is_paired(), up.n["a"]), (0.75, true, 2));
         let down = compare(&objective(false, &["a"]), &first, &second, 7).unwrap();
         assert_eq!((down.difference, down.per_task["a"]), (-0.75, -0.75));
     }
@@ -278,13 +293,13 @@ mod tests {
         let first = weighted([1.0, 2.0, 3.0], [1.0, 1.0, 8.0]);
         let second = weighted([1.0, 2.0, 4.0], [1.0, 1.0, 8.0]);
         let comparison = compare(&objective(true, &["a"]), &first, &second, 7).unwrap();
-        assert!(comparison.paired);
+        assert!(comparison.is_paired());
         assert!((comparison.difference + 0.8).abs() < 1e-12);
 
         let mut odd = first.clone();
         odd.get_mut("a").unwrap().per_sample.as_mut().unwrap().scores.remove("weight");
         let comparison = compare(&objective(true, &["a"]), &odd, &odd, 7).unwrap();
-        assert!(!comparison.paired && comparison.unpaired_because.is_some());
+        assert!(matches!(comparison.pairing, Pairing::Unpaired { .. }));
         // Two standard errors from three samples each: four degrees of freedom.
         let half = 2.7764 * 0.1 * 2f64.sqrt();
         assert!((comparison.interval.unwrap()[1] - half).abs() < 1e-4);
@@ -310,7 +325,7 @@ mod tests {
         let scores =
             |values: &[f64]| BTreeMap::from([("a".to_owned(), task(values, 0)), ("b".to_owned(), bare.clone())]);
         let comparison = compare(&tasks, &scores(&[1.0, 1.0, 0.0]), &scores(&[0.0, 1.0, 0.0]), 7).unwrap();
-        assert!(comparison.paired && comparison.n == BTreeMap::from([("a".to_owned(), 3)]), "{comparison:?}");
+        assert!(comparison.is_paired() && comparison.n == BTreeMap::from([("a".to_owned(), 3)]), "{comparison:?}");
     }
 
     #[test]

@@ -122,7 +122,7 @@ pub fn decide(question: &VerdictQuestion<'_>) -> Result<Verdict, ScoreError> {
         baseline,
         difference: comparison.as_ref().map(|comparison| comparison.difference).or(same),
         interval: comparison.as_ref().and_then(|comparison| comparison.interval),
-        paired: comparison.as_ref().is_some_and(|comparison| comparison.paired),
+        paired: comparison.as_ref().is_some_and(Comparison::is_paired),
         n: comparison.map(|comparison| comparison.n).unwrap_or_default(),
         reused: question.reused,
         finalists: question.finalists.iter().map(shown).collect(),
