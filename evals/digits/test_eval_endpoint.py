@@ -111,6 +111,56 @@ class EvalEndpointTest(unittest.TestCase):
         status, problem = self.endpoint.call("/v1/evaluations", {"tasks": []})
         self.assertEqual((status, problem["class"]), (400, "configuration"))
 
+    def test_a_request_with_a_wrong_part_is_refused_and_the_part_named(self):
+        source = {"kind": "path", "path": str(TASKS / "base")}
+        for part, task in [
+            ("sample_ids", {"name": "fog", "sample_ids": []}),
+            ("sample_ids", {"name": "fog", "sample_ids": ["x"]}),
+            ("sample_ids", {"name": "fog", "sample_ids": [1.5]}),
+            ("sample_ids", {"name": "fog", "sample_ids": [True]}),
+            ("sample_ids", {"name": "fog", "sample_ids": 3}),
+            ("sample ids", {"name": "fog", "sample_ids": [-1]}),
+            ("sample ids", {"name": "fog", "sample_ids": [240]}),
+            ("limit", {"name": "fog", "limit": 0}),
+            ("limit", {"name": "fog", "limit": "10"}),
+            ("seed", {"name": "fog", "limit": 9, "seed": -1}),
+            ("seed", {"name": "fog", "limit": 9, "seed": 2**32}),
+            ("seed", {"name": "fog", "seed": "7"}),
+            ("name", {}),
+            ("name", {"name": ["fog"]}),
+            ("tasks[0]", "fog"),
+        ]:
+            self.assert_refused(evaluation(TASKS / "base", task), part)
+        for part, change in [
+            ("evaluation_id", {"evaluation_id": float("nan")}),
+            ("candidate", {"candidate": None}),
+            ("candidate.id", {"candidate": {"id": 1, "source": source}}),
+            ("candidate.source", {"candidate": {"id": "c1", "source": []}}),
+            ("by path only", {"candidate": {"id": "c1", "source": {"kind": "recipe", "recipe": {}}}}),
+            ("candidate.source.path", {"candidate": {"id": "c1", "source": {"kind": "path"}}}),
+            ("candidate.source.files", {"candidate": {"id": "c1", "source": {**source, "files": []}}}),
+            ("candidate.source.files.a.size", {"candidate": {"id": "c1", "source": {**source, "files": {"a": {}}}}}),
+            ("tasks", {"tasks": []}),
+            ("tasks", {"tasks": {"name": "fog"}}),
+            ("per_sample", {"per_sample": 1}),
+        ]:
+            self.assert_refused({**evaluation(TASKS / "base", {"name": "fog"}), **change}, part)
+        self.assert_refused([], "object")
+
+    def assert_refused(self, document, part):
+        with self.subTest(document=document):
+            status, problem = self.endpoint.call("/v1/evaluations", document)
+            self.assertEqual((status, problem["status"], problem["code"], problem["class"]),
+                             (400, 400, "invalid_request", "configuration"))
+            self.assertIn(part, problem["detail"])
+
+    def test_what_may_be_left_out_may_be_null(self):
+        document = evaluation(TASKS / "base", {"name": "fog", "sample_ids": None, "limit": None, "seed": None}, per_sample=None)
+        document["candidate"]["source"]["files"] = None
+        status, answer = self.endpoint.call("/v1/evaluations", document)
+        self.assertEqual((status, answer["tasks"]["fog"]["n"]), (200, 240))
+        self.assertNotIn("per_sample", answer["tasks"]["fog"])
+
     def assert_candidate_failed(self, folder, code):
         status, answer = self.evaluate(folder, {"name": "clean"})
         self.assertEqual((status, answer["status"]), (200, "failed"))
@@ -125,6 +175,8 @@ class EvalEndpointTest(unittest.TestCase):
             raw[-4:] = np.float32("nan").tobytes()
             weights.write_bytes(raw)
             self.assert_candidate_failed(broken, "candidate_nonfinite")
+            weights.write_bytes(b"short")
+            self.assert_candidate_failed(broken, "candidate_invalid")
             weights.write_bytes(b"not safetensors")
             self.assert_candidate_failed(broken, "candidate_invalid")
             weights.unlink()
