@@ -7,23 +7,21 @@ Needs strace. After every crash the finished run must equal the undisturbed one:
 """
 
 import argparse
-import csv
 import pathlib
 import shutil
 import subprocess
 import sys
 import tempfile
 
+from trials_table import rows_without_timings
+
 RUN_FILE = pathlib.Path(__file__).resolve().parent.parent / "search-spaces" / "dry-run.toml"
-TIMING_COLUMNS = {"materialize_s", "evaluate_s", "started_at", "finished_at", "attempts"}
 CALLS = "pwrite64,fdatasync,fsync,rename,renameat2"
 
 
 def outcome(results):
     folder = results / "dry-run"
-    with open(folder / "trials.csv", newline="") as file:
-        rows = [{key: value for key, value in row.items() if key not in TIMING_COLUMNS} for row in csv.DictReader(file)]
-    return rows, (folder / "verdict.json").read_text()
+    return rows_without_timings(folder), (folder / "verdict.json").read_text()
 
 
 def main():

@@ -8,7 +8,6 @@ Needs numpy (for the endpoints). Fails unless the search ends with a verdict and
 
 import argparse
 import collections
-import contextlib
 import json
 import pathlib
 import re
@@ -17,20 +16,10 @@ import subprocess
 import sys
 import tempfile
 
+from digits_endpoint import EVALS, endpoint
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-EVALS = ROOT / "evals" / "digits"
-
-
-@contextlib.contextmanager
-def endpoint(split, fault_rate=0.0):
-    command = [sys.executable, str(EVALS / "eval_endpoint.py"), "--zoo", str(EVALS / "tasks"), "--port", "0",
-               "--split", split, "--fault-rate", str(fault_rate)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        yield process.stdout.readline().split()[-1]
-    finally:
-        process.kill()
-        process.wait()
+ZOO = EVALS / "tasks"
 
 
 def run_file(folder, first, second, holdout):
@@ -56,8 +45,8 @@ def main():
     parser.add_argument("--evaluations", type=int, default=60)
     parser.add_argument("--fault-rate", type=float, default=0.05)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch, endpoint("val", options.fault_rate) as first, \
-            endpoint("val") as second, endpoint("test") as holdout:
+    with tempfile.TemporaryDirectory() as scratch, endpoint(ZOO, "--fault-rate", str(options.fault_rate)) as first, \
+            endpoint(ZOO) as second, endpoint(ZOO, "--split", "test") as holdout:
         folder = pathlib.Path(scratch)
         command = [options.binary, "search", str(run_file(folder, first, second, holdout)), "--results", scratch,
                    "--max-evaluations", str(options.evaluations), "--json", "--quiet"]

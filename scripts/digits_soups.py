@@ -7,14 +7,14 @@ Needs numpy (for the endpoint). Prints each trace and fails on any difference.
 """
 
 import argparse
-import contextlib
 import json
 import pathlib
 import subprocess
 import sys
 import tempfile
 
-EVALS = pathlib.Path(__file__).resolve().parent.parent / "evals" / "digits"
+from digits_endpoint import EVALS, endpoint
+
 RUN_FILE = """
 name = "{name}"
 [models]
@@ -32,17 +32,6 @@ name = "digits"
 [output]
 dtype = "float32"
 """
-
-
-@contextlib.contextmanager
-def endpoint(zoo):
-    command = [sys.executable, str(EVALS / "eval_endpoint.py"), "--zoo", str(zoo), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        yield process.stdout.readline().split()[-1]
-    finally:
-        process.kill()
-        process.wait()
 
 
 def soup(binary, folder, zoo, keep, address):

@@ -8,7 +8,6 @@ again after a restart.
 """
 
 import argparse
-import csv
 import pathlib
 import random
 import sqlite3
@@ -18,16 +17,11 @@ import tempfile
 import time
 import tomllib
 
-TIMING_COLUMNS = {"materialize_s", "evaluate_s", "started_at", "finished_at", "attempts"}
+from trials_table import rows_without_timings
 
 
 def search(options, results):
     return [options.binary, "search", options.run_file, "--results", str(results), "--quiet", *options.extra]
-
-
-def table(folder):
-    with open(folder / "trials.csv", newline="") as file:
-        return [{key: value for key, value in row.items() if key not in TIMING_COLUMNS} for row in csv.DictReader(file)]
 
 
 def best_hash(folder):
@@ -93,7 +87,7 @@ def main():
             faults.append(f"recorded evaluations asked again: {again}")
         if best_hash(calm / name) != best_hash(stormy / name):
             faults.append("the best recipes differ")
-        undisturbed, disturbed = table(calm / name), table(stormy / name)
+        undisturbed, disturbed = rows_without_timings(calm / name), rows_without_timings(stormy / name)
         if undisturbed != disturbed:
             different = [first["index"] for first, second in zip(undisturbed, disturbed) if first != second]
             faults.append(f"trials.csv differs: {len(undisturbed)} and {len(disturbed)} rows, first differences {different[:5]}")
