@@ -419,5 +419,4 @@ impl Evaluator for CommandEvaluator {
 }
 
 #[cfg(test)]
-#[path = "command_tests.rs"]
 mod tests;
