@@ -181,7 +181,9 @@ fn results_without_their_ledger_are_not_written_over() {
     let arguments = ["search", run_file.to_str().unwrap()];
     for (content, word) in [(None, "is gone"), (Some(&[][..]), "is empty")] {
         std::fs::remove_file(&ledger).unwrap();
-        content.map(|content| std::fs::write(&ledger, content).unwrap());
+        if let Some(content) = content {
+            std::fs::write(&ledger, content).unwrap();
+        }
         let output = scratch.evomerge(&arguments);
         assert_eq!(output.status.code(), Some(65), "{}", stderr(&output));
         assert!(stderr(&output).contains(word) && stderr(&output).contains("--fresh"), "{}", stderr(&output));

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::document::{Field, FieldError, Fields};
 
-const KINDS: [&str; 5] = ["native", "http", "command", "function", "openai"];
+const KINDS: [&str; 4] = ["native", "http", "command", "function"];
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 const DEFAULT_STARTUP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -30,15 +30,14 @@ const MOST_FUNCTION_SAMPLES: usize = 10_000_000;
 pub(super) fn read(field: &Field<'_>, directory: &Path) -> Result<EvaluatorConfig, FieldError> {
     let mut fields = field.fields()?;
     let kind_field = fields.require("kind", "native, http, command or function")?;
+    if kind_field.word()? == "openai" {
+        return Err(kind_field.error(format!("this build has no `openai` evaluator; use {}", KINDS.join(", "))));
+    }
     let kind = match one_of(&kind_field, &KINDS)? {
         "native" => EvaluatorKind::Native(read_native(&mut fields)?),
         "http" => EvaluatorKind::Http(read_http(&mut fields, directory)?),
         "command" => EvaluatorKind::Command(read_command(&mut fields, directory)?),
-        "function" => EvaluatorKind::Function(read_function(&mut fields)?),
-        other => {
-            let reason = format!("this build has no `{other}` evaluator; use native, http, command or function");
-            return Err(kind_field.error(reason));
-        }
+        _ => EvaluatorKind::Function(read_function(&mut fields)?),
     };
     let patience = read_patience(&mut fields)?;
     fields.finish()?;

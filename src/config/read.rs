@@ -239,7 +239,6 @@ fn read_output(field: Option<Field<'_>>) -> Result<OutputConfig, FieldError> {
     Ok(OutputConfig { dtype })
 }
 
-/// One of a few words.
 /// The one of `kinds` that the field names.
 pub(super) fn named<Kind: Copy>(
     field: &Field<'_>,
@@ -256,6 +255,7 @@ pub(super) fn named<Kind: Copy>(
         .ok_or_else(|| field.error(format!("unknown value `{found}`")))
 }
 
+/// One of a few words.
 pub(super) fn one_of<'a>(field: &Field<'a>, words: &[&str]) -> Result<&'a str, FieldError> {
     let word = field.word()?;
     if words.contains(&word) {

@@ -63,7 +63,8 @@ fn read_goal(field: &Field<'_>) -> Result<Goal, FieldError> {
 fn read_data(field: &Field<'_>, directory: &Path, kind: &EvaluatorKind) -> Result<PathBuf, FieldError> {
     let path = directory.join(field.word()?);
     if matches!(kind, EvaluatorKind::Native(_)) && !path.is_file() {
-        return Err(field.error(format!("no such file: {}", path.display())));
+        let why = if path.exists() { "not a file" } else { "no such file" };
+        return Err(field.error(format!("{why}: {}", path.display())));
     }
     Ok(path)
 }

@@ -95,9 +95,12 @@ fn check_task(scores: WireTaskScores, task: &TaskRequest, expected: &Expected) -
     {
         return Err(violation(format!("task {}: stderr of {} is {stderr}, expected >= 0", task.name, task.metric)));
     }
-    let is_mean = capability.is_some_and(|capability| capability.is_mean);
+    if let Some(truncated) = scores.n_truncated.filter(|truncated| n > 0 && *truncated > n) {
+        return Err(violation(format!("task {}: n_truncated is {truncated} of {n} samples", task.name)));
+    }
+    let mean_of = capability.filter(|capability| capability.is_mean).map(|capability| (value, capability));
     let per_sample = match scores.per_sample {
-        Some(per_sample) => Some(check_per_sample(per_sample, task, n, is_mean.then_some(value))?),
+        Some(per_sample) => Some(check_per_sample(per_sample, task, n, mean_of)?),
         None if expected.completeness == Completeness::Endpoint
             && known.is_some_and(|known| known.supports_per_sample) =>
         {
@@ -156,7 +159,7 @@ fn check_per_sample(
     answer: WirePerSample,
     task: &TaskRequest,
     n: u64,
-    mean_of: Option<f64>,
+    mean_of: Option<(f64, &MetricCapability)>,
 ) -> Result<PerSample, Fault> {
     let name = &task.name;
     let scores = answer
@@ -192,9 +195,18 @@ fn check_per_sample(
     if by_id.len() != aligned.len() || (n > 0 && aligned.len() as u64 != n) {
         return Err(violation(format!("task {name}: {} per-sample scores, expected {n}", by_id.len())));
     }
-    if let Some(value) = mean_of
+    if let Some((value, capability)) = mean_of
         && !aligned.is_empty()
     {
+        let outside = |score: &f64| {
+            capability.min.is_some_and(|min| *score < min) || capability.max.is_some_and(|max| *score > max)
+        };
+        if let Some(place) = aligned.iter().position(outside) {
+            let (id, score) = (&ids[place], aligned[place]);
+            return Err(violation(format!(
+                "task {name}: the score of sample {id} is {score}, outside the announced range"
+            )));
+        }
         let mean = aligned.iter().sum::<f64>() / aligned.len() as f64;
         if (mean - value).abs() > MEAN_TOLERANCE * value.abs().max(1.0) {
             let metric = &task.metric;

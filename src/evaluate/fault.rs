@@ -144,15 +144,16 @@ fn by_status(status: u16) -> (&'static str, FaultClass, Reaction) {
 /// The judgement on an error answer.
 pub(super) fn of_error_answer(answer: &Answer) -> Judgement {
     let (code, class, reaction) = by_status(answer.status);
-    let mut judgement = match serde_json::from_slice::<Value>(&answer.body) {
+    let guess = |text| Judgement::new(reaction, class, code, describe(answer, text));
+    let (mut judgement, is_guess) = match serde_json::from_slice::<Value>(&answer.body) {
         Ok(Value::Object(body)) => {
             let problem = serde_json::from_value::<WireProblem>(Value::Object(body.clone())).ok();
             match problem.and_then(|problem| of_known_problem(&problem)) {
-                Some(judgement) => judgement,
-                None => Judgement::new(reaction, class, code, describe(answer, message_of(&Value::Object(body)))),
+                Some(judgement) => (judgement, false),
+                None => (guess(message_of(&Value::Object(body))), true),
             }
         }
-        _ => Judgement::new(reaction, class, code, describe(answer, text_of(answer))),
+        _ => (guess(text_of(answer)), true),
     };
     if let Some(wait) = answer.retry_after {
         judgement.retry_after = Some(wait);
@@ -160,7 +161,7 @@ pub(super) fn of_error_answer(answer: &Answer) -> Judgement {
     match answer.should_retry {
         Some(false) if matches!(judgement.reaction, Reaction::Retry | Reaction::Timeout) => judgement.hopeless = true,
         // Only a guess from the status is overruled; a code or class of the protocol is not.
-        Some(true) if judgement.reaction == Reaction::Stop && judgement.fault.code == code => {
+        Some(true) if is_guess && judgement.reaction == Reaction::Stop => {
             judgement = Judgement { reaction: Reaction::Retry, ..judgement };
             judgement.fault.class = FaultClass::Infrastructure;
         }
@@ -340,6 +341,11 @@ mod tests {
         assert_eq!(with(400, "", true).reaction, Reaction::Retry);
         let blamed = with(500, r#"{"code": "candidate_invalid", "class": "candidate"}"#, true);
         assert_eq!(blamed.reaction, Reaction::Blame);
+        // The word is the one that the status would have had.
+        assert_eq!(
+            with(400, r#"{"code": "invalid_request", "class": "configuration"}"#, true).reaction,
+            Reaction::Stop
+        );
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod command;
 mod fault;
 pub mod function;
 pub mod http;
+mod json;
 #[cfg(feature = "native")]
 pub mod native;
 mod pool;
@@ -52,6 +53,11 @@ pub trait Evaluator: Send + Sync {
 
     /// Evaluations that may run at once.
     fn concurrency(&self) -> NonZeroUsize;
+
+    /// The servers behind it, as they name themselves; empty where there are none.
+    fn instances(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Whether a candidate must be materialized before [`Self::evaluate`] (false for closed-form landscapes).
     fn needs_checkpoint(&self) -> bool {

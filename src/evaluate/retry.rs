@@ -53,9 +53,16 @@ impl RetryPolicy {
         Self { wait_scale, ..Self::default() }
     }
 
-    /// A wait that an endpoint asked for, clamped and scaled.
+    /// A wait that an endpoint asked for, clamped and scaled. Never none at all: who is asked at once says no at once, thousands of
+    /// times.
     pub fn asked(&self, wait: Duration) -> Duration {
-        wait.min(self.longest_retry_after).mul_f64(self.wait_scale)
+        wait.clamp(self.first_wait, self.longest_retry_after).mul_f64(self.wait_scale)
+    }
+
+    /// The wait before something is tried again: what the endpoint asked for; where it asked for less than the first wait (zero, a
+    /// date that has passed), or for nothing, `drawn`, which grows.
+    pub fn wait(&self, asked: Option<Duration>, drawn: Duration) -> Duration {
+        asked.filter(|asked| *asked >= self.first_wait).map_or(drawn, |asked| self.asked(asked))
     }
 
     /// The wait before health check number `failures + 1` of an endpoint that failed that many: doubling up to the longest.
@@ -162,6 +169,10 @@ mod tests {
         let policy = RetryPolicy::default();
         assert_eq!(policy.asked(Duration::from_secs(86_400)), Duration::from_secs(900));
         assert_eq!(policy.asked(Duration::from_secs(5)), Duration::from_secs(5));
+        assert_eq!(policy.asked(Duration::ZERO), Duration::from_secs(1));
+        let drawn = Duration::from_secs(7);
+        let wait = |asked: Option<u64>| policy.wait(asked.map(Duration::from_secs), drawn).as_secs();
+        assert_eq!([None, Some(0), Some(1), Some(30), Some(86_400)].map(wait), [7, 7, 1, 30, 900]);
         assert_eq!(RetryPolicy::scaled(0.0).asked(Duration::from_secs(5)), Duration::ZERO);
     }
 

@@ -93,7 +93,9 @@ pub(super) async fn holdout_plan(
             if let crate::config::EvaluatorKind::Http(http) = &mut config.evaluator.kind {
                 http.endpoints.clone_from(endpoints);
             }
-            connect(&config, &evaluator_tasks(&config.tasks), scratch, progress, stop).await?
+            let evaluator = connect(&config, &evaluator_tasks(&config.tasks), scratch, progress, stop).await?;
+            refuse_same_server(prepared.evaluator.as_ref(), evaluator.as_ref())?;
+            evaluator
         }
         HoldoutSource::Data(data) => {
             let mut tasks = covered(&prepared.config.tasks, data);
@@ -130,6 +132,18 @@ pub(super) async fn holdout_plan(
     let plan = HoldoutPlan { evaluator, tasks, objective, names, finalists: holdout.finalists.get(), samples };
     refuse_overlap(prepared, &plan, matches!(holdout.source, HoldoutSource::Fraction(_)))?;
     Ok(Some(plan))
+}
+
+/// One server has many names (`localhost`, `127.0.0.1`, a host's own): what it calls itself tells.
+fn refuse_same_server(search: &dyn Evaluator, holdout: &dyn Evaluator) -> Result<(), SearchError> {
+    let known = search.instances();
+    match holdout.instances().into_iter().find(|instance| known.contains(instance)) {
+        Some(instance) if search.fingerprint() == holdout.fingerprint() => Err(SearchError::Settings(format!(
+            "holdout.endpoints: one of them is a server of the search under another name (both call themselves instance {instance:?}, \
+             with the same fingerprint), so that its samples are those that the search sees; name one that serves other samples"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// The tasks that a hold-out must have, and those without a weight that it has.

@@ -158,7 +158,7 @@ impl CommandEvaluator {
                 return Err(self.give_up(judgement.fault));
             }
             let drawn = jitter.next_wait(&self.policy);
-            let wait = judgement.retry_after.map_or(drawn, |asked| self.policy.asked(asked));
+            let wait = self.policy.wait(judgement.retry_after, drawn);
             tokio::select! {
                 () = cancel.cancelled() => return Err(EvaluateError::Cancelled),
                 () = tokio::time::sleep(wait) => {}

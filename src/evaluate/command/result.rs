@@ -17,6 +17,7 @@ use serde::Deserialize;
 
 use super::super::check::{Completeness, Expected, check, violation};
 use super::super::fault::{Judgement, of_problem};
+use super::super::json::refuse_repeated_keys;
 use super::super::protocol::{WireEvaluation, WireMetric, WireTaskScores};
 use super::super::{Capabilities, Evaluation, EvaluationRequest};
 use crate::python_json::without_nonfinite;
@@ -39,9 +40,13 @@ pub(super) fn read(
     capabilities: &Capabilities,
 ) -> Result<Evaluation, Judgement> {
     let wrong = |detail: String| Judgement::of_answer(violation(detail));
-    let size = std::fs::metadata(path).map(|meta| meta.len());
-    let size =
-        size.map_err(|error| wrong(format!("the program ended with exit 0 but left no result file ({error})")))?;
+    let found = std::fs::metadata(path)
+        .map_err(|error| wrong(format!("the program ended with exit 0 but left no result file ({error})")))?;
+    // A pipe would be waited for without end.
+    if !found.is_file() {
+        return Err(wrong("what the program left as its result file is no regular file".into()));
+    }
+    let size = found.len();
     if size > MOST_BYTES {
         return Err(wrong(format!("the result file has {size} bytes, more than {MOST_BYTES}")));
     }
@@ -68,6 +73,7 @@ pub(super) fn read(
 fn parse(text: &str, request: &EvaluationRequest) -> Result<WireEvaluation, String> {
     let text = without_nonfinite(text);
     let not_json = |error: serde_json::Error| format!("the result file is no result document: {error}");
+    refuse_repeated_keys(text.as_bytes()).map_err(not_json)?;
     let value: serde_json::Value = serde_json::from_str(&text).map_err(not_json)?;
     match (value.get("tasks").is_some(), value.get("scores").is_some()) {
         (true, true) => Err("the result file has both `tasks` and `scores`; write one of them".into()),

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::check::{Completeness, Expected, check, violation};
 use super::super::client::{Answer, exchange};
 use super::super::fault::{Judgement, Loss, Reaction, of_error_answer, of_problem, shortened};
+use super::super::json::refuse_repeated_keys;
 use super::super::pool::Lease;
 use super::super::protocol::{WireEvaluation, WireRequest};
 use super::super::{Evaluation, EvaluationRequest, FaultClass};
@@ -82,7 +83,8 @@ fn evaluation_of(answer: &Answer) -> Result<WireEvaluation, Judgement> {
     if !matches!(answer.status, 200 | 202) {
         return Err(of_error_answer(answer));
     }
-    serde_json::from_slice(&answer.body).map_err(|error| {
+    let parsed = refuse_repeated_keys(&answer.body).and_then(|()| serde_json::from_slice(&answer.body));
+    parsed.map_err(|error| {
         let start = shortened(&String::from_utf8_lossy(&answer.body[..answer.body.len().min(80)]));
         let has_nan = [b"NaN".as_slice(), b"Infinity"]
             .iter()

@@ -152,7 +152,7 @@ impl<'a> Course<'a> {
             Reaction::Wait => {
                 self.clock.start();
                 let drawn = self.jitter.next_wait(&pool.policy);
-                let wait = judgement.retry_after.map_or(drawn, |asked| pool.policy.asked(asked));
+                let wait = pool.policy.wait(judgement.retry_after, drawn);
                 pool.busy(&endpoint, &judgement.fault, wait);
                 pool.check_outage(&self.clock, judgement.fault)?;
             }
@@ -198,7 +198,7 @@ impl<'a> Course<'a> {
         }
         let policy = &self.evaluator.pool.policy;
         let drawn = self.jitter.next_wait(policy);
-        self.sleep(judgement.retry_after.map_or(drawn, |asked| policy.asked(asked))).await?;
+        self.sleep(policy.wait(judgement.retry_after, drawn)).await?;
         Ok(Next::Again)
     }
 
