@@ -11,13 +11,10 @@ use std::sync::Arc;
 use rand::{Rng, RngExt};
 use rand_distr::StandardNormal;
 
-use super::archive::{Archive, Fitness};
-use super::contract::objective;
+use super::history::History;
 use super::linear_algebra::{Cholesky, dot};
 use super::settings::Settings;
-use super::{
-    Ask, Content, Landscape, Outcome, Placement, Proposal, Setup, Status, Strategy, StrategyError, space_filling,
-};
+use super::{Ask, Content, Landscape, Outcome, Placement, Setup, Strategy, StrategyError, space_filling};
 use crate::random;
 use crate::space::Genome;
 
@@ -246,8 +243,7 @@ fn reflect(value: f64) -> f64 {
 pub(super) struct CmaEs {
     parameters: Parameters,
     seed: u64,
-    archive: Archive,
-    baselines: Vec<(Content, usize)>,
+    history: History,
     distribution: Distribution,
     /// Points whose outcomes came in since the last update.
     fresh: Vec<usize>,
@@ -258,7 +254,6 @@ pub(super) struct CmaEs {
     stagnant: u32,
     restarts: u32,
     asked: u64,
-    open: Option<usize>,
     /// Points of its own proposing.
     own: HashSet<usize>,
     /// Whether the search is one of several: it starts around the best points of all.
@@ -274,22 +269,18 @@ impl CmaEs {
         let init: Vec<f64> = landscape.genes().iter().map(|gene| gene.init.clamp(0.0, 1.0)).collect();
         let default = 4 + (3.0 * (init.len() as f64).ln()) as usize;
         let population = parameters.population.unwrap_or(default);
-        let mut archive = Archive::new(landscape);
-        let exact = setup.seeds.iter().filter(|seed| seed.exact);
-        let baselines = exact.map(|seed| (seed.content.clone(), archive.add(seed.genome.clone(), 0))).collect();
+        let history = History::new(landscape, setup);
         Self {
             distribution: Distribution::new(init, parameters.step, population),
             parameters,
             seed: setup.seed,
-            baselines,
-            since: archive.points().len(),
-            archive,
+            since: history.points().len(),
+            history,
             fresh: Vec::new(),
             best: f64::NEG_INFINITY,
             stagnant: 0,
             restarts: 0,
             asked: 0,
-            open: None,
             own: HashSet::new(),
             follower: false,
             follows: false,
@@ -304,9 +295,8 @@ impl CmaEs {
 
     /// A distribution as wide as the best points known lie, around them (Nomura et al. 2021).
     fn follow(&mut self) {
-        let points = self.archive.points();
-        let mut known: Vec<usize> = (0..points.len()).filter(|place| self.rank(*place).is_some()).collect();
-        known.sort_by(|a, b| self.rank(*b).partial_cmp(&self.rank(*a)).unwrap_or(Ordering::Equal));
+        let points = self.history.points();
+        let mut known = self.history.ranked();
         known.truncate((known.len() / 5).clamp(1, self.distribution.population));
         if known.len() < 3 {
             return;
@@ -329,31 +319,22 @@ impl CmaEs {
 
     /// A sample that was never proposed.
     fn draw(&self, rng: &mut impl Rng) -> Option<(Vec<f64>, &'static str)> {
-        let first = self.archive.points().len() == self.since;
+        let first = self.history.points().len() == self.since;
         for attempt in 0..TRIES {
             let (genome, origin) = match attempt {
                 0 if first => (self.distribution.mean.clone(), "init"),
                 _ if attempt < GAUSSIAN_TRIES => (self.distribution.sample(rng), "cma_es"),
                 _ => (space_filling::uniform(rng, self.distribution.mean.len()), "random"),
             };
-            if !self.archive.contains(&self.archive.effective(&Genome(genome.clone()))) {
+            if self.history.is_new(&genome) {
                 return Some((genome, origin));
             }
         }
         None
     }
 
-    fn observe(&mut self, outcome: &Outcome) -> Result<Vec<usize>, StrategyError> {
-        let fitness = match (outcome.status, objective(outcome)?) {
-            (Status::Scored, Some(score)) => Fitness::Scored(score),
-            (Status::Infeasible, _) => Fitness::Infeasible,
-            _ => Fitness::Failed,
-        };
-        Ok(self.archive.tell(outcome.index, fitness))
-    }
-
     fn rank(&self, point: usize) -> Option<f64> {
-        self.archive.points()[point].fitness.rank()
+        self.history.points()[point].fitness.rank()
     }
 
     /// Updates the distribution when a population of outcomes is there, and restarts a search that is over.
@@ -374,7 +355,7 @@ impl CmaEs {
         ranked.extend(self.injected());
         let foreign: HashSet<usize> = ranked[own..].iter().map(|(point, _)| *point).collect();
         ranked.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap_or(Ordering::Equal));
-        let points = self.archive.points();
+        let points = self.history.points();
         let sample =
             |(point, _): &(usize, f64)| Sample { point: &points[*point].genome.0, foreign: foreign.contains(point) };
         let samples: Vec<Sample<'_>> = ranked.iter().map(sample).collect();
@@ -407,7 +388,7 @@ impl CmaEs {
         let mean = space_filling::uniform(&mut rng, self.distribution.mean.len());
         let population = (2 * self.distribution.population).min(10_000);
         self.distribution = Distribution::new(mean, self.parameters.step, population);
-        self.since = self.archive.points().len();
+        self.since = self.history.points().len();
         self.best = f64::NEG_INFINITY;
         self.stagnant = 0;
     }
@@ -427,23 +408,12 @@ impl Strategy for CmaEs {
         let Some((genome, origin)) = self.draw(&mut rng) else {
             return Ok(Ask::Done("search space exhausted".to_owned()));
         };
-        let generation = self.distribution.updates;
-        let genome = Genome(genome);
-        self.open = Some(self.archive.add(genome.clone(), generation));
-        Ok(Ask::Proposal(Box::new(Proposal {
-            content: Content::Genome(genome),
-            origin: origin.to_owned(),
-            parents: vec![],
-            generation,
-            fidelity: 1.0,
-            replicate: 0,
-        })))
+        Ok(self.history.propose(genome, origin, &[], self.distribution.updates))
     }
 
     fn place(&mut self, placement: Placement) {
-        let Some(point) = self.open.take() else { return };
+        let Some(point) = self.history.place(placement) else { return };
         self.own.insert(point);
-        self.archive.place(point, placement);
         // A duplicate of something known is an outcome at once.
         if self.rank(point).is_some() {
             self.fresh.push(point);
@@ -452,7 +422,7 @@ impl Strategy for CmaEs {
     }
 
     fn tell(&mut self, outcome: &Outcome) -> Result<(), StrategyError> {
-        let places = self.observe(outcome)?;
+        let places = self.history.tell(outcome)?;
         let ours = places
             .into_iter()
             .filter(|place| *place >= self.since && self.own.contains(place) && self.rank(*place).is_some());
@@ -463,10 +433,7 @@ impl Strategy for CmaEs {
     }
 
     fn learn(&mut self, content: &Content, outcome: &Outcome) -> Result<(), StrategyError> {
-        if let Some((_, point)) = self.baselines.iter().find(|(known, _)| known == content) {
-            self.archive.assign(*point, outcome.index);
-        }
-        let places = self.observe(outcome)?;
+        let places = self.history.learn_foreseen(content, outcome)?;
         if matches!(content, Content::Genome(_)) {
             self.foreign.extend(places);
         }
@@ -474,10 +441,7 @@ impl Strategy for CmaEs {
     }
 
     fn watch(&mut self, genome: &Genome, placement: Placement) {
-        if !self.archive.contains(&self.archive.effective(genome)) {
-            let point = self.archive.add(genome.clone(), 0);
-            self.archive.place(point, placement);
-        }
+        self.history.watch(genome, placement);
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::archive::{Archive, Fitness, Point};
 use super::composite::{self, Contributions};
 use super::contract::objective;
-use super::{Ask, Content, Landscape, Outcome, Placement, Proposal, Setup, Status, StrategyError};
+use super::{Ask, Content, Landscape, Outcome, Placement, Proposal, SeedGenome, Setup, Status, StrategyError};
 use crate::score::ObjectiveTask;
 use crate::space::Genome;
 
@@ -31,14 +31,23 @@ impl History {
             tasks: setup.objective.clone(),
         };
         for seed in &setup.seeds {
-            if seed.exact {
-                let point = history.archive.add(seed.genome.clone(), 0);
-                history.baselines.push((seed.content.clone(), point));
-            } else {
-                history.likenesses.push(seed.genome.clone());
-            }
+            history.take_seed(seed.clone());
         }
         history
+    }
+
+    /// Takes in a baseline that is a point of the space, or like one.
+    fn take_seed(&mut self, seed: SeedGenome) {
+        if seed.exact {
+            let point = self.archive.add(seed.genome, 0);
+            self.baselines.push((seed.content, point));
+        } else {
+            self.likenesses.push(seed.genome);
+        }
+    }
+
+    pub(super) fn archive(&self) -> &Archive {
+        &self.archive
     }
 
     pub(super) fn landscape(&self) -> &dyn Landscape {
@@ -47,6 +56,11 @@ impl History {
 
     pub(super) fn points(&self) -> &[Point] {
         self.archive.points()
+    }
+
+    /// The tasks of the objective.
+    pub(super) fn tasks(&self) -> &[ObjectiveTask] {
+        &self.tasks
     }
 
     /// Parts of the objective.
@@ -64,9 +78,24 @@ impl History {
         &self.likenesses
     }
 
+    /// Takes out the points like a baseline that came in since the last call.
+    pub(super) fn take_likenesses(&mut self) -> Vec<Genome> {
+        std::mem::take(&mut self.likenesses)
+    }
+
+    /// The genome with everything that makes no difference taken out.
+    pub(super) fn effective(&self, genome: &[f64]) -> Vec<f64> {
+        self.archive.effective(&Genome(genome.to_vec()))
+    }
+
+    /// The same, unless a point that means the same was proposed or is known.
+    pub(super) fn new_effective(&self, genome: &[f64]) -> Option<Vec<f64>> {
+        Some(self.effective(genome)).filter(|effective| !self.archive.contains(effective))
+    }
+
     /// Whether no point that means the same was proposed or is known.
     pub(super) fn is_new(&self, genome: &[f64]) -> bool {
-        !self.archive.contains(&self.archive.effective(&Genome(genome.to_vec())))
+        self.new_effective(genome).is_some()
     }
 
     /// Takes a new point in and proposes it; `parents` are places among [`Self::points`].
@@ -108,19 +137,27 @@ impl History {
         Ok(self.archive.tell(outcome.index, fitness))
     }
 
-    /// Takes the outcome of a baseline, or of another strategy's proposal that was watched.
+    /// Takes the outcome of a baseline, or of another strategy's proposal that was watched. A baseline that was not foreseen
+    /// becomes a point where the space has one for it.
     pub(super) fn learn(&mut self, content: &Content, outcome: &Outcome) -> Result<Vec<usize>, StrategyError> {
-        match self.baselines.iter().find(|(known, _)| known == content) {
-            Some((_, point)) => self.archive.assign(*point, outcome.index),
-            None => {
-                if let Some(seed) = self.landscape().encode(content).filter(|seed| seed.exact) {
-                    let point = self.archive.add(seed.genome, 0);
-                    self.baselines.push((content.clone(), point));
-                    self.archive.assign(point, outcome.index);
-                }
-            }
+        if !self.is_baseline(content)
+            && let Some(seed) = self.landscape().encode(content)
+        {
+            self.take_seed(seed);
+        }
+        self.learn_foreseen(content, outcome)
+    }
+
+    /// The same, but baselines that were not foreseen stay outside.
+    pub(super) fn learn_foreseen(&mut self, content: &Content, outcome: &Outcome) -> Result<Vec<usize>, StrategyError> {
+        if let Some((_, point)) = self.baselines.iter().find(|(known, _)| known == content) {
+            self.archive.assign(*point, outcome.index);
         }
         self.tell(outcome)
+    }
+
+    fn is_baseline(&self, content: &Content) -> bool {
+        self.baselines.iter().any(|(known, _)| known == content)
     }
 
     /// Places of the points whose outcome is known, best first; of equals the first.
@@ -133,7 +170,7 @@ impl History {
 }
 
 /// An outcome as fitness.
-pub(super) fn fitness(outcome: &Outcome) -> Result<Fitness, StrategyError> {
+fn fitness(outcome: &Outcome) -> Result<Fitness, StrategyError> {
     Ok(match (outcome.status, objective(outcome)?) {
         (Status::Scored, Some(score)) => Fitness::Scored(score),
         (Status::Infeasible, _) => Fitness::Infeasible,

@@ -24,15 +24,9 @@ use niching::Niches;
 pub(super) use parameters::Parameters;
 use ties::Ties;
 
-use super::archive::{Archive, Fitness};
-use super::composite;
-use super::contract::objective;
-use super::{
-    Ask, Content, Landscape, Outcome, Placement, Proposal, SeedGenome, Setup, Status, Strategy, StrategyError,
-    space_filling,
-};
+use super::history::History;
+use super::{Ask, Content, Landscape, Outcome, Placement, Setup, Strategy, StrategyError, space_filling};
 use crate::random;
-use crate::score::ObjectiveTask;
 use crate::space::{Gene, GeneKind, Genome};
 
 /// Draws for one proposal before a space counts as exhausted.
@@ -73,14 +67,11 @@ struct Step {
 pub(super) struct Genetic {
     parameters: Parameters,
     seed: u64,
-    archive: Archive,
-    /// Baselines that are points of the space: place in the archive.
-    baselines: Vec<(Content, usize)>,
+    history: History,
     /// The initial design that is still to be proposed.
     design: VecDeque<Child>,
     /// Proposals so far.
     asked: u64,
-    open: Option<usize>,
     steps: Vec<Step>,
     step: f64,
     /// Outcomes since the best since the last restart improved.
@@ -93,7 +84,6 @@ pub(super) struct Genetic {
     duplicates: usize,
     model: Model,
     ties: Ties,
-    tasks: Vec<ObjectiveTask>,
     /// Sample scores of evaluations, with niching.
     samples: BTreeMap<u64, Vec<f64>>,
 }
@@ -102,17 +92,15 @@ impl Genetic {
     pub(super) fn new(parameters: Parameters, landscape: Arc<dyn Landscape>, setup: &Setup) -> Self {
         let step = parameters.step;
         let ties = Ties::new(landscape.genes());
-        let model = Model::new(landscape.genes(), &ties, composite::parts(&setup.objective));
+        let history = History::new(landscape, setup);
         let mut genetic = Self {
-            model,
+            model: Model::new(history.landscape().genes(), &ties, history.parts()),
             ties,
             parameters,
             seed: setup.seed,
-            archive: Archive::new(landscape),
-            baselines: Vec::new(),
+            history,
             design: VecDeque::new(),
             asked: 0,
-            open: None,
             steps: Vec::new(),
             step,
             stagnant: 0,
@@ -120,33 +108,26 @@ impl Genetic {
             since: 0,
             restarts: 0,
             duplicates: 0,
-            tasks: setup.objective.clone(),
             samples: BTreeMap::new(),
         };
-        for seed in &setup.seeds {
-            genetic.seed_point(seed);
-        }
+        genetic.plan_likenesses();
         genetic.plan_design(setup.evaluations);
         genetic
     }
 
     fn dimensions(&self) -> usize {
-        self.archive.landscape().genes().len()
+        self.history.landscape().genes().len()
     }
 
-    /// Takes in a baseline that is a point of the space, or like one.
-    fn seed_point(&mut self, seed: &SeedGenome) {
-        if seed.exact {
-            let point = self.archive.add(seed.genome.clone(), 0);
-            self.baselines.push((seed.content.clone(), point));
-        } else {
-            self.design.push_back(Child { genome: seed.genome.0.clone(), origin: "seed", parents: vec![] });
-        }
+    /// Points like a baseline are proposed early.
+    fn plan_likenesses(&mut self) {
+        let seed = |genome: Genome| Child { genome: genome.0, origin: "seed", parents: vec![] };
+        self.design.extend(self.history.take_likenesses().into_iter().map(seed));
     }
 
     /// The start of the genes, then space-filling points.
     fn plan_design(&mut self, evaluations: Option<u64>) {
-        let init = self.archive.landscape().genes().iter().map(|gene| gene.init).collect();
+        let init = self.history.landscape().genes().iter().map(|gene| gene.init).collect();
         self.design.push_back(Child { genome: init, origin: "init", parents: vec![] });
         let affordable = evaluations.map_or(usize::MAX, |budget| (budget / 10) as usize);
         let points =
@@ -171,7 +152,7 @@ impl Genetic {
 
     /// Nearer to where a search without better knowledge starts.
     fn towards_init(&self, point: Vec<f64>) -> Vec<f64> {
-        let genes = self.archive.landscape().genes();
+        let genes = self.history.landscape().genes();
         let nearer = |(gene, value): (&Gene, f64)| match gene.kind {
             GeneKind::Real { .. } => gene.init + NEARER * (value - gene.init),
             _ => value,
@@ -181,7 +162,7 @@ impl Genetic {
 
     /// The members of the population, best first.
     fn population(&self) -> Vec<usize> {
-        let points = self.archive.points();
+        let points = self.history.points();
         let mut members = population::best(points, self.since..points.len(), self.parameters.population);
         if members.is_empty() {
             members = population::best(points, 0..points.len(), self.parameters.population);
@@ -191,8 +172,8 @@ impl Genetic {
 
     /// One child of the population.
     fn breed(&self, members: &[usize], niches: Option<&Niches>, rng: &mut impl Rng) -> Child {
-        let genes = self.archive.landscape().genes();
-        let points = self.archive.points();
+        let genes = self.history.landscape().genes();
+        let points = self.history.points();
         let tournament = |rng: &mut _| selection::tournament(members.len(), self.parameters.tournament, rng);
         let at = match niches {
             Some(niches) => niches.first(rng),
@@ -231,7 +212,7 @@ impl Genetic {
 
     /// Gaussian mutation of single genes, or of ties as a whole.
     fn step_from(&self, genome: &mut [f64], step: f64, rng: &mut impl Rng) {
-        let genes = self.archive.landscape().genes();
+        let genes = self.history.landscape().genes();
         if self.ties.bind() && rng.random::<bool>() {
             let rate = (4.0 / self.ties.count() as f64).clamp(0.2, 1.0);
             mutation::shift(genes, self.ties.of(), genome, rate, step, rng);
@@ -243,7 +224,7 @@ impl Genetic {
 
     /// Who breeds with whom, where niching is on and every member's sample scores are known.
     fn niches(&self, members: &[usize]) -> Option<Niches> {
-        let points = self.archive.points();
+        let points = self.history.points();
         let scores = members.iter().map(|place| Some(self.samples.get(&points[*place].index?)?.as_slice()));
         Niches::new(&scores.collect::<Option<Vec<&[f64]>>>()?)
     }
@@ -264,8 +245,7 @@ impl Genetic {
         let mut list: Vec<(f64, Child)> = Vec::with_capacity(count);
         for _ in 0..count {
             let child = make();
-            let effective = self.archive.effective(&Genome(child.genome.clone()));
-            if !self.archive.contains(&effective) {
+            if let Some(effective) = self.history.new_effective(&child.genome) {
                 list.push((surrogate.sketch(&effective), child));
             }
         }
@@ -274,14 +254,10 @@ impl Genetic {
         list
     }
 
-    fn is_new(&self, child: &Child) -> bool {
-        !self.archive.contains(&self.archive.effective(&Genome(child.genome.clone())))
-    }
-
     /// The next child that was never proposed.
     fn next_child(&mut self, rng: &mut impl Rng) -> Option<Child> {
         while let Some(child) = self.design.pop_front() {
-            if self.is_new(&child) {
+            if self.history.is_new(&child.genome) {
                 return Some(child);
             }
         }
@@ -296,7 +272,7 @@ impl Genetic {
             } else {
                 self.breed(&members, niches.as_ref(), rng)
             };
-            if self.is_new(&child) {
+            if self.history.is_new(&child.genome) {
                 return Some(child);
             }
         }
@@ -308,7 +284,7 @@ impl Genetic {
         if !self.parameters.surrogate || members.is_empty() || self.duplicates > FEW_DUPLICATES {
             return None;
         }
-        let surrogate = self.model.surrogate(&self.ties, &self.archive)?;
+        let surrogate = self.model.surrogate(&self.ties, self.history.archive())?;
         let surrogate = model::Ranked { surrogate: &surrogate, ties: &self.ties };
         let better = |a: &(f64, Child), b: &(f64, Child)| b.0.total_cmp(&a.0);
         let mut brood =
@@ -318,7 +294,7 @@ impl Genetic {
             brood.extend(self.short_list(SCOUTS, SCOUT_LIST, &surrogate, || self.immigrant(rng)));
         }
         for (value, child) in &mut brood {
-            *value = surrogate.rate(&self.archive.effective(&Genome(child.genome.clone())));
+            *value = surrogate.rate(&self.history.effective(&child.genome));
         }
         brood.sort_by(better);
         let mut step = self.step;
@@ -329,8 +305,7 @@ impl Genetic {
                 for _ in 0..LITTER {
                     let mut child = brood[place].1.clone();
                     self.step_from(&mut child.genome, step, rng);
-                    let effective = self.archive.effective(&Genome(child.genome.clone()));
-                    if !self.archive.contains(&effective) {
+                    if let Some(effective) = self.history.new_effective(&child.genome) {
                         brood.push((surrogate.rate(&effective), child));
                     }
                 }
@@ -340,46 +315,28 @@ impl Genetic {
         brood.into_iter().next().map(|(_, child)| child)
     }
 
-    fn propose(&mut self, child: Child) -> Proposal {
-        let points = self.archive.points();
+    fn propose(&mut self, child: Child) -> Ask {
+        let points = self.history.points();
         let generation = child.parents.iter().map(|parent| points[*parent].generation + 1).max().unwrap_or(0);
-        let parents: Vec<u64> = child.parents.iter().filter_map(|parent| points[*parent].index).collect();
-        let genome = Genome(child.genome);
-        let point = self.archive.add(genome.clone(), generation);
         if let ("gaussian", Some(parent)) = (child.origin, child.parents.first()) {
-            self.steps.push(Step { point, parent: *parent });
+            // The history takes a proposal in behind all that it knows.
+            self.steps.push(Step { point: points.len(), parent: *parent });
         }
-        self.open = Some(point);
-        Proposal {
-            content: Content::Genome(genome),
-            origin: child.origin.to_owned(),
-            parents,
-            generation,
-            fidelity: 1.0,
-            replicate: 0,
-        }
+        self.history.propose(child.genome, child.origin, &child.parents, generation)
     }
 
-    fn observe(&mut self, outcome: &Outcome) -> Result<Vec<usize>, StrategyError> {
-        let fitness = match (outcome.status, objective(outcome)?) {
-            (Status::Scored, Some(score)) => Fitness::Scored(score),
-            (Status::Infeasible, _) => Fitness::Infeasible,
-            _ => Fitness::Failed,
-        };
+    /// Notes what each sample scored, for the niches.
+    fn note_samples(&mut self, outcome: &Outcome) {
         if self.parameters.niching
-            && let Some(scores) = niching::sample_scores(&self.tasks, outcome)
+            && let Some(scores) = niching::sample_scores(self.history.tasks(), outcome)
         {
             self.samples.insert(outcome.index, scores);
         }
-        if let Some(contributions) = composite::contributions(&self.tasks, outcome) {
-            self.archive.note(outcome.index, contributions);
-        }
-        Ok(self.archive.tell(outcome.index, fitness))
     }
 
     /// The one-fifth success rule (Rechenberg 1973) for Gaussian steps.
     fn adapt(&mut self, places: &[usize]) {
-        let points = self.archive.points();
+        let points = self.history.points();
         for step in self.steps.iter().filter(|step| places.contains(&step.point)) {
             let (Some(child), Some(parent)) = (points[step.point].fitness.rank(), points[step.parent].fitness.rank())
             else {
@@ -393,7 +350,7 @@ impl Genetic {
 
     /// Counts outcomes without progress and starts anew from elsewhere when there were too many.
     fn count_stagnation(&mut self, places: &[usize]) {
-        let points = self.archive.points();
+        let points = self.history.points();
         let news =
             places.iter().filter(|place| **place >= self.since).filter_map(|place| points[*place].fitness.rank());
         let best = news.fold(f64::NEG_INFINITY, f64::max);
@@ -414,7 +371,7 @@ impl Genetic {
         self.stagnant = 0;
         self.best = f64::NEG_INFINITY;
         self.step = self.parameters.step;
-        self.since = self.archive.points().len();
+        self.since = self.history.points().len();
         self.plan_points((self.ties.count() + 2).clamp(6, DESIGN), "restart");
     }
 }
@@ -428,39 +385,28 @@ impl Strategy for Genetic {
         let mut rng = random::stream(self.seed, "genetic", self.asked);
         self.asked += 1;
         Ok(match self.next_child(&mut rng) {
-            Some(child) => Ask::Proposal(Box::new(self.propose(child))),
+            Some(child) => self.propose(child),
             None => Ask::Done("search space exhausted".to_owned()),
         })
     }
 
     fn place(&mut self, placement: Placement) {
         self.duplicates = if matches!(placement, Placement::Duplicate { .. }) { self.duplicates + 1 } else { 0 };
-        if let Some(point) = self.open.take() {
-            self.archive.place(point, placement);
-        }
+        self.history.place(placement);
     }
 
     fn tell(&mut self, outcome: &Outcome) -> Result<(), StrategyError> {
-        let places = self.observe(outcome)?;
+        let places = self.history.tell(outcome)?;
+        self.note_samples(outcome);
         self.adapt(&places);
         self.count_stagnation(&places);
         Ok(())
     }
 
     fn learn(&mut self, content: &Content, outcome: &Outcome) -> Result<(), StrategyError> {
-        let known = self.baselines.iter().find(|(known, _)| known == content).map(|(_, point)| *point);
-        match known {
-            Some(point) => self.archive.assign(point, outcome.index),
-            None => {
-                if let Some(seed) = self.archive.landscape().encode(content) {
-                    self.seed_point(&seed);
-                    if let Some((_, point)) = self.baselines.last().filter(|_| seed.exact) {
-                        self.archive.assign(*point, outcome.index);
-                    }
-                }
-            }
-        }
-        let places = self.observe(outcome)?;
+        let places = self.history.learn(content, outcome)?;
+        self.note_samples(outcome);
+        self.plan_likenesses();
         if matches!(content, Content::Genome(_)) {
             self.count_stagnation(&places);
         }
@@ -468,10 +414,7 @@ impl Strategy for Genetic {
     }
 
     fn watch(&mut self, genome: &Genome, placement: Placement) {
-        if !self.archive.contains(&self.archive.effective(genome)) {
-            let point = self.archive.add(genome.clone(), 0);
-            self.archive.place(point, placement);
-        }
+        self.history.watch(genome, placement);
     }
 }
 
