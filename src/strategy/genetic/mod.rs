@@ -5,6 +5,7 @@
 //! dear and arithmetic is cheap, so a model of the history ([`model`]) ranks a large brood, and some generations bred from it,
 //! for every child that is proposed.
 
+mod child;
 pub(super) mod crossover;
 mod model;
 pub(super) mod mutation;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 
 use rand::{Rng, RngExt};
 
+use child::{Child, Operator};
 use model::Model;
 use niching::Niches;
 pub(super) use parameters::Parameters;
@@ -46,15 +48,6 @@ const FEW_DUPLICATES: usize = 16;
 const NEARER: f64 = 0.6;
 /// Most points of the initial design.
 const DESIGN: usize = 10;
-
-/// A genome on its way to become a proposal.
-#[derive(Clone, Debug)]
-struct Child {
-    genome: Vec<f64>,
-    origin: &'static str,
-    /// Places in the archive.
-    parents: Vec<usize>,
-}
 
 /// What was bred by Gaussian mutation, to adapt the step size by.
 #[derive(Clone, Copy, Debug)]
@@ -121,32 +114,33 @@ impl Genetic {
 
     /// Points like a baseline are proposed early.
     fn plan_likenesses(&mut self) {
-        let seed = |genome: Genome| Child { genome: genome.0, origin: "seed", parents: vec![] };
+        let seed = |genome: Genome| Child::orphan(genome.0, Operator::Baseline);
         self.design.extend(self.history.take_likenesses().into_iter().map(seed));
     }
 
     /// The start of the genes, then space-filling points.
     fn plan_design(&mut self, evaluations: Option<u64>) {
         let init = self.history.landscape().genes().iter().map(|gene| gene.init).collect();
-        self.design.push_back(Child { genome: init, origin: "init", parents: vec![] });
+        self.design.push_back(Child::orphan(init, Operator::Init));
         let affordable = evaluations.map_or(usize::MAX, |budget| (budget / 10) as usize);
         let points =
             self.parameters.initial.unwrap_or_else(|| (self.ties.count() + 2).clamp(6, DESIGN).min(affordable));
-        self.plan_points(points, "sobol");
+        self.plan_points(points, Operator::Design);
     }
 
-    /// Space-filling points; where genes are tied, all but every third keep the ties.
-    fn plan_points(&mut self, points: usize, origin: &'static str) {
+    /// Space-filling points; where genes are tied, all but every third keep the ties, those of the first design nearer to the
+    /// initial values.
+    fn plan_points(&mut self, points: usize, operator: Operator) {
         let first = self.restarts << 20;
         for index in 0..points {
             let number = first | index as u64;
             let genome = if self.ties.bind() && index % 3 < 2 {
                 let point = self.ties.spread(&space_filling::sobol(self.seed, number, self.ties.count()));
-                if origin == "sobol" { self.towards_init(point) } else { point }
+                if operator == Operator::Design { self.towards_init(point) } else { point }
             } else {
                 space_filling::sobol(self.seed, number, self.dimensions())
             };
-            self.design.push_back(Child { genome, origin, parents: vec![] });
+            self.design.push_back(Child::orphan(genome, operator));
         }
     }
 
@@ -193,21 +187,24 @@ impl Genetic {
             let (a, b) = (&points[first].genome.0, &points[second].genome.0);
             let exchanged = rng.random::<f64>() < self.parameters.exchange;
             let exchanged = if exchanged { crossover::exchange(genes, a, b, rng) } else { None };
-            let (mut genome, origin) = match exchanged {
-                Some(genome) => (genome, "group_exchange"),
-                None => (crossover::simulated_binary(genes, a, b, self.parameters.crossover_eta, rng), "sbx"),
+            let (mut genome, operator) = match exchanged {
+                Some(genome) => (genome, Operator::GroupExchange),
+                None => {
+                    let genome = crossover::simulated_binary(genes, a, b, self.parameters.crossover_eta, rng);
+                    (genome, Operator::SimulatedBinary)
+                }
             };
             mutation::polynomial(genes, &mut genome, rate, self.parameters.mutation_eta, rng);
-            return Child { genome, origin, parents: vec![first, second] };
+            return Child::bred(genome, operator, vec![first, second]);
         }
         let mut genome = points[first].genome.0.clone();
         if rng.random_range(0..4) == 0 {
             let rate = rate.max(1.0 / genes.len() as f64);
             mutation::polynomial(genes, &mut genome, rate, self.parameters.mutation_eta, rng);
-            return Child { genome, origin: "polynomial", parents: vec![first] };
+            return Child::bred(genome, Operator::Polynomial, vec![first]);
         }
         self.step_from(&mut genome, self.step, rng);
-        Child { genome, origin: "gaussian", parents: vec![first] }
+        Child::bred(genome, Operator::Gaussian, vec![first])
     }
 
     /// Gaussian mutation of single genes, or of ties as a whole.
@@ -231,7 +228,7 @@ impl Genetic {
 
     /// A uniform point.
     fn immigrant(&self, rng: &mut impl Rng) -> Child {
-        Child { genome: space_filling::uniform(rng, self.dimensions()), origin: "random", parents: vec![] }
+        Child::orphan(space_filling::uniform(rng, self.dimensions()), Operator::Immigration)
     }
 
     /// The best `keep` of `count` new points by the model's first guess.
@@ -303,7 +300,7 @@ impl Genetic {
             step *= 0.6;
             for place in 0..brood.len() {
                 for _ in 0..LITTER {
-                    let mut child = brood[place].1.clone();
+                    let mut child = Child { refined: true, ..brood[place].1.clone() };
                     self.step_from(&mut child.genome, step, rng);
                     if let Some(effective) = self.history.new_effective(&child.genome) {
                         brood.push((surrogate.rate(&effective), child));
@@ -318,11 +315,12 @@ impl Genetic {
     fn propose(&mut self, child: Child) -> Ask {
         let points = self.history.points();
         let generation = child.parents.iter().map(|parent| points[*parent].generation + 1).max().unwrap_or(0);
-        if let ("gaussian", Some(parent)) = (child.origin, child.parents.first()) {
+        if let Some(parent) = child.gaussian_parent() {
             // The history takes a proposal in behind all that it knows.
-            self.steps.push(Step { point: points.len(), parent: *parent });
+            self.steps.push(Step { point: points.len(), parent });
         }
-        self.history.propose(child.genome, child.origin, &child.parents, generation)
+        let origin = child.origin();
+        self.history.propose(child.genome, &origin, &child.parents, generation)
     }
 
     /// Notes what each sample scored, for the niches.
@@ -372,7 +370,7 @@ impl Genetic {
         self.best = f64::NEG_INFINITY;
         self.step = self.parameters.step;
         self.since = self.history.points().len();
-        self.plan_points((self.ties.count() + 2).clamp(6, DESIGN), "restart");
+        self.plan_points((self.ties.count() + 2).clamp(6, DESIGN), Operator::Restart);
     }
 }
 
@@ -435,7 +433,7 @@ mod tests {
             _ => Answer::Infeasible,
         };
         let rows = drive(&mut genetic, &oracle, 2, 60).unwrap();
-        rows.iter().filter(|row| row.proposal.origin == "random").count()
+        rows.iter().filter(|row| row.proposal.origin.starts_with("random")).count()
     }
 
     #[test]
