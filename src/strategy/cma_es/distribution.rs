@@ -1,89 +1,52 @@
-//! Covariance matrix adaptation (Hansen 2016, The CMA evolution strategy: a tutorial), asynchronous.
-//!
-//! Samples come from the latest distribution; the distribution is updated whenever a population of outcomes has come in, so
-//! nothing waits for a generation to end. The square root of the covariance is its Cholesky factor (Krause, Arbones and Igel
-//! 2016); bad samples count against their directions (active CMA-ES). Restarts double the population (Auger and Hansen 2005).
-
-use std::cmp::Ordering;
-use std::collections::HashSet;
-use std::sync::Arc;
+//! The mathematics of covariance matrix adaptation (Hansen 2016, The CMA evolution strategy: a tutorial): a normal
+//! distribution that learns from ranked samples. The square root of the covariance is its Cholesky factor (Krause, Arbones
+//! and Igel 2016); bad samples count against their directions (active CMA-ES, Jastrebski and Arnold 2006).
 
 use rand::{Rng, RngExt};
 use rand_distr::StandardNormal;
 
-use super::history::History;
-use super::linear_algebra::{Cholesky, dot};
-use super::settings::Settings;
-use super::{Ask, Content, Landscape, Outcome, Placement, Setup, Strategy, StrategyError, space_filling};
-use crate::random;
-use crate::space::Genome;
+use super::super::linear_algebra::{Cholesky, dot};
 
-/// Draws for one proposal before a space counts as exhausted; the last ones are uniform.
-const TRIES: usize = 1_000;
-const GAUSSIAN_TRIES: usize = 100;
-/// Largest standard deviation of a gene below which a search has converged.
-const TINY: f64 = 2e-3;
-/// Bounds of the first step of a search that starts around the best points of others.
-const FOLLOWING_STEP: (f64, f64) = (0.02, 0.06);
 /// Bounds of the step size.
 const STEP_BOUNDS: (f64, f64) = (1e-6, 1.0);
 
-/// `[strategy]` of kind `cma-es`.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Parameters {
-    population: Option<usize>,
-    step: f64,
-}
-
-impl Default for Parameters {
-    fn default() -> Self {
-        Self { population: None, step: 1.0 / 6.0 }
-    }
-}
-
-impl Parameters {
-    pub(super) fn read(settings: &mut Settings<'_>) -> Result<Self, StrategyError> {
-        let population = settings.whole("population", 0, 0..=10_000)?;
-        let population = (population > 0).then_some(population.max(4));
-        Ok(Self { population, step: settings.number("step", 1.0 / 6.0, 0.001..=1.0)? })
-    }
-}
-
 /// What is sampled from: mean, step size and covariance, with the paths that adapt them.
-struct Distribution {
-    mean: Vec<f64>,
+pub(super) struct Distribution {
+    pub(super) mean: Vec<f64>,
     step: f64,
     /// Lower triangle.
     covariance: Vec<Vec<f64>>,
     factor: Cholesky,
     covariance_path: Vec<f64>,
     step_path: Vec<f64>,
-    population: usize,
-    updates: u32,
+    /// Samples between two updates.
+    pub(super) population: usize,
+    pub(super) updates: u32,
 }
 
 impl Distribution {
-    fn new(mean: Vec<f64>, step: f64, population: usize) -> Self {
+    pub(super) fn new(mean: Vec<f64>, step: f64, population: usize) -> Self {
         let genes = mean.len();
         let (covariance, factor) = identity(genes);
         let (covariance_path, step_path) = (vec![0.0; genes], vec![0.0; genes]);
         Self { mean, step, covariance, factor, covariance_path, step_path, population, updates: 0 }
     }
 
-    fn sample(&self, rng: &mut impl Rng) -> Vec<f64> {
+    /// A point, reflected into the unit cube.
+    pub(super) fn sample(&self, rng: &mut impl Rng) -> Vec<f64> {
         let normal: Vec<f64> = self.mean.iter().map(|_| rng.sample(StandardNormal)).collect();
         let direction = self.factor.multiply(&normal);
         self.mean.iter().zip(direction).map(|(mean, direction)| reflect(mean + self.step * direction)).collect()
     }
 
     /// Largest standard deviation of a gene.
-    fn spread(&self) -> f64 {
+    pub(super) fn spread(&self) -> f64 {
         let widest = self.covariance.iter().filter_map(|row| row.last()).fold(0.0, |a: f64, b| a.max(*b));
         self.step * widest.sqrt()
     }
 
     /// Learns from a population, best first.
-    fn update(&mut self, ranked: &[Sample<'_>]) {
+    pub(super) fn update(&mut self, ranked: &[Sample<'_>]) {
         let genes = self.mean.len() as f64;
         let rates = Rates::new(genes, ranked.len());
         let steps: Vec<Vec<f64>> = ranked.iter().map(|sample| self.step_to(sample)).collect();
@@ -174,10 +137,10 @@ fn mean_step<'a>(rates: &Rates, steps: impl Iterator<Item = &'a Vec<f64>>) -> Ve
 
 /// One member of a population.
 #[derive(Clone, Copy, Debug)]
-struct Sample<'a> {
-    point: &'a [f64],
+pub(super) struct Sample<'a> {
+    pub(super) point: &'a [f64],
     /// Not drawn from the distribution.
-    foreign: bool,
+    pub(super) foreign: bool,
 }
 
 /// Weights and learning rates of an update (Hansen 2016, table 1).
@@ -239,215 +202,10 @@ fn reflect(value: f64) -> f64 {
     if folded > 1.0 { 2.0 - folded } else { folded }
 }
 
-/// The strategy.
-pub(super) struct CmaEs {
-    parameters: Parameters,
-    seed: u64,
-    history: History,
-    distribution: Distribution,
-    /// Points whose outcomes came in since the last update.
-    fresh: Vec<usize>,
-    /// First point of the archive since the last restart.
-    since: usize,
-    best: f64,
-    /// Updates since the best improved.
-    stagnant: u32,
-    restarts: u32,
-    asked: u64,
-    /// Points of its own proposing.
-    own: HashSet<usize>,
-    /// Whether the search is one of several: it starts around the best points of all.
-    follower: bool,
-    /// Whether it is still to start so.
-    follows: bool,
-    /// Others' points whose outcomes came in since the last update.
-    foreign: Vec<usize>,
-}
-
-impl CmaEs {
-    pub(super) fn new(parameters: Parameters, landscape: Arc<dyn Landscape>, setup: &Setup) -> Self {
-        let init: Vec<f64> = landscape.genes().iter().map(|gene| gene.init.clamp(0.0, 1.0)).collect();
-        let default = 4 + (3.0 * (init.len() as f64).ln()) as usize;
-        let population = parameters.population.unwrap_or(default);
-        let history = History::new(landscape, setup);
-        Self {
-            distribution: Distribution::new(init, parameters.step, population),
-            parameters,
-            seed: setup.seed,
-            since: history.points().len(),
-            history,
-            fresh: Vec::new(),
-            best: f64::NEG_INFINITY,
-            stagnant: 0,
-            restarts: 0,
-            asked: 0,
-            own: HashSet::new(),
-            follower: false,
-            follows: false,
-            foreign: Vec::new(),
-        }
-    }
-
-    /// The same as one of several searches: it starts around the best points that the others found.
-    pub(super) fn follower(parameters: Parameters, landscape: Arc<dyn Landscape>, setup: &Setup) -> Self {
-        Self { follower: true, follows: true, ..Self::new(parameters, landscape, setup) }
-    }
-
-    /// A distribution as wide as the best points known lie, around them (Nomura et al. 2021).
-    fn follow(&mut self) {
-        let points = self.history.points();
-        let mut known = self.history.ranked();
-        known.truncate((known.len() / 5).clamp(1, self.distribution.population));
-        if known.len() < 3 {
-            return;
-        }
-        self.follows = false;
-        let count = known.len() as f64;
-        let genes = self.distribution.mean.len();
-        self.foreign.clear();
-        let mean: Vec<f64> = (0..genes)
-            .map(|gene| known.iter().map(|place| points[*place].effective[gene]).sum::<f64>() / count)
-            .collect();
-        let square = |place: &usize| -> f64 {
-            points[*place].effective.iter().zip(&mean).map(|(x, mean)| (x - mean) * (x - mean)).sum()
-        };
-        let variance = known.iter().map(square).sum::<f64>() / (count * genes as f64);
-        let step = (0.5 * variance.sqrt()).clamp(FOLLOWING_STEP.0, FOLLOWING_STEP.1);
-        self.distribution = Distribution::new(mean, step, self.distribution.population);
-        self.since = points.len();
-    }
-
-    /// A sample that was never proposed.
-    fn draw(&self, rng: &mut impl Rng) -> Option<(Vec<f64>, &'static str)> {
-        let first = self.history.points().len() == self.since;
-        for attempt in 0..TRIES {
-            let (genome, origin) = match attempt {
-                0 if first => (self.distribution.mean.clone(), "init"),
-                _ if attempt < GAUSSIAN_TRIES => (self.distribution.sample(rng), "cma_es"),
-                _ => (space_filling::uniform(rng, self.distribution.mean.len()), "random"),
-            };
-            if self.history.is_new(&genome) {
-                return Some((genome, origin));
-            }
-        }
-        None
-    }
-
-    fn rank(&self, point: usize) -> Option<f64> {
-        self.history.points()[point].fitness.rank()
-    }
-
-    /// Updates the distribution when a population of outcomes is there, and restarts a search that is over.
-    fn learn_from_fresh(&mut self) {
-        if self.fresh.len() < self.distribution.population {
-            return;
-        }
-        let fresh = std::mem::take(&mut self.fresh);
-        let mut ranked: Vec<(usize, f64)> =
-            fresh.into_iter().filter_map(|point| self.rank(point).map(|rank| (point, rank))).collect();
-        ranked.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap_or(Ordering::Equal));
-        self.stagnant += 1;
-        if let Some((_, rank)) = ranked.first().filter(|(_, rank)| *rank > self.best) {
-            self.best = *rank;
-            self.stagnant = 0;
-        }
-        let own = ranked.len();
-        ranked.extend(self.injected());
-        let foreign: HashSet<usize> = ranked[own..].iter().map(|(point, _)| *point).collect();
-        ranked.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap_or(Ordering::Equal));
-        let points = self.history.points();
-        let sample =
-            |(point, _): &(usize, f64)| Sample { point: &points[*point].genome.0, foreign: foreign.contains(point) };
-        let samples: Vec<Sample<'_>> = ranked.iter().map(sample).collect();
-        self.distribution.update(&samples);
-        let patience = 10 + 30 * self.distribution.mean.len() / self.distribution.population;
-        if self.distribution.spread() < TINY || self.stagnant as usize > patience {
-            self.restart();
-        }
-    }
-
-    /// The best of the others' points since the last update, half as many as its own at most.
-    fn injected(&mut self) -> Vec<(usize, f64)> {
-        let foreign = std::mem::take(&mut self.foreign);
-        let mut ranked: Vec<(usize, f64)> =
-            foreign.into_iter().filter_map(|point| self.rank(point).map(|rank| (point, rank))).collect();
-        ranked.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap_or(Ordering::Equal));
-        ranked.truncate(self.distribution.population / 2);
-        ranked
-    }
-
-    fn restart(&mut self) {
-        self.restarts += 1;
-        if self.follower {
-            self.follows = true;
-            self.best = f64::NEG_INFINITY;
-            self.stagnant = 0;
-            return;
-        }
-        let mut rng = random::stream(self.seed, "cma-es restart", u64::from(self.restarts));
-        let mean = space_filling::uniform(&mut rng, self.distribution.mean.len());
-        let population = (2 * self.distribution.population).min(10_000);
-        self.distribution = Distribution::new(mean, self.parameters.step, population);
-        self.since = self.history.points().len();
-        self.best = f64::NEG_INFINITY;
-        self.stagnant = 0;
-    }
-}
-
-impl Strategy for CmaEs {
-    fn name(&self) -> &'static str {
-        "cma-es"
-    }
-
-    fn ask(&mut self) -> Result<Ask, StrategyError> {
-        let mut rng = random::stream(self.seed, "cma-es", self.asked);
-        self.asked += 1;
-        if self.follows {
-            self.follow();
-        }
-        let Some((genome, origin)) = self.draw(&mut rng) else {
-            return Ok(Ask::Done("search space exhausted".to_owned()));
-        };
-        Ok(self.history.propose(genome, origin, &[], self.distribution.updates))
-    }
-
-    fn place(&mut self, placement: Placement) {
-        let Some(point) = self.history.place(placement) else { return };
-        self.own.insert(point);
-        // A duplicate of something known is an outcome at once.
-        if self.rank(point).is_some() {
-            self.fresh.push(point);
-            self.learn_from_fresh();
-        }
-    }
-
-    fn tell(&mut self, outcome: &Outcome) -> Result<(), StrategyError> {
-        let places = self.history.tell(outcome)?;
-        let ours = places
-            .into_iter()
-            .filter(|place| *place >= self.since && self.own.contains(place) && self.rank(*place).is_some());
-        let ours: Vec<usize> = ours.collect();
-        self.fresh.extend(ours);
-        self.learn_from_fresh();
-        Ok(())
-    }
-
-    fn learn(&mut self, content: &Content, outcome: &Outcome) -> Result<(), StrategyError> {
-        let places = self.history.learn_foreseen(content, outcome)?;
-        if matches!(content, Content::Genome(_)) {
-            self.foreign.extend(places);
-        }
-        Ok(())
-    }
-
-    fn watch(&mut self, genome: &Genome, placement: Placement) {
-        self.history.watch(genome, placement);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random;
 
     #[test]
     fn finds_the_bottom_of_a_narrow_valley() {
