@@ -5,6 +5,7 @@
 //! dear and arithmetic is cheap, so a model of the history ([`model`]) ranks a large brood, and some generations bred from it,
 //! for every child that is proposed.
 
+mod breeding;
 mod child;
 pub(super) mod crossover;
 mod model;
@@ -18,8 +19,9 @@ pub(super) mod ties;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use rand::{Rng, RngExt};
+use rand::Rng;
 
+use breeding::Breeder;
 use child::{Child, Operator};
 use model::Model;
 use niching::Niches;
@@ -38,8 +40,10 @@ const SHORT_LIST: usize = 24;
 /// Points from anywhere that compete with a brood, and those of them whose uncertainty is worked out.
 const SCOUTS: usize = 100;
 const SCOUT_LIST: usize = 12;
-/// Generations bred on the model alone, from so many founders with so many children each.
+/// Generations bred on the model alone, from so many founders with so many children each, and what every one does to the
+/// size of the Gaussian steps.
 const ROUNDS: usize = 3;
+const ROUND_STEP: f64 = 0.6;
 const FOUNDERS: usize = 4;
 const LITTER: usize = 8;
 /// Duplicates in a row after which the search looks further afield.
@@ -164,58 +168,16 @@ impl Genetic {
         members
     }
 
-    /// One child of the population.
-    fn breed(&self, members: &[usize], niches: Option<&Niches>, rng: &mut impl Rng) -> Child {
-        let genes = self.history.landscape().genes();
-        let points = self.history.points();
-        let tournament = |rng: &mut _| selection::tournament(members.len(), self.parameters.tournament, rng);
-        let at = match niches {
-            Some(niches) => niches.first(rng),
-            None => tournament(rng),
-        };
-        let first = members[at];
-        let rate = (self.parameters.mutation / genes.len() as f64).min(1.0);
-        if members.len() > 1 && rng.random::<f64>() < self.parameters.crossover {
-            let mate = match niches {
-                Some(niches) => niches.mate(at, rng),
-                None => tournament(rng),
-            };
-            let mut second = members[mate];
-            if second == first {
-                second = members[rng.random_range(0..members.len())];
-            }
-            let (a, b) = (&points[first].genome.0, &points[second].genome.0);
-            let exchanged = rng.random::<f64>() < self.parameters.exchange;
-            let exchanged = if exchanged { crossover::exchange(genes, a, b, rng) } else { None };
-            let (mut genome, operator) = match exchanged {
-                Some(genome) => (genome, Operator::GroupExchange),
-                None => {
-                    let genome = crossover::simulated_binary(genes, a, b, self.parameters.crossover_eta, rng);
-                    (genome, Operator::SimulatedBinary)
-                }
-            };
-            mutation::polynomial(genes, &mut genome, rate, self.parameters.mutation_eta, rng);
-            return Child::bred(genome, operator, vec![first, second]);
-        }
-        let mut genome = points[first].genome.0.clone();
-        if rng.random_range(0..4) == 0 {
-            let rate = rate.max(1.0 / genes.len() as f64);
-            mutation::polynomial(genes, &mut genome, rate, self.parameters.mutation_eta, rng);
-            return Child::bred(genome, Operator::Polynomial, vec![first]);
-        }
-        self.step_from(&mut genome, self.step, rng);
-        Child::bred(genome, Operator::Gaussian, vec![first])
-    }
-
-    /// Gaussian mutation of single genes, or of ties as a whole.
-    fn step_from(&self, genome: &mut [f64], step: f64, rng: &mut impl Rng) {
-        let genes = self.history.landscape().genes();
-        if self.ties.bind() && rng.random::<bool>() {
-            let rate = (4.0 / self.ties.count() as f64).clamp(0.2, 1.0);
-            mutation::shift(genes, self.ties.of(), genome, rate, step, rng);
-        } else {
-            let rate = (8.0 / genes.len() as f64).clamp(0.2, 1.0);
-            mutation::gaussian(genes, genome, rate, step, rng);
+    /// How these members breed.
+    fn breeder<'a>(&'a self, members: &'a [usize], niches: Option<&'a Niches>) -> Breeder<'a> {
+        Breeder {
+            genes: self.history.landscape().genes(),
+            ties: &self.ties,
+            points: self.history.points(),
+            members,
+            niches,
+            parameters: &self.parameters,
+            step: self.step,
         }
     }
 
@@ -224,11 +186,6 @@ impl Genetic {
         let points = self.history.points();
         let scores = members.iter().map(|place| Some(self.samples.get(&points[*place].index?)?.as_slice()));
         Niches::new(&scores.collect::<Option<Vec<&[f64]>>>()?)
-    }
-
-    /// A uniform point.
-    fn immigrant(&self, rng: &mut impl Rng) -> Child {
-        Child::orphan(space_filling::uniform(rng, self.dimensions()), Operator::Immigration)
     }
 
     /// The best `keep` of `count` new points by the model's first guess.
@@ -263,12 +220,10 @@ impl Genetic {
         if let Some(child) = self.ranked_child(&members, niches.as_ref(), rng) {
             return Some(child);
         }
+        let breeder = self.breeder(&members, niches.as_ref());
         for attempt in 0..TRIES {
-            let child = if members.is_empty() || attempt > TRIES / 4 {
-                self.immigrant(rng)
-            } else {
-                self.breed(&members, niches.as_ref(), rng)
-            };
+            let child =
+                if members.is_empty() || attempt > TRIES / 4 { breeder.immigrant(rng) } else { breeder.child(rng) };
             if self.history.is_new(&child.genome) {
                 return Some(child);
             }
@@ -283,25 +238,36 @@ impl Genetic {
         }
         let surrogate = self.model.surrogate(&self.ties, self.history.archive())?;
         let surrogate = model::Ranked { surrogate: &surrogate, ties: &self.ties };
-        let better = |a: &(f64, Child), b: &(f64, Child)| b.0.total_cmp(&a.0);
-        let mut brood =
-            self.short_list(self.parameters.brood, SHORT_LIST, &surrogate, || self.breed(members, niches, rng));
+        let breeder = self.breeder(members, niches);
+        let mut brood = self.short_list(self.parameters.brood, SHORT_LIST, &surrogate, || breeder.child(rng));
         // A brood lives where its parents do; the model may know better places. In a space with ties there are too many.
         if !self.ties.bind() {
-            brood.extend(self.short_list(SCOUTS, SCOUT_LIST, &surrogate, || self.immigrant(rng)));
+            brood.extend(self.short_list(SCOUTS, SCOUT_LIST, &surrogate, || breeder.immigrant(rng)));
         }
         for (value, child) in &mut brood {
             *value = surrogate.rate(&self.history.effective(&child.genome));
         }
+        self.refine(brood, &surrogate, &breeder, rng)
+    }
+
+    /// The best that some generations bred on the model alone make of a rated brood.
+    fn refine(
+        &self,
+        mut brood: Vec<(f64, Child)>,
+        surrogate: &model::Ranked<'_>,
+        breeder: &Breeder<'_>,
+        rng: &mut impl Rng,
+    ) -> Option<Child> {
+        let better = |a: &(f64, Child), b: &(f64, Child)| b.0.total_cmp(&a.0);
         brood.sort_by(better);
         let mut step = self.step;
         for _ in 0..ROUNDS {
             brood.truncate(FOUNDERS);
-            step *= 0.6;
-            for place in 0..brood.len() {
+            step *= ROUND_STEP;
+            for founder in 0..brood.len() {
                 for _ in 0..LITTER {
-                    let mut child = Child { refined: true, ..brood[place].1.clone() };
-                    self.step_from(&mut child.genome, step, rng);
+                    let mut child = Child { refined: true, ..brood[founder].1.clone() };
+                    breeder.step_from(&mut child.genome, step, rng);
                     if let Some(effective) = self.history.new_effective(&child.genome) {
                         brood.push((surrogate.rate(&effective), child));
                     }
