@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::contract::objective;
 use super::soup::{Keep, Passes};
-use super::{Ask, Content, Outcome, Placement, Proposal, SoupTrace, Strategy, StrategyError};
+use super::{Ask, Content, Outcome, Placement, Proposal, SoupTrace, Strategy, StrategyError, origin};
 
 /// Beyond this many sources the greedy soup is made only where it was asked for.
 pub(super) const GREEDY_SOUP_SOURCES: usize = 16;
@@ -116,7 +116,9 @@ impl Baselines {
         }
         let members = trace.next()?;
         let parents: Vec<u64> = self.greedy_parents();
-        let Ask::Proposal(mut proposal) = self.propose(Content::Soup(members), "greedy_soup") else { return None };
+        let Ask::Proposal(mut proposal) = self.propose(Content::Soup(members), origin::GREEDY_SOUP) else {
+            return None;
+        };
         proposal.parents = parents;
         Some(Ask::Proposal(proposal))
     }
@@ -131,11 +133,11 @@ impl Baselines {
     }
 }
 
-fn origin(content: &Content) -> &'static str {
+fn origin_of(content: &Content) -> &'static str {
     match content {
-        Content::Base => "base",
-        Content::Soup(members) if members.len() == 1 => "source",
-        _ => "uniform_soup",
+        Content::Base => origin::BASE,
+        Content::Soup(members) if members.len() == 1 => origin::SOURCE,
+        _ => origin::UNIFORM_SOUP,
     }
 }
 
@@ -147,7 +149,7 @@ impl Strategy for Baselines {
     fn ask(&mut self) -> Result<Ask, StrategyError> {
         if let Some(content) = self.first.get(self.proposed).cloned() {
             self.proposed += 1;
-            let origin = origin(&content);
+            let origin = origin_of(&content);
             return Ok(self.propose(content, origin));
         }
         if let Some(ask) = self.greedy() {

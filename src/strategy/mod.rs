@@ -16,6 +16,7 @@ mod history;
 mod linear_algebra;
 mod local;
 mod nsga2;
+pub mod origin;
 mod pareto;
 mod portfolio;
 mod racing;
@@ -30,7 +31,8 @@ use serde::{Deserialize, Serialize};
 
 pub use baselines::baseline_contents;
 pub use build::{SeedGenome, Setup, build, build_raced, check_settings};
-pub use racing::{ONE_REFERENCE_IN, PROMOTION, Race};
+pub use origin::PROMOTION;
+pub use racing::{ONE_REFERENCE_IN, Race};
 pub use soup::{SoupRemoval, SoupStep, SoupTrace};
 
 use crate::config::StrategyKind;
@@ -54,7 +56,7 @@ pub enum Content {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Proposal {
     pub content: Content,
-    /// `base`, `source`, `uniform_soup`, `greedy_soup`, or the operator (`random`, `sbx`, `group_exchange`, ...).
+    /// What it comes from: one of [`origin`], or the operator (`random`, `sbx`, `group_exchange`, ...). docs/results.md has all.
     pub origin: String,
     /// Indices of the evaluations that it was bred from.
     pub parents: Vec<u64>,

@@ -16,14 +16,13 @@ use rand::Rng as _;
 
 use super::contract::objective;
 use super::extrapolate::{Part, Reference, extrapolate};
+use super::origin::PROMOTION;
 use super::{Ask, Content, Outcome, Placement, Proposal, SoupTrace, Status, Strategy, StrategyError};
 use crate::evaluate::Scores;
 use crate::random;
 use crate::score::Objective;
 use crate::space::Genome;
 
-/// Origin of the proposals that take a candidate to more samples. Its one parent is the evaluation on fewer.
-pub const PROMOTION: &str = "promotion";
 /// Latest results of a rung that a result is ranked among.
 const WINDOW: usize = 32;
 /// Latest references that estimates rest on, beside the baselines.
