@@ -32,6 +32,16 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// One value everywhere, for the parameter behind a gene's name.
+    fn frozen(specification: &ParameterSpecification, gene: &str, number: f64) -> Self {
+        Self {
+            parameter: specification.name,
+            inverted: gene == DROP_RATE,
+            sizes: [1; 3],
+            cells: vec![Cell::Frozen(number)],
+        }
+    }
+
     /// The cell for a source, a layer group and a module.
     pub fn cell(&self, model: usize, group: usize, module: usize) -> Cell {
         let at = |index: usize, dimension: usize| index.min(self.sizes[dimension] - 1);
@@ -49,6 +59,7 @@ impl Plan {
 }
 
 /// Genes and plans of a space; the genes `method`, `pair` and `source` come first.
+#[derive(Default)]
 pub(super) struct Layout {
     pub genes: Vec<Gene>,
     pub plans: Vec<Plan>,
@@ -76,68 +87,206 @@ pub(super) fn is_input(method: &MethodSpecification, facts: &ModelFacts, source:
     !drops_base || facts.sources.get(source).is_some_and(|(_, model)| facts.base.as_ref() != Some(model))
 }
 
+/// Lays out genes and plans: the choices first, then the parameters in the run file's order, then those tied to others.
 pub(super) fn build(
     config: &SpaceConfig,
     methods: &[&'static MethodSpecification],
     facts: &ModelFacts,
     groups: &LayerGroups,
 ) -> Layout {
-    let mut layout = Layout {
-        genes: Vec::new(),
-        plans: Vec::new(),
-        method_gene: None,
-        pair_gene: None,
-        source_gene: None,
-        pairs: Vec::new(),
-        prior: None,
-    };
-    if methods.len() > 1 {
-        layout.method_gene = Some(layout.genes.len());
-        let choices = methods.iter().map(|method| method.name.to_owned()).collect();
-        layout.genes.push(categorical("method", choices, Vec::new()));
-    }
-    let paired: Vec<usize> =
-        (0..methods.len()).filter(|index| takes_pair(methods[*index], facts.sources.len())).collect();
-    if !paired.is_empty() {
-        let count = facts.sources.len();
-        layout.pairs = (0..count).flat_map(|first| (first + 1..count).map(move |second| (first, second))).collect();
-        let name = |index: usize| facts.sources[index].0.as_str();
-        let choices =
-            layout.pairs.iter().map(|(first, second)| format!("{}+{}", name(*first), name(*second))).collect();
-        layout.pair_gene = Some(layout.genes.len());
-        layout.genes.push(categorical(
-            "pair",
-            choices,
-            if paired.len() == methods.len() { Vec::new() } else { paired },
-        ));
-    }
-    let single: Vec<usize> =
-        (0..methods.len()).filter(|index| takes_one(methods[*index], facts.sources.len())).collect();
-    // A stack of the sources' own layers says by itself where each comes from.
-    let stacks_sources = config.stack.as_ref().is_some_and(|stack| !stack.merged);
-    if !single.is_empty() && !stacks_sources {
-        let choices = facts.sources.iter().map(|(name, _)| name.clone()).collect();
-        layout.source_gene = Some(layout.genes.len());
-        let methods = if single.len() == methods.len() { Vec::new() } else { single };
-        layout.genes.push(categorical("source", choices, methods));
+    let mut builder = Builder { config, methods, facts, groups, layout: Layout::default() };
+    builder.add_method();
+    builder.add_pair();
+    builder.add_source();
+    for (name, gene) in &config.genes {
+        builder.add_parameter(name, gene);
     }
     for (name, gene) in &config.genes {
-        if !matches!(gene, GeneConfig::SameAs(_)) {
-            add_parameter(&mut layout, config, methods, facts, groups, name, gene);
+        if let GeneConfig::SameAs(target) = gene {
+            builder.tie(name, target);
         }
     }
-    // Tied parameters read the cells of the gene that they are tied to.
-    for (name, gene) in &config.genes {
-        let GeneConfig::SameAs(other) = gene else { continue };
-        let tied = layout
-            .plans
-            .iter()
-            .find(|plan| plan.parameter == parameter_name(other) && plan.inverted == (other == DROP_RATE));
-        if let (Some(tied), Some((specification, _))) = (tied.cloned(), find_parameter(methods, name)) {
-            layout.plans.push(Plan { parameter: specification.name, inverted: name == DROP_RATE, ..tied });
+    builder.layout
+}
+
+/// A layout that is being made.
+struct Builder<'a> {
+    config: &'a SpaceConfig,
+    methods: &'a [&'static MethodSpecification],
+    facts: &'a ModelFacts,
+    groups: &'a LayerGroups,
+    layout: Layout,
+}
+
+/// A parameter that genes are made for.
+struct SearchedParameter<'a> {
+    /// As the run file calls it.
+    name: &'a str,
+    search: &'a GeneSearch,
+    prior: Prior,
+    /// Where its genes start.
+    start: f64,
+    /// Models, layer groups and modules that have genes of their own; 1 where they share them.
+    sizes: [usize; 3],
+}
+
+impl SearchedParameter<'_> {
+    fn varies_per(&self, per: GenePer) -> bool {
+        self.search.per.contains(&per)
+    }
+}
+
+impl Builder<'_> {
+    fn add_method(&mut self) {
+        if self.methods.len() > 1 {
+            let choices = self.methods.iter().map(|method| method.name.to_owned()).collect();
+            self.layout.method_gene = Some(self.add_gene(categorical("method", choices, Vec::new())));
         }
     }
-    layout
+
+    fn add_pair(&mut self) {
+        let count = self.facts.sources.len();
+        let paired = self.methods_where(|method| takes_pair(method, count));
+        if paired.is_empty() {
+            return;
+        }
+        let pairs: Vec<(usize, usize)> =
+            (0..count).flat_map(|first| (first + 1..count).map(move |second| (first, second))).collect();
+        let name = |index: usize| self.facts.sources[index].0.as_str();
+        let choices = pairs.iter().map(|(first, second)| format!("{}+{}", name(*first), name(*second))).collect();
+        let gene = categorical("pair", choices, self.unless_all(paired));
+        self.layout.pair_gene = Some(self.add_gene(gene));
+        self.layout.pairs = pairs;
+    }
+
+    fn add_source(&mut self) {
+        let single = self.methods_where(|method| takes_one(method, self.facts.sources.len()));
+        // A stack of the sources' own layers says by itself where each comes from.
+        let stacks_sources = self.config.stack.as_ref().is_some_and(|stack| !stack.merged);
+        if single.is_empty() || stacks_sources {
+            return;
+        }
+        let choices = self.facts.sources.iter().map(|(name, _)| name.clone()).collect();
+        let gene = categorical("source", choices, self.unless_all(single));
+        self.layout.source_gene = Some(self.add_gene(gene));
+    }
+
+    /// A parameter of at least one method, with a value or a search of its own.
+    fn add_parameter(&mut self, name: &str, gene: &GeneConfig) {
+        let Some((specification, _)) = find_parameter(self.methods, name) else { return };
+        let plan = match gene {
+            GeneConfig::Search(search) => self.search(name, search, specification),
+            GeneConfig::Number(number) => Plan::frozen(specification, name, *number),
+            GeneConfig::Bool(truth) => Plan::frozen(specification, name, f64::from(u8::from(*truth))),
+            GeneConfig::SameAs(_) => return,
+        };
+        self.layout.plans.push(plan);
+    }
+
+    /// A tied parameter reads the cells of the gene that it is tied to.
+    fn tie(&mut self, name: &str, target: &str) {
+        let is_target =
+            |plan: &&Plan| plan.parameter == parameter_name(target) && plan.inverted == (target == DROP_RATE);
+        let tied = self.layout.plans.iter().find(is_target).cloned();
+        if let (Some(tied), Some((specification, _))) = (tied, find_parameter(self.methods, name)) {
+            self.layout.plans.push(Plan { parameter: specification.name, inverted: name == DROP_RATE, ..tied });
+        }
+    }
+
+    /// Makes the genes of a parameter.
+    fn search(&mut self, name: &str, search: &GeneSearch, specification: &ParameterSpecification) -> Plan {
+        let size = |per: GenePer, size: usize| if search.per.contains(&per) { size } else { 1 };
+        let parameter = SearchedParameter {
+            name,
+            search,
+            prior: Prior::new(search, self.facts, self.groups),
+            start: initial(name, search, specification, self.facts.sources.len()),
+            sizes: [
+                size(GenePer::Model, self.facts.sources.len()),
+                size(GenePer::LayerGroup, self.groups.len()),
+                size(GenePer::Module, self.config.modules.len() + 1),
+            ],
+        };
+        let using = methods_of(self.config, self.methods, name);
+        let mut cells = Vec::new();
+        for model in 0..parameter.sizes[0] {
+            let model = parameter.varies_per(GenePer::Model).then_some(model);
+            cells.extend(self.cells_of_model(&parameter, model, &using));
+        }
+        self.layout.prior = parameter.prior.notice(name).or(self.layout.prior.take());
+        Plan { parameter: specification.name, inverted: name == DROP_RATE, sizes: parameter.sizes, cells }
+    }
+
+    /// The cells of one source, or of all where they share them: frozen together, or a gene each. `using` are the methods
+    /// that the parameter has an effect for.
+    fn cells_of_model(
+        &mut self,
+        parameter: &SearchedParameter<'_>,
+        model: Option<usize>,
+        using: &[usize],
+    ) -> Vec<Cell> {
+        let [_, groups, modules] = parameter.sizes;
+        let takes_part = |method: usize| model.is_none_or(|model| is_input(self.methods[method], self.facts, model));
+        let effective: Vec<usize> = using.iter().copied().filter(|method| takes_part(*method)).collect();
+        let frozen = self.model_name(model).and_then(|name| parameter.search.models.get(name)).copied();
+        // A source that is the base of every method would have a gene without effect.
+        if let Some(number) = frozen.or(effective.is_empty().then_some(parameter.search.low)) {
+            return vec![Cell::Frozen(number); groups * modules];
+        }
+        let methods = self.unless_all(effective);
+        let mut cells = Vec::with_capacity(groups * modules);
+        for group in 0..groups {
+            let layer_group = parameter.varies_per(GenePer::LayerGroup).then_some(group);
+            for module in 0..modules {
+                let module = parameter.varies_per(GenePer::Module).then_some(module);
+                let mut gene = Gene {
+                    name: self.gene_name(parameter.name, model, layer_group, module),
+                    parameter: parameter.name.to_owned(),
+                    kind: gene_kind(&parameter.prior.range(parameter.search, parameter.start, model, layer_group)),
+                    init: 0.5,
+                    model,
+                    layer_group,
+                    module,
+                    methods: methods.clone(),
+                };
+                gene.init = gene.unit(&GeneValue::Real(parameter.start));
+                cells.push(Cell::Gene(self.add_gene(gene)));
+            }
+        }
+        cells
+    }
+
+    /// The gene's index.
+    fn add_gene(&mut self, gene: Gene) -> usize {
+        self.layout.genes.push(gene);
+        self.layout.genes.len() - 1
+    }
+
+    fn methods_where(&self, holds: impl Fn(&MethodSpecification) -> bool) -> Vec<usize> {
+        (0..self.methods.len()).filter(|index| holds(self.methods[*index])).collect()
+    }
+
+    /// Methods as a gene lists them: none where it has an effect for all.
+    fn unless_all(&self, methods: Vec<usize>) -> Vec<usize> {
+        if methods.len() == self.methods.len() { Vec::new() } else { methods }
+    }
+
+    fn model_name(&self, model: Option<usize>) -> Option<&str> {
+        self.facts.sources.get(model?).map(|(name, _)| name.as_str())
+    }
+
+    fn gene_name(
+        &self,
+        parameter: &str,
+        model: Option<usize>,
+        layer_group: Option<usize>,
+        module: Option<usize>,
+    ) -> String {
+        let module = module.map(|module| self.config.modules.get(module).map_or("rest", String::as_str));
+        let group = layer_group.map(|group| format!("g{group}"));
+        let parts = [Some(parameter), self.model_name(model), group.as_deref(), module];
+        parts.into_iter().flatten().collect::<Vec<_>>().join(".")
+    }
 }
 
 fn categorical(name: &str, choices: Vec<String>, methods: Vec<usize>) -> Gene {
@@ -173,75 +322,6 @@ fn methods_of(config: &SpaceConfig, methods: &[&'static MethodSpecification], ge
     using
 }
 
-fn add_parameter(
-    layout: &mut Layout,
-    config: &SpaceConfig,
-    methods: &[&'static MethodSpecification],
-    facts: &ModelFacts,
-    groups: &LayerGroups,
-    name: &str,
-    gene: &GeneConfig,
-) {
-    let Some((specification, _)) = find_parameter(methods, name) else { return };
-    let mut plan =
-        Plan { parameter: specification.name, inverted: name == DROP_RATE, sizes: [1; 3], cells: Vec::new() };
-    let search = match gene {
-        GeneConfig::Search(search) => search,
-        GeneConfig::Number(number) => return layout.plans.push(Plan { cells: vec![Cell::Frozen(*number)], ..plan }),
-        GeneConfig::Bool(truth) => {
-            return layout.plans.push(Plan { cells: vec![Cell::Frozen(f64::from(u8::from(*truth)))], ..plan });
-        }
-        GeneConfig::SameAs(_) => return,
-    };
-    let using = methods_of(config, methods, name);
-    let size = |per: GenePer, size: usize| if search.per.contains(&per) { size } else { 1 };
-    let modules = config.modules.len() + 1;
-    plan.sizes = [
-        size(GenePer::Model, facts.sources.len()),
-        size(GenePer::LayerGroup, groups.len()),
-        size(GenePer::Module, modules),
-    ];
-    let prior = Prior::new(search, facts, groups);
-    let start = initial(name, search, specification, facts.sources.len());
-    for model in 0..plan.sizes[0] {
-        let own = search.per.contains(&GenePer::Model).then_some(model);
-        let model_name = own.and_then(|model| facts.sources.get(model)).map(|(name, _)| name.as_str());
-        let effective: Vec<usize> = using
-            .iter()
-            .copied()
-            .filter(|index| own.is_none_or(|model| is_input(methods[*index], facts, model)))
-            .collect();
-        let frozen = model_name.and_then(|model| search.models.get(model)).copied();
-        // A source that is the base of every method would have a gene without effect.
-        let frozen = frozen.or(if effective.is_empty() { Some(search.low) } else { None });
-        for group in 0..plan.sizes[1] {
-            for module in 0..plan.sizes[2] {
-                if let Some(frozen) = frozen {
-                    plan.cells.push(Cell::Frozen(frozen));
-                    continue;
-                }
-                let layer_group = search.per.contains(&GenePer::LayerGroup).then_some(group);
-                let module = search.per.contains(&GenePer::Module).then_some(module);
-                let mut gene = Gene {
-                    name: gene_name(config, name, model_name, layer_group, module),
-                    parameter: name.to_owned(),
-                    kind: gene_kind(&prior.range(search, start, own, layer_group)),
-                    init: 0.5,
-                    model: own,
-                    layer_group,
-                    module,
-                    methods: if effective.len() == methods.len() { Vec::new() } else { effective.clone() },
-                };
-                gene.init = gene.unit(&GeneValue::Real(start));
-                plan.cells.push(Cell::Gene(layout.genes.len()));
-                layout.genes.push(gene);
-            }
-        }
-    }
-    layout.plans.push(plan);
-    layout.prior = prior.notice(name).or(layout.prior.take());
-}
-
 fn gene_kind(search: &GeneSearch) -> GeneKind {
     if search.integer {
         GeneKind::Integer { low: search.low as i64, high: search.high as i64 }
@@ -267,16 +347,4 @@ fn initial(name: &str, search: &GeneSearch, specification: &ParameterSpecificati
         (None, None) if name == "weight" => (1.0 / sources.max(1) as f64).clamp(search.low, search.high),
         (None, None) => middle,
     }
-}
-
-fn gene_name(
-    config: &SpaceConfig,
-    parameter: &str,
-    model: Option<&str>,
-    layer_group: Option<usize>,
-    module: Option<usize>,
-) -> String {
-    let module = module.map(|module| config.modules.get(module).map_or("rest", String::as_str));
-    let group = layer_group.map(|group| format!("g{group}"));
-    [Some(parameter), model, group.as_deref(), module].into_iter().flatten().collect::<Vec<_>>().join(".")
 }
