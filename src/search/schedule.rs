@@ -187,9 +187,6 @@ mod tests {
     }
 
     impl Strategy for Counting {
-        fn name(&self) -> &'static str {
-            "counting"
-        }
         fn ask(&mut self) -> Result<Ask, StrategyError> {
             if self.wait_at == Some(self.asked) && self.seen < self.asked {
                 return Ok(Ask::Wait { until: self.asked - 1 });
@@ -269,9 +266,6 @@ mod tests {
     fn a_strategy_does_not_pay_for_other_samples_of_a_known_candidate_but_a_race_does() {
         struct Origins(Vec<&'static str>, Vec<Placement>);
         impl Strategy for Origins {
-            fn name(&self) -> &'static str {
-                "origins"
-            }
             fn ask(&mut self) -> Result<Ask, StrategyError> {
                 let Some(origin) = self.0.pop() else { return Ok(Ask::Done("all asked".into())) };
                 let fidelity = if origin == PROMOTION { 1.0 } else { 0.25 };
@@ -305,9 +299,6 @@ mod tests {
     fn only_duplicates_end_the_search() {
         struct Same;
         impl Strategy for Same {
-            fn name(&self) -> &'static str {
-                "same"
-            }
             fn ask(&mut self) -> Result<Ask, StrategyError> {
                 Ok(Ask::Proposal(Box::new(Proposal {
                     content: Content::Base,

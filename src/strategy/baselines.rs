@@ -39,7 +39,6 @@ pub fn baseline_contents(has_base: bool, sources: usize) -> Vec<Content> {
 
 /// The baselines, then the inner strategy.
 pub(super) struct Baselines {
-    name: &'static str,
     plan: Plan,
     inner: Option<Box<dyn Strategy>>,
     /// Base, sources and uniform soup, in order of proposing.
@@ -59,10 +58,9 @@ pub(super) struct Baselines {
 }
 
 impl Baselines {
-    pub(super) fn new(name: &'static str, plan: Plan, inner: Option<Box<dyn Strategy>>) -> Self {
+    pub(super) fn new(plan: Plan, inner: Option<Box<dyn Strategy>>) -> Self {
         let first = baseline_contents(plan.has_base, plan.sources);
         Self {
-            name,
             plan,
             inner,
             first,
@@ -142,10 +140,6 @@ fn origin_of(content: &Content) -> &'static str {
 }
 
 impl Strategy for Baselines {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
     fn ask(&mut self) -> Result<Ask, StrategyError> {
         if let Some(content) = self.first.get(self.proposed).cloned() {
             self.proposed += 1;

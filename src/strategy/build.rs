@@ -86,7 +86,7 @@ pub fn build_raced(
         Some(race) => inner.map(|inner| Box::new(Racing::new(inner, race)) as Box<dyn Strategy>),
         None => inner,
     };
-    Ok(Box::new(Checked::new(Box::new(Baselines::new(kind.name(), plan, inner)))))
+    Ok(Box::new(Checked::new(Box::new(Baselines::new(plan, inner)))))
 }
 
 /// Checks what can be said of `[strategy]` before anything is opened.

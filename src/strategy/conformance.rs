@@ -466,9 +466,6 @@ mod tests {
     fn the_suite_catches_a_strategy_that_takes_everything() {
         struct Careless;
         impl Strategy for Careless {
-            fn name(&self) -> &'static str {
-                "careless"
-            }
             fn ask(&mut self) -> Result<Ask, StrategyError> {
                 Ok(Ask::Done("nothing".to_owned()))
             }

@@ -28,10 +28,6 @@ pub(super) fn objective(outcome: &Outcome) -> Result<Option<f64>, StrategyError>
 }
 
 impl Strategy for Checked {
-    fn name(&self) -> &'static str {
-        self.inner.name()
-    }
-
     fn ask(&mut self) -> Result<Ask, StrategyError> {
         if self.awaits_placement {
             return Err(StrategyError::NotPlaced);

@@ -266,10 +266,6 @@ fn square(a: &[f64], b: &[f64]) -> f64 {
 }
 
 impl Strategy for Local {
-    fn name(&self) -> &'static str {
-        "local"
-    }
-
     fn ask(&mut self) -> Result<Ask, StrategyError> {
         let mut rng = random::stream(self.seed, "local search", self.asked);
         self.asked += 1;

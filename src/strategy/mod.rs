@@ -83,7 +83,8 @@ pub enum Ask {
 pub enum Placement {
     /// It will be evaluated under this index; its outcome follows.
     Asked { index: u64 },
-    /// The same recipe, fidelity and replicate as an earlier index; no outcome of its own follows.
+    /// The evaluation of this earlier index stands for it, and no outcome of its own follows. That is the first evaluation of
+    /// the same candidate, at whatever fidelity; for a promotion or a replicate, one of the candidate on the same samples.
     Duplicate { of: u64 },
 }
 
@@ -147,9 +148,6 @@ pub trait Landscape: Send + Sync {
 /// [`Self::place`] before anything else. Outcomes are told in ascending order of index, each once, and may come any number
 /// of proposals late: a strategy proposes on what it knows, or answers [`Ask::Wait`].
 pub trait Strategy: Send {
-    /// The kind, as in the run file.
-    fn name(&self) -> &'static str;
-
     /// The next proposal.
     fn ask(&mut self) -> Result<Ask, StrategyError>;
 
@@ -159,7 +157,7 @@ pub trait Strategy: Send {
     /// The outcome of one of the strategy's own proposals.
     fn tell(&mut self, outcome: &Outcome) -> Result<(), StrategyError>;
 
-    /// The outcome of a baseline that another strategy proposed: known for free.
+    /// The outcome of a baseline, or of a proposal that was watched: another strategy's, known for free.
     fn learn(&mut self, _content: &Content, _outcome: &Outcome) -> Result<(), StrategyError> {
         Ok(())
     }

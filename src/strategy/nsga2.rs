@@ -214,10 +214,6 @@ fn group_of(id: &SampleId, groups: usize) -> usize {
 }
 
 impl Strategy for Nsga2 {
-    fn name(&self) -> &'static str {
-        "nsga2"
-    }
-
     fn ask(&mut self) -> Result<Ask, StrategyError> {
         let mut rng = random::stream(self.seed, "nsga2", self.asked);
         self.asked += 1;

@@ -276,10 +276,6 @@ impl Portfolio {
 }
 
 impl Strategy for Portfolio {
-    fn name(&self) -> &'static str {
-        "portfolio"
-    }
-
     fn ask(&mut self) -> Result<Ask, StrategyError> {
         self.tell_those_who_met()?;
         self.renew()?;

@@ -244,10 +244,6 @@ impl Racing {
 }
 
 impl Strategy for Racing {
-    fn name(&self) -> &'static str {
-        self.inner.name()
-    }
-
     fn ask(&mut self) -> Result<Ask, StrategyError> {
         // A promotion that was a duplicate ended a race.
         self.report()?;

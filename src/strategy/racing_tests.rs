@@ -211,9 +211,6 @@ struct Listening {
 }
 
 impl Strategy for Listening {
-    fn name(&self) -> &'static str {
-        "listening"
-    }
     fn ask(&mut self) -> Result<Ask, StrategyError> {
         self.proposed += 1;
         Ok(Ask::Proposal(Box::new(Proposal {

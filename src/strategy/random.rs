@@ -17,6 +17,15 @@ pub(super) enum Source {
     Sobol,
 }
 
+impl Source {
+    fn origin(self) -> &'static str {
+        match self {
+            Self::Uniform => "random",
+            Self::Sobol => "sobol",
+        }
+    }
+}
+
 /// Proposes points without looking at outcomes.
 pub(super) struct Sampling {
     source: Source,
@@ -46,13 +55,6 @@ impl Sampling {
 }
 
 impl Strategy for Sampling {
-    fn name(&self) -> &'static str {
-        match self.source {
-            Source::Uniform => "random",
-            Source::Sobol => "sobol",
-        }
-    }
-
     fn ask(&mut self) -> Result<Ask, StrategyError> {
         for _ in 0..TRIES {
             let genome = self.draw();
@@ -62,7 +64,7 @@ impl Strategy for Sampling {
             self.open = Some(self.archive.add(genome.clone(), 0));
             return Ok(Ask::Proposal(Box::new(Proposal {
                 content: Content::Genome(genome),
-                origin: self.name().to_owned(),
+                origin: self.source.origin().to_owned(),
                 parents: vec![],
                 generation: 0,
                 fidelity: 1.0,

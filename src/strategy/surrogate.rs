@@ -5,7 +5,6 @@
 //! (integer). Length scales and noise maximise the posterior density under a log-normal prior that lengthens with the square
 //! root of the number of genes (Hvarfner et al. 2024), on a bounded number of points. Everything is deterministic.
 
-use super::archive::levels;
 use super::linear_algebra::{Cholesky, dot};
 use crate::space::{Gene, GeneKind};
 
@@ -56,9 +55,9 @@ fn length_prior(genes: usize) -> f64 {
     0.5 * (genes as f64).ln()
 }
 
-/// Which distance a gene has.
+/// Whether a gene's values are equal or not, and nothing between.
 fn is_category(gene: &Gene) -> bool {
-    matches!(gene.kind, GeneKind::Categorical { .. }) && levels(&gene.kind).is_some()
+    matches!(gene.kind, GeneKind::Categorical { .. })
 }
 
 fn difference(a: f64, b: f64, category: bool) -> f64 {

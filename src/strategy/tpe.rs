@@ -292,10 +292,6 @@ pub(super) fn cumulative(z: f64) -> f64 {
 }
 
 impl Strategy for Tpe {
-    fn name(&self) -> &'static str {
-        "tpe"
-    }
-
     fn ask(&mut self) -> Result<Ask, StrategyError> {
         let mut rng = random::stream(self.seed, "tpe", self.asked);
         self.asked += 1;

@@ -204,10 +204,6 @@ impl CmaEs {
 }
 
 impl Strategy for CmaEs {
-    fn name(&self) -> &'static str {
-        "cma-es"
-    }
-
     fn ask(&mut self) -> Result<Ask, StrategyError> {
         let mut rng = random::stream(self.seed, "cma-es", self.asked);
         self.asked += 1;

@@ -341,10 +341,6 @@ impl Genetic {
 }
 
 impl Strategy for Genetic {
-    fn name(&self) -> &'static str {
-        "genetic"
-    }
-
     fn ask(&mut self) -> Result<Ask, StrategyError> {
         let mut rng = random::stream(self.seed, "genetic", self.asked);
         self.asked += 1;
