@@ -16,7 +16,7 @@ const MARGIN: f64 = 1e-3;
 
 /// The density nearest to `density` at which no chance to keep an element leaves `(0, 1)`. A density of 1 drops nothing and
 /// is left alone, unless values between it and another are read off a gradient.
-fn within(density: f64, epsilon: f64, interpolated: bool) -> f64 {
+fn repaired_density(density: f64, epsilon: f64, interpolated: bool) -> f64 {
     if (density >= 1.0 && !interpolated) || epsilon >= 0.5 - MARGIN {
         return 1.0;
     }
@@ -159,7 +159,9 @@ impl Decoded<'_> {
         let repaired = parameter == "weight" && self.has_no_sum(plan, group, module);
         let written = if repaired { 1.0 } else { self.written(plan, source, group, module) };
         match self.epsilon(source, group, module).filter(|_| parameter == DENSITY) {
-            Some(epsilon) => Some(within(written, epsilon, self.space.interpolate && self.dimensions(plan).0)),
+            Some(epsilon) => {
+                Some(repaired_density(written, epsilon, self.space.interpolate && self.dimensions(plan).0))
+            }
             None => Some(written),
         }
     }
@@ -210,17 +212,17 @@ impl Decoded<'_> {
             self.method.parameters.iter().filter_map(|parameter| self.space.plan(parameter.name)).collect();
         let per_group = plans.iter().any(|plan| self.dimensions(plan).0);
         let (body, parameters) = if let Some(stack) = &self.space.stack {
-            (self.stacked(stack), self.parameters(ParameterScope::Tensor, 0, Part::Whole, 0))
+            (self.stacked(stack), self.parameters(ParameterScope::Tensor, 0, Extent::Model, 0))
         } else if per_group && !self.space.interpolate {
-            (self.slices(), self.parameters(ParameterScope::Tensor, 0, Part::Whole, 0))
+            (self.slices(), self.parameters(ParameterScope::Tensor, 0, Extent::Model, 0))
         } else {
-            let part = if per_group { Part::Gradient } else { Part::Whole };
+            let extent = if per_group { Extent::Gradients } else { Extent::Model };
             let input = |input: &DecodedInput| Input {
                 model: input.model.clone(),
                 layer_range: None,
-                parameters: self.parameters(ParameterScope::Source, input.source, part, 0),
+                parameters: self.parameters(ParameterScope::Source, input.source, extent, 0),
             };
-            let shared = self.parameters(ParameterScope::Tensor, 0, part, 0);
+            let shared = self.parameters(ParameterScope::Tensor, 0, extent, 0);
             (Body::Models(self.inputs.iter().map(input).collect()), shared)
         };
         Recipe {
@@ -246,9 +248,9 @@ impl Decoded<'_> {
         let inputs = self.inputs.iter().map(|input| Input {
             model: input.model.clone(),
             layer_range,
-            parameters: self.parameters(ParameterScope::Source, input.source, Part::Group, group),
+            parameters: self.parameters(ParameterScope::Source, input.source, Extent::Slice, group),
         });
-        let parameters = self.parameters(ParameterScope::Tensor, 0, Part::Group, group);
+        let parameters = self.parameters(ParameterScope::Tensor, 0, Extent::Slice, group);
         Slice { sources: self.base_input(layer_range).chain(inputs).collect(), base_model: None, parameters }
     }
 
@@ -265,13 +267,13 @@ impl Decoded<'_> {
     fn stacked(&self, stack: &Stack) -> Body {
         let slice = |piece: &Piece| match piece.origin {
             Origin::Merged => self.slice(piece.group),
-            Origin::Source(source) => self.alone(stack, source, piece),
+            Origin::Source(source) => self.source_slice(stack, source, piece),
         };
         Body::Slices(joined(self.pieces.iter().map(slice)))
     }
 
     /// The layers of one source: as they are, or scaled where the method can.
-    fn alone(&self, stack: &Stack, source: usize, piece: &Piece) -> Slice {
+    fn source_slice(&self, stack: &Stack, source: usize, piece: &Piece) -> Slice {
         let layer_range = self.space.groups.0.get(piece.group).copied();
         let one = || {
             let value = Gradient::Scalar(Value::Number(1.0));
@@ -297,19 +299,19 @@ impl Decoded<'_> {
 
     /// The parameters of one scope. In the `slices` form, what all groups share stands at the recipe (sources have it in
     /// every slice).
-    fn parameters(&self, scope: ParameterScope, source: usize, part: Part, group: usize) -> Parameters {
+    fn parameters(&self, scope: ParameterScope, source: usize, extent: Extent, group: usize) -> Parameters {
         let mut parameters = Parameters::new();
         for parameter in self.method.parameters.iter().filter(|parameter| parameter.scope == scope) {
             let Some(plan) = self.space.plan(parameter.name) else { continue };
             let per_group = self.dimensions(plan).0;
             let elsewhere = scope == ParameterScope::Tensor
-                && match part {
-                    Part::Group => !per_group,
-                    Part::Whole => per_group,
-                    Part::Gradient => false,
+                && match extent {
+                    Extent::Slice => !per_group,
+                    Extent::Model => per_group,
+                    Extent::Gradients => false,
                 };
             if !elsewhere {
-                let gradient = part == Part::Gradient && per_group;
+                let gradient = extent == Extent::Gradients && per_group;
                 let setting = if gradient {
                     self.gradient_setting(parameter, plan, source)
                 } else {
@@ -373,12 +375,13 @@ impl Decoded<'_> {
     }
 }
 
-/// Which part of the model parameters are written for.
+/// What parameters are written for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Part {
-    Whole,
+enum Extent {
+    /// The whole model.
+    Model,
     /// One slice.
-    Group,
+    Slice,
     /// The whole model, with gradients for what varies over layer groups.
-    Gradient,
+    Gradients,
 }

@@ -171,9 +171,9 @@ fn log_expected_improvement(mean: f64, deviation: f64) -> f64 {
 /// Terms of the continued fraction of the normal distribution's tail.
 const TAIL_TERMS: u32 = 40;
 
-/// One part, and which of the points it took in.
+/// The model of one part, and which of the points it took in.
 #[derive(Clone, Debug)]
-struct Part {
+struct PartModel {
     surrogate: Surrogate,
     taken: Vec<bool>,
 }
@@ -181,7 +181,7 @@ struct Part {
 /// The sum of the parts' models.
 #[derive(Clone, Debug)]
 pub(super) struct Composite {
-    parts: Vec<Part>,
+    parts: Vec<PartModel>,
     /// The best of the points' values.
     best: f64,
 }
@@ -189,7 +189,7 @@ pub(super) struct Composite {
 impl Composite {
     /// A model of nothing.
     pub(super) fn new(genes: &[Gene], scales: &AllScales) -> Self {
-        let part = |scales| Part { surrogate: Surrogate::new(genes, scales), taken: Vec::new() };
+        let part = |scales| PartModel { surrogate: Surrogate::new(genes, scales), taken: Vec::new() };
         Self { parts: scales.iter().map(part).collect(), best: f64::NEG_INFINITY }
     }
 

@@ -18,11 +18,11 @@ const PENALTIES: [f64; 7] = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0];
 /// chance do not make an estimate certain.
 const DOUBT: f64 = 4.0;
 
-/// Samples by task of the objective, ids ascending.
+/// The samples that the candidates of a rung are scored on: by task of the objective, ids ascending.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Part(Vec<Vec<SampleId>>);
+pub(super) struct RungSamples(Vec<Vec<SampleId>>);
 
-impl Part {
+impl RungSamples {
     /// The samples that scores were taken on; `None` unless every task is the plain mean of its per-sample scores.
     pub(super) fn of(objective: &Objective, scores: &Scores) -> Option<Self> {
         let ids = |name: &String, metric: &str| {
@@ -60,7 +60,7 @@ pub(super) struct Reference {
 
 impl Reference {
     /// `None` where the candidate has no score of one of the part's samples.
-    pub(super) fn new(objective: &Objective, part: &Part, scores: &Scores) -> Option<Self> {
+    pub(super) fn new(objective: &Objective, part: &RungSamples, scores: &Scores) -> Option<Self> {
         let values = part.values(objective, scores)?;
         let whole =
             objective.tasks.iter().map(|task| Some(mean_samples(scores.get(&task.name)?, &task.metric)?.values));
@@ -93,7 +93,7 @@ fn centred(values: &[impl AsRef<[f64]>]) -> Vec<f64> {
 /// standard error by that of the expectation. `None` without references, or where the scores are not those of the part.
 pub(super) fn extrapolate(
     objective: &Objective,
-    part: &Part,
+    part: &RungSamples,
     scores: &Scores,
     references: &[&Reference],
 ) -> Option<Scores> {
@@ -214,7 +214,7 @@ mod tests {
         let objective = objective();
         let known = scores(&[0, 1, 2, 3], &[&[1.0, 0.0, 1.0, 1.0], &[0.0, 0.0, 1.0, 1.0]]);
         let seen = scores(&[1, 0], &[&[1.0, 1.0], &[1.0, 0.0]]);
-        let part = Part::of(&objective, &seen).unwrap();
+        let part = RungSamples::of(&objective, &seen).unwrap();
         let reference = Reference::new(&objective, &part, &known).unwrap();
         let estimated = extrapolate(&objective, &part, &seen, &[&reference]).unwrap();
         assert!((estimated["a"].metrics["acc"].value - 1.25).abs() < 1e-12);
@@ -242,7 +242,7 @@ mod tests {
     fn answers_like_those_of_others_make_the_estimate_better_than_the_mean_of_others() {
         let objective = objective();
         let references: Vec<_> = (0..12).map(|number| answers(f64::from(number as u32) / 11.0, number)).collect();
-        let part = Part::of(&objective, &restricted(&references[0], 60)).unwrap();
+        let part = RungSamples::of(&objective, &restricted(&references[0], 60)).unwrap();
         let references: Vec<Reference> =
             references.iter().map(|scores| Reference::new(&objective, &part, scores).unwrap()).collect();
         let references: Vec<&Reference> = references.iter().collect();
@@ -271,7 +271,7 @@ mod tests {
         let objective = objective();
         let same = |value: f64| scores(&[0, 1, 2, 3], &[&[value; 4], &[1.0 - value; 4]]);
         let seen = scores(&[0, 1], &[&[1.0, 0.0], &[0.0, 1.0]]);
-        let part = Part::of(&objective, &seen).unwrap();
+        let part = RungSamples::of(&objective, &seen).unwrap();
         let references = [same(1.0), same(0.0)].map(|scores| Reference::new(&objective, &part, &scores).unwrap());
         let estimated = extrapolate(&objective, &part, &seen, &[&references[0], &references[1]]).unwrap();
         assert_eq!(objective.value(&estimated), objective.value(&seen));

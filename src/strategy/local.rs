@@ -27,9 +27,9 @@ const SHORT_LIST: usize = 60;
 const REFIT: (u64, u64) = (3, 8);
 const REFIT_GROWTH: u64 = 20;
 /// The box's half side at the start, its least and its most.
-const START: f64 = 0.2;
-const LEAST: f64 = 0.02;
-const MOST: f64 = 0.4;
+const FIRST_SIDE: f64 = 0.2;
+const LEAST_SIDE: f64 = 0.02;
+const MOST_SIDE: f64 = 0.4;
 /// Root of the mean squared difference of genes within which points belong to one centre.
 const APART: f64 = 0.12;
 /// Centres that are left alone at most, before all are open again.
@@ -69,7 +69,7 @@ impl Local {
             seed: setup.seed,
             history,
             ties,
-            half_side: START,
+            half_side: FIRST_SIDE,
             successes: 0,
             failures: 0,
             best: f64::NEG_INFINITY,
@@ -225,12 +225,12 @@ impl Local {
         }
         let patience = (self.history.landscape().genes().len() / 2).clamp(4, 16);
         if self.successes >= SUCCESSES {
-            self.half_side = (2.0 * self.half_side).min(MOST);
+            self.half_side = (2.0 * self.half_side).min(MOST_SIDE);
             self.successes = 0;
         } else if self.failures >= patience {
             self.half_side *= 0.6;
             self.failures = 0;
-            if self.half_side < LEAST {
+            if self.half_side < LEAST_SIDE {
                 self.move_on();
             }
         }
@@ -238,7 +238,7 @@ impl Local {
 
     /// Leaves the surroundings of the centre for those of the best point elsewhere; back to the best of all when there is none.
     fn move_on(&mut self) {
-        self.half_side = START;
+        self.half_side = FIRST_SIDE;
         let points = self.history.points();
         if let Some(centre) = self.centre() {
             self.retired.push(points[centre].effective.clone());

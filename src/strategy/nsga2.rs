@@ -96,7 +96,7 @@ impl Nsga2 {
         Some(values.filter(|values| !values.is_empty()).unwrap_or_else(|| vec![whole; count.max(1)]))
     }
 
-    fn of(&self, place: usize) -> Option<&[f64]> {
+    fn objectives_of(&self, place: usize) -> Option<&[f64]> {
         let index = self.history.points()[place].index?;
         self.objectives.get(&index).map(Vec::as_slice)
     }
@@ -109,7 +109,7 @@ impl Nsga2 {
                 self.population.push(place);
             }
         }
-        let objectives: Vec<Option<&[f64]>> = self.population.iter().map(|place| self.of(*place)).collect();
+        let objectives: Vec<Option<&[f64]>> = self.population.iter().map(|place| self.objectives_of(*place)).collect();
         let fronts = pareto::fronts(&objectives);
         let mut ranked: Vec<(usize, f64, usize)> = Vec::with_capacity(fronts.len());
         for number in 0..=fronts.iter().copied().max().unwrap_or(0) {

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use rand::Rng as _;
 
 use super::contract::objective;
-use super::extrapolate::{Part, Reference, extrapolate};
+use super::extrapolate::{Reference, RungSamples, extrapolate};
 use super::origin::PROMOTION;
 use super::{Ask, Content, Outcome, Placement, Proposal, SoupTrace, Status, Strategy, StrategyError};
 use crate::evaluate::Scores;
@@ -59,11 +59,11 @@ struct Entry {
     over: Option<Outcome>,
 }
 
-/// A candidate scored on all samples, and what it is on the part of each rung.
-struct Full {
+/// A candidate scored on all samples, and what it is on the samples of each rung.
+struct FullResult {
     tasks: Scores,
     objective: f64,
-    on: Vec<Option<Reference>>,
+    by_rung: Vec<Option<Reference>>,
 }
 
 /// A result of a rung that others are ranked among.
@@ -97,11 +97,11 @@ pub(super) struct Racing {
     /// Latest results by rung.
     results: Vec<VecDeque<Rival>>,
     /// The samples of each rung, once they are known.
-    parts: Vec<Option<Part>>,
+    samples: Vec<Option<RungSamples>>,
     /// They are in no rung.
-    baselines: Vec<Full>,
+    baselines: Vec<FullResult>,
     /// Latest candidates that were scored in full without having won.
-    references: VecDeque<Full>,
+    references: VecDeque<FullResult>,
     best: Option<f64>,
 }
 
@@ -117,7 +117,7 @@ impl Racing {
             evaluations: BTreeMap::new(),
             promotions: BTreeSet::new(),
             results: (0..rungs).map(|_| VecDeque::new()).collect(),
-            parts: vec![None; rungs],
+            samples: vec![None; rungs],
             baselines: Vec::new(),
             references: VecDeque::new(),
             best: None,
@@ -131,7 +131,7 @@ impl Racing {
     /// Whether the next candidate is to be a reference: where references are of use at all.
     fn is_reference(&self) -> bool {
         let lot = || random::stream(self.race.seed, "racing references", self.begun).next_u64();
-        self.parts[0].is_some() && lot() < u64::MAX / ONE_REFERENCE_IN
+        self.samples[0].is_some() && lot() < u64::MAX / ONE_REFERENCE_IN
     }
 
     fn promote(&mut self, rung: usize, first: u64) -> Option<Proposal> {
@@ -148,30 +148,31 @@ impl Racing {
     }
 
     /// A full score: guides all later comparisons. `None` where it has no value.
-    fn full(&mut self, outcome: &Outcome) -> Option<Full> {
+    fn full(&mut self, outcome: &Outcome) -> Option<FullResult> {
         let objective = outcome.objective?;
         self.best = Some(self.best.map_or(objective, |best| best.max(objective)));
-        let on = self.parts.iter().map(|part| Reference::new(&self.race.objective, part.as_ref()?, &outcome.tasks));
-        Some(Full { tasks: outcome.tasks.clone(), objective, on: on.collect() })
+        let by_rung =
+            self.samples.iter().map(|samples| Reference::new(&self.race.objective, samples.as_ref()?, &outcome.tasks));
+        Some(FullResult { tasks: outcome.tasks.clone(), objective, by_rung: by_rung.collect() })
     }
 
     /// Takes the first result of a rung for what the rung's samples are.
-    fn learn_part(&mut self, rung: usize, scores: &Scores) {
-        if rung == self.last_rung() || self.parts[rung].is_some() {
+    fn learn_samples(&mut self, rung: usize, scores: &Scores) {
+        if rung == self.last_rung() || self.samples[rung].is_some() {
             return;
         }
-        let Some(part) = Part::of(&self.race.objective, scores) else { return };
+        let Some(samples) = RungSamples::of(&self.race.objective, scores) else { return };
         for full in self.baselines.iter_mut().chain(&mut self.references) {
-            full.on[rung] = Reference::new(&self.race.objective, &part, &full.tasks);
+            full.by_rung[rung] = Reference::new(&self.race.objective, &samples, &full.tasks);
         }
-        self.parts[rung] = Some(part);
+        self.samples[rung] = Some(samples);
     }
 
     /// What an outcome on a rung says about all samples; `None` where nothing is known to judge it by.
     fn estimate(&self, rung: usize, outcome: &Outcome) -> Option<Outcome> {
         let references = self.baselines.iter().chain(&self.references);
-        let references: Vec<&Reference> = references.filter_map(|full| full.on[rung].as_ref()).collect();
-        let tasks = extrapolate(&self.race.objective, self.parts[rung].as_ref()?, &outcome.tasks, &references)?;
+        let references: Vec<&Reference> = references.filter_map(|full| full.by_rung[rung].as_ref()).collect();
+        let tasks = extrapolate(&self.race.objective, self.samples[rung].as_ref()?, &outcome.tasks, &references)?;
         let objective = self.race.objective.value(&tasks)?;
         Some(Outcome { objective: Some(objective), tasks, ..outcome.clone() })
     }
@@ -188,7 +189,7 @@ impl Racing {
         let tie = random::stream(self.race.seed, "racing ties", outcome.index).next_u64();
         let mut rivals: Vec<(f64, u64)> = self.results[rung].iter().map(|rival| (rival.value, rival.tie)).collect();
         if rivals.len() < WINDOW {
-            let known = self.baselines.iter().filter(|full| full.on[rung].is_some());
+            let known = self.baselines.iter().filter(|full| full.by_rung[rung].is_some());
             rivals.extend(known.map(|full| (full.objective, u64::MAX / 2)));
         }
         let better = rivals.iter().filter(|rival| rival.0 > value || (rival.0 == value && rival.1 > tie)).count();
@@ -201,7 +202,7 @@ impl Racing {
 
     /// Takes a candidate that was scored in full without having won, and estimates the latest results anew: what is compared with
     /// them later rests on it too.
-    fn add_reference(&mut self, full: Full) {
+    fn add_reference(&mut self, full: FullResult) {
         self.references.push_back(full);
         if self.references.len() > REFERENCES {
             self.references.pop_front();
@@ -306,7 +307,7 @@ impl Strategy for Racing {
                 self.end(first, outcome.clone());
             }
             (Status::Scored, Some(value)) => {
-                self.learn_part(rung, &outcome.tasks);
+                self.learn_samples(rung, &outcome.tasks);
                 let estimate = self.estimate(rung, outcome);
                 let hopeful = estimate.as_ref().is_none_or(|estimate| self.is_hopeful(estimate));
                 let value = estimate.as_ref().and_then(|estimate| estimate.objective).unwrap_or(value);

@@ -150,7 +150,7 @@ impl Surrogate {
     fn push(&mut self, point: &[f64], value: f64, error: f64) -> bool {
         let scaled = self.scale(point);
         let mut row = self.covariances(&scaled);
-        row.push(self.seen_variance() + error);
+        row.push(self.observed_variance() + error);
         let fits = self.factor.push(&row);
         if fits {
             self.points.push(scaled);
@@ -190,13 +190,13 @@ impl Surrogate {
     }
 
     /// The covariance of a point with itself, but for noise.
-    fn own(&self) -> f64 {
+    fn prior_variance(&self) -> f64 {
         1.0 + self.rough
     }
 
     /// The variance of an exact value at a point.
-    fn seen_variance(&self) -> f64 {
-        self.own() + NOISE * self.rough + NUGGET
+    fn observed_variance(&self) -> f64 {
+        self.prior_variance() + NOISE * self.rough + NUGGET
     }
 
     fn covariances(&self, scaled: &[f64]) -> Vec<f64> {
@@ -213,9 +213,9 @@ impl Surrogate {
     /// The expected value at a point and an upper bound of its standard deviation: what the point that tells most leaves.
     pub(super) fn sketch(&self, point: &[f64]) -> (f64, f64) {
         let covariances = self.covariances(&self.scale(point));
-        let seen = self.seen_variance();
+        let seen = self.observed_variance();
         let explained = covariances.iter().zip(&self.errors).map(|(value, error)| value * value / (seen + error));
-        let variance = self.own() - explained.fold(0.0, f64::max);
+        let variance = self.prior_variance() - explained.fold(0.0, f64::max);
         (dot(&covariances, &self.weights), (variance.max(1e-12) * self.variance).sqrt())
     }
 
@@ -223,7 +223,7 @@ impl Surrogate {
     pub(super) fn predict(&self, point: &[f64]) -> (f64, f64) {
         let covariances = self.covariances(&self.scale(point));
         let half = self.factor.forward(&covariances);
-        let variance = (self.own() - dot(&half, &half)).max(1e-12) * self.variance;
+        let variance = (self.prior_variance() - dot(&half, &half)).max(1e-12) * self.variance;
         (dot(&covariances, &self.weights), variance.sqrt())
     }
 }

@@ -59,21 +59,25 @@ impl Distribution {
             ranked.iter().zip(&steps).filter(|(sample, _)| !sample.foreign).map(|(_, step)| step).collect();
         let own_rates = Rates::new(genes, own.len());
         let white = self.factor.forward(&mean_step(&own_rates, own.into_iter()));
-        let gain = (own_rates.step * (2.0 - own_rates.step) * own_rates.effective).sqrt();
-        self.step_path.iter_mut().zip(&white).for_each(|(path, by)| *path = (1.0 - own_rates.step) * *path + gain * by);
+        let gain = (own_rates.step_path * (2.0 - own_rates.step_path) * own_rates.effective).sqrt();
+        self.step_path
+            .iter_mut()
+            .zip(&white)
+            .for_each(|(path, by)| *path = (1.0 - own_rates.step_path) * *path + gain * by);
         let length = dot(&self.step_path, &self.step_path).sqrt();
         let expected = genes.sqrt() * (1.0 - 1.0 / (4.0 * genes) + 1.0 / (21.0 * genes * genes));
-        let faded = 1.0 - (1.0 - own_rates.step).powf(2.0 * f64::from(self.updates));
+        let faded = 1.0 - (1.0 - own_rates.step_path).powf(2.0 * f64::from(self.updates));
         let steady = length / faded.sqrt() < (1.4 + 2.0 / (genes + 1.0)) * expected;
-        let gain = if steady { (rates.path * (2.0 - rates.path) * rates.effective).sqrt() } else { 0.0 };
+        let gain =
+            if steady { (rates.covariance_path * (2.0 - rates.covariance_path) * rates.effective).sqrt() } else { 0.0 };
         self.covariance_path
             .iter_mut()
             .zip(&move_by)
-            .for_each(|(path, by)| *path = (1.0 - rates.path) * *path + gain * by);
+            .for_each(|(path, by)| *path = (1.0 - rates.covariance_path) * *path + gain * by);
 
-        let lost = if steady { 0.0 } else { rates.path * (2.0 - rates.path) };
+        let lost = if steady { 0.0 } else { rates.covariance_path * (2.0 - rates.covariance_path) };
         self.update_covariance(&rates, lost, &steps);
-        self.step = (self.step * (own_rates.step / own_rates.damping * (length / expected - 1.0)).min(1.0).exp())
+        self.step = (self.step * (own_rates.step_path / own_rates.damping * (length / expected - 1.0)).min(1.0).exp())
             .clamp(STEP_BOUNDS.0, STEP_BOUNDS.1);
         let mut factor = Cholesky::default();
         if self.covariance.iter().all(|row| factor.push(row)) {
@@ -114,12 +118,12 @@ impl Distribution {
             })
             .collect();
         let sum: f64 = rates.weights.iter().sum();
-        let keep = 1.0 - rates.one - rates.many * sum + rates.one * lost;
+        let keep = 1.0 - rates.rank_one - rates.rank_mu * sum + rates.rank_one * lost;
         let path = &self.covariance_path;
         for (i, row) in self.covariance.iter_mut().enumerate() {
             for (j, value) in row.iter_mut().enumerate() {
                 let many: f64 = weights.iter().zip(steps).map(|(weight, step)| weight * step[i] * step[j]).sum();
-                *value = keep * *value + rates.one * path[i] * path[j] + rates.many * many;
+                *value = keep * *value + rates.rank_one * path[i] * path[j] + rates.rank_mu * many;
             }
         }
     }
@@ -149,12 +153,13 @@ struct Rates {
     weights: Vec<f64>,
     /// Variance-effective number of good members.
     effective: f64,
-    step: f64,
+    /// Learning rate of the path of the step size, and its damping.
+    step_path: f64,
     damping: f64,
-    path: f64,
-    /// Of the path, and of the population.
-    one: f64,
-    many: f64,
+    /// Learning rates of the covariance's path, and of the covariance from that path and from the population.
+    covariance_path: f64,
+    rank_one: f64,
+    rank_mu: f64,
 }
 
 impl Rates {
@@ -167,22 +172,33 @@ impl Rates {
         let (sum, squares) = sums(0..good);
         let (bad_sum, bad_squares) = sums(good..population);
         let effective = sum * sum / squares;
-        let step = (effective + 2.0) / (genes + effective + 5.0);
-        let damping = 1.0 + 2.0 * (((effective - 1.0) / (genes + 1.0)).max(0.0).sqrt() - 1.0).max(0.0) + step;
-        let path = (4.0 + effective / genes) / (genes + 4.0 + 2.0 * effective / genes);
-        let one = 2.0 / ((genes + 1.3).powi(2) + effective);
-        let many =
-            (1.0 - one).min(2.0 * (effective - 2.0 + 1.0 / effective).max(0.0) / ((genes + 2.0).powi(2) + effective));
+        let step_path = (effective + 2.0) / (genes + effective + 5.0);
+        let damping = 1.0 + 2.0 * (((effective - 1.0) / (genes + 1.0)).max(0.0).sqrt() - 1.0).max(0.0) + step_path;
+        let covariance_path = (4.0 + effective / genes) / (genes + 4.0 + 2.0 * effective / genes);
+        let rank_one = 2.0 / ((genes + 1.3).powi(2) + effective);
+        let rank_mu = (1.0 - rank_one)
+            .min(2.0 * (effective - 2.0 + 1.0 / effective).max(0.0) / ((genes + 2.0).powi(2) + effective));
         // The bad half weighs as much as keeps the matrix positive definite.
         let mut bad = 0.0;
-        if many > 0.0 && bad_sum < 0.0 {
+        if rank_mu > 0.0 && bad_sum < 0.0 {
             let bad_effective = bad_sum * bad_sum / bad_squares;
-            let limits =
-                [1.0 + one / many, 1.0 + 2.0 * bad_effective / (effective + 2.0), (1.0 - one - many) / (genes * many)];
+            let limits = [
+                1.0 + rank_one / rank_mu,
+                1.0 + 2.0 * bad_effective / (effective + 2.0),
+                (1.0 - rank_one - rank_mu) / (genes * rank_mu),
+            ];
             bad = limits.into_iter().fold(f64::INFINITY, f64::min).max(0.0) / -bad_sum;
         }
         let weight = |rank: usize| if rank < good { raw(rank) / sum } else { raw(rank) * bad };
-        Self { weights: (0..population).map(weight).collect(), effective, step, damping, path, one, many }
+        Self {
+            weights: (0..population).map(weight).collect(),
+            effective,
+            step_path,
+            damping,
+            covariance_path,
+            rank_one,
+            rank_mu,
+        }
     }
 }
 
@@ -236,7 +252,7 @@ mod tests {
             assert!((good - 1.0).abs() < 1e-12);
             assert!(rates.weights.windows(2).all(|pair| pair[0] >= pair[1]), "{:?}", rates.weights);
             // What is left of the matrix stays positive whatever the bad steps (Hansen 2016, equation 53).
-            assert!(bad < 0.0 && 1.0 - rates.one - rates.many + genes * rates.many * bad >= -1e-12, "{bad}");
+            assert!(bad < 0.0 && 1.0 - rates.rank_one - rates.rank_mu + genes * rates.rank_mu * bad >= -1e-12, "{bad}");
         }
     }
 
@@ -254,7 +270,7 @@ mod tests {
         let (good, bad) = (active.covariance[0][0], active.covariance[1][1]);
         // Without negative weights the second would only fade.
         let rates = Rates::new(2.0, 6);
-        assert!(good > bad && bad < 1.0 - rates.one - rates.many, "{good} {bad}");
+        assert!(good > bad && bad < 1.0 - rates.rank_one - rates.rank_mu, "{good} {bad}");
     }
 
     #[test]

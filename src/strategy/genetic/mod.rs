@@ -193,14 +193,14 @@ impl Genetic {
         &self,
         count: usize,
         keep: usize,
-        surrogate: &model::Ranked<'_>,
+        rater: &model::Rater<'_>,
         mut make: impl FnMut() -> Child,
     ) -> Vec<(f64, Child)> {
         let mut list: Vec<(f64, Child)> = Vec::with_capacity(count);
         for _ in 0..count {
             let child = make();
             if let Some(effective) = self.history.new_effective(&child.genome) {
-                list.push((surrogate.sketch(&effective), child));
+                list.push((rater.sketch(&effective), child));
             }
         }
         list.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -237,24 +237,24 @@ impl Genetic {
             return None;
         }
         let surrogate = self.model.surrogate(&self.ties, self.history.archive())?;
-        let surrogate = model::Ranked { surrogate: &surrogate, ties: &self.ties };
+        let rater = model::Rater { surrogate: &surrogate, ties: &self.ties };
         let breeder = self.breeder(members, niches);
-        let mut brood = self.short_list(self.parameters.brood, SHORT_LIST, &surrogate, || breeder.child(rng));
+        let mut brood = self.short_list(self.parameters.brood, SHORT_LIST, &rater, || breeder.child(rng));
         // A brood lives where its parents do; the model may know better places. In a space with ties there are too many.
         if !self.ties.bind() {
-            brood.extend(self.short_list(SCOUTS, SCOUT_LIST, &surrogate, || breeder.immigrant(rng)));
+            brood.extend(self.short_list(SCOUTS, SCOUT_LIST, &rater, || breeder.immigrant(rng)));
         }
         for (value, child) in &mut brood {
-            *value = surrogate.rate(&self.history.effective(&child.genome));
+            *value = rater.rate(&self.history.effective(&child.genome));
         }
-        self.refine(brood, &surrogate, &breeder, rng)
+        self.refine(brood, &rater, &breeder, rng)
     }
 
     /// The best that some generations bred on the model alone make of a rated brood.
     fn refine(
         &self,
         mut brood: Vec<(f64, Child)>,
-        surrogate: &model::Ranked<'_>,
+        rater: &model::Rater<'_>,
         breeder: &Breeder<'_>,
         rng: &mut impl Rng,
     ) -> Option<Child> {
@@ -269,7 +269,7 @@ impl Genetic {
                     let mut child = Child { refined: true, ..brood[founder].1.clone() };
                     breeder.step_from(&mut child.genome, step, rng);
                     if let Some(effective) = self.history.new_effective(&child.genome) {
-                        brood.push((surrogate.rate(&effective), child));
+                        brood.push((rater.rate(&effective), child));
                     }
                 }
             }

@@ -131,13 +131,13 @@ impl Model {
     }
 }
 
-/// A model of points that are features to it.
-pub(super) struct Ranked<'a> {
+/// Rates points by the model, which sees features.
+pub(super) struct Rater<'a> {
     pub(super) surrogate: &'a Composite,
     pub(super) ties: &'a Ties,
 }
 
-impl Ranked<'_> {
+impl Rater<'_> {
     /// A first guess at [`Self::rate`].
     pub(super) fn sketch(&self, point: &[f64]) -> f64 {
         self.surrogate.sketch(&features(self.ties, point))
