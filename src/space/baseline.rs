@@ -14,13 +14,13 @@ const TOLERANCE: f64 = 1e-9;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Encoded {
     pub genome: Genome,
-    /// Whether its weights are the baseline's, bit for bit, so that the baseline's score may stand for it. Otherwise they
-    /// differ by rounding: a source is not always equal to base + (source - base).
+    /// Whether its weights are the baseline's, bit for bit, so that the baseline's score may stand for it. Otherwise
+    /// they differ by rounding: a source is not always equal to base + (source - base).
     pub exact: bool,
 }
 
-/// The average of these sources (indices) with equal weights; one that is there several times has as many shares. One source
-/// alone is that source.
+/// The average of these sources (indices) with equal weights; one that is there several times has as many shares. One
+/// source alone is that source.
 pub fn soup_recipe(facts: &ModelFacts, members: &[usize]) -> Recipe {
     let models = shares(members)
         .into_iter()
@@ -169,7 +169,8 @@ impl SearchSpace {
         let sums = [1.0, 0.5, 2.0, 0.25, 4.0, 0.125, 0.75, 0.3, 0.2, 0.1];
         match behaviour(self.specifications[method])? {
             Behaviour::Linear => {
-                // The weights' common value does not matter: they are divided by their sum. Powers of two keep every bit.
+                // The weights' common value does not matter: they are divided by their sum. Powers of two keep every
+                // bit.
                 let normalized =
                     sums.iter().map(|weight| Target { weight: [0.0, *weight], lambda: 1.0, normalize: true });
                 let plain = Target { weight: [0.0, share], lambda: 1.0, normalize: false };
@@ -258,7 +259,8 @@ impl SearchSpace {
             })
     }
 
-    /// Whether the linear merge gives the soup's bits: the common weight is a power of two, exactly, and it is divided out.
+    /// Whether the linear merge gives the soup's bits: the common weight is a power of two, exactly, and it is divided
+    /// out.
     fn is_exact_average(&self, genome: &Genome, members: &[usize], target: Target) -> bool {
         let decoded = self.decoded(genome);
         let weight = target.weight[1];

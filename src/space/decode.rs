@@ -14,8 +14,8 @@ const EPSILON: &str = "epsilon";
 /// How far inside its bounds a repaired density lies.
 const MARGIN: f64 = 1e-3;
 
-/// The density nearest to `density` at which no chance to keep an element leaves `(0, 1)`. A density of 1 drops nothing and
-/// is left alone, unless values between it and another are read off a gradient.
+/// The density nearest to `density` at which no chance to keep an element leaves `(0, 1)`. A density of 1 drops nothing
+/// and is left alone, unless values between it and another are read off a gradient.
 fn repaired_density(density: f64, epsilon: f64, interpolated: bool) -> f64 {
     if (density >= 1.0 && !interpolated) || epsilon >= 0.5 - MARGIN {
         return 1.0;
@@ -45,10 +45,10 @@ pub(super) struct Decoded<'a> {
 
 impl SearchSpace {
     /// The recipe of a genome. Total: missing numbers and NaN count as the gene's `init`, numbers outside `[0, 1]` are
-    /// clamped, numbers too many are ignored. Where a normalized linear merge would divide by (nearly) zero, because all
-    /// weights of a layer group and module are zero or cancel out, these weights are all set to 1. Where a density is too near
-    /// to 0 or 1 for its `epsilon` (DELLA), the nearest one that is not takes its place. A stack without a block is the one
-    /// that the search starts with, and one with too many layers lacks blocks in its middle.
+    /// clamped, numbers too many are ignored. Where a normalized linear merge would divide by (nearly) zero, because
+    /// all weights of a layer group and module are zero or cancel out, these weights are all set to 1. Where a density
+    /// is too near to 0 or 1 for its `epsilon` (DELLA), the nearest one that is not takes its place. A stack without a
+    /// block is the one that the search starts with, and one with too many layers lacks blocks in its middle.
     pub fn decode(&self, genome: &Genome) -> Recipe {
         self.decoded(genome).recipe()
     }
@@ -297,8 +297,8 @@ impl Decoded<'_> {
         }
     }
 
-    /// The parameters of one scope. In the `slices` form, what all groups share stands at the recipe (sources have it in
-    /// every slice).
+    /// The parameters of one scope. In the `slices` form, what all groups share stands at the recipe (sources have it
+    /// in every slice).
     fn parameters(&self, scope: ParameterScope, source: usize, extent: Extent, group: usize) -> Parameters {
         let mut parameters = Parameters::new();
         for parameter in self.method.parameters.iter().filter(|parameter| parameter.scope == scope) {

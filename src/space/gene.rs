@@ -16,8 +16,8 @@ impl Gene {
         }
     }
 
-    /// The number in `[0, 1]` that stands for a value: the inverse of [`Gene::value`], exact where rounding allows it; the
-    /// middle of its share for integers and choices. Values outside the range are clamped.
+    /// The number in `[0, 1]` that stands for a value: the inverse of [`Gene::value`], exact where rounding allows it;
+    /// the middle of its share for integers and choices. Values outside the range are clamped.
     pub fn unit(&self, value: &GeneValue) -> f64 {
         let number = match value {
             GeneValue::Real(number) => *number,

@@ -9,8 +9,8 @@ use crate::config::LayerGrouping;
 pub(super) struct LayerGroups(pub Vec<(usize, usize)>);
 
 impl LayerGroups {
-    /// Layer N of L belongs to group floor(N x groups / L), or to floor(N / granularity). `known` says whether the layout
-    /// was read from checkpoints; if not, each group stands for one layer.
+    /// Layer N of L belongs to group floor(N x groups / L), or to floor(N / granularity). `known` says whether the
+    /// layout was read from checkpoints; if not, each group stands for one layer.
     pub fn new(grouping: &LayerGrouping, layout: &LayerLayout, known: bool) -> Result<Self, SpaceError> {
         let layers = match (layout.count, grouping) {
             (0, _) if known => return Ok(Self(vec![(0, 0)])),

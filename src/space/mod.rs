@@ -1,9 +1,9 @@
 //! The search space: genes, genomes, and the total map from a genome to a recipe.
 //!
-//! What varies over layer groups makes the recipe take the `slices` form, one slice a group: mergekit takes embeddings from
-//! the first slice and final norm and head from the last one, which is the grouping that we want. With `interpolate` the
-//! recipe keeps the `models` form and has gradients. What varies over modules is written with filters. With `[space.stack]`
-//! genes decide which blocks of layers a recipe is stacked from.
+//! What varies over layer groups makes the recipe take the `slices` form, one slice a group: mergekit takes embeddings
+//! from the first slice and final norm and head from the last one, which is the grouping that we want. With
+//! `interpolate` the recipe keeps the `models` form and has gradients. What varies over modules is written with
+//! filters. With `[space.stack]` genes decide which blocks of layers a recipe is stacked from.
 
 mod baseline;
 mod decode;
@@ -52,8 +52,8 @@ pub enum GeneKind {
 pub struct Gene {
     /// `weight.expert-add.g0.mlp`: parameter, then model, layer group and module as far as the gene has them.
     pub name: String,
-    /// The parameter that the gene sets (`weight`, `density`, ...; `method`, `pair` and `source` for the categorical genes;
-    /// `stack.1` and `scale.1` for the first pass of a stack).
+    /// The parameter that the gene sets (`weight`, `density`, ...; `method`, `pair` and `source` for the categorical
+    /// genes; `stack.1` and `scale.1` for the first pass of a stack).
     pub parameter: String,
     pub kind: GeneKind,
     /// Where a search without better knowledge starts, in `[0, 1]`.
@@ -254,8 +254,8 @@ fn notices(config: &SpaceConfig, facts: &ModelFacts, known: bool, plans: &[Plan]
     notices
 }
 
-/// The unnumbered tensors of the last group, and all tensors whose names contain one of theirs: a filter by the shorter name
-/// would match them too. Longest first, so that each name is caught by its own entry.
+/// The unnumbered tensors of the last group, and all tensors whose names contain one of theirs: a filter by the shorter
+/// name would match them too. Longest first, so that each name is caught by its own entry.
 fn named_tensors(facts: &ModelFacts) -> Vec<(String, bool)> {
     let last = &facts.layers.last;
     let hidden = facts.tensors.iter().filter(|tensor| !last.contains(tensor));

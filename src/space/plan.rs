@@ -217,8 +217,8 @@ impl Builder<'_> {
         Plan { parameter: specification.name, inverted: name == DROP_RATE, sizes: parameter.sizes, cells }
     }
 
-    /// The cells of one source, or of all where they share them: frozen together, or a gene each. `using` are the methods
-    /// that the parameter has an effect for.
+    /// The cells of one source, or of all where they share them: frozen together, or a gene each. `using` are the
+    /// methods that the parameter has an effect for.
     fn cells_of_model(
         &mut self,
         parameter: &SearchedParameter<'_>,
@@ -330,8 +330,8 @@ fn gene_kind(search: &GeneSearch) -> GeneKind {
     }
 }
 
-/// `init` where it is given; else an equal share for weights, the method's default for parameters that have one inside the
-/// range, and the middle of the range for the rest.
+/// `init` where it is given; else an equal share for weights, the method's default for parameters that have one inside
+/// the range, and the middle of the range for the rest.
 fn initial(name: &str, search: &GeneSearch, specification: &ParameterSpecification, sources: usize) -> f64 {
     let default = match specification.kind {
         ParameterKind::Number { default, .. } => default,

@@ -1,10 +1,11 @@
-//! Ranges of weights from conflicts between sources: wider where a source pulls away from the others, narrower where they go
-//! the same way. No evaluation is spent on it.
+//! Ranges of weights from conflicts between sources: wider where a source pulls away from the others, narrower where
+//! they go the same way. No evaluation is spent on it.
 //!
-//! The conflict of a source with the others in a layer group is the mean of `(1 - cosine) / 2` over its layers and the other
-//! sources, between the task vectors: 0 where they are parallel, 1/2 where they have nothing to do with each other, 1 where
-//! they are opposite. A place (source, layer group) gets the factor `(conflict / mean conflict)^strength`, and its range
-//! reaches that many times as far from the start value as the run file says, to both sides.
+//! The conflict of a source with the others in a layer group is the mean of `(1 - cosine) / 2` over its layers and the
+//! other sources, between the task vectors: 0 where they are parallel, 1/2 where they have nothing to do with each
+//! other, 1 where they are opposite. A place (source, layer group) gets the factor `(conflict / mean
+//! conflict)^strength`, and its range reaches that many times as far from the start value as the run file says, to both
+//! sides.
 
 use super::ModelFacts;
 use super::layers::LayerGroups;

@@ -1,9 +1,10 @@
 //! Layer stacking: which blocks of layers a recipe is made of, and in which order.
 //!
-//! The data-flow space of Akiba et al. 2024, "Evolutionary Optimization of Model Merging Recipes": the blocks of layers are
-//! laid out in order, several times behind each other (passes), and genes say what stands in each place (slot). There, a slot
-//! belongs to one layer of one model and is on or off. Here, a slot belongs to one block, and its gene names the model that
-//! the block comes from, or none: one gene for all models, and the depth of a block is kept within a pass.
+//! The data-flow space of Akiba et al. 2024, "Evolutionary Optimization of Model Merging Recipes": the blocks of layers
+//! are laid out in order, several times behind each other (passes), and genes say what stands in each place (slot).
+//! There, a slot belongs to one layer of one model and is on or off. Here, a slot belongs to one block, and its gene
+//! names the model that the block comes from, or none: one gene for all models, and the depth of a block is kept within
+//! a pass.
 
 use super::layers::LayerGroups;
 use super::plan::is_input;
@@ -12,8 +13,8 @@ use crate::config::{StackConfig, StackScale};
 use crate::merge::MethodSpecification;
 use crate::recipe::{FilteredValue, Gradient, Setting, Slice, Value};
 
-/// How the genes' choices show that a slot is empty, and that the block comes from the merge of the sources. Folders cannot
-/// be mistaken for them.
+/// How the genes' choices show that a slot is empty, and that the block comes from the merge of the sources. Folders
+/// cannot be mistaken for them.
 const NONE: &str = "(none)";
 const MERGED: &str = "(merged)";
 
@@ -91,8 +92,8 @@ impl Stack {
         })
     }
 
-    /// Adds the genes `stack.PASS.gGROUP`, and `scale.PASS.gGROUP` where blocks are scaled. A search starts with one model as
-    /// it is: the merged one, or the first source.
+    /// Adds the genes `stack.PASS.gGROUP`, and `scale.PASS.gGROUP` where blocks are scaled. A search starts with one
+    /// model as it is: the merged one, or the first source.
     pub fn add_genes(&mut self, genes: &mut Vec<Gene>, facts: &ModelFacts) {
         let names = self.origins.iter().map(|origin| match origin {
             Origin::Merged => MERGED.to_owned(),
@@ -138,9 +139,9 @@ impl Stack {
         (self.lengths.iter().copied().min().unwrap_or(0), self.max_layers)
     }
 
-    /// The blocks of a genome, in order; never none. An empty stack is the one that a search starts with. Where there are
-    /// too many layers, blocks are taken from both ends in turn while they fit: what is next to the embeddings and next to
-    /// the head is needed most.
+    /// The blocks of a genome, in order; never none. An empty stack is the one that a search starts with. Where there
+    /// are too many layers, blocks are taken from both ends in turn while they fit: what is next to the embeddings and
+    /// next to the head is needed most.
     pub fn pieces(&self, genes: &[Gene], units: &[f64]) -> Vec<Piece> {
         let mut wanted = self.wanted(genes, |gene| units.get(gene).copied().unwrap_or(f64::NAN));
         if wanted.is_empty() {
@@ -222,8 +223,8 @@ impl Stack {
         }
     }
 
-    /// The `scale` of a block: for what writes to the residual stream only, as layers are scaled in mergekit. Nothing where
-    /// the factor is 1.
+    /// The `scale` of a block: for what writes to the residual stream only, as layers are scaled in mergekit. Nothing
+    /// where the factor is 1.
     pub fn scale_setting(&self, piece: &Piece) -> Option<Setting> {
         let scale = self.scale.as_ref().filter(|_| piece.scale != 1.0)?;
         let entry = |filter: Option<&String>, value| FilteredValue {
@@ -245,7 +246,8 @@ fn check_modules(modules: &[String], facts: &ModelFacts) -> Result<(), SpaceErro
     Err(SpaceError::NothingToScale { modules: modules.to_vec() })
 }
 
-/// The slices, with those made one that continue each other: the same models with the same parameters, layer after layer.
+/// The slices, with those made one that continue each other: the same models with the same parameters, layer after
+/// layer.
 pub(super) fn joined(slices: impl Iterator<Item = Slice>) -> Vec<Slice> {
     let mut stack: Vec<Slice> = Vec::new();
     for slice in slices {

@@ -29,7 +29,8 @@ enum Owner {
     Inner,
 }
 
-/// What every search evaluates first, in this order: the base where there is one, each source, the uniform soup of several.
+/// What every search evaluates first, in this order: the base where there is one, each source, the uniform soup of
+/// several.
 pub fn baseline_contents(has_base: bool, sources: usize) -> Vec<Content> {
     let base = has_base.then_some(Content::Base);
     let alone = (0..sources).map(|source| Content::Soup(vec![source]));

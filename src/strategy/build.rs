@@ -45,7 +45,8 @@ pub struct Setup {
     /// Proposal k sees the outcomes up to k less this many.
     pub look_ahead: usize,
     pub seeds: Vec<SeedGenome>,
-    /// The tasks of the run's objective, for strategies that look at them one by one; empty: they see the objective only.
+    /// The tasks of the run's objective, for strategies that look at them one by one; empty: they see the objective
+    /// only.
     pub objective: Vec<ObjectiveTask>,
 }
 

@@ -1,8 +1,8 @@
 //! A model of an objective that is a sum: one Gaussian process a task, added up.
 //!
-//! A task depends on its own genes in its own way, and what is smooth in every task can be rugged in their mean. So every task
-//! is learnt by itself, with length scales of its own, and the expected values are added (composite Bayesian optimisation,
-//! Astudillo and Frazier 2019, for a sum).
+//! A task depends on its own genes in its own way, and what is smooth in every task can be rugged in their mean. So
+//! every task is learnt by itself, with length scales of its own, and the expected values are added (composite Bayesian
+//! optimisation, Astudillo and Frazier 2019, for a sum).
 
 use super::Outcome;
 use super::surrogate::{Scales, Surrogate, fit};
@@ -26,8 +26,8 @@ pub(super) struct Contributions {
     errors: Vec<f64>,
 }
 
-/// What each part contributes to an outcome's objective; `None` where it has none. The tasks' standard errors count only below
-/// full fidelity: what is searched for is the best score on the samples that there are.
+/// What each part contributes to an outcome's objective; `None` where it has none. The tasks' standard errors count
+/// only below full fidelity: what is searched for is the best score on the samples that there are.
 pub(super) fn contributions(tasks: &[ObjectiveTask], outcome: &Outcome) -> Option<Contributions> {
     let objective = outcome.objective?;
     let parts = parts(tasks);
@@ -94,7 +94,8 @@ pub(super) fn targets(ranks: &[f64], contributions: &[Option<&Contributions>], p
     Targets { values: targets, errors }
 }
 
-/// Variances of the errors of a part's `values`, which were divided by `deviation`, as shares of their variance but for errors.
+/// Variances of the errors of a part's `values`, which were divided by `deviation`, as shares of their variance but for
+/// errors.
 fn errors(part: usize, values: &[f64], contributions: &[Option<&Contributions>], deviation: f64) -> Vec<f64> {
     let count = values.len().max(1) as f64;
     let error = |own: &Option<&Contributions>| {
@@ -114,8 +115,9 @@ const MOST_ERROR: f64 = 1e6;
 /// How far below the median scores count in full, in distances from the median to the best.
 const DEPTH: f64 = 3.0;
 
-/// Scores, best first, to mean 0 and variance 1, and the deviation that they were divided by. How bad the bad half is tells
-/// little about where the best is, so scores far below the median are drawn up; infeasible points count as the worst score.
+/// Scores, best first, to mean 0 and variance 1, and the deviation that they were divided by. How bad the bad half is
+/// tells little about where the best is, so scores far below the median are drawn up; infeasible points count as the
+/// worst score.
 fn standardise(scores: &[f64]) -> (Vec<f64>, Option<f64>) {
     let Some(best) = scores.first().copied() else { return (Vec::new(), None) };
     let median = scores[scores.len() / 2];
@@ -152,7 +154,8 @@ pub(super) fn fit_all(genes: &[Gene], start: &AllScales, points: &[&[f64]], targ
     start.iter().zip(targets).map(|(start, (values, errors))| fit(genes, start, points, values, errors)).collect()
 }
 
-/// The logarithm of the expected positive part of a normal variable (Jones et al. 1998; Ament et al. 2023 for the logarithm).
+/// The logarithm of the expected positive part of a normal variable (Jones et al. 1998; Ament et al. 2023 for the
+/// logarithm).
 fn log_expected_improvement(mean: f64, deviation: f64) -> f64 {
     let z = mean / deviation;
     let density = |z: f64| -0.5 * z * z - 0.5 * std::f64::consts::TAU.ln();
@@ -214,7 +217,8 @@ impl Composite {
         }
     }
 
-    /// Adds a point whose outcome is not known yet at the value that the model expects: it lowers the variance around it.
+    /// Adds a point whose outcome is not known yet at the value that the model expects: it lowers the variance around
+    /// it.
     pub(super) fn imagine(&mut self, point: &[f64]) {
         for part in &mut self.parts {
             part.surrogate.imagine(point);

@@ -139,8 +139,8 @@ impl<F: Fn(u64, &Content) -> Answer> Oracle for F {
     }
 }
 
-/// Drives a strategy as a search does: proposal k is asked for when exactly the outcomes up to k - `window` were told, or
-/// those that it waits for. Ends after `evaluations`, when the strategy is done, or after 1,000 duplicates in a row.
+/// Drives a strategy as a search does: proposal k is asked for when exactly the outcomes up to k - `window` were told,
+/// or those that it waits for. Ends after `evaluations`, when the strategy is done, or after 1,000 duplicates in a row.
 ///
 /// # Errors
 /// A [`Violation`] of the contract.

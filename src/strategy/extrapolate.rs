@@ -1,9 +1,10 @@
 //! What scores on a part of the samples say about all of them.
 //!
-//! Candidates that were scored on all samples show how much easier or harder the part is than the whole. A candidate that answers
-//! like one of them finds the part as easy as that one does; so its answers on the part are put together from theirs, by
-//! ridge regression, and what they gain or lose from the part to the whole, it is taken to gain or lose. This is the
-//! regression estimator of survey sampling (Cochran 1977, chapter 7), shrunk towards the mean of all of them.
+//! Candidates that were scored on all samples show how much easier or harder the part is than the whole. A candidate
+//! that answers like one of them finds the part as easy as that one does; so its answers on the part are put together
+//! from theirs, by ridge regression, and what they gain or lose from the part to the whole, it is taken to gain or
+//! lose. This is the regression estimator of survey sampling (Cochran 1977, chapter 7), shrunk towards the mean of all
+//! of them.
 
 use std::collections::HashMap;
 
@@ -14,8 +15,8 @@ use crate::score::paired::mean_samples;
 
 /// Ridge penalties, in mean squares of what the references differ by from their mean.
 const PENALTIES: [f64; 7] = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0];
-/// How many samples' worth the belief weighs that a candidate's answers have nothing to do with others': few answers that agree by
-/// chance do not make an estimate certain.
+/// How many samples' worth the belief weighs that a candidate's answers have nothing to do with others': few answers
+/// that agree by chance do not make an estimate certain.
 const DOUBT: f64 = 4.0;
 
 /// The samples that the candidates of a rung are scored on: by task of the objective, ids ascending.
@@ -89,8 +90,9 @@ fn centred(values: &[impl AsRef<[f64]>]) -> Vec<f64> {
     values.iter().flat_map(less_mean).collect()
 }
 
-/// The scores of a part's samples with every task's metric replaced by what it is expected to be over all samples, and its
-/// standard error by that of the expectation. `None` without references, or where the scores are not those of the part.
+/// The scores of a part's samples with every task's metric replaced by what it is expected to be over all samples, and
+/// its standard error by that of the expectation. `None` without references, or where the scores are not those of the
+/// part.
 pub(super) fn extrapolate(
     objective: &Objective,
     part: &RungSamples,
@@ -123,8 +125,8 @@ struct Combination {
     rest: f64,
 }
 
-/// Ridge regression of a candidate's answers on the references', with the penalty of the least generalised cross-validation
-/// error (Golub et al. 1979); `groups` means were subtracted.
+/// Ridge regression of a candidate's answers on the references', with the penalty of the least generalised
+/// cross-validation error (Golub et al. 1979); `groups` means were subtracted.
 fn combine(own: &[f64], references: &[&Reference], groups: usize) -> Combination {
     let count = references.len();
     let even = 1.0 / count as f64;

@@ -1,5 +1,5 @@
-//! What a strategy with points of its own keeps: the archive, the baselines that are points of the space, and the proposal
-//! that waits for its placement.
+//! What a strategy with points of its own keeps: the archive, the baselines that are points of the space, and the
+//! proposal that waits for its placement.
 
 use std::sync::Arc;
 
@@ -137,8 +137,8 @@ impl History {
         Ok(self.archive.tell(outcome.index, fitness))
     }
 
-    /// Takes the outcome of a baseline, or of another strategy's proposal that was watched. A baseline that was not foreseen
-    /// becomes a point where the space has one for it.
+    /// Takes the outcome of a baseline, or of another strategy's proposal that was watched. A baseline that was not
+    /// foreseen becomes a point where the space has one for it.
     pub(super) fn learn(&mut self, content: &Content, outcome: &Outcome) -> Result<Vec<usize>, StrategyError> {
         if !self.is_baseline(content)
             && let Some(seed) = self.landscape().encode(content)

@@ -1,6 +1,6 @@
-//! Local search: a model of the surroundings of the best point, inside a box that grows with success and shrinks without it
-//! (trust-region Bayesian optimisation, Eriksson et al. 2019); when it has shrunk to nothing, the search moves on to the best
-//! point elsewhere. A member of the portfolio.
+//! Local search: a model of the surroundings of the best point, inside a box that grows with success and shrinks
+//! without it (trust-region Bayesian optimisation, Eriksson et al. 2019); when it has shrunk to nothing, the search
+//! moves on to the best point elsewhere. A member of the portfolio.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use super::{Ask, Content, Landscape, Outcome, Placement, Setup, Strategy, Strate
 use crate::random;
 use crate::space::{GeneKind, Genome};
 
-/// Points that the model is made of at most: the nearest to the centre, and some evenly spread over all others, by their distance, so
-/// that it knows where the good surroundings end.
+/// Points that the model is made of at most: the nearest to the centre, and some evenly spread over all others, by
+/// their distance, so that it knows where the good surroundings end.
 const POINTS: usize = 120;
 const FAR_POINTS: usize = 48;
 const FEWEST: usize = 5;
@@ -236,7 +236,8 @@ impl Local {
         }
     }
 
-    /// Leaves the surroundings of the centre for those of the best point elsewhere; back to the best of all when there is none.
+    /// Leaves the surroundings of the centre for those of the best point elsewhere; back to the best of all when there
+    /// is none.
     fn move_on(&mut self) {
         self.half_side = FIRST_SIDE;
         let points = self.history.points();

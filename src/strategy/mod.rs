@@ -1,7 +1,7 @@
 //! Strategies: propose candidates, learn from outcomes. Pure: no clock, no network, no files.
 //!
-//! [`build`] makes a strategy from the run file: the baselines first (`baselines`), then the kind that was asked for, all
-//! behind the checks of the contract (`contract`). docs/strategies.md describes the kinds and their settings.
+//! [`build`] makes a strategy from the run file: the baselines first (`baselines`), then the kind that was asked for,
+//! all behind the checks of the contract (`contract`). docs/strategies.md describes the kinds and their settings.
 
 mod archive;
 mod baselines;
@@ -56,7 +56,8 @@ pub enum Content {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Proposal {
     pub content: Content,
-    /// What it comes from: one of [`origin`], or the operator (`random`, `sbx`, `group_exchange`, ...). docs/results.md has all.
+    /// What it comes from: one of [`origin`], or the operator (`random`, `sbx`, `group_exchange`, ...). docs/results.md
+    /// has all.
     pub origin: String,
     /// Indices of the evaluations that it was bred from.
     pub parents: Vec<u64>,
@@ -83,8 +84,9 @@ pub enum Ask {
 pub enum Placement {
     /// It will be evaluated under this index; its outcome follows.
     Asked { index: u64 },
-    /// The evaluation of this earlier index stands for it, and no outcome of its own follows. That is the first evaluation of
-    /// the same candidate, at whatever fidelity; for a promotion or a replicate, one of the candidate on the same samples.
+    /// The evaluation of this earlier index stands for it, and no outcome of its own follows. That is the first
+    /// evaluation of the same candidate, at whatever fidelity; for a promotion or a replicate, one of the candidate on
+    /// the same samples.
     Duplicate { of: u64 },
 }
 
@@ -136,7 +138,8 @@ pub trait Landscape: Send + Sync {
     /// Which genes have an effect, given the values of the others; one flag a gene.
     fn active(&self, genome: &Genome) -> Vec<bool>;
 
-    /// The point of the space that stands for a baseline, where it is not among [`Setup::seeds`] (soups found on the way).
+    /// The point of the space that stands for a baseline, where it is not among [`Setup::seeds`] (soups found on the
+    /// way).
     fn encode(&self, _content: &Content) -> Option<SeedGenome> {
         None
     }
@@ -144,9 +147,9 @@ pub trait Landscape: Send + Sync {
 
 /// A search algorithm behind ask and tell.
 ///
-/// Contract: the same seed and the same sequence of calls give the same proposals. After [`Ask::Proposal`] the caller calls
-/// [`Self::place`] before anything else. Outcomes are told in ascending order of index, each once, and may come any number
-/// of proposals late: a strategy proposes on what it knows, or answers [`Ask::Wait`].
+/// Contract: the same seed and the same sequence of calls give the same proposals. After [`Ask::Proposal`] the caller
+/// calls [`Self::place`] before anything else. Outcomes are told in ascending order of index, each once, and may come
+/// any number of proposals late: a strategy proposes on what it knows, or answers [`Ask::Wait`].
 pub trait Strategy: Send {
     /// The next proposal.
     fn ask(&mut self) -> Result<Ask, StrategyError>;
@@ -165,8 +168,8 @@ pub trait Strategy: Send {
     /// Another strategy's proposal, placed; its outcome follows by [`Self::learn`].
     fn watch(&mut self, _genome: &Genome, _placement: Placement) {}
 
-    /// Of a search with several objectives: the share of the box between the worst and the best seen of each objective that
-    /// its candidates dominate.
+    /// Of a search with several objectives: the share of the box between the worst and the best seen of each objective
+    /// that its candidates dominate.
     fn hypervolume(&self) -> Option<f64> {
         None
     }

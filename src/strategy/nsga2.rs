@@ -1,8 +1,8 @@
 //! NSGA-II (Deb et al. 2002), asynchronous: a front of merges instead of one, with the tasks, or groups of samples, as
 //! objectives.
 //!
-//! There are no generations: a child is bred from the best points known when it is asked for. Infeasible points lose against
-//! every other.
+//! There are no generations: a child is bred from the best points known when it is asked for. Infeasible points lose
+//! against every other.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -86,7 +86,8 @@ impl Nsga2 {
         }
     }
 
-    /// The objectives of an outcome, as many for each; the objective of the run in the place of all where they are not known.
+    /// The objectives of an outcome, as many for each; the objective of the run in the place of all where they are not
+    /// known.
     fn values(&self, outcome: &Outcome) -> Option<Vec<f64>> {
         let whole = outcome.objective.filter(|_| outcome.status == Status::Scored)?;
         let (values, count) = match self.parameters.groups {
@@ -180,8 +181,8 @@ fn task_values(tasks: &[ObjectiveTask], outcome: &Outcome) -> Option<Vec<f64>> {
     tasks.iter().filter(|task| task.weight != 0.0).map(value).collect()
 }
 
-/// The weighted mean over the tasks of the mean score of each group. A sample's group follows from its id, so that it is the same on
-/// every part of the samples; a group of which a part has no sample has the part's mean.
+/// The weighted mean over the tasks of the mean score of each group. A sample's group follows from its id, so that it
+/// is the same on every part of the samples; a group of which a part has no sample has the part's mean.
 fn group_values(tasks: &[ObjectiveTask], outcome: &Outcome, groups: usize) -> Option<Vec<f64>> {
     let mut values = vec![0.0; groups];
     for task in tasks.iter().filter(|task| task.weight != 0.0) {

@@ -1,4 +1,5 @@
-//! Origins that mean something beyond the strategy that proposes: every one is [`super::Proposal::origin`] of such a proposal.
+//! Origins that mean something beyond the strategy that proposes: every one is [`super::Proposal::origin`] of such a
+//! proposal.
 
 /// The base model.
 pub const BASE: &str = "base";

@@ -7,8 +7,8 @@ use super::space_filling;
 /// Points that the hypervolume is estimated with.
 const PROBES: u64 = 4_096;
 
-/// Whether `a` is at least as good as `b` everywhere and better somewhere. `None` stands for a point that has no objectives
-/// because it is infeasible: everything else dominates it.
+/// Whether `a` is at least as good as `b` everywhere and better somewhere. `None` stands for a point that has no
+/// objectives because it is infeasible: everything else dominates it.
 pub(super) fn dominates(a: Option<&[f64]>, b: Option<&[f64]>) -> bool {
     match (a, b) {
         (Some(a), Some(b)) => a.iter().zip(b).all(|(x, y)| x >= y) && a.iter().zip(b).any(|(x, y)| x > y),
@@ -32,8 +32,8 @@ pub(super) fn fronts(points: &[Option<&[f64]>]) -> Vec<usize> {
     front
 }
 
-/// How lonely each of these points is among them (Deb et al. 2002): the sum over the objectives of the distance between its
-/// neighbours, as a share of the range; infinite at the ends.
+/// How lonely each of these points is among them (Deb et al. 2002): the sum over the objectives of the distance between
+/// its neighbours, as a share of the range; infinite at the ends.
 pub(super) fn crowding(points: &[&[f64]]) -> Vec<f64> {
     let objectives = points.first().map_or(0, |point| point.len());
     let mut distances = vec![0.0; points.len()];
@@ -51,8 +51,9 @@ pub(super) fn crowding(points: &[&[f64]]) -> Vec<f64> {
     distances
 }
 
-/// The share, in `[0, 1]`, of the box between the worst and the best value seen of each objective that the points dominate:
-/// a hypervolume without a reference point to choose. Estimated with a Sobol sequence to about a percent. `None` for no point.
+/// The share, in `[0, 1]`, of the box between the worst and the best value seen of each objective that the points
+/// dominate: a hypervolume without a reference point to choose. Estimated with a Sobol sequence to about a percent.
+/// `None` for no point.
 pub(super) fn hypervolume(points: &[&[f64]]) -> Option<f64> {
     let objectives = points.first()?.len();
     let bound = |pick: fn(f64, f64) -> f64| -> Vec<f64> {

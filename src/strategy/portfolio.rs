@@ -1,12 +1,12 @@
 //! Several searches on one history: the budget goes to whoever earns improvement; and a fresh start when nobody does.
 //!
-//! The genetic algorithm starts. Then every member of the team gets a share of the proposals that follows what its recent ones
-//! were worth: a proposal is worth the more the higher its outcome ranks among everything known. All members learn from all
-//! outcomes of the team, so each continues from the best point of all.
+//! The genetic algorithm starts. Then every member of the team gets a share of the proposals that follows what its
+//! recent ones were worth: a proposal is worth the more the higher its outcome ranks among everything known. All
+//! members learn from all outcomes of the team, so each continues from the best point of all.
 //!
-//! Merges have many good places, and a search settles in one of them. When a team has gone long without a new best, a new one
-//! starts from a design of its own and knows the baselines only; the team with the best point goes on with a share of the
-//! proposals (restarts: Auger and Hansen 2005).
+//! Merges have many good places, and a search settles in one of them. When a team has gone long without a new best, a
+//! new one starts from a design of its own and knows the baselines only; the team with the best point goes on with a
+//! share of the proposals (restarts: Auger and Hansen 2005).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,8 +27,8 @@ use crate::space::Genome;
 const MEMORY: f64 = 0.9;
 /// Outcomes that earn anything: those among this many best.
 const ELITE: usize = 20;
-/// The genetic algorithm proposes alone until it has made so many fewer proposals than there are genes, and from the fewest to the most
-/// of these. The others' models need more points where there are more genes.
+/// The genetic algorithm proposes alone until it has made so many fewer proposals than there are genes, and from the
+/// fewest to the most of these. The others' models need more points where there are more genes.
 const START_LESS: usize = 12;
 const START: (usize, usize) = (12, 60);
 /// While a team is new, one proposal in so many is left to the team with the best point.
@@ -377,7 +377,8 @@ mod tests {
             portfolio.tell(&outcome(index)).unwrap();
             index += 1;
         }
-        // The ask that made the second team has placed its proposal; the next one of that team is called one of the first.
+        // The ask that made the second team has placed its proposal; the next one of that team is called one of the
+        // first.
         while portfolio.open.as_ref().is_none_or(|owner| owner.team != 1) {
             if portfolio.open.is_some() {
                 portfolio.place(Placement::Asked { index });

@@ -1,14 +1,14 @@
 //! Racing: candidates start on few samples, and only the promising get more. A wrapper around any strategy.
 //!
-//! Asynchronous successive halving (Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning"): a candidate's
-//! result on a rung is ranked among the latest results of that rung, and of the best share those that may well beat the best
-//! go on to the next rung, at once and without a barrier. All candidates of a rung are scored on the same samples, and a
-//! rung's samples are among those of the next, so every comparison is paired.
+//! Asynchronous successive halving (Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning"): a
+//! candidate's result on a rung is ranked among the latest results of that rung, and of the best share those that may
+//! well beat the best go on to the next rung, at once and without a barrier. All candidates of a rung are scored on the
+//! same samples, and a rung's samples are among those of the next, so every comparison is paired.
 //!
-//! A few candidates, by lot, do not race but are scored in full: references. Results are compared, and told, as estimates of
-//! the score on all samples that rest on these (see [`super::extrapolate`]). The wrapped strategy hears of a candidate once,
-//! when its race is over, in the order in which it proposed; one that stopped early at its estimate, with the standard errors
-//! of its tasks, but never above the best full score: it lost its race.
+//! A few candidates, by lot, do not race but are scored in full: references. Results are compared, and told, as
+//! estimates of the score on all samples that rest on these (see [`super::extrapolate`]). The wrapped strategy hears of
+//! a candidate once, when its race is over, in the order in which it proposed; one that stopped early at its estimate,
+//! with the standard errors of its tasks, but never above the best full score: it lost its race.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -27,11 +27,12 @@ use crate::space::Genome;
 const WINDOW: usize = 32;
 /// Latest references that estimates rest on, beside the baselines.
 const REFERENCES: usize = 32;
-/// One candidate in so many, by lot, is scored in full at once, as a reference. Those that won their way up cannot be references: they
-/// did better on the part than on the whole, which is why they won, and would make all others look worse than they are.
+/// One candidate in so many, by lot, is scored in full at once, as a reference. Those that won their way up cannot be
+/// references: they did better on the part than on the whole, which is why they won, and would make all others look
+/// worse than they are.
 pub const ONE_REFERENCE_IN: u64 = 16;
-/// Standard errors above its estimate that a candidate may be: with less than one chance in ten to be the best one, it is not
-/// worth more samples.
+/// Standard errors above its estimate that a candidate may be: with less than one chance in ten to be the best one, it
+/// is not worth more samples.
 const HOPE: f64 = 1.3;
 
 /// The course of a race.
@@ -200,8 +201,8 @@ impl Racing {
         (better as f64) < self.race.keep * (rivals.len() + 1) as f64
     }
 
-    /// Takes a candidate that was scored in full without having won, and estimates the latest results anew: what is compared with
-    /// them later rests on it too.
+    /// Takes a candidate that was scored in full without having won, and estimates the latest results anew: what is
+    /// compared with them later rests on it too.
     fn add_reference(&mut self, full: FullResult) {
         self.references.push_back(full);
         if self.references.len() > REFERENCES {

@@ -130,7 +130,8 @@ fn a_race_finds_more_for_the_same_samples() {
         let rows = run_seeded(StrategyKind::Random, 400, 8, seed);
         let full = rows.iter().filter(|row| row.0.fidelity == 1.0).filter_map(|row| row.1.objective);
         race_best += full.fold(0.0, f64::max);
-        // The same strategy without a race spends all samples on full evaluations: the first of the very same candidates.
+        // The same strategy without a race spends all samples on full evaluations: the first of the very same
+        // candidates.
         let budget = (samples(&rows) / SAMPLES) as usize;
         let fresh = rows.iter().filter(|row| row.0.origin != PROMOTION).take(budget);
         uniform_best += fresh.filter_map(|row| answer(&row.0.content, 0, 1.0).objective).fold(0.0, f64::max);

@@ -1,5 +1,5 @@
-//! The greedy soup of Wortsman et al. 2022 (Model soups): sources in order of their score, each kept if the uniform average
-//! with it scores better.
+//! The greedy soup of Wortsman et al. 2022 (Model soups): sources in order of their score, each kept if the uniform
+//! average with it scores better.
 
 use std::cmp::Ordering;
 

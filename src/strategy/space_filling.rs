@@ -9,8 +9,8 @@ const POINTS: u64 = 1 << 16;
 /// Dimensions that it has direction numbers for.
 const DIMENSIONS: usize = sobol_burley::NUM_DIMENSIONS as usize;
 
-/// Point number `index` of the scrambled Sobol sequence of this seed. Past the generator's dimensions or points, further
-/// sequences with scrambles of their own are used.
+/// Point number `index` of the scrambled Sobol sequence of this seed. Past the generator's dimensions or points,
+/// further sequences with scrambles of their own are used.
 pub(super) fn sobol(seed: u64, index: u64, dimensions: usize) -> Vec<f64> {
     let scramble = |block: usize| random::stream(seed, "sobol", (index / POINTS) << 16 | block as u64).next_u32();
     let scrambles: Vec<u32> = (0..dimensions.div_ceil(DIMENSIONS)).map(scramble).collect();

@@ -1,9 +1,10 @@
-//! A model of the history: a Gaussian process over the unit cube that says what a point that was never scored is worth, and how
-//! sure that is (Rasmussen and Williams 2006).
+//! A model of the history: a Gaussian process over the unit cube that says what a point that was never scored is worth,
+//! and how sure that is (Rasmussen and Williams 2006).
 //!
 //! Matern 5/2 kernel with a length scale a gene; a discrete gene counts by equal or not (categorical) or by its level
-//! (integer). Length scales and noise maximise the posterior density under a log-normal prior that lengthens with the square
-//! root of the number of genes (Hvarfner et al. 2024), on a bounded number of points. Everything is deterministic.
+//! (integer). Length scales and noise maximise the posterior density under a log-normal prior that lengthens with the
+//! square root of the number of genes (Hvarfner et al. 2024), on a bounded number of points. Everything is
+//! deterministic.
 
 use super::linear_algebra::{Cholesky, dot};
 use crate::space::{Gene, GeneKind};
@@ -64,10 +65,11 @@ fn difference(a: f64, b: f64, category: bool) -> f64 {
     if category { f64::from(u8::from(a != b)) } else { a - b }
 }
 
-/// The covariance at squared scaled distance `square`: Matern 5/2, and `rough` times what is left of the roughness there.
+/// The covariance at squared scaled distance `square`: Matern 5/2, and `rough` times what is left of the roughness
+/// there.
 ///
-/// An accuracy is a mean of many steps: two points differ by the steps between them, which adds up like a random walk. Its
-/// correlation falls exponentially, on a shorter scale.
+/// An accuracy is a mean of many steps: two points differ by the steps between them, which adds up like a random walk.
+/// Its correlation falls exponentially, on a shorter scale.
 fn covariance(square: f64, rough: f64) -> f64 {
     let root = (5.0 * square).sqrt();
     let decay = exp_of_minus(root);
@@ -125,8 +127,9 @@ impl Surrogate {
         }
     }
 
-    /// Adds a point, whose value follows by [`Self::set_values`]; `error` is the variance of the value's own error as a share of
-    /// the signal variance. `false`, and nothing changed, for a point on top of others that the noise does not tell apart.
+    /// Adds a point, whose value follows by [`Self::set_values`]; `error` is the variance of the value's own error as a
+    /// share of the signal variance. `false`, and nothing changed, for a point on top of others that the noise does not
+    /// tell apart.
     pub(super) fn add(&mut self, point: &[f64], error: f64) -> bool {
         self.push(point, 0.0, error)
     }
@@ -139,7 +142,8 @@ impl Surrogate {
         self.variance = explained.max(1e-12);
     }
 
-    /// Adds a point whose outcome is not known yet at the value that the model expects: it lowers the variance around it.
+    /// Adds a point whose outcome is not known yet at the value that the model expects: it lowers the variance around
+    /// it.
     pub(super) fn imagine(&mut self, point: &[f64]) {
         let mean = self.mean(point);
         if self.push(point, mean, 0.0) {
@@ -210,7 +214,8 @@ impl Surrogate {
         dot(&self.covariances(&self.scale(point)), &self.weights)
     }
 
-    /// The expected value at a point and an upper bound of its standard deviation: what the point that tells most leaves.
+    /// The expected value at a point and an upper bound of its standard deviation: what the point that tells most
+    /// leaves.
     pub(super) fn sketch(&self, point: &[f64]) -> (f64, f64) {
         let covariances = self.covariances(&self.scale(point));
         let seen = self.observed_variance();

@@ -1,7 +1,7 @@
 //! The tree-structured Parzen estimator (Bergstra et al. 2011): where good points lie densely and others do not.
 //!
-//! Every gene is drawn by itself from a mixture around the values of the good points; of some draws the one with the largest
-//! ratio of the two densities is taken. A gene learns only from points in which it has an effect.
+//! Every gene is drawn by itself from a mixture around the values of the good points; of some draws the one with the
+//! largest ratio of the two densities is taken. A gene learns only from points in which it has an effect.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

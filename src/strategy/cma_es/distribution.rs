@@ -1,6 +1,6 @@
 //! The mathematics of covariance matrix adaptation (Hansen 2016, The CMA evolution strategy: a tutorial): a normal
-//! distribution that learns from ranked samples. The square root of the covariance is its Cholesky factor (Krause, Arbones
-//! and Igel 2016); bad samples count against their directions (active CMA-ES, Jastrebski and Arnold 2006).
+//! distribution that learns from ranked samples. The square root of the covariance is its Cholesky factor (Krause,
+//! Arbones and Igel 2016); bad samples count against their directions (active CMA-ES, Jastrebski and Arnold 2006).
 
 use rand::{Rng, RngExt};
 use rand_distr::StandardNormal;
@@ -87,8 +87,8 @@ impl Distribution {
         }
     }
 
-    /// The step from the mean to a sample, in step sizes. One that was not drawn from this distribution counts as no longer
-    /// than those that are (Hansen 2011, Injecting external solutions into CMA-ES).
+    /// The step from the mean to a sample, in step sizes. One that was not drawn from this distribution counts as no
+    /// longer than those that are (Hansen 2011, Injecting external solutions into CMA-ES).
     fn step_to(&self, sample: &Sample<'_>) -> Vec<f64> {
         let step = sample.point.iter().zip(&self.mean).map(|(x, mean)| (x - mean) / self.step);
         let mut step: Vec<f64> = step.collect();

@@ -1,7 +1,7 @@
 //! Covariance matrix adaptation (Hansen 2016, The CMA evolution strategy: a tutorial), asynchronous.
 //!
-//! Samples come from the latest distribution; the distribution is updated whenever a population of outcomes has come in, so
-//! nothing waits for a generation to end. Restarts double the population (Auger and Hansen 2005).
+//! Samples come from the latest distribution; the distribution is updated whenever a population of outcomes has come
+//! in, so nothing waits for a generation to end. Restarts double the population (Auger and Hansen 2005).
 
 mod distribution;
 

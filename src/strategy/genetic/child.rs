@@ -67,8 +67,8 @@ impl Child {
         format!("{}{steps}", self.operator.name())
     }
 
-    /// The parent that it is to be compared with, to learn whether Gaussian steps have the right size. Children that another
-    /// operator took away from their parents first tell nothing of it.
+    /// The parent that it is to be compared with, to learn whether Gaussian steps have the right size. Children that
+    /// another operator took away from their parents first tell nothing of it.
     pub(super) fn gaussian_parent(&self) -> Option<usize> {
         self.parents.first().copied().filter(|_| self.operator == Operator::Gaussian)
     }

@@ -4,8 +4,8 @@ use rand::{Rng, RngExt};
 
 use crate::space::{Gene, GeneKind};
 
-/// Simulated binary crossover (Deb and Agrawal 1995) for real and integer genes: children lie around the parents, near them
-/// for a large `eta`. Every gene crosses with probability 1/2; categorical genes come from either parent.
+/// Simulated binary crossover (Deb and Agrawal 1995) for real and integer genes: children lie around the parents, near
+/// them for a large `eta`. Every gene crosses with probability 1/2; categorical genes come from either parent.
 pub(in crate::strategy) fn simulated_binary(
     genes: &[Gene],
     first: &[f64],
@@ -36,8 +36,8 @@ fn spread(draw: f64, eta: f64) -> f64 {
     if draw <= 0.5 { (2.0 * draw).powf(1.0 / (eta + 1.0)) } else { (2.0 * (1.0 - draw)).powf(-1.0 / (eta + 1.0)) }
 }
 
-/// Exchanges whole parts of a merge: all genes of a model, a layer group, a module or a parameter go together, each part from
-/// either parent, at least one from each. `None` where the genes form no two parts.
+/// Exchanges whole parts of a merge: all genes of a model, a layer group, a module or a parameter go together, each
+/// part from either parent, at least one from each. `None` where the genes form no two parts.
 pub(super) fn exchange(genes: &[Gene], first: &[f64], second: &[f64], rng: &mut impl Rng) -> Option<Vec<f64>> {
     let cuts: Vec<Vec<usize>> = [Cut::Model, Cut::LayerGroup, Cut::Module, Cut::Parameter]
         .into_iter()

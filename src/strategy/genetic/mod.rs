@@ -1,9 +1,9 @@
 //! The genetic algorithm: real-coded, steady-state, asynchronous.
 //!
-//! There are no generations to wait for. Every proposal is bred from the best points known at that moment: the baselines and
-//! an initial design first, then children by simulated binary crossover, exchange of whole parts and mutation. Evaluations are
-//! dear and arithmetic is cheap, so a model of the history ([`model`]) ranks a large brood, and some generations bred from it,
-//! for every child that is proposed.
+//! There are no generations to wait for. Every proposal is bred from the best points known at that moment: the
+//! baselines and an initial design first, then children by simulated binary crossover, exchange of whole parts and
+//! mutation. Evaluations are dear and arithmetic is cheap, so a model of the history ([`model`]) ranks a large brood,
+//! and some generations bred from it, for every child that is proposed.
 
 mod breeding;
 mod child;
@@ -40,8 +40,8 @@ const SHORT_LIST: usize = 24;
 /// Points from anywhere that compete with a brood, and those of them whose uncertainty is worked out.
 const SCOUTS: usize = 100;
 const SCOUT_LIST: usize = 12;
-/// Generations bred on the model alone, from so many founders with so many children each, and what every one does to the
-/// size of the Gaussian steps.
+/// Generations bred on the model alone, from so many founders with so many children each, and what every one does to
+/// the size of the Gaussian steps.
 const ROUNDS: usize = 3;
 const ROUND_STEP: f64 = 0.6;
 const FOUNDERS: usize = 4;
@@ -132,8 +132,8 @@ impl Genetic {
         self.plan_points(points, Operator::Design);
     }
 
-    /// Space-filling points; where genes are tied, all but every third keep the ties, those of the first design nearer to the
-    /// initial values.
+    /// Space-filling points; where genes are tied, all but every third keep the ties, those of the first design nearer
+    /// to the initial values.
     fn plan_points(&mut self, points: usize, operator: Operator) {
         let first = self.restarts << 20;
         for index in 0..points {
@@ -240,7 +240,8 @@ impl Genetic {
         let rater = model::Rater { surrogate: &surrogate, ties: &self.ties };
         let breeder = self.breeder(members, niches);
         let mut brood = self.short_list(self.parameters.brood, SHORT_LIST, &rater, || breeder.child(rng));
-        // A brood lives where its parents do; the model may know better places. In a space with ties there are too many.
+        // A brood lives where its parents do; the model may know better places. In a space with ties there are too
+        // many.
         if !self.ties.bind() {
             brood.extend(self.short_list(SCOUTS, SCOUT_LIST, &rater, || breeder.immigrant(rng)));
         }

@@ -14,8 +14,8 @@ const POINTS: usize = 220;
 const PENDING: usize = 64;
 /// Points that stay when the model would have more.
 const KEPT: usize = 160;
-/// Share of the points that are not the best ones, but evenly spread over all others: a model that knows good places only takes
-/// every place for a good one, and asks for the same bad ones again and again.
+/// Share of the points that are not the best ones, but evenly spread over all others: a model that knows good places
+/// only takes every place for a good one, and asks for the same bad ones again and again.
 const OTHERS: f64 = 0.4;
 /// Points that its length scales are fitted on at most.
 const FIT_POINTS: usize = 128;

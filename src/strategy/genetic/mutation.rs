@@ -6,8 +6,8 @@ use rand_distr::StandardNormal;
 use super::super::archive::levels;
 use crate::space::{Gene, GeneKind};
 
-/// Polynomial mutation (Deb and Goyal 1996) of each gene with probability `rate`; discrete genes get another value. Steps
-/// are small for a large `eta`.
+/// Polynomial mutation (Deb and Goyal 1996) of each gene with probability `rate`; discrete genes get another value.
+/// Steps are small for a large `eta`.
 pub(in crate::strategy) fn polynomial(genes: &[Gene], genome: &mut [f64], rate: f64, eta: f64, rng: &mut impl Rng) {
     for (gene, value) in genes.iter().zip(genome) {
         if rng.random::<f64>() >= rate {
@@ -30,8 +30,8 @@ fn polynomial_step(value: f64, eta: f64, draw: f64) -> f64 {
     (value + step).clamp(0.0, 1.0)
 }
 
-/// Gaussian mutation with standard deviation `step` of each gene with probability `rate`, at least one; reflected at the
-/// bounds. Discrete genes get another value with probability `step` instead.
+/// Gaussian mutation with standard deviation `step` of each gene with probability `rate`, at least one; reflected at
+/// the bounds. Discrete genes get another value with probability `step` instead.
 pub(super) fn gaussian(genes: &[Gene], genome: &mut [f64], rate: f64, step: f64, rng: &mut impl Rng) {
     let always = rng.random_range(0..genes.len());
     for (place, (gene, value)) in genes.iter().zip(genome).enumerate() {
@@ -46,8 +46,8 @@ pub(super) fn gaussian(genes: &[Gene], genome: &mut [f64], rate: f64, step: f64,
     }
 }
 
-/// Gaussian mutation of whole ties (`tie` is that of each gene): every real gene of a tie moves by the same step, each tie with
-/// probability `rate`, at least one; cut at the bounds.
+/// Gaussian mutation of whole ties (`tie` is that of each gene): every real gene of a tie moves by the same step, each
+/// tie with probability `rate`, at least one; cut at the bounds.
 pub(super) fn shift(genes: &[Gene], tie: &[usize], genome: &mut [f64], rate: f64, step: f64, rng: &mut impl Rng) {
     let ties = tie.iter().max().map_or(0, |last| last + 1);
     let always = rng.random_range(0..ties);

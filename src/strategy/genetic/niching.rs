@@ -1,5 +1,5 @@
-//! Niching from sample scores (Sakana's M2N2, 2025): the first parent wins by samples that few others solve, the second by
-//! samples that the first does not solve.
+//! Niching from sample scores (Sakana's M2N2, 2025): the first parent wins by samples that few others solve, the second
+//! by samples that the first does not solve.
 
 use rand::{Rng, RngExt};
 
@@ -15,8 +15,8 @@ pub(super) struct Niches {
 }
 
 impl Niches {
-    /// From the members' scores of the same samples, higher is better. `None` for fewer than two members or where the samples
-    /// differ in number.
+    /// From the members' scores of the same samples, higher is better. `None` for fewer than two members or where the
+    /// samples differ in number.
     pub(super) fn new(scores: &[&[f64]]) -> Option<Self> {
         let samples = scores.first()?.len();
         if scores.len() < 2 || samples == 0 || scores.iter().any(|member| member.len() != samples) {
@@ -62,8 +62,8 @@ fn pick(weights: &[f64], rng: &mut impl Rng) -> usize {
     weights.len() - 1
 }
 
-/// The sample scores of all tasks of the objective, one after the other, with their direction as the sign; `None` where a task
-/// has none.
+/// The sample scores of all tasks of the objective, one after the other, with their direction as the sign; `None` where
+/// a task has none.
 pub(super) fn sample_scores(tasks: &[ObjectiveTask], outcome: &Outcome) -> Option<Vec<f64>> {
     let mut all = Vec::new();
     for task in tasks {

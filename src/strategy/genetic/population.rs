@@ -4,8 +4,8 @@ use std::cmp::Ordering;
 
 use super::super::archive::Point;
 
-/// The places of the best `size` points whose outcome is known, best first; equal ones in order of age. Points with a score
-/// come before infeasible ones, which fill up a population only as long as it has nobody better.
+/// The places of the best `size` points whose outcome is known, best first; equal ones in order of age. Points with a
+/// score come before infeasible ones, which fill up a population only as long as it has nobody better.
 pub(super) fn best(points: &[Point], candidates: impl Iterator<Item = usize>, size: usize) -> Vec<usize> {
     let mut ranked: Vec<(usize, f64)> =
         candidates.filter_map(|place| points[place].fitness.rank().map(|rank| (place, rank))).collect();

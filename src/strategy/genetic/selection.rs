@@ -2,8 +2,8 @@
 
 use rand::{Rng, RngExt};
 
-/// Tournament selection: the best of `size` members drawn with replacement. `members` is the number of members, best first,
-/// at least one; the answer is a place among them.
+/// Tournament selection: the best of `size` members drawn with replacement. `members` is the number of members, best
+/// first, at least one; the answer is a place among them.
 pub(super) fn tournament(members: usize, size: usize, rng: &mut impl Rng) -> usize {
     (0..size.max(1)).map(|_| rng.random_range(0..members)).min().unwrap_or(0)
 }

@@ -1,7 +1,7 @@
 //! Genes that mean the same in different places of the model.
 //!
-//! The weight of one source tends to want about the same value in every layer group and module. Genes that differ only in
-//! those form one tie: a search may move a tie as a whole long before it can afford to move its genes one by one.
+//! The weight of one source tends to want about the same value in every layer group and module. Genes that differ only
+//! in those form one tie: a search may move a tie as a whole long before it can afford to move its genes one by one.
 
 use crate::space::{Gene, GeneKind};
 
@@ -11,7 +11,8 @@ pub(in crate::strategy) struct Ties {
     /// The tie of each gene, numbered from 0 in order of appearance.
     of: Vec<usize>,
     count: usize,
-    /// Where a gene tells how something is merged whose weight is a gene too: that gene, and its value that means nothing.
+    /// Where a gene tells how something is merged whose weight is a gene too: that gene, and its value that means
+    /// nothing.
     weights: Vec<Option<(usize, f64)>>,
     init: Vec<f64>,
 }
@@ -31,8 +32,8 @@ impl Ties {
         Self { count: labels.len(), of, weights: genes.iter().map(|gene| weight_of(genes, gene)).collect(), init }
     }
 
-    /// A point as far as it matters: what has hardly any weight is merged the same whatever the other genes say of it, so those
-    /// are drawn to their initial value.
+    /// A point as far as it matters: what has hardly any weight is merged the same whatever the other genes say of it,
+    /// so those are drawn to their initial value.
     pub(in crate::strategy) fn seen(&self, point: &[f64]) -> Vec<f64> {
         let matter = |(place, value): (usize, &f64)| match self.weights[place] {
             Some((weight, nothing)) => {
@@ -75,10 +76,12 @@ impl Ties {
     }
 }
 
-/// Distance from no weight, as a share of the weight's range, from which on everything else about a source counts in full.
+/// Distance from no weight, as a share of the weight's range, from which on everything else about a source counts in
+/// full.
 const FULL: f64 = 0.25;
 
-/// The weight gene for the same source and place as another real gene, with the gene's value at weight 0, where that is in range.
+/// The weight gene for the same source and place as another real gene, with the gene's value at weight 0, where that is
+/// in range.
 fn weight_of(genes: &[Gene], gene: &Gene) -> Option<(usize, f64)> {
     if gene.parameter == "weight" || gene.model.is_none() || !matches!(gene.kind, GeneKind::Real { .. }) {
         return None;
