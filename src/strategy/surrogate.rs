@@ -257,6 +257,15 @@ struct Fit<'a> {
     errors: &'a [f64],
 }
 
+/// A covariance matrix and its derivatives, below the diagonal.
+struct Kernel {
+    factor: Cholesky,
+    /// By the logarithm of a length scale, less the factor (difference / length)^2.
+    slopes: Vec<Vec<f64>>,
+    /// By the share of roughness.
+    overlaps: Vec<Vec<f64>>,
+}
+
 impl Fit<'_> {
     /// Resilient propagation (Riedmiller and Braun 1993): steps by the signs of the gradient, which needs no step size.
     fn climb(&self, start: &Scales) -> Scales {
@@ -296,29 +305,7 @@ impl Fit<'_> {
         let inverse_square: Vec<f64> =
             (0..genes).map(|gene| (-2.0 * lengths[if shared { 0 } else { gene }]).exp()).collect();
         let rough = shares[0].exp();
-        let mut overlaps: Vec<Vec<f64>> = Vec::with_capacity(n);
-        let mut factor = Cholesky::default();
-        let mut slopes: Vec<Vec<f64>> = Vec::with_capacity(n);
-        for i in 0..n {
-            let mut row = Vec::with_capacity(i + 1);
-            let mut slope = Vec::with_capacity(i);
-            let mut overlap = Vec::with_capacity(i);
-            for j in 0..i {
-                let square = self.square(i, j, &inverse_square);
-                let root = (5.0 * square).sqrt();
-                let decay = exp_of_minus(root);
-                row.push((1.0 + root + 5.0 / 3.0 * square) * decay + rough * decay * decay);
-                // Derivative by the logarithm of a length scale, less the factor (difference / length)^2.
-                slope.push(5.0 / 3.0 * (1.0 + root) * decay + rough * 10.0 * decay * decay / root.max(1e-9));
-                overlap.push(decay * decay);
-            }
-            row.push(1.0 + rough + NOISE * rough + NUGGET + self.errors[i]);
-            if !factor.push(&row) {
-                return None;
-            }
-            slopes.push(slope);
-            overlaps.push(overlap);
-        }
+        let Kernel { factor, slopes, overlaps } = self.kernel(&inverse_square, rough)?;
         let weights = factor.backward(&factor.forward(self.values));
         let variance = (dot(self.values, &weights) / n as f64).max(1e-12);
         let inverse = factor.inverse();
@@ -333,16 +320,50 @@ impl Fit<'_> {
                 0.5 * rough * (1.0 + NOISE) * (weights[i] * weights[i] / variance - inverse[i][i]);
         }
         let mut value = -0.5 * n as f64 * variance.ln() - factor.half_log_determinant();
+        self.add_prior(at, &mut value, &mut gradient);
+        value.is_finite().then_some((value, gradient))
+    }
+
+    /// The points' covariance matrix, factorised, with its derivatives; `None` where it is not positive definite.
+    fn kernel(&self, inverse_square: &[f64], rough: f64) -> Option<Kernel> {
+        let n = self.points.len();
+        let mut overlaps: Vec<Vec<f64>> = Vec::with_capacity(n);
+        let mut factor = Cholesky::default();
+        let mut slopes: Vec<Vec<f64>> = Vec::with_capacity(n);
+        for i in 0..n {
+            let mut row = Vec::with_capacity(i + 1);
+            let mut slope = Vec::with_capacity(i);
+            let mut overlap = Vec::with_capacity(i);
+            for j in 0..i {
+                let square = self.square(i, j, inverse_square);
+                let root = (5.0 * square).sqrt();
+                let decay = exp_of_minus(root);
+                row.push((1.0 + root + 5.0 / 3.0 * square) * decay + rough * decay * decay);
+                slope.push(5.0 / 3.0 * (1.0 + root) * decay + rough * 10.0 * decay * decay / root.max(1e-9));
+                overlap.push(decay * decay);
+            }
+            row.push(1.0 + rough + NOISE * rough + NUGGET + self.errors[i]);
+            if !factor.push(&row) {
+                return None;
+            }
+            slopes.push(slope);
+            overlaps.push(overlap);
+        }
+        Some(Kernel { factor, slopes, overlaps })
+    }
+
+    /// Adds the logarithm of the prior density, and its gradient.
+    fn add_prior(&self, at: &[f64], value: &mut f64, gradient: &mut [f64]) {
+        let (lengths, shares) = at.split_at(at.len() - 1);
         let deviation = SCALE_PRIOR_DEVIATION;
         for (place, length) in lengths.iter().enumerate() {
             let z = (length - self.prior) / deviation;
-            value -= 0.5 * z * z;
+            *value -= 0.5 * z * z;
             gradient[place] -= z / deviation;
         }
         let z = (shares[0] - ROUGH_PRIOR.0) / ROUGH_PRIOR.1;
-        value -= 0.5 * z * z;
+        *value -= 0.5 * z * z;
         gradient[lengths.len()] -= z / ROUGH_PRIOR.1;
-        value.is_finite().then_some((value, gradient))
     }
 
     fn square(&self, i: usize, j: usize, inverse_square: &[f64]) -> f64 {
