@@ -75,3 +75,22 @@ fn two_tasks_cannot_share_one_hold_out_task() {
     let apart = run_file(["sealed-one", "sealed-two"]);
     assert_eq!(scratch.search(&apart, &[])["evaluations"], 12);
 }
+
+#[test]
+fn another_name_of_the_search_s_server_is_no_hold_out() {
+    let (scratch, server) = (Scratch::new(), FaultServer::start(vec![]));
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+    let text = format!(
+        "name = \"run\"\n[models]\nsources = [{:?}, {:?}]\n[space]\nmethod = \"linear\"\n[budget]\nevaluations = 4\n\
+         [evaluator]\nkind = \"http\"\nendpoints = [{:?}]\n[[tasks]]\nname = \"add\"\n[holdout]\nendpoints = [{:?}]\n",
+        golden.join("a"),
+        golden.join("b"),
+        server.url(),
+        server.url().replace("127.0.0.1", "localhost"),
+    );
+    assert!(text.contains("localhost"));
+    std::fs::write(scratch.path("run.toml"), text).unwrap();
+    let output = scratch.evomerge(&["check", "run.toml"]);
+    assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+    assert!(stderr(&output).contains("are one address"), "{}", stderr(&output));
+}

@@ -228,3 +228,17 @@ fn complaints_about_the_strategy_name_file_and_line() {
     assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
     assert!(stderr(&output).contains("run.toml: budget.evaluations = 2"), "{}", stderr(&output));
 }
+
+/// All genes frozen, to what a baseline is: nothing is left to be proposed.
+#[test]
+fn a_space_without_a_gene_is_exhausted() {
+    let scratch = Scratch::new();
+    let frozen = SPACE.split("[space]").next().unwrap().to_owned()
+        + "[space]\nmethod = \"linear\"\n[space.genes]\nweight = 0.5\n";
+    for kind in ["portfolio", "genetic", "cma-es", "tpe", "nsga2", "random", "sobol"] {
+        let strategy = format!("[strategy]\nkind = \"{kind}\"\n");
+        let run_file = scratch.run_file(kind, 40, SPHERE, &format!("{frozen}{TASKS}{strategy}"));
+        let report = scratch.search(&run_file, &[]);
+        assert!(report["reason"].as_str().unwrap().contains("exhausted"), "{kind}: {}", report["reason"]);
+    }
+}

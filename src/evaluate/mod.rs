@@ -54,11 +54,6 @@ pub trait Evaluator: Send + Sync {
     /// Evaluations that may run at once.
     fn concurrency(&self) -> NonZeroUsize;
 
-    /// The servers behind it, as they name themselves; empty where there are none.
-    fn instances(&self) -> Vec<String> {
-        Vec::new()
-    }
-
     /// Whether a candidate must be materialized before [`Self::evaluate`] (false for closed-form landscapes).
     fn needs_checkpoint(&self) -> bool {
         true

@@ -1,9 +1,11 @@
 //! Which samples a search never sees: the split by fraction, the plan of the hold-out, and the refusal of data that is in both.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use reqwest::Url;
 use sha2::{Digest, Sha256};
 
 use super::prepare::{Prepared, capability, configuration, connect, count_samples, evaluator_tasks};
@@ -91,11 +93,10 @@ pub(super) async fn holdout_plan(
         HoldoutSource::Endpoints(endpoints) => {
             let mut config = prepared.config.clone();
             if let crate::config::EvaluatorKind::Http(http) = &mut config.evaluator.kind {
+                refuse_same_address(&http.endpoints, endpoints)?;
                 http.endpoints.clone_from(endpoints);
             }
-            let evaluator = connect(&config, &evaluator_tasks(&config.tasks), scratch, progress, stop).await?;
-            refuse_same_server(prepared.evaluator.as_ref(), evaluator.as_ref())?;
-            evaluator
+            connect(&config, &evaluator_tasks(&config.tasks), scratch, progress, stop).await?
         }
         HoldoutSource::Data(data) => {
             let mut tasks = covered(&prepared.config.tasks, data);
@@ -134,16 +135,28 @@ pub(super) async fn holdout_plan(
     Ok(Some(plan))
 }
 
-/// One server has many names (`localhost`, `127.0.0.1`, a host's own): what it calls itself tells.
-fn refuse_same_server(search: &dyn Evaluator, holdout: &dyn Evaluator) -> Result<(), SearchError> {
-    let known = search.instances();
-    match holdout.instances().into_iter().find(|instance| known.contains(instance)) {
-        Some(instance) if search.fingerprint() == holdout.fingerprint() => Err(SearchError::Settings(format!(
-            "holdout.endpoints: one of them is a server of the search under another name (both call themselves instance {instance:?}, \
-             with the same fingerprint), so that its samples are those that the search sees; name one that serves other samples"
-        ))),
-        _ => Ok(()),
+/// One server has many names (`localhost`, `127.0.0.1`, a host's own); its address tells.
+fn refuse_same_address(search: &[String], holdout: &[String]) -> Result<(), SearchError> {
+    let seen: Vec<(&String, Url, Vec<SocketAddr>)> = search.iter().filter_map(located).collect();
+    for (name, url, addresses) in holdout.iter().filter_map(located) {
+        let same = |(_, other, known): &&(&String, Url, Vec<SocketAddr>)| {
+            other.path() == url.path() && addresses.iter().any(|address| known.contains(address))
+        };
+        if let Some((other, _, _)) = seen.iter().find(same) {
+            return Err(SearchError::Settings(format!(
+                "holdout.endpoints: {name} and {other} of the search are one address, so that its samples are those that the search sees; \
+                 name a server of other samples"
+            )));
+        }
     }
+    Ok(())
+}
+
+/// Where an endpoint is; `None` where nobody knows, which connecting to it will tell.
+fn located(endpoint: &String) -> Option<(&String, Url, Vec<SocketAddr>)> {
+    let url = Url::parse(endpoint).ok()?;
+    let addresses = url.socket_addrs(|| None).ok()?;
+    Some((endpoint, url, addresses))
 }
 
 /// The tasks that a hold-out must have, and those without a weight that it has.

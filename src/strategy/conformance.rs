@@ -276,7 +276,7 @@ pub fn check(build: Builder<'_>) -> Result<(), Violation> {
         ("outcomes come late", late_outcomes),
         ("failed and infeasible candidates", bad_candidates),
         ("all scores equal", flat),
-        ("one gene and many genes", dimensions),
+        ("no gene, one and many", dimensions),
         ("discrete and conditional genes", discrete),
         ("duplicates", duplicates),
         ("broken calls", broken_calls),
@@ -353,14 +353,34 @@ fn flat(build: Builder<'_>) -> Result<(), Violation> {
 }
 
 fn dimensions(build: Builder<'_>) -> Result<(), Violation> {
-    for (genes, evaluations) in [(1, 60), (500, 60)] {
+    for (genes, evaluations) in [(0, 60), (1, 60), (500, 60)] {
         let rows = run(build, setup(TestSpace::reals(genes), 8), &scored, evaluations)?;
         let wrong = |row: &Row| matches!(&row.proposal.content, Content::Genome(genome) if genome.0.len() != genes);
         if rows.iter().any(wrong) {
             return violation(format!("a genome of a space of {genes} genes has another length"));
         }
     }
+    // Nothing to search, and the only point is a baseline that was scored already.
+    let rows = run(build, setup(TestSpace::reals(0), 8), &PointIsUniformSoup, 60)?;
+    if rows.iter().any(|row| matches!(row.proposal.content, Content::Genome(_))) {
+        return violation("a point that is a baseline is evaluated again");
+    }
     Ok(())
+}
+
+struct PointIsUniformSoup;
+
+impl Oracle for PointIsUniformSoup {
+    fn answer(&self, index: u64, content: &Content) -> Answer {
+        scored(index, content)
+    }
+
+    fn identity(&self, content: &Content) -> Identity {
+        match content {
+            Content::Genome(_) => scored.identity(&Content::Soup(vec![0, 1, 2])),
+            other => scored.identity(other),
+        }
+    }
 }
 
 /// Twelve points in all: three levels by four.

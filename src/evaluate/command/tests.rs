@@ -190,6 +190,8 @@ async fn faults_of_the_program_are_tried_again() {
         ("kill -11 $$", "signal"),
         ("exit 0", "invalid_answer"),
         (": > $1", "invalid_answer"),
+        ("mkfifo $1", "invalid_answer"),
+        (r#"echo '{"scores": {"add": 0.1, "add": 0.9}}' > $1"#, "invalid_answer"),
         ("echo '<html>' > $1", "invalid_answer"),
         ("head -c 60 good.json > $1", "invalid_answer"),
         (r#"echo '{"scores": {"add": 0.5, "more": 1}}' > $1"#, "invalid_answer"),

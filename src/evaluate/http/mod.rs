@@ -177,10 +177,6 @@ impl Evaluator for HttpEvaluator {
         self.concurrency
     }
 
-    fn instances(&self) -> Vec<String> {
-        self.pool.endpoints.iter().filter_map(|endpoint| Some(endpoint.facts()?.instance_id.clone())).collect()
-    }
-
     fn default_metric(&self, task: &str) -> Option<&str> {
         self.facts.first_metrics.get(task).map(String::as_str)
     }
