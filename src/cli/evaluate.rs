@@ -78,7 +78,10 @@ fn check_writable(path: &Path) -> Result<(), CliError> {
     if path.is_dir() {
         return Err(fault(std::io::ErrorKind::IsADirectory.into()));
     }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folders =
+        path.ancestors().skip(1).map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
+    // Folders that are not there will be made in the first one that is.
+    let Some(folder) = folders.into_iter().find(|folder| folder.exists()) else { return Ok(()) };
     // Without the name of the attempt, which says nothing.
     tempfile::tempfile_in(folder).map(|_| ()).map_err(|error| fault(error.kind().into()))
 }

@@ -144,9 +144,9 @@ impl Choice {
 impl Search {
     fn build(self, landscape: Arc<dyn Landscape>, setup: &Setup) -> Box<dyn Strategy> {
         match self {
-            // A single point, which any of them would propose, and nothing to learn from it.
-            _ if landscape.genes().is_empty() => Box::new(Sampling::new(Source::Sobol, setup.seed, landscape)),
             Self::Sampling(source) => Box::new(Sampling::new(source, setup.seed, landscape)),
+            // A single point, and nothing to learn from it.
+            _ if landscape.genes().is_empty() => Box::new(Sampling::new(Source::Uniform, setup.seed, landscape)),
             Self::Genetic(parameters) => Box::new(Genetic::new(parameters, landscape, setup)),
             Self::CmaEs(parameters) => Box::new(CmaEs::new(parameters, landscape, setup)),
             Self::Tpe(parameters) => Box::new(Tpe::new(parameters, landscape, setup)),
