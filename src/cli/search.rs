@@ -15,7 +15,7 @@ use crate::score::verdict::VerdictCandidate;
 use crate::search::{
     Progress, Row, RunFolder, RunOptions, RunReport, Stop, move_aside, prepare, put_back, run as run_search,
 };
-use crate::strategy::{StrategyError, check_settings};
+use crate::strategy::{StrategyError, check_settings, origin};
 
 pub(super) fn run(arguments: &Search, output: Output) -> Result<ExitCode, CliError> {
     let config = load(&arguments.run)?;
@@ -156,9 +156,9 @@ fn scores(report: &RunReport) -> String {
 fn soups_last(baselines: &[Row]) -> Vec<&Row> {
     let greedy = baselines
         .iter()
-        .filter(|row| row.origin == "greedy_soup" && row.objective.is_some())
+        .filter(|row| row.origin == origin::GREEDY_SOUP && row.objective.is_some())
         .reduce(|best, row| if row.objective > best.objective { row } else { best });
-    baselines.iter().filter(|row| row.origin != "greedy_soup").chain(greedy).collect()
+    baselines.iter().filter(|row| row.origin != origin::GREEDY_SOUP).chain(greedy).collect()
 }
 
 fn contender<'a>(report: &'a RunReport, candidate_id: &str) -> Option<&'a VerdictCandidate> {

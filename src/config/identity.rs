@@ -103,8 +103,8 @@ fn identify_space(space: &SpaceConfig) -> Value {
         identity["stack"] = json!({
             "passes": stack.passes,
             "max_layers": stack.max_layers,
-            "sources": stack.sources,
-            "merged": stack.merged,
+            "sources": stack.blocks.has_sources(),
+            "merged": stack.blocks.has_merged(),
             "scale": stack.scale.as_ref().map(|scale| json!({
                 "low": scale.low,
                 "high": scale.high,

@@ -127,12 +127,29 @@ pub struct StackConfig {
     pub passes: NonZeroUsize,
     /// Most layers that a recipe may have; `None`: as many as the passes have.
     pub max_layers: Option<NonZeroUsize>,
-    /// Blocks come from the sources as they are. Beside the merged model, or (with `passthrough`) without one.
-    pub sources: bool,
-    /// Blocks come from the merge of the sources by the space's method.
-    pub merged: bool,
-    /// A factor for each block; `None`: blocks stay as they are.
+    pub blocks: StackBlocks,
+    /// A factor for each block, of sources only; `None`: blocks stay as they are.
     pub scale: Option<StackScale>,
+}
+
+/// Which models the blocks of a stack come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StackBlocks {
+    /// The sources as they are (with `passthrough`).
+    Sources,
+    /// The merge of the sources by the space's method.
+    Merged,
+    MergedAndSources,
+}
+
+impl StackBlocks {
+    pub const fn has_sources(self) -> bool {
+        matches!(self, Self::Sources | Self::MergedAndSources)
+    }
+
+    pub const fn has_merged(self) -> bool {
+        matches!(self, Self::Merged | Self::MergedAndSources)
+    }
 }
 
 /// The factor of a block's contribution to the residual stream.

@@ -79,7 +79,7 @@ pub(super) fn read(field: &Field<'_>, models: &ModelsConfig) -> Result<SpaceConf
         modules: !modules.is_empty(),
         layer_groups: !matches!(layers, LayerGrouping::Groups(NonZeroUsize::MIN)),
     };
-    if let (Some(field), Some(_)) = (genes_field.as_ref(), stack.as_ref().filter(|stack| !stack.merged)) {
+    if let (Some(field), Some(_)) = (genes_field.as_ref(), stack.as_ref().filter(|stack| !stack.blocks.has_merged())) {
         return Err(field.error("passthrough has no genes beside `space.stack`; its factors are `space.stack.scale`"));
     }
     let genes = read_genes(genes_field, &context)?;

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 
-use super::{LayerGrouping, StackConfig, StackScale};
+use super::{LayerGrouping, StackBlocks, StackConfig, StackScale};
 use crate::document::{Field, FieldError, Fields};
 use crate::merge::MethodSpecification;
 
@@ -41,13 +41,16 @@ pub(super) fn read(
         None => DEFAULT_PASSES,
     };
     let max_layers = fields.take("max_layers").map(|field| field.count()).transpose()?;
-    let sources = match fields.take("with_sources") {
-        Some(field) => read_sources(&field, methods, merged)?,
-        None => !merged,
+    let with_sources = fields.take("with_sources");
+    let with_sources = with_sources.map(|field| read_sources(&field, methods, merged)).transpose()?;
+    let blocks = match (merged, with_sources) {
+        (false, _) => StackBlocks::Sources,
+        (true, Some(true)) => StackBlocks::MergedAndSources,
+        (true, Some(false) | None) => StackBlocks::Merged,
     };
     let scale = read_scale(&mut fields, merged)?;
     fields.finish()?;
-    Ok(StackConfig { passes, max_layers, sources, merged, scale })
+    Ok(StackConfig { passes, max_layers, blocks, scale })
 }
 
 fn read_passes(field: &Field<'_>) -> Result<NonZeroUsize, FieldError> {

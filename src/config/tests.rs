@@ -363,7 +363,7 @@ fn stacks_are_read() {
     };
     let stack = |space: &str| parse(&run(space)).unwrap().space.unwrap().stack.unwrap();
     let plain = stack("method = 'passthrough'\ngranularity = 2\nstack = {}");
-    assert_eq!((plain.passes.get(), plain.max_layers, plain.sources, plain.merged), (2, None, true, false));
+    assert_eq!((plain.passes.get(), plain.max_layers, plain.blocks), (2, None, StackBlocks::Sources));
     assert_eq!(plain.scale, None);
     let scaled = stack(
         "method = 'passthrough'\nlayer_groups = 'auto'\nstack = { passes = 3, max_layers = 9, scale = { high = 0.9 } }",
@@ -373,8 +373,8 @@ fn stacks_are_read() {
     assert_eq!((scale.low, scale.high, scale.init), (0.5, 0.9, 0.9));
     assert_eq!(scale.modules, ["o_proj", "down_proj"]);
     let merged = stack("method = ['linear', 'ties']\ngranularity = 2\nstack = { with_sources = true }");
-    assert_eq!((merged.sources, merged.merged), (true, true));
-    assert!(!stack("method = 'slerp'\ngranularity = 2\nstack = {}").sources);
+    assert_eq!(merged.blocks, StackBlocks::MergedAndSources);
+    assert_eq!(stack("method = 'slerp'\ngranularity = 2\nstack = {}").blocks, StackBlocks::Merged);
 
     for (space, words) in [
         ("method = 'passthrough'\ngranularity = 2\nstack = { pases = 3 }", ["`space.stack.pases`", "`passes`"]),

@@ -53,5 +53,6 @@ pub use plan::{Action, MergePlan, PlannedInput, PlannedTensor};
 pub use simd::Isa;
 pub use specification::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
+    Untrimmed,
 };
 pub use statistics::StatisticsUse;

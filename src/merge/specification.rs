@@ -77,6 +77,19 @@ pub enum Survivor {
     BaseOrNothing,
 }
 
+/// What a method comes to where nothing is trimmed or scaled: which soups and models it can write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Untrimmed {
+    /// Averages models.
+    Average,
+    /// Adds weighted task vectors.
+    TaskVectors,
+    /// As that, after an election of signs that single models always win.
+    Elected,
+    /// Goes from one model to another.
+    Interpolation,
+}
+
 /// A merge method's declaration.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MethodSpecification {
@@ -87,6 +100,8 @@ pub struct MethodSpecification {
     pub survivor: Survivor,
     /// Whether masks are drawn at random (then seed and kind belong to the recipe's hash).
     pub samples_masks: bool,
+    /// What it comes to at density and `lambda` 1, where it has them; `None`: something of its own.
+    pub untrimmed: Option<Untrimmed>,
     /// One line for `evomerge methods`, with the paper.
     pub help: &'static str,
 }

@@ -26,7 +26,7 @@ use super::{Budget, SearchError, Stop, alarms, export};
 use crate::evaluate::TaskRequest;
 use crate::ledger::{AskedRecord, Ledger, ToldRecord, event, fact, now};
 use crate::score::samples;
-use crate::strategy::{self, Content, Outcome, PROMOTION, Proposal, Race, Status};
+use crate::strategy::{self, Content, Outcome, PROMOTION, Proposal, Race, Status, origin};
 
 /// How often the screen and the active time are brought up to date.
 const TICK: Duration = Duration::from_millis(500);
@@ -325,7 +325,7 @@ impl Search {
     /// A source shows its name.
     fn origin_name(&self, proposal: &Proposal) -> String {
         match &proposal.content {
-            Content::Soup(members) if members.len() == 1 && proposal.origin == "source" => {
+            Content::Soup(members) if members.len() == 1 && proposal.origin == origin::SOURCE => {
                 let name = self.prepared.models.facts.sources.get(members[0]).map_or("", |(name, _)| name.as_str());
                 format!("source:{name}")
             }

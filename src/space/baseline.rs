@@ -4,7 +4,7 @@ use super::decode::Decoded;
 use super::plan::{Cell, Plan};
 use super::stack::{Origin, Stack};
 use super::{GeneKind, GeneValue, Genome, ModelFacts, SearchSpace};
-use crate::merge::MethodSpecification;
+use crate::merge::Untrimmed;
 use crate::recipe::{Body, FilteredValue, Gradient, Input, ModelReference, Parameters, Recipe, Setting, Slice, Value};
 
 /// How near a decoded parameter must be to the one that was aimed at.
@@ -84,29 +84,6 @@ fn average(facts: &ModelFacts, models: impl Iterator<Item = (ModelReference, f64
     }
 }
 
-/// What a method does at full density and `lambda` 1.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Behaviour {
-    /// Averages models.
-    Linear,
-    /// Adds weighted task vectors.
-    TaskVectors,
-    /// As that, after an election of signs that single models always win.
-    Elected,
-    /// Goes from one model to another.
-    Interpolates,
-}
-
-fn behaviour(method: &MethodSpecification) -> Option<Behaviour> {
-    match method.name {
-        "linear" => Some(Behaviour::Linear),
-        "task_arithmetic" | "dare_linear" | "della_linear" | "breadcrumbs" => Some(Behaviour::TaskVectors),
-        "ties" | "dare_ties" | "della" | "breadcrumbs_ties" => Some(Behaviour::Elected),
-        "slerp" => Some(Behaviour::Interpolates),
-        _ => None,
-    }
-}
-
 /// What is aimed at: the same value wherever the parameter varies.
 #[derive(Clone, Copy)]
 struct Target {
@@ -150,9 +127,9 @@ impl SearchSpace {
     pub fn encode_base(&self) -> Option<Encoded> {
         let base = self.facts.base.as_ref()?;
         let same = self.facts.sources.iter().position(|(_, model)| model == base);
-        let without_vectors = self.best_of(|space, method| match behaviour(space.specifications[method])? {
-            Behaviour::TaskVectors | Behaviour::Elected => space.encode_nothing_added(method),
-            Behaviour::Linear | Behaviour::Interpolates => None,
+        let without_vectors = self.best_of(|space, method| match space.specifications[method].untrimmed? {
+            Untrimmed::TaskVectors | Untrimmed::Elected => space.encode_nothing_added(method),
+            Untrimmed::Average | Untrimmed::Interpolation => None,
         });
         without_vectors.or_else(|| self.encode_soup(&[same?]))
     }
@@ -167,8 +144,8 @@ impl SearchSpace {
     fn encode_soup_with(&self, method: usize, members: &[usize]) -> Option<Encoded> {
         let share = 1.0 / members.len() as f64;
         let sums = [1.0, 0.5, 2.0, 0.25, 4.0, 0.125, 0.75, 0.3, 0.2, 0.1];
-        match behaviour(self.specifications[method])? {
-            Behaviour::Linear => {
+        match self.specifications[method].untrimmed? {
+            Untrimmed::Average => {
                 // The weights' common value does not matter: they are divided by their sum. Powers of two keep every
                 // bit.
                 let normalized =
@@ -181,8 +158,8 @@ impl SearchSpace {
                     Some(Encoded { genome, exact })
                 })
             }
-            Behaviour::Elected if members.len() > 1 => None,
-            Behaviour::TaskVectors | Behaviour::Elected => {
+            Untrimmed::Elected if members.len() > 1 => None,
+            Untrimmed::TaskVectors | Untrimmed::Elected => {
                 let lambda = self.reachable("lambda", 1.0);
                 let plain = Target { weight: [0.0, share / lambda], lambda, normalize: false };
                 let normalized =
@@ -191,7 +168,7 @@ impl SearchSpace {
                 let genome = targets.find_map(|target| self.aim(method, members, target))?;
                 Some(Encoded { genome, exact: false })
             }
-            Behaviour::Interpolates => self.encode_end(method, members),
+            Untrimmed::Interpolation => self.encode_end(method, members),
         }
     }
 

@@ -168,7 +168,7 @@ impl SearchSpace {
             stack.add_genes(&mut layout.genes, facts);
         }
         let space = Self {
-            notices: notices(config, facts, known, &layout.plans).into_iter().chain(layout.prior).collect(),
+            notices: notices(config, facts, known, &layout.plans).into_iter().chain(layout.prior_notices).collect(),
             genes: layout.genes,
             methods: config.methods.clone(),
             specifications,

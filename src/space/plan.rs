@@ -68,7 +68,7 @@ pub(super) struct Layout {
     pub source_gene: Option<usize>,
     pub pairs: Vec<(usize, usize)>,
     /// What conflicts between sources did to ranges, in words.
-    pub prior: Option<String>,
+    pub prior_notices: Vec<String>,
 }
 
 /// Whether `pair` chooses the method's two inputs.
@@ -162,7 +162,7 @@ impl Builder<'_> {
     fn add_source(&mut self) {
         let single = self.methods_where(|method| takes_one(method, self.facts.sources.len()));
         // A stack of the sources' own layers says by itself where each comes from.
-        let stacks_sources = self.config.stack.as_ref().is_some_and(|stack| !stack.merged);
+        let stacks_sources = self.config.stack.as_ref().is_some_and(|stack| !stack.blocks.has_merged());
         if single.is_empty() || stacks_sources {
             return;
         }
@@ -213,7 +213,7 @@ impl Builder<'_> {
             let model = parameter.varies_per(GenePer::Model).then_some(model);
             cells.extend(self.cells_of_model(&parameter, model, &using));
         }
-        self.layout.prior = parameter.prior.notice(name).or(self.layout.prior.take());
+        self.layout.prior_notices.extend(parameter.prior.notice(name));
         Plan { parameter: specification.name, inverted: name == DROP_RATE, sizes: parameter.sizes, cells }
     }
 

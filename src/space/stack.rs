@@ -78,9 +78,10 @@ impl Stack {
         if let Some(scale) = &config.scale {
             check_modules(&scale.modules, facts)?;
         }
-        let sources = (0..facts.sources.len())
-            .filter(|source| config.sources && methods.iter().all(|method| is_input(method, facts, *source)));
-        let merged = config.merged.then_some(Origin::Merged);
+        let sources = (0..facts.sources.len()).filter(|source| {
+            config.blocks.has_sources() && methods.iter().all(|method| is_input(method, facts, *source))
+        });
+        let merged = config.blocks.has_merged().then_some(Origin::Merged);
         Ok(Self {
             passes: config.passes.get(),
             lengths,

@@ -25,6 +25,7 @@ static ARCEE_FUSION: MethodSpecification = MethodSpecification {
     inputs: InputCount::Exactly(1),
     survivor: Survivor::Any,
     samples_masks: false,
+    untrimmed: None,
     help: "takes over a model's most important changes: size times divergence of rows above median + 1.5 IQR",
 };
 

@@ -31,6 +31,7 @@ static KARCHER: MethodSpecification = MethodSpecification {
     inputs: InputCount::AtLeast(1),
     survivor: Survivor::Any,
     samples_masks: false,
+    untrimmed: None,
     help: "centre of mass of the models on the sphere, all with equal weight (Karcher mean)",
 };
 

@@ -8,6 +8,7 @@ use crate::merge::block::{BlockMerge, TileMerge, Tiled};
 use crate::merge::element::Element;
 use crate::merge::specification::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
+    Untrimmed,
 };
 use crate::merge::tensor::{TILE, TensorGroup};
 
@@ -31,6 +32,7 @@ static LINEAR: MethodSpecification = MethodSpecification {
     inputs: InputCount::AtLeast(1),
     survivor: Survivor::Any,
     samples_masks: false,
+    untrimmed: Some(Untrimmed::Average),
     help: "weighted average of the models (Model Soups, arXiv 2203.05482)",
 };
 

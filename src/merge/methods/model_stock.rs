@@ -21,6 +21,7 @@ static MODEL_STOCK: MethodSpecification = MethodSpecification {
     inputs: InputCount::AtLeast(2),
     survivor: Survivor::BaseOrNothing,
     samples_masks: false,
+    untrimmed: None,
     help: "interpolates base and average by the angle among the task vectors (arXiv 2403.19522)",
 };
 

@@ -37,6 +37,7 @@ static MULTISLERP: MethodSpecification = MethodSpecification {
     inputs: InputCount::AtLeast(1),
     survivor: Survivor::Any,
     samples_masks: false,
+    untrimmed: None,
     help: "spherical interpolation of any number of models, or of task vectors where there is a base",
 };
 

@@ -23,6 +23,7 @@ static NEARSWAP: MethodSpecification = MethodSpecification {
     inputs: InputCount::Exactly(1),
     survivor: Survivor::Base,
     samples_masks: false,
+    untrimmed: None,
     help: "moves the base to the model where both are near",
 };
 

@@ -37,6 +37,7 @@ static NUSLERP: MethodSpecification = MethodSpecification {
     inputs: InputCount::Exactly(2),
     survivor: Survivor::Any,
     samples_masks: false,
+    untrimmed: None,
     help: "spherical interpolation of two models, or of two task vectors where there is a base",
 };
 

@@ -23,6 +23,7 @@ static PASSTHROUGH: MethodSpecification = MethodSpecification {
     inputs: InputCount::Exactly(1),
     survivor: Survivor::Any,
     samples_masks: false,
+    untrimmed: None,
     help: "layers of one model a slice, scaled where asked: stacks layers of several models",
 };
 

@@ -28,6 +28,7 @@ static RAM: MethodSpecification = MethodSpecification {
     inputs: InputCount::AtLeast(1),
     survivor: Survivor::None,
     samples_masks: false,
+    untrimmed: None,
     help: "adds what one model changed, averages what several did (arXiv 2601.13572)",
 };
 static RAMPLUS_TL: MethodSpecification = MethodSpecification {
@@ -51,6 +52,7 @@ static RAMPLUS_TL: MethodSpecification = MethodSpecification {
     inputs: InputCount::AtLeast(1),
     survivor: Survivor::None,
     samples_masks: false,
+    untrimmed: None,
     help: "as ram, with each model's own changes made larger (arXiv 2601.13572)",
 };
 

@@ -28,6 +28,7 @@ static SCE: MethodSpecification = MethodSpecification {
     inputs: InputCount::AtLeast(1),
     survivor: Survivor::None,
     samples_masks: false,
+    untrimmed: None,
     help: "selects by variance, weighs by size, erases minority signs (arXiv 2408.07990)",
 };
 

@@ -15,6 +15,7 @@ use crate::merge::reduce::{LANES, Lanes, sum_blocks};
 use crate::merge::simd::{Isa, Kernel, dispatch};
 use crate::merge::specification::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
+    Untrimmed,
 };
 use crate::merge::statistics::{Norms, PairKey};
 use crate::merge::tensor::{Stored, TILE, TensorGroup, tiles};
@@ -31,6 +32,7 @@ static SLERP: MethodSpecification = MethodSpecification {
     inputs: InputCount::Exactly(2),
     survivor: Survivor::Any,
     samples_masks: false,
+    untrimmed: Some(Untrimmed::Interpolation),
     help: "spherical interpolation between two models (Shoemake 1985)",
 };
 

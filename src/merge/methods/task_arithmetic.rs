@@ -15,6 +15,7 @@ use crate::merge::remembered::RememberedMask;
 use crate::merge::sparsify::Sparsifier;
 use crate::merge::specification::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
+    Untrimmed,
 };
 use crate::merge::statistics::PairKey;
 use crate::merge::tensor::{TaskVector, TensorGroup};
@@ -70,6 +71,7 @@ static TASK_ARITHMETIC: MethodSpecification = MethodSpecification {
     inputs: InputCount::AtLeast(1),
     survivor: Survivor::None,
     samples_masks: false,
+    untrimmed: Some(Untrimmed::TaskVectors),
     help: "weighted sum of task vectors (arXiv 2212.04089)",
 };
 static TIES: MethodSpecification = MethodSpecification {
@@ -85,6 +87,7 @@ static TIES: MethodSpecification = MethodSpecification {
     inputs: InputCount::AtLeast(1),
     survivor: Survivor::None,
     samples_masks: false,
+    untrimmed: Some(Untrimmed::Elected),
     help: "trim by magnitude, elect signs, merge what agrees (arXiv 2306.01708)",
 };
 static DARE_LINEAR: MethodSpecification = MethodSpecification {
@@ -100,6 +103,7 @@ static DARE_LINEAR: MethodSpecification = MethodSpecification {
     inputs: InputCount::AtLeast(1),
     survivor: Survivor::None,
     samples_masks: true,
+    untrimmed: Some(Untrimmed::TaskVectors),
     help: "random drop and rescale, then weighted sum (arXiv 2311.03099)",
 };
 static DARE_TIES: MethodSpecification = MethodSpecification {
@@ -115,6 +119,7 @@ static DARE_TIES: MethodSpecification = MethodSpecification {
     inputs: InputCount::AtLeast(1),
     survivor: Survivor::None,
     samples_masks: true,
+    untrimmed: Some(Untrimmed::Elected),
     help: "random drop and rescale, then sign election (arXiv 2311.03099)",
 };
 static DELLA: MethodSpecification = MethodSpecification {
@@ -131,6 +136,7 @@ static DELLA: MethodSpecification = MethodSpecification {
     inputs: InputCount::AtLeast(1),
     survivor: Survivor::None,
     samples_masks: true,
+    untrimmed: Some(Untrimmed::Elected),
     help: "drop by rank of magnitude and rescale, then sign election (arXiv 2406.11617)",
 };
 static DELLA_LINEAR: MethodSpecification = MethodSpecification {
@@ -147,6 +153,7 @@ static DELLA_LINEAR: MethodSpecification = MethodSpecification {
     inputs: InputCount::AtLeast(1),
     survivor: Survivor::None,
     samples_masks: true,
+    untrimmed: Some(Untrimmed::TaskVectors),
     help: "drop by rank of magnitude and rescale, then weighted sum (arXiv 2406.11617)",
 };
 static BREADCRUMBS: MethodSpecification = MethodSpecification {
@@ -163,6 +170,7 @@ static BREADCRUMBS: MethodSpecification = MethodSpecification {
     inputs: InputCount::AtLeast(1),
     survivor: Survivor::None,
     samples_masks: false,
+    untrimmed: Some(Untrimmed::TaskVectors),
     help: "drop outliers and small values, then weighted sum (arXiv 2312.06795)",
 };
 static BREADCRUMBS_TIES: MethodSpecification = MethodSpecification {
@@ -179,6 +187,7 @@ static BREADCRUMBS_TIES: MethodSpecification = MethodSpecification {
     inputs: InputCount::AtLeast(1),
     survivor: Survivor::None,
     samples_masks: false,
+    untrimmed: Some(Untrimmed::Elected),
     help: "drop outliers and small values, then sign election (arXiv 2312.06795)",
 };
 

@@ -7,6 +7,7 @@ use crate::ledger::Ledger;
 use crate::search::SearchError;
 use crate::search::pipeline::Finished;
 use crate::search::repeats::{Rescoring, last_sentinel};
+use crate::strategy::origin;
 
 /// Where the sentinel stands.
 pub(super) struct Sentinel {
@@ -63,7 +64,7 @@ impl Search {
         // Drift is measured from the score that the search itself has taken.
         let searched = |index: &u64| self.schedule.outcomes().get(index).is_some_and(|first| first.objective.is_some());
         let scored = || told().filter(|row| searched(&row.index));
-        let chosen = scored().find(|row| row.origin == "uniform_soup").or_else(|| scored().next());
+        let chosen = scored().find(|row| row.origin == origin::UNIFORM_SOUP).or_else(|| scored().next());
         chosen.filter(|_| told().count() as u64 == baselines).map(|row| row.index)
     }
 
