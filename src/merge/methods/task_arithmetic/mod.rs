@@ -1,6 +1,8 @@
 //! Task vectors added to the base: task arithmetic (arXiv 2212.04089), TIES (2306.01708), DARE (2311.03099), DELLA
 //! (2406.11617), Model Breadcrumbs (2312.06795).
 
+mod declarations;
+
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -13,183 +15,11 @@ use crate::merge::l1::l1_factors;
 use crate::merge::ranked::RankedMask;
 use crate::merge::remembered::RememberedMask;
 use crate::merge::sparsify::Sparsifier;
-use crate::merge::specification::{
-    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
-    Untrimmed,
-};
+use crate::merge::specification::{MethodSpecification, Untrimmed};
 use crate::merge::statistics::PairKey;
 use crate::merge::tensor::{TaskVector, TensorGroup};
 use crate::merge::threshold::{Threshold, coarse_histogram, kept_count, select};
 use crate::merge::window;
-
-const WEIGHT: ParameterSpecification = ParameterSpecification {
-    name: "weight",
-    scope: ParameterScope::Source,
-    kind: ParameterKind::Number { default: None, low: 0.0, high: 1.5 },
-    help: "factor of the model's task vector",
-};
-const DENSITY: ParameterSpecification = ParameterSpecification {
-    name: "density",
-    scope: ParameterScope::Source,
-    kind: ParameterKind::Number { default: Some(1.0), low: 0.05, high: 1.0 },
-    help: "share of the task vector that is kept (drop_rate = 1 - density)",
-};
-/// A density must be further from 0 and 1 than `epsilon`, or be 0 or 1 itself.
-const RANKED_DENSITY: ParameterSpecification = ParameterSpecification {
-    kind: ParameterKind::Number { default: Some(1.0), low: 0.2, high: 0.8 },
-    help: "mean share of the task vector that is kept; epsilon < density < 1 - epsilon, or 1",
-    ..DENSITY
-};
-const EPSILON: ParameterSpecification = ParameterSpecification {
-    name: "epsilon",
-    scope: ParameterScope::Source,
-    kind: ParameterKind::Number { default: Some(0.15), low: 0.01, high: 0.19 },
-    help: "how far the largest and smallest magnitudes' chances lie from the density",
-};
-const GAMMA: ParameterSpecification = ParameterSpecification {
-    name: "gamma",
-    scope: ParameterScope::Source,
-    kind: ParameterKind::Number { default: Some(0.01), low: 0.0, high: 0.1 },
-    help: "share of the largest magnitudes that is dropped as outliers; at most 1 - density takes effect",
-};
-const LAMBDA: ParameterSpecification = ParameterSpecification {
-    name: "lambda",
-    scope: ParameterScope::Tensor,
-    kind: ParameterKind::Number { default: Some(1.0), low: 0.2, high: 2.0 },
-    help: "factor of the merged task vector",
-};
-const fn truth(name: &'static str, default: bool, help: &'static str) -> ParameterSpecification {
-    ParameterSpecification { name, scope: ParameterScope::Tensor, kind: ParameterKind::Bool { default }, help }
-}
-const NORMALIZE_HELP: &str = "divide by the sum of the weights that take part";
-const RESCALE_HELP: &str = "restore the L1 norm that each task vector had before sparsification";
-
-static TASK_ARITHMETIC: MethodSpecification = MethodSpecification {
-    name: "task_arithmetic",
-    parameters: &[WEIGHT, LAMBDA, truth("normalize", false, NORMALIZE_HELP)],
-    base: BaseUse::Required,
-    inputs: InputCount::AtLeast(1),
-    survivor: Survivor::None,
-    samples_masks: false,
-    untrimmed: Some(Untrimmed::TaskVectors),
-    help: "weighted sum of task vectors (arXiv 2212.04089)",
-};
-static TIES: MethodSpecification = MethodSpecification {
-    name: "ties",
-    parameters: &[
-        WEIGHT,
-        DENSITY,
-        LAMBDA,
-        truth("normalize", true, NORMALIZE_HELP),
-        truth("rescale", false, RESCALE_HELP),
-    ],
-    base: BaseUse::Required,
-    inputs: InputCount::AtLeast(1),
-    survivor: Survivor::None,
-    samples_masks: false,
-    untrimmed: Some(Untrimmed::Elected),
-    help: "trim by magnitude, elect signs, merge what agrees (arXiv 2306.01708)",
-};
-static DARE_LINEAR: MethodSpecification = MethodSpecification {
-    name: "dare_linear",
-    parameters: &[
-        WEIGHT,
-        DENSITY,
-        LAMBDA,
-        truth("normalize", false, NORMALIZE_HELP),
-        truth("rescale", true, RESCALE_HELP),
-    ],
-    base: BaseUse::Required,
-    inputs: InputCount::AtLeast(1),
-    survivor: Survivor::None,
-    samples_masks: true,
-    untrimmed: Some(Untrimmed::TaskVectors),
-    help: "random drop and rescale, then weighted sum (arXiv 2311.03099)",
-};
-static DARE_TIES: MethodSpecification = MethodSpecification {
-    name: "dare_ties",
-    parameters: &[
-        WEIGHT,
-        DENSITY,
-        LAMBDA,
-        truth("normalize", false, NORMALIZE_HELP),
-        truth("rescale", true, RESCALE_HELP),
-    ],
-    base: BaseUse::Required,
-    inputs: InputCount::AtLeast(1),
-    survivor: Survivor::None,
-    samples_masks: true,
-    untrimmed: Some(Untrimmed::Elected),
-    help: "random drop and rescale, then sign election (arXiv 2311.03099)",
-};
-static DELLA: MethodSpecification = MethodSpecification {
-    name: "della",
-    parameters: &[
-        WEIGHT,
-        RANKED_DENSITY,
-        EPSILON,
-        LAMBDA,
-        truth("normalize", true, NORMALIZE_HELP),
-        truth("rescale", true, RESCALE_HELP),
-    ],
-    base: BaseUse::Required,
-    inputs: InputCount::AtLeast(1),
-    survivor: Survivor::None,
-    samples_masks: true,
-    untrimmed: Some(Untrimmed::Elected),
-    help: "drop by rank of magnitude and rescale, then sign election (arXiv 2406.11617)",
-};
-static DELLA_LINEAR: MethodSpecification = MethodSpecification {
-    name: "della_linear",
-    parameters: &[
-        WEIGHT,
-        RANKED_DENSITY,
-        EPSILON,
-        LAMBDA,
-        truth("normalize", false, NORMALIZE_HELP),
-        truth("rescale", true, RESCALE_HELP),
-    ],
-    base: BaseUse::Required,
-    inputs: InputCount::AtLeast(1),
-    survivor: Survivor::None,
-    samples_masks: true,
-    untrimmed: Some(Untrimmed::TaskVectors),
-    help: "drop by rank of magnitude and rescale, then weighted sum (arXiv 2406.11617)",
-};
-static BREADCRUMBS: MethodSpecification = MethodSpecification {
-    name: "breadcrumbs",
-    parameters: &[
-        WEIGHT,
-        DENSITY,
-        GAMMA,
-        LAMBDA,
-        truth("normalize", false, NORMALIZE_HELP),
-        truth("rescale", false, RESCALE_HELP),
-    ],
-    base: BaseUse::Required,
-    inputs: InputCount::AtLeast(1),
-    survivor: Survivor::None,
-    samples_masks: false,
-    untrimmed: Some(Untrimmed::TaskVectors),
-    help: "drop outliers and small values, then weighted sum (arXiv 2312.06795)",
-};
-static BREADCRUMBS_TIES: MethodSpecification = MethodSpecification {
-    name: "breadcrumbs_ties",
-    parameters: &[
-        WEIGHT,
-        DENSITY,
-        GAMMA,
-        LAMBDA,
-        truth("normalize", false, NORMALIZE_HELP),
-        truth("rescale", false, RESCALE_HELP),
-    ],
-    base: BaseUse::Required,
-    inputs: InputCount::AtLeast(1),
-    survivor: Survivor::None,
-    samples_masks: false,
-    untrimmed: Some(Untrimmed::Elected),
-    help: "drop outliers and small values, then sign election (arXiv 2312.06795)",
-};
 
 /// How a member of the family thins task vectors out.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -210,27 +40,25 @@ enum Sparsification {
 pub(super) struct Generalized {
     specification: &'static MethodSpecification,
     sparsification: Sparsification,
-    elects_sign: bool,
 }
 
 impl Generalized {
     pub(super) const TASK_ARITHMETIC: Self =
-        Self { specification: &TASK_ARITHMETIC, sparsification: Sparsification::None, elects_sign: false };
+        Self { specification: &declarations::TASK_ARITHMETIC, sparsification: Sparsification::None };
     pub(super) const TIES: Self =
-        Self { specification: &TIES, sparsification: Sparsification::Magnitude, elects_sign: true };
+        Self { specification: &declarations::TIES, sparsification: Sparsification::Magnitude };
     pub(super) const DARE_LINEAR: Self =
-        Self { specification: &DARE_LINEAR, sparsification: Sparsification::Random, elects_sign: false };
+        Self { specification: &declarations::DARE_LINEAR, sparsification: Sparsification::Random };
     pub(super) const DARE_TIES: Self =
-        Self { specification: &DARE_TIES, sparsification: Sparsification::Random, elects_sign: true };
+        Self { specification: &declarations::DARE_TIES, sparsification: Sparsification::Random };
 
-    pub(super) const DELLA: Self =
-        Self { specification: &DELLA, sparsification: Sparsification::Ranked, elects_sign: true };
+    pub(super) const DELLA: Self = Self { specification: &declarations::DELLA, sparsification: Sparsification::Ranked };
     pub(super) const DELLA_LINEAR: Self =
-        Self { specification: &DELLA_LINEAR, sparsification: Sparsification::Ranked, elects_sign: false };
+        Self { specification: &declarations::DELLA_LINEAR, sparsification: Sparsification::Ranked };
     pub(super) const BREADCRUMBS: Self =
-        Self { specification: &BREADCRUMBS, sparsification: Sparsification::Middle, elects_sign: false };
+        Self { specification: &declarations::BREADCRUMBS, sparsification: Sparsification::Middle };
     pub(super) const BREADCRUMBS_TIES: Self =
-        Self { specification: &BREADCRUMBS_TIES, sparsification: Sparsification::Middle, elects_sign: true };
+        Self { specification: &declarations::BREADCRUMBS_TIES, sparsification: Sparsification::Middle };
 
     fn sum<'a, W: Element>(
         &self,
@@ -240,7 +68,8 @@ impl Generalized {
         let sources = self.sources::<W>(group, context)?;
         let lambda = group.parameters.number("lambda")?;
         let lambda = (lambda != 1.0).then(|| W::from_f64(lambda));
-        Ok(TaskVectorSum::new(sources, self.elects_sign, group.parameters.truth("normalize")?, lambda))
+        let elects_sign = self.specification.untrimmed == Some(Untrimmed::Elected);
+        Ok(TaskVectorSum::new(sources, elects_sign, group.parameters.truth("normalize")?, lambda))
     }
 
     fn sources<'a, W: Element>(
