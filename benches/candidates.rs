@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use evomerge::checkpoint::{Checkpoint, CheckpointWriter, ContentIds, OutputFile, OutputTensor, SpareCheckpoints};
-use evomerge::merge::{Isa, MergeOptions, Merger, MergerOptions};
+use evomerge::merge::{Isa, MergeOptions, Merger, MergerOptions, WriteMode};
 use evomerge::recipe::{ModelReference, Recipe};
 
 const METHODS: [&str; 6] = ["linear", "task_arithmetic", "slerp", "dare_linear", "dare_ties", "ties"];
@@ -145,7 +145,7 @@ fn candidates(merger: &Merger, method: &str, folder: &Path, repeats: usize) -> R
         }
         let candidate = folder.join(format!("candidate-{index}"));
         let start = Instant::now();
-        let options = MergeOptions { spares: Some(&spares), ..MergeOptions::default() };
+        let options = MergeOptions { mode: WriteMode::Over(&spares), ..MergeOptions::default() };
         let report = merger.materialize(&recipe, &candidate, &options)?;
         seconds.push(start.elapsed().as_secs_f64());
         bytes = report.bytes_read + report.bytes_written;

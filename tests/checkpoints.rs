@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use evomerge::checkpoint::{Checkpoint, ContentIds};
-use evomerge::merge::{MergeOptions, Merger, MergerOptions};
+use evomerge::merge::{MergeOptions, Merger, MergerOptions, WriteMode};
 use evomerge::recipe::{MaskKind, ModelReference, Recipe};
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -88,7 +88,10 @@ impl Family {
     }
 
     fn merge(&self, recipe: &str) -> Checkpoint {
-        self.merge_with(recipe, &MergeOptions { replace: true, ..MergeOptions::default() })
+        self.merge_with(
+            recipe,
+            &MergeOptions { mode: WriteMode::Replace { durable: false }, ..MergeOptions::default() },
+        )
     }
 
     /// Whether the merged tensor is the stored one of a model.
@@ -225,7 +228,11 @@ fn shards_hold_what_the_single_file_holds() {
     let expected = content(&single);
     let mut counts = Vec::new();
     for limit in [1, 400, 1_000, 1 << 20] {
-        let options = MergeOptions { replace: true, shard_size: Some(limit), ..MergeOptions::default() };
+        let options = MergeOptions {
+            mode: WriteMode::Replace { durable: false },
+            shard_size: Some(limit),
+            ..MergeOptions::default()
+        };
         let merged = family.merge_with(recipe, &options);
         assert!(content(&merged) == expected, "shards of {limit} bytes");
         let folder = std::fs::read_dir(family.output()).unwrap();

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use evomerge::checkpoint::Checkpoint;
 use evomerge::exit::ExitCode;
-use evomerge::merge::{Isa, MergeError, MergeOptions, MergerOptions};
+use evomerge::merge::{Isa, MergeError, MergeOptions, MergerOptions, WriteMode};
 use evomerge::recipe::{MaskKind, Recipe};
 use models::{AVERAGE, Family, Model, average, values};
 use safetensors::Dtype;
@@ -239,7 +239,9 @@ fn an_output_is_replaced_only_when_asked() {
     family.merge(AVERAGE);
     assert!(family.try_merge(AVERAGE, &MergeOptions::default()).is_err());
     let other = AVERAGE.replace("0.5", "[0.25]").replace("{model: b}", "{model: b, parameters: {weight: 0}}");
-    family.try_merge(&other, &MergeOptions { replace: true, ..MergeOptions::default() }).unwrap();
+    family
+        .try_merge(&other, &MergeOptions { mode: WriteMode::Replace { durable: false }, ..MergeOptions::default() })
+        .unwrap();
     let merged = Checkpoint::open(&family.output()).unwrap();
     assert_eq!(values(&merged, "model.norm.weight"), values(&family.model("a"), "model.norm.weight"));
 }
@@ -256,7 +258,11 @@ fn shards_follow_the_first_source_or_the_size_asked_for() {
     assert_eq!(report.bytes_written, family.merger.required_bytes(&recipe).unwrap());
     assert_eq!(report.bytes_read, 2 * report.bytes_written);
     assert_eq!(report.tensors, 7);
-    let options = MergeOptions { replace: true, shard_size: Some(1 << 30), ..MergeOptions::default() };
+    let options = MergeOptions {
+        mode: WriteMode::Replace { durable: false },
+        shard_size: Some(1 << 30),
+        ..MergeOptions::default()
+    };
     family.try_merge(AVERAGE, &options).unwrap();
     assert_eq!(Checkpoint::open(&family.output()).unwrap().shards().len(), 1);
 }
@@ -270,7 +276,12 @@ fn extra_files_are_written_and_progress_ends_at_the_total() {
         total.store(progress.bytes_total, Ordering::Relaxed);
     };
     let files = [("recipe.toml".to_owned(), b"x = 1\n".to_vec())];
-    let options = MergeOptions { files: &files, progress: Some(&progress), durable: true, ..MergeOptions::default() };
+    let options = MergeOptions {
+        files: &files,
+        progress: Some(&progress),
+        mode: WriteMode::New { durable: true },
+        ..MergeOptions::default()
+    };
     family.try_merge(AVERAGE, &options).unwrap();
     assert_eq!(std::fs::read_to_string(family.output().join("recipe.toml")).unwrap(), "x = 1\n");
     assert_eq!(most.into_inner(), total.into_inner());
@@ -307,7 +318,7 @@ fn threads_instruction_sets_and_earlier_merges_do_not_change_a_byte() {
     let merge_all = |threads, isa, backwards: bool| {
         let options = MergerOptions { threads: NonZeroUsize::new(threads), isa, ..MergerOptions::default() };
         let family = Family::with(models(), options);
-        let replace = MergeOptions { replace: true, ..MergeOptions::default() };
+        let replace = MergeOptions { mode: WriteMode::Replace { durable: false }, ..MergeOptions::default() };
         let mut merged: Vec<(usize, Vec<u8>)> = Vec::new();
         let order: Vec<usize> =
             if backwards { (0..recipes.len()).rev().collect() } else { (0..recipes.len()).collect() };
@@ -335,7 +346,7 @@ fn native_masks_belong_to_the_source_and_not_to_its_place() {
     let b = "{model: b, parameters: {weight: 0, density: 0.5}}";
     let mut merged = Vec::new();
     for models in [a.to_owned(), format!("{a}, {b}"), format!("{b}, {a}")] {
-        let replace = MergeOptions { replace: true, ..MergeOptions::default() };
+        let replace = MergeOptions { mode: WriteMode::Replace { durable: false }, ..MergeOptions::default() };
         family.try_merge(&recipe(&models), &replace).unwrap();
         merged.push(values(&Checkpoint::open(&family.output()).unwrap(), "model.layers.1.mlp.weight"));
     }

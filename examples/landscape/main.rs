@@ -19,7 +19,7 @@ use candle_core::{Device, Tensor};
 use clap::Parser;
 use evomerge::config::{RunConfig, StrategyConfig, StrategyKind};
 use evomerge::evaluate::{MetricValue, PerSample, SampleId, TaskScores};
-use evomerge::merge::{MergeOptions, Merger};
+use evomerge::merge::{MergeOptions, Merger, WriteMode};
 use evomerge::recipe::Recipe;
 use evomerge::score::ObjectiveTask;
 use evomerge::search::Models;
@@ -188,7 +188,7 @@ impl Bench {
     }
 
     fn score(&self, content: &Content, images: &[Images]) -> Result<Scores, Failure> {
-        let options = MergeOptions { replace: true, ..MergeOptions::default() };
+        let options = MergeOptions { mode: WriteMode::Replace { durable: false }, ..MergeOptions::default() };
         self.merger.materialize(&self.recipe(content)?, &self.folder, &options)?;
         let weights = candle_core::safetensors::load(self.folder.join("model.safetensors"), &Device::Cpu)?;
         let hits: Vec<Vec<f64>> = images.iter().map(|images| images.hits(&weights)).collect::<Result<_, _>>()?;

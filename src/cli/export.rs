@@ -6,7 +6,7 @@ use super::merge::{OpenModels, materialize};
 use super::output::Output;
 use crate::exit::ExitCode;
 use crate::ledger::{Ledger, fact};
-use crate::merge::{MergeOptions, MergerOptions};
+use crate::merge::{MergeOptions, MergerOptions, WriteMode};
 use crate::recipe::RecipeFile;
 use crate::search::{RunFolder, export_record, model_card};
 
@@ -33,7 +33,7 @@ pub(super) fn run(arguments: &Export, output: Output) -> Result<ExitCode, CliErr
         ("mergekit_config.yml".to_string(), recipe.to_mergekit_yaml().into_bytes()),
         ("README.md".to_string(), card.into_bytes()),
     ];
-    let options = MergeOptions { durable: true, replace: arguments.force, files: &extra, ..MergeOptions::default() };
+    let options = MergeOptions { mode: WriteMode::durable(arguments.force), files: &extra, ..MergeOptions::default() };
     materialize(&merger, &recipe, &arguments.out, options, output)?;
     let json = serde_json::json!({
         "out": arguments.out, "candidate_id": asked.candidate_id, "index": asked.index, "origin": asked.origin,

@@ -11,7 +11,7 @@ use super::output::{Output, say};
 use super::signals;
 use crate::checkpoint::{Checkpoint, ContentIds, open_model};
 use crate::exit::ExitCode;
-use crate::merge::{MergeOptions, MergeReport, Merger, MergerOptions};
+use crate::merge::{MergeOptions, MergeReport, Merger, MergerOptions, WriteMode};
 use crate::recipe::{MaskKind, ModelReference, Recipe, RecipeFile};
 
 pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliError> {
@@ -42,8 +42,7 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
     };
     let merger = models.merger(options)?;
     let options = MergeOptions {
-        durable: true,
-        replace: arguments.force,
+        mode: WriteMode::durable(arguments.force),
         shard_size: arguments.shard_size,
         release_inputs: true,
         ..MergeOptions::default()

@@ -55,15 +55,34 @@ pub struct Progress {
     pub bytes_total: u64,
 }
 
+/// What a merge does at its destination. Durable output survives a power cut once the merge has returned.
+#[derive(Clone, Copy)]
+pub enum WriteMode<'a> {
+    /// There may be nothing at the destination.
+    New { durable: bool },
+    /// A checkpoint at the destination is replaced.
+    Replace { durable: bool },
+    /// As that, not durable, over the pages of checkpoints that nobody needs any more.
+    Over(&'a SpareCheckpoints),
+}
+
+impl WriteMode<'_> {
+    /// Durable, in the place of what is there only if `replace` says so.
+    pub const fn durable(replace: bool) -> Self {
+        if replace { Self::Replace { durable: true } } else { Self::New { durable: true } }
+    }
+}
+
+impl Default for WriteMode<'_> {
+    fn default() -> Self {
+        Self::New { durable: false }
+    }
+}
+
 /// How one merge is written.
 #[derive(Clone, Copy, Default)]
 pub struct MergeOptions<'a> {
-    /// The output survives a power cut once the merge has returned.
-    pub durable: bool,
-    /// Replaces a checkpoint at the destination.
-    pub replace: bool,
-    /// Checkpoints whose pages may be written over; the output replaces what is at the destination and is not durable then.
-    pub spares: Option<&'a SpareCheckpoints>,
+    pub mode: WriteMode<'a>,
     /// Most bytes of weights in a file; `None`: the shard layout of the base, else of the first source.
     pub shard_size: Option<u64>,
     /// Lets go of the pages of inputs once they have been merged: for a merger that is not used again.
@@ -207,10 +226,10 @@ impl Merger {
         let plan = self.plan(recipe)?;
         check_tokenizers(&plan, &self.models, recipe)?;
         let files = self.layout(&plan, options.shard_size);
-        let writer = match (options.spares, options.replace) {
-            (Some(spares), _) => CheckpointWriter::create_over(destination, &files, spares)?,
-            (None, false) => CheckpointWriter::create(destination, &files, options.durable)?,
-            (None, true) => CheckpointWriter::create_replacing(destination, &files, options.durable)?,
+        let writer = match options.mode {
+            WriteMode::Over(spares) => CheckpointWriter::create_over(destination, &files, spares)?,
+            WriteMode::New { durable } => CheckpointWriter::create(destination, &files, durable)?,
+            WriteMode::Replace { durable } => CheckpointWriter::create_replacing(destination, &files, durable)?,
         };
         let method = implementation(plan.method.name)
             .ok_or_else(|| MergeError::Internal(format!("method `{}` has no implementation", plan.method.name)))?;

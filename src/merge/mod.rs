@@ -46,7 +46,7 @@ mod window;
 mod write_queue;
 
 pub use error::MergeError;
-pub use execute::{MergeOptions, MergeReport, Merger, MergerOptions, Progress};
+pub use execute::{MergeOptions, MergeReport, Merger, MergerOptions, Progress, WriteMode};
 pub use methods::{find_method, methods, unknown_method};
 pub use parameters::{ParameterValue, ResolvedParameters};
 pub use plan::{Action, MergePlan, PlannedInput, PlannedTensor};

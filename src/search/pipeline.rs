@@ -15,7 +15,7 @@ use super::slots::Slots;
 use super::{SearchError, Stop};
 use crate::evaluate::{Attempt, AttemptObserver, EvaluateError, Evaluation, Evaluator, Fault, FaultClass, TaskScores};
 use crate::ledger::{Ledger, LedgerError, event};
-use crate::merge::{MergeError, MergeOptions, Merger};
+use crate::merge::{MergeError, MergeOptions, Merger, WriteMode};
 use crate::strategy::Status;
 
 /// Kind of the events of repeats' attempts.
@@ -225,8 +225,7 @@ impl Pipeline {
             let started = Instant::now();
             let destination = stage.slots.candidate(&slot_name(&work));
             let options = MergeOptions {
-                replace: true,
-                spares: Some(stage.slots.spares()),
+                mode: WriteMode::Over(stage.slots.spares()),
                 cancel: Some(&cancel),
                 ..MergeOptions::default()
             };

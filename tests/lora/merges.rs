@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use evomerge::checkpoint::{Checkpoint, ContentIds};
-use evomerge::merge::{Isa, MergeOptions, Merger, MergerOptions, methods};
+use evomerge::merge::{Isa, MergeOptions, Merger, MergerOptions, WriteMode, methods};
 use evomerge::recipe::{MaskKind, ModelReference, Recipe};
 use safetensors::Dtype;
 use serde_json::{Value, json};
@@ -99,7 +99,13 @@ fn applied(folder: &Path, base: &Path, adapter: &Path) -> Vec<Tensor> {
     let merger =
         Merger::new([(ModelReference::new("m"), model)], ContentIds::in_memory(), MergerOptions::default()).unwrap();
     let (out, recipe) = (folder.join("applied"), Recipe::from_mergekit_yaml(recipe).unwrap());
-    merger.materialize(&recipe, &out, &MergeOptions { replace: true, ..MergeOptions::default() }).unwrap();
+    merger
+        .materialize(
+            &recipe,
+            &out,
+            &MergeOptions { mode: WriteMode::Replace { durable: false }, ..MergeOptions::default() },
+        )
+        .unwrap();
     let merged = Checkpoint::open(&out).unwrap();
     let numbers =
         |name: &str| merged.bytes(name).unwrap().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));

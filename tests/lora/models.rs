@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use evomerge::checkpoint::{Checkpoint, ContentIds};
-use evomerge::merge::{BaseUse, InputCount, MergeOptions, Merger, MergerOptions, MethodSpecification, ParameterScope};
+use evomerge::merge::{
+    BaseUse, InputCount, MergeOptions, Merger, MergerOptions, MethodSpecification, ParameterScope, WriteMode,
+};
 use evomerge::recipe::{MaskKind, ModelReference, Recipe};
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -223,7 +225,13 @@ impl Family {
 
     pub fn merge(&self, merger: &Merger, recipe: &Recipe) -> Vec<u8> {
         let out = self.path("out");
-        merger.materialize(recipe, &out, &MergeOptions { replace: true, ..MergeOptions::default() }).unwrap();
+        merger
+            .materialize(
+                recipe,
+                &out,
+                &MergeOptions { mode: WriteMode::Replace { durable: false }, ..MergeOptions::default() },
+            )
+            .unwrap();
         std::fs::read(out.join("model.safetensors")).unwrap()
     }
 }
