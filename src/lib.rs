@@ -11,9 +11,8 @@
 //! ```
 //!
 //! [`search`] moves data along this line and is the only room that knows all the others. What `strategy`, `score`, `space`,
-//! `merge` and `recipe` give depends on their arguments alone, never on a clock, the network or global state; randomness comes in as a
-//! seed.
-//! `ARCHITECTURE.md` is the long form of this page.
+//! `merge` and `recipe` give depends on their arguments alone, never on a clock, the network or global state;
+//! randomness comes in as a seed. `ARCHITECTURE.md` is the long form of this page.
 
 pub mod checkpoint;
 pub mod cli;

@@ -1,6 +1,6 @@
 //! JSON as Python writes it: bare `NaN`, `Infinity`, `-Infinity`, and numbers beyond the range of a double. They are
-//! taken out before parsing: by `null`, so that a program's non-finite score is seen as what it is, or by marked texts, so that what
-//! was read can be written again.
+//! taken out before parsing: by `null`, so that a program's non-finite score is seen as what it is, or by marked texts,
+//! so that what was read can be written again.
 
 /// What a marked text begins with.
 const MARK: &str = "\\u0000";
@@ -11,7 +11,8 @@ pub(crate) fn without_nonfinite(text: &str) -> String {
     with_nonfinite_as(text, |_| "null".to_owned())
 }
 
-/// The same JSON with every number that is not finite as a marked text, which [`unmark_nonfinite`] makes a bare word again.
+/// The same JSON with every number that is not finite as a marked text, which [`unmark_nonfinite`] makes a bare word
+/// again.
 pub(crate) fn mark_nonfinite(text: &str) -> String {
     with_nonfinite_as(text, |word| format!("\"{MARK}{word}\""))
 }

@@ -4,8 +4,8 @@ use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
-/// The stream for `purpose` and `index` of the run with `seed`. Streams of different purposes or indices are independent;
-/// the same three arguments give the same numbers on every machine and in every version.
+/// The stream for `purpose` and `index` of the run with `seed`. Streams of different purposes or indices are
+/// independent; the same three arguments give the same numbers on every machine and in every version.
 pub fn stream(seed: u64, purpose: &str, index: u64) -> ChaCha8Rng {
     let mut hash = Sha256::new();
     hash.update(b"evomerge stream v1");

@@ -78,10 +78,10 @@ fn half_step(recipe: &Recipe) -> f64 {
     }
 }
 
-/// The reference has the masks of the merge (draws are compared as multiples of 2^-24 in both), and weights that are not
-/// rounded. Thresholds and signs could be decided otherwise in float64 where float32 differences are equal or cancel out;
-/// such an element would be off by far more than roundings are. `arcee_fusion` makes the roundings of mergekit on purpose, and
-/// with them its decisions: so many elements at the threshold are off, and no others.
+/// The reference has the masks of the merge (draws are compared as multiples of 2^-24 in both), and weights that are
+/// not rounded. Thresholds and signs could be decided otherwise in float64 where float32 differences are equal or
+/// cancel out; such an element would be off by far more than roundings are. `arcee_fusion` makes the roundings of
+/// mergekit on purpose, and with them its decisions: so many elements at the threshold are off, and no others.
 #[test]
 fn no_method_errs_more_than_mergekit() {
     let temporary = tempfile::tempdir().unwrap();

@@ -253,7 +253,8 @@ fn a_full_disk_stops_the_run_and_the_next_start_goes_on() {
     std::fs::create_dir(&small).unwrap();
     let more = format!("[candidates]\ndir = \"{}\"\n", small.display());
     let run_file = run.write(&server.url(), 6, &more);
-    // A file system of 64 kB in a mount namespace of its own: real ENOSPC, no root needed where user namespaces are allowed.
+    // A file system of 64 kB in a mount namespace of its own: real ENOSPC, no root needed where user namespaces are
+    // allowed.
     let script = format!(
         "mount -t tmpfs -o size=64k tmpfs {} && exec {} search {}",
         small.display(),

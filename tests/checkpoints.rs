@@ -1,5 +1,5 @@
-//! Merges of checkpoints as they are found: any alignment, any mixture of dtypes, many sources, many files; and what slices,
-//! gradients and filters make of them.
+//! Merges of checkpoints as they are found: any alignment, any mixture of dtypes, many sources, many files; and what
+//! slices, gradients and filters make of them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

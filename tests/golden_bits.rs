@@ -1,5 +1,6 @@
-//! The bits of merges, which are the same on every machine: digests of the golden recipes' outputs, as they were recorded on one.
-//! Other ones mean another definition, rounding or order of sums: then `FORMAT` in `src/merge/statistics_file.rs` is raised too.
+//! The bits of merges, which are the same on every machine: digests of the golden recipes' outputs, as they were
+//! recorded on one. Other ones mean another definition, rounding or order of sums: then `FORMAT` in
+//! `src/merge/statistics_file.rs` is raised too.
 
 #[path = "support/golden.rs"]
 #[allow(dead_code, reason = "shared with the tests of golden merges")]

@@ -9,7 +9,8 @@ use evomerge::merge::Merger;
 use evomerge::recipe::Recipe;
 use safetensors::Dtype;
 
-/// Norms and sums over whole tensors have another order of additions there, so the last bits may differ; all else is equal.
+/// Norms and sums over whole tensors have another order of additions there, so the last bits may differ; all else is
+/// equal.
 fn has_norms(case: &str, recipe: &Recipe) -> bool {
     ["slerp", "nuslerp", "multislerp", "karcher", "model_stock", "sce"].contains(&recipe.merge_method.as_str())
         || case.contains("rescale")

@@ -1,4 +1,5 @@
-//! What a merge takes and what it leaves: anonymous memory that does not grow with the models, and nothing half-written.
+//! What a merge takes and what it leaves: anonymous memory that does not grow with the models, and nothing
+//! half-written.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -22,8 +23,8 @@ struct Family {
 }
 
 impl Family {
-    /// The first `dense` elements of each tensor are small numbers that differ between the models; the others are zeros, in files
-    /// with holes.
+    /// The first `dense` elements of each tensor are small numbers that differ between the models; the others are
+    /// zeros, in files with holes.
     fn new(elements: u64, dense: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let family = Self { folder };
@@ -144,7 +145,8 @@ fn anonymous_memory_does_not_grow_with_the_models() {
     }
 }
 
-/// A base of `rows` times `columns` zeros in two sparse bfloat16 tensors, and two adapters of rank 8 with numbers in them.
+/// A base of `rows` times `columns` zeros in two sparse bfloat16 tensors, and two adapters of rank 8 with numbers in
+/// them.
 #[cfg(target_os = "linux")]
 fn adapted_family(folder: &Path, rows: u64, columns: u64) {
     let header = |tensors: &[(&str, &str, [u64; 2])]| {

@@ -66,7 +66,8 @@ fn merges_score_as_the_reference_merges_did() {
     let not_normalized = json!({ "normalize": false });
     let cases = [
         ("linear_uniform", configuration("linear", &plain, &[0.25; 4], None), 0.0),
-        // The reference rounds every product, `linear` fuses product and sum: last bits differ, and with them one answer of 200.
+        // The reference rounds every product, `linear` fuses product and sum: last bits differ, and with them one
+        // answer of 200.
         ("linear_weighted", configuration("linear", &plain, &[0.4, 0.3, 0.2, 0.1], None), 0.005),
         ("task_arithmetic", configuration("task_arithmetic", &not_normalized, &[0.4; 4], None), 0.0),
         ("task_arithmetic_mixed", configuration("task_arithmetic", &not_normalized, &[0.5, 0.3, 0.4, 0.6], None), 0.0),

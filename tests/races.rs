@@ -1,4 +1,5 @@
-//! Races that are awkward: few samples, tasks of different sizes, groups of samples, candidates that are the same model.
+//! Races that are awkward: few samples, tasks of different sizes, groups of samples, candidates that are the same
+//! model.
 
 #[path = "support/runs.rs"]
 #[allow(dead_code, reason = "shared with the tests of whole searches")]

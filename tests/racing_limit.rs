@@ -1,5 +1,5 @@
-//! Whole races against an endpoint that takes `limit` only: promotions cannot ask for the missing samples alone, so they are
-//! scored anew, and paid in full.
+//! Whole races against an endpoint that takes `limit` only: promotions cannot ask for the missing samples alone, so
+//! they are scored anew, and paid in full.
 
 #[path = "support/fault_server.rs"]
 #[allow(dead_code, reason = "shared with the tests of the HTTP evaluator")]

@@ -200,8 +200,8 @@ fn a_finalist_that_cannot_be_scored_again_is_no_winner() {
     assert!(repeats(&scratch, "results").iter().any(|repeat| repeat.status == "infeasible"));
 }
 
-/// Killed while finalists are being scored again: nothing that was answered is asked again, and what was on its way is asked
-/// under the same id.
+/// Killed while finalists are being scored again: nothing that was answered is asked again, and what was on its way is
+/// asked under the same id.
 #[test]
 fn a_kill_while_finalists_are_scored_again_loses_nothing() {
     let calm = Scratch::new();

@@ -1,4 +1,5 @@
-//! Statistics of whole tensors beside the run: found again by a later start, and never trusted when the file is not what it was.
+//! Statistics of whole tensors beside the run: found again by a later start, and never trusted when the file is not
+//! what it was.
 
 #[path = "support/runs.rs"]
 #[allow(dead_code, reason = "shared with the tests of whole searches")]

@@ -1,5 +1,5 @@
-//! Merges of models that are built otherwise than most: heads that are tied or named otherwise, several towers, layers that are
-//! not counted, vocabularies and types that differ.
+//! Merges of models that are built otherwise than most: heads that are tied or named otherwise, several towers, layers
+//! that are not counted, vocabularies and types that differ.
 
 #[path = "support/models.rs"]
 mod models;
@@ -27,7 +27,8 @@ fn tied(layers: usize, seed: u32) -> Model {
     model
 }
 
-/// A family whose `a` is this model under an adapter that holds the tensor of `trained` whole. The model itself is called `bare`.
+/// A family whose `a` is this model under an adapter that holds the tensor of `trained` whole. The model itself is
+/// called `bare`.
 fn adapted(model: &Model, trained: &Model, settings: Value, other: Option<Model>) -> Family {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);

@@ -1,10 +1,12 @@
 //! Runs a strategy on the digits merge landscapes, in process: our merge core, a forward pass of the small network, one
 //! JSON line a run. docs/search.md has the commands; scripts/digits_images.py prepares the images.
 //!
-//! `landscape --zoo evals/digits/tasks --images tasks.safetensors --space dare8 --strategy portfolio --seeds 0-9 --budget 1000`
+//! `landscape --zoo evals/digits/tasks --images tasks.safetensors --space dare8 --strategy portfolio --seeds 0-9
+//! --budget 1000`
 //!
-//! With `--listen` it answers an optimizer of another program instead (scripts/landscape_peers.py): a line with the names of the
-//! genes first, then one line for each line `{"genes": [numbers from 0 to 1], "split": "validation" or "test"}`.
+//! With `--listen` it answers an optimizer of another program instead (scripts/landscape_peers.py): a line with the
+//! names of the genes first, then one line for each line `{"genes": [numbers from 0 to 1], "split": "validation" or
+//! "test"}`.
 
 mod network;
 
@@ -42,9 +44,9 @@ struct Arguments {
     /// Images and labels, made by scripts/digits_images.py.
     #[arg(long)]
     images: PathBuf,
-    /// dare8: dare_ties, weight and density a source; dare24 and dare48: the same in each of three or six layer groups; ties24 and
-    /// ties48: so with ties; arithmetic12: task_arithmetic, a weight a source and layer group; slerp6: slerp of the first two
-    /// experts, a t a layer; soup: linear, a weight a source, for the zoos with one task.
+    /// dare8: dare_ties, weight and density a source; dare24 and dare48: the same in each of three or six layer groups;
+    /// ties24 and ties48: so with ties; arithmetic12: task_arithmetic, a weight a source and layer group; slerp6: slerp
+    /// of the first two experts, a t a layer; soup: linear, a weight a source, for the zoos with one task.
     #[arg(long, value_parser = ["dare8", "ties24", "dare24", "arithmetic12", "ties48", "dare48", "slerp6", "soup"])]
     space: String,
     /// A `[strategy]` table, or only its kind.

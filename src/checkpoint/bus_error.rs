@@ -1,9 +1,9 @@
-//! What the kernel answers with a signal, said in words: a mapped file that became shorter (SIGBUS), a file that grew past the
-//! process's limit (SIGXFSZ).
+//! What the kernel answers with a signal, said in words: a mapped file that became shorter (SIGBUS), a file that grew
+//! past the process's limit (SIGXFSZ).
 //!
-//! A page of a mapping that lies past the end of its file cannot be read, and there is no going on from there: the handler names
-//! the file and ends the process. What a signal handler may do is little (POSIX.1-2024, 2.4.3): it reads atomics, writes to stderr
-//! and ends the process, and the list of mapped files is made of atomics for that.
+//! A page of a mapping that lies past the end of its file cannot be read, and there is no going on from there: the
+//! handler names the file and ends the process. What a signal handler may do is little (POSIX.1-2024, 2.4.3): it reads
+//! atomics, writes to stderr and ends the process, and the list of mapped files is made of atomics for that.
 
 use std::ffi::{c_int, c_void};
 use std::path::Path;
@@ -66,11 +66,12 @@ impl Drop for Registered {
     }
 }
 
-/// Turns SIGBUS in a mapped file into a message and the exit code for bad data, and has writes past the limit of a file's size fail with
-/// an error rather than with SIGXFSZ. For the start of a program; programs that it starts have the usual behaviour.
+/// Turns SIGBUS in a mapped file into a message and the exit code for bad data, and has writes past the limit of a
+/// file's size fail with an error rather than with SIGXFSZ. For the start of a program; programs that it starts have
+/// the usual behaviour.
 pub fn explain_file_signals() {
-    // SAFETY: the structure is plain numbers, for which zeros are valid; both handlers do what a signal handler may do only. Failure
-    // changes nothing.
+    // SAFETY: the structure is plain numbers, for which zeros are valid; both handlers do what a signal handler may do
+    // only. Failure changes nothing.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = explain_bus_error as extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) as usize;

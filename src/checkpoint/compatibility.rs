@@ -4,9 +4,9 @@ use super::error::{CheckpointError, quote};
 use super::header::TensorInfo;
 use super::model::{Checkpoint, is_head};
 
-/// Checks that all models have the tensors of the first one, with the same shapes. Floating-point types may differ, other
-/// types may not. Where all models tie the output head to the input embedding, a stored copy of the head in some of them
-/// is no difference.
+/// Checks that all models have the tensors of the first one, with the same shapes. Floating-point types may differ,
+/// other types may not. Where all models tie the output head to the input embedding, a stored copy of the head in some
+/// of them is no difference.
 ///
 /// # Errors
 /// [`CheckpointError::Incompatible`] with every difference; models are called by the names given.

@@ -52,8 +52,8 @@ impl TensorInfo {
         Dtype::from_stored(self.dtype)
     }
 
-    /// The type that the model keeps the tensor in: as stored, or where an adapter's tensor takes the place of the base's, that
-    /// of the base's.
+    /// The type that the model keeps the tensor in: as stored, or where an adapter's tensor takes the place of the
+    /// base's, that of the base's.
     pub fn model_dtype(&self) -> safetensors::Dtype {
         self.replaces.unwrap_or(self.dtype)
     }

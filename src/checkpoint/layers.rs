@@ -32,10 +32,10 @@ impl LayerLayout {
     ///
     /// A number is a whole component between dots, without leading zeros (`layers.1.` is not a part of `layers.10.`).
     /// The layer prefix is the text before a number that the most tensors share; a prefix that repeats (two numbers or
-    /// more) goes before one that does not, a tower of text before one of images or sounds, however large, an outer before an inner,
-    /// then the first by name. Tensors that are numbered
-    /// only under another prefix (the smaller tower of a two-tower model) are placed by name, like those without any
-    /// number: heads with the last group; others with the first when the name contains `embed`, `wte`, `wpe` or `patch`, else with the last.
+    /// more) goes before one that does not, a tower of text before one of images or sounds, however large, an outer
+    /// before an inner, then the first by name. Tensors that are numbered only under another prefix (the smaller tower
+    /// of a two-tower model) are placed by name, like those without any number: heads with the last group; others with
+    /// the first when the name contains `embed`, `wte`, `wpe` or `patch`, else with the last.
     pub fn from_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         let names: BTreeSet<&str> = names.into_iter().collect();
         let mut layout = Self::default();
@@ -89,7 +89,8 @@ fn most_numbered<'a>(names: &BTreeSet<&'a str>) -> Option<(&'a str, usize)> {
     best.and_then(|(prefix, _, layers)| Some((prefix, layers.last()? + 1)))
 }
 
-/// The numbers of a name, each with all the text before it. The last component is a parameter's own name, never a layer.
+/// The numbers of a name, each with all the text before it. The last component is a parameter's own name, never a
+/// layer.
 fn numbers(name: &str) -> impl Iterator<Item = (&str, usize)> {
     let mut start = 0;
     name.split('.').filter_map(move |component| {

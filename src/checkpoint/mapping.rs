@@ -1,11 +1,12 @@
 //! Memory-mapped files, and what only the system's own calls can do with files.
 //!
 //! A file that another process truncates while it is mapped raises SIGBUS on the next access: no read-only mapping can
-//! prevent that (see [`super::bus_error`]). What evomerge itself writes is never truncated in place (it goes to a new file and is renamed), and
-//! headers and hashes are read with ordinary reads; [`MappedFile::verify_unchanged`] finds a file that was rewritten.
+//! prevent that (see [`super::bus_error`]). What evomerge itself writes is never truncated in place (it goes to a new
+//! file and is renamed), and headers and hashes are read with ordinary reads; [`MappedFile::verify_unchanged`] finds a
+//! file that was rewritten.
 //!
-//! `MADV_SEQUENTIAL` is not given for mappings: it maps no pages around a fault, which made a scan of cached weights two to
-//! three times slower, and it lets go of pages that the next candidate needs again.
+//! `MADV_SEQUENTIAL` is not given for mappings: it maps no pages around a fault, which made a scan of cached weights
+//! two to three times slower, and it lets go of pages that the next candidate needs again.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -73,8 +74,8 @@ impl MappedFile {
         let length = usize::try_from(identity.size).map_err(|error| failed(std::io::Error::other(error)))?;
         // SAFETY: the mapping is private and read-only, and `&[u8]` is handed out only while it lives. The bytes stay
         // what they are unless another process writes into the file in place; this is documented as forbidden during a
-        // run, is detected by `verify_unchanged`, and at worst yields wrong numbers or SIGBUS, never invalid values: any
-        // byte is a valid `u8` and no reference of another type is made from the mapping.
+        // run, is detected by `verify_unchanged`, and at worst yields wrong numbers or SIGBUS, never invalid values:
+        // any byte is a valid `u8` and no reference of another type is made from the mapping.
         let map = unsafe { memmap2::MmapOptions::new().len(length).map(file) }.map_err(failed)?;
         advise_huge_pages(&map);
         let registered = bus_error::register(path, &map);
@@ -100,8 +101,8 @@ impl MappedFile {
         let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(1 << 16).max(1);
         let (first, end) = (start.next_multiple_of(page), (start + length).min(self.map.len()) / page * page);
         if first < end {
-            // SAFETY: the mapping is read-only and private, so its pages hold nothing but the file's content, and reading them
-            // again gives the same bytes. Advice that is refused changes nothing.
+            // SAFETY: the mapping is read-only and private, so its pages hold nothing but the file's content, and
+            // reading them again gives the same bytes. Advice that is refused changes nothing.
             let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, first, end - first) };
         }
     }
@@ -114,8 +115,9 @@ impl MappedFile {
     }
 }
 
-/// Has what is not in the page cache yet read in huge pages, which are mapped by one fault each where small ones need 32, in
-/// this process and in all that map the file later. Advice only: kernels and file systems without them go on as before.
+/// Has what is not in the page cache yet read in huge pages, which are mapped by one fault each where small ones need
+/// 32, in this process and in all that map the file later. Advice only: kernels and file systems without them go on as
+/// before.
 fn advise_huge_pages(map: &Mmap) {
     #[cfg(target_os = "linux")]
     let _ = map.advise(memmap2::Advice::HugePage);
@@ -130,8 +132,8 @@ pub(super) struct WritableFile {
 }
 
 impl WritableFile {
-    /// Maps a whole file that is open for reading and writing; its pages are there. `None` where that has no advantage: on
-    /// disks, and on machines without stores that pass the cache by.
+    /// Maps a whole file that is open for reading and writing; its pages are there. `None` where that has no advantage:
+    /// on disks, and on machines without stores that pass the cache by.
     pub(super) fn new(file: &File, size: u64) -> Option<Self> {
         if !cfg!(target_arch = "x86_64") || !is_in_memory(file) {
             return None;
@@ -148,9 +150,9 @@ impl WritableFile {
         else {
             return false;
         };
-        // SAFETY: source and target are valid for the length, which was checked against the mapping's. They do not overlap:
-        // no reference to the mapping is ever made, so `bytes` lies elsewhere. The file keeps its size: only its owner,
-        // which is this process, can open it for writing.
+        // SAFETY: source and target are valid for the length, which was checked against the mapping's. They do not
+        // overlap: no reference to the mapping is ever made, so `bytes` lies elsewhere. The file keeps its size: only
+        // its owner, which is this process, can open it for writing.
         #[cfg(target_arch = "x86_64")]
         unsafe {
             stream(self.map.as_mut_ptr().add(start), bytes);
@@ -164,8 +166,8 @@ impl WritableFile {
 /// Copies past the cache: the target is not read first, and does not push out what is needed again.
 ///
 /// # Safety
-/// `target` is valid for writes of `bytes.len()` bytes and does not overlap `bytes`. Another thread may write to the same
-/// bytes; what they hold then is not defined, but every access is a store of its own.
+/// `target` is valid for writes of `bytes.len()` bytes and does not overlap `bytes`. Another thread may write to the
+/// same bytes; what they hold then is not defined, but every access is a store of its own.
 #[cfg(target_arch = "x86_64")]
 unsafe fn stream(target: *mut u8, bytes: &[u8]) {
     use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
@@ -184,7 +186,8 @@ unsafe fn stream(target: *mut u8, bytes: &[u8]) {
     single(0, first);
     for (index, line) in lines.iter().enumerate() {
         for part in 0..4 {
-            // SAFETY: 16 bytes of the line, whose target is aligned to 64 bytes and within the range. Every x86-64 has SSE2.
+            // SAFETY: 16 bytes of the line, whose target is aligned to 64 bytes and within the range. Every x86-64 has
+            // SSE2.
             unsafe {
                 let value = _mm_loadu_si128(line.as_ptr().add(16 * part).cast::<__m128i>());
                 _mm_stream_si128(target.add(head + 64 * index + 16 * part).cast::<__m128i>(), value);
@@ -227,8 +230,9 @@ pub(super) fn is_ours_alone(file: &File) -> bool {
     if !file_system(file).is_some_and(|found| LOCAL.contains(&found)) {
         return false;
     }
-    // The kernel grants a lease for writing only where no other open file, and so no mapping, refers to the same content.
-    // SAFETY: both calls take and give plain numbers, and the descriptor is open as long as `file` is borrowed.
+    // The kernel grants a lease for writing only where no other open file, and so no mapping, refers to the same
+    // content. SAFETY: both calls take and give plain numbers, and the descriptor is open as long as `file` is
+    // borrowed.
     unsafe {
         libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) == 0
             && libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) == 0

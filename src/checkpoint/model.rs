@@ -77,11 +77,13 @@ impl Checkpoint {
     }
 
     /// Opens the model directory `base` with the LoRA adapter of the directory `adapter` laid over it (PEFT's
-    /// `adapter_config.json` and `adapter_model.safetensors`). Configuration, side files and shards are the base's. Tensors that
-    /// the adapter holds whole take the place of the base's; what it changes by two factors is told by [`Self::low_rank`].
+    /// `adapter_config.json` and `adapter_model.safetensors`). Configuration, side files and shards are the base's.
+    /// Tensors that the adapter holds whole take the place of the base's; what it changes by two factors is told by
+    /// [`Self::low_rank`].
     ///
     /// # Errors
-    /// As [`Self::open`]; an adapter that is incomplete, malformed, of another kind than LoRA, or does not fit this model.
+    /// As [`Self::open`]; an adapter that is incomplete, malformed, of another kind than LoRA, or does not fit this
+    /// model.
     pub fn open_with_adapter(base: &Path, adapter: &Path) -> Result<Self, CheckpointError> {
         let mut checkpoint = Self::open(base)?;
         let file_index = checkpoint.files.len();
@@ -176,7 +178,8 @@ impl Checkpoint {
         &self.tensors
     }
 
-    /// A tensor's bytes: little-endian, row-major, mapped from the file; not necessarily aligned to its element type. Where
+    /// A tensor's bytes: little-endian, row-major, mapped from the file; not necessarily aligned to its element type.
+    /// Where
     /// [`Self::low_rank`] has a change, it is still to be added.
     pub fn bytes(&self, name: &str) -> Option<&[u8]> {
         let info = self.tensors.get(name)?;
@@ -184,8 +187,8 @@ impl Checkpoint {
         file.bytes().get(info.start..info.start + info.length)
     }
 
-    /// Lets go of the memory pages of a tensor, which are found again when it is read again. Taking them all down at the end of a
-    /// process is work for one thread.
+    /// Lets go of the memory pages of a tensor, which are found again when it is read again. Taking them all down at
+    /// the end of a process is work for one thread.
     pub fn release(&self, name: &str) {
         if let Some(info) = self.tensors.get(name)
             && let Some(file) = self.files.get(info.shard)
@@ -199,7 +202,8 @@ impl Checkpoint {
         self.adapter.as_ref()?.change(name)
     }
 
-    /// The floating-point type that the model keeps most elements in (on a tie the wider one); `None` without any float.
+    /// The floating-point type that the model keeps most elements in (on a tie the wider one); `None` without any
+    /// float.
     pub fn dtype(&self) -> Option<Dtype> {
         let mut elements: BTreeMap<Dtype, u128> = BTreeMap::new();
         for info in self.tensors.values() {
@@ -235,8 +239,8 @@ impl Checkpoint {
     }
 
     /// Identifies the weights: sha256 in hex over the weight files' names and content ids (the blob name in a Hugging
-    /// Face cache, else the file's sha256). Equal for byte-equal copies, wherever they are. With an adapter it covers the base,
-    /// the adapter's weights, and what its configuration says of them.
+    /// Face cache, else the file's sha256). Equal for byte-equal copies, wherever they are. With an adapter it covers
+    /// the base, the adapter's weights, and what its configuration says of them.
     ///
     /// # Errors
     /// A file cannot be read, or changed since the checkpoint was opened.
@@ -250,8 +254,8 @@ impl Checkpoint {
         }
     }
 
-    /// Identifies what is not weights and still reaches whoever loads the model: sha256 in hex over the names and contents of
-    /// `config.json` and [`Self::sidecars`].
+    /// Identifies what is not weights and still reaches whoever loads the model: sha256 in hex over the names and
+    /// contents of `config.json` and [`Self::sidecars`].
     ///
     /// # Errors
     /// A file cannot be read.
@@ -275,8 +279,8 @@ impl Checkpoint {
         find_sidecars(&self.path)
     }
 
-    /// The first element, in order of tensor names, that is NaN or infinite. Reads all weights, on all threads; the factors of
-    /// an adapter were looked at when it was opened.
+    /// The first element, in order of tensor names, that is NaN or infinite. Reads all weights, on all threads; the
+    /// factors of an adapter were looked at when it was opened.
     pub fn first_nonfinite(&self) -> Option<NonFinite> {
         first_nonfinite(self, |_| true)
     }

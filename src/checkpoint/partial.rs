@@ -15,8 +15,8 @@ use super::error::CheckpointError;
 /// What stands between the destination's name and the owner's numbers.
 const MARK: &str = ".partial-";
 
-/// `<destination>.partial-<process>-<count>`: removed with all its content when dropped. Its owner holds a lock on it, so
-/// that what a killed process left behind can be told from what is in use, on any host that shares the file system's
+/// `<destination>.partial-<process>-<count>`: removed with all its content when dropped. Its owner holds a lock on it,
+/// so that what a killed process left behind can be told from what is in use, on any host that shares the file system's
 /// locks.
 #[derive(Debug)]
 pub(super) struct PartialDirectory {

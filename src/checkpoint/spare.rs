@@ -1,8 +1,9 @@
 //! Checkpoints that are not needed any more, kept so that the next one of the same layout is written over their pages.
 //!
-//! Fresh pages cost more than the merge that fills them, and so does mapping them anew: a file on the RAM disk that has been
-//! written over once stays open and mapped here. A file is written over only when nobody else has it open or mapped, which the
-//! kernel is asked (see [`is_ours_alone`]); otherwise it is unlinked, and its readers keep what they read.
+//! Fresh pages cost more than the merge that fills them, and so does mapping them anew: a file on the RAM disk that has
+//! been written over once stays open and mapped here. A file is written over only when nobody else has it open or
+//! mapped, which the kernel is asked (see [`is_ours_alone`]); otherwise it is unlinked, and its readers keep what they
+//! read.
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata, OpenOptions};
@@ -41,8 +42,8 @@ struct Stock {
     in_use: HashMap<PathBuf, Vec<OpenFile>>,
 }
 
-/// Directories with weight files to be used again. They lie, under hidden names, in one folder, which must be on the file
-/// system of the checkpoints. Clones share what they keep.
+/// Directories with weight files to be used again. They lie, under hidden names, in one folder, which must be on the
+/// file system of the checkpoints. Clones share what they keep.
 #[derive(Clone, Debug)]
 pub struct SpareCheckpoints {
     folder: PathBuf,
@@ -80,8 +81,8 @@ impl SpareCheckpoints {
         self.stock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Moves the weight files of a spare checkpoint that has the files of the plan into the directory `to`; `None`: there is
-    /// none. Spare checkpoints that do not fit, or that somebody still reads, are removed.
+    /// Moves the weight files of a spare checkpoint that has the files of the plan into the directory `to`; `None`:
+    /// there is none. Spare checkpoints that do not fit, or that somebody still reads, are removed.
     pub(super) fn take(&self, plan: &Plan, to: &Path) -> Result<Option<Vec<OpenFile>>, CheckpointError> {
         loop {
             let Some(spare) = self.stock().spares.pop() else { return Ok(None) };

@@ -42,8 +42,8 @@ pub struct CheckpointWriter {
 
 impl CheckpointWriter {
     /// Starts a checkpoint at `destination`, which must not exist. Its parent directories are made where they are
-    /// missing. Disk space for all weights is looked for here, and reserved on disks, so that a full one shows now. With
-    /// `durable` the finished checkpoint survives a power cut.
+    /// missing. Disk space for all weights is looked for here, and reserved on disks, so that a full one shows now.
+    /// With `durable` the finished checkpoint survives a power cut.
     ///
     /// # Errors
     /// The destination exists, there is not enough space, the folder is not writable, or the files break the format
@@ -61,8 +61,8 @@ impl CheckpointWriter {
         Self::start(destination, files, durable, true, None)
     }
 
-    /// As [`Self::create_replacing`], not durable; written over the pages of a spare checkpoint of the same layout where there
-    /// is one.
+    /// As [`Self::create_replacing`], not durable; written over the pages of a spare checkpoint of the same layout
+    /// where there is one.
     ///
     /// # Errors
     /// As [`Self::create_replacing`].
@@ -144,8 +144,8 @@ impl CheckpointWriter {
         Ok(())
     }
 
-    /// Whether parts of a tensor that are written at the same time do not wait for each other: a file system takes one write at a
-    /// time to a file, the pages of a spare file any number.
+    /// Whether parts of a tensor that are written at the same time do not wait for each other: a file system takes one
+    /// write at a time to a file, the pages of a spare file any number.
     pub fn writes_in_parallel(&self, tensor: &str) -> bool {
         let place = self.plan.places.get(tensor);
         place.and_then(|place| self.files.get(place.file)).is_some_and(|open| open.pages.is_some())
@@ -162,7 +162,8 @@ impl CheckpointWriter {
         self.settle(&path, &file)
     }
 
-    /// Copies a file (a sidecar) under its own name. Links are followed; the copy has this process's ownership and mode.
+    /// Copies a file (a sidecar) under its own name. Links are followed; the copy has this process's ownership and
+    /// mode.
     ///
     /// # Errors
     /// `source` is not a regular file, its name is taken, or the disk refuses.

@@ -101,7 +101,8 @@ impl OpenModels {
         Ok(())
     }
 
-    /// Refuses an output that would take the place of one of the models, of a folder that one lies in or has links to, or of the recipe.
+    /// Refuses an output that would take the place of one of the models, of a folder that one lies in or has links to,
+    /// or of the recipe.
     pub(super) fn refuse_to_replace(&self, out: &Path, recipe: &Path) -> Result<(), CliError> {
         let Ok(out) = out.canonicalize() else { return Ok(()) };
         let inside = |path: &Path| path.canonicalize().is_ok_and(|path| path.starts_with(&out));

@@ -53,10 +53,12 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// More than the shards of any model; programs that an evaluator starts inherit the limit, and some walk through all of it.
+/// More than the shards of any model; programs that an evaluator starts inherit the limit, and some walk through all of
+/// it.
 const OPEN_FILES: u64 = 1 << 16;
 
-/// A merge has all shards of its output open, and the usual soft limit is 1,024 files; the hard one is a thousand times that.
+/// A merge has all shards of its output open, and the usual soft limit is 1,024 files; the hard one is a thousand times
+/// that.
 fn allow_many_files() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);

@@ -35,8 +35,8 @@ pub(super) fn watch(stop: Stop) -> Result<(), CliError> {
     Ok(())
 }
 
-/// A flag that the first SIGINT or SIGTERM sets, for work that looks at it; the second one ends the process as it would have. Without
-/// signals (no thread to be had) the first one does.
+/// A flag that the first SIGINT or SIGTERM sets, for work that looks at it; the second one ends the process as it would
+/// have. Without signals (no thread to be had) the first one does.
 pub(super) fn cancelled_by_signal() -> Arc<AtomicBool> {
     let flag = Arc::new(AtomicBool::new(false));
     let seen = flag.clone();

@@ -13,7 +13,8 @@ pub(super) fn run(arguments: &Soup, output: Output) -> Result<ExitCode, CliError
     let reuse = RunFolder::ledger_in(&arguments.run.results.join(&config.name));
     config.name.push_str("-soup");
     config.space = None;
-    // The settings of a soup are its own, misspelt ones among them; of those of another strategy, the ones that a soup has.
+    // The settings of a soup are its own, misspelt ones among them; of those of another strategy, the ones that a soup
+    // has.
     if !config.strategy.kind.is_soup() {
         config.strategy.kind = StrategyKind::GreedySoup;
         config.strategy.settings.retain(|name, _| ["keep", "replacement", "backward"].contains(&name));

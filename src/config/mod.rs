@@ -1,5 +1,5 @@
-//! The run file: what a search is told to do (docs/run-file.md). Types here are resolved: paths absolute or Hugging Face
-//! ids, defaults filled in, unknown keys refused.
+//! The run file: what a search is told to do (docs/run-file.md). Types here are resolved: paths absolute or Hugging
+//! Face ids, defaults filled in, unknown keys refused.
 
 mod duration;
 mod error;
@@ -120,7 +120,8 @@ impl SpaceConfig {
     }
 }
 
-/// `[space.stack]`: which blocks of layers a model is stacked from, and in which order (data-flow space, Akiba et al. 2024).
+/// `[space.stack]`: which blocks of layers a model is stacked from, and in which order (data-flow space, Akiba et al.
+/// 2024).
 #[derive(Clone, Debug, PartialEq)]
 pub struct StackConfig {
     /// How often all blocks are laid out behind each other.

@@ -125,7 +125,8 @@ fn model(location: &Path, written: &str) -> Option<ModelSource> {
     Some(ModelSource { name: String::new(), written: written.to_owned(), location, adapter: None })
 }
 
-/// The absolute path of something that exists. A link at the end keeps its own name: it is what the user calls the model.
+/// The absolute path of something that exists. A link at the end keeps its own name: it is what the user calls the
+/// model.
 fn resolve(path: &Path) -> Option<PathBuf> {
     if !path.exists() {
         return None;
@@ -229,7 +230,8 @@ fn matches_pattern(name: &str, pattern: &str) -> bool {
     reached[name.len()]
 }
 
-/// Names every model after its folder (that of its adapter, where it has one), with as many parents in front as it takes to be unique.
+/// Names every model after its folder (that of its adapter, where it has one), with as many parents in front as it
+/// takes to be unique.
 fn name_models<'a>(models: impl Iterator<Item = &'a mut ModelSource>) {
     let mut models: Vec<_> = models.collect();
     let mut depth: BTreeMap<String, usize> = models.iter().map(|model| (model.named_after().to_owned(), 1)).collect();

@@ -1,5 +1,5 @@
-//! The run file's text to [`RunConfig`]: name, seed, strategy, budget, candidates and output here, larger sections in files
-//! of their own.
+//! The run file's text to [`RunConfig`]: name, seed, strategy, budget, candidates and output here, larger sections in
+//! files of their own.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};

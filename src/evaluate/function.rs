@@ -1,5 +1,5 @@
-//! The `function` evaluator: closed-form landscapes over the genome, with noise, latency and faults to order. It needs no
-//! checkpoint, so that a search can be tried, and tested, without a model.
+//! The `function` evaluator: closed-form landscapes over the genome, with noise, latency and faults to order. It needs
+//! no checkpoint, so that a search can be tried, and tested, without a model.
 //!
 //! A task's landscape has a seeded optimum of its own. A candidate answers sample `j` of a task rightly when a number
 //! `u_j`, drawn once for all candidates, lies below the landscape's value: siblings agree on most samples, as real

@@ -5,7 +5,8 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-/// Refuses JSON in which an object has a key twice: which of the two values is meant, nobody can tell (RFC 8259, section 4).
+/// Refuses JSON in which an object has a key twice: which of the two values is meant, nobody can tell (RFC 8259,
+/// section 4).
 ///
 /// # Errors
 /// Text that is not JSON, and the first key that stands twice.

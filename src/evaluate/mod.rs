@@ -7,9 +7,9 @@
 //!         -> native    Llama-family models on the CPU
 //! ```
 //!
-//! Whatever the kind, an answer is checked before it counts, a fault of the endpoint never becomes a score, and a fault of
-//! the candidate is never retried. Who is to blame is decided in one place for each way of travelling: `fault` for HTTP,
-//! `command` for exit codes.
+//! Whatever the kind, an answer is checked before it counts, a fault of the endpoint never becomes a score, and a fault
+//! of the candidate is never retried. Who is to blame is decided in one place for each way of travelling: `fault` for
+//! HTTP, `command` for exit codes.
 
 mod check;
 mod client;
@@ -39,8 +39,8 @@ use crate::config::{EvaluatorConfig, EvaluatorKind};
 
 pub use types::*;
 
-/// Scores candidates. Implementations own their endpoints, their retries and their checks of an answer; what they return
-/// may be recorded as it is.
+/// Scores candidates. Implementations own their endpoints, their retries and their checks of an answer; what they
+/// return may be recorded as it is.
 pub trait Evaluator: Send + Sync {
     /// `native`, `http`, ... for messages.
     fn kind(&self) -> &'static str;

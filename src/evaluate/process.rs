@@ -1,9 +1,9 @@
 //! A program in a process group of its own, which ends with everything that it started.
 //!
 //! The program runs below a waiting thread of ours. When the program is done, too slow or no longer wanted, its whole
-//! group is killed. When evomerge itself dies without a word (SIGKILL), the kernel kills the program as far as
-//! `setpriv --pdeathsig` from util-linux is there to ask for it; its own children then are up to it. What left the group
-//! by `setsid` is out of reach in every case.
+//! group is killed. When evomerge itself dies without a word (SIGKILL), the kernel kills the program as far as `setpriv
+//! --pdeathsig` from util-linux is there to ask for it; its own children then are up to it. What left the group by
+//! `setsid` is out of reach in every case.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;

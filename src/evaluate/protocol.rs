@@ -1,5 +1,6 @@
-//! Eval protocol v1 on the wire (docs/eval-protocol.openapi.yaml): the documents that a client and an evaluator exchange,
-//! over HTTP or in files. Unknown fields are ignored, so that a newer evaluator can be asked by an older client.
+//! Eval protocol v1 on the wire (docs/eval-protocol.openapi.yaml): the documents that a client and an evaluator
+//! exchange, over HTTP or in files. Unknown fields are ignored, so that a newer evaluator can be asked by an older
+//! client.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -149,8 +150,8 @@ pub struct WireTaskRequest {
     pub seed: Option<u64>,
 }
 
-/// The answer to a request. Fields that a program may leave out in a result file are optional here; what an endpoint has
-/// to say is enforced when the answer is checked.
+/// The answer to a request. Fields that a program may leave out in a result file are optional here; what an endpoint
+/// has to say is enforced when the answer is checked.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct WireEvaluation {
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -53,19 +53,20 @@ impl RetryPolicy {
         Self { wait_scale, ..Self::default() }
     }
 
-    /// A wait that an endpoint asked for, clamped and scaled. Never none at all: who is asked at once says no at once, thousands of
-    /// times.
+    /// A wait that an endpoint asked for, clamped and scaled. Never none at all: who is asked at once says no at once,
+    /// thousands of times.
     pub fn asked(&self, wait: Duration) -> Duration {
         wait.clamp(self.first_wait, self.longest_retry_after).mul_f64(self.wait_scale)
     }
 
-    /// The wait before something is tried again: what the endpoint asked for; where it asked for less than the first wait (zero, a
-    /// date that has passed), or for nothing, `drawn`, which grows.
+    /// The wait before something is tried again: what the endpoint asked for; where it asked for less than the first
+    /// wait (zero, a date that has passed), or for nothing, `drawn`, which grows.
     pub fn wait(&self, asked: Option<Duration>, drawn: Duration) -> Duration {
         asked.filter(|asked| *asked >= self.first_wait).map_or(drawn, |asked| self.asked(asked))
     }
 
-    /// The wait before health check number `failures + 1` of an endpoint that failed that many: doubling up to the longest.
+    /// The wait before health check number `failures + 1` of an endpoint that failed that many: doubling up to the
+    /// longest.
     pub fn probe_wait(&self, failures: u32) -> Duration {
         let doubled = self.first_wait.saturating_mul(1 << failures.min(16));
         doubled.min(self.longest_wait).mul_f64(self.wait_scale)

@@ -1,6 +1,6 @@
-//! Test functions: closed-form landscapes over `[0, 1]^d` with values in `[0, 1]`, 1 at one interior optimum (everywhere, for the flat
-//! one). The usual test functions of the optimization literature, moved to the optimum and turned so that higher is
-//! better.
+//! Test functions: closed-form landscapes over `[0, 1]^d` with values in `[0, 1]`, 1 at one interior optimum
+//! (everywhere, for the flat one). The usual test functions of the optimization literature, moved to the optimum and
+//! turned so that higher is better.
 
 use std::f64::consts::{E, TAU};
 

@@ -25,8 +25,8 @@ impl std::fmt::Display for SampleId {
     }
 }
 
-/// Ids of the samples of one answer, in its order. A clone shares them: a search holds as many answers as evaluations, most of
-/// them on the same samples.
+/// Ids of the samples of one answer, in its order. A clone shares them: a search holds as many answers as evaluations,
+/// most of them on the same samples.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SampleIds(Arc<[SampleId]>);
 
@@ -79,8 +79,8 @@ pub enum Samples {
 }
 
 impl Samples {
-    /// How many these are of a task that has `n_samples`, 0 standing for unknown; `None` where that does not tell. A task of unknown
-    /// size may have fewer than a limit.
+    /// How many these are of a task that has `n_samples`, 0 standing for unknown; `None` where that does not tell. A
+    /// task of unknown size may have fewer than a limit.
     pub fn count(&self, n_samples: u64) -> Option<u64> {
         let known = (n_samples > 0).then_some(n_samples);
         match self {
@@ -138,7 +138,8 @@ pub struct MetricValue {
     pub stderr: Option<f64>,
 }
 
-/// Name of the per-sample series that weighs the samples of a metric which is a weighted mean (bits per byte: the bytes).
+/// Name of the per-sample series that weighs the samples of a metric which is a weighted mean (bits per byte: the
+/// bytes).
 pub const SAMPLE_WEIGHT: &str = "weight";
 
 /// Scores sample by sample, aligned with `ids`.
@@ -230,8 +231,8 @@ pub enum EvaluateError {
 }
 
 impl EvaluateError {
-    /// The exit code of a command that ends with this error. `Candidate` and `GivenUp` are outcomes that a search records; only a
-    /// single evaluation ends with them.
+    /// The exit code of a command that ends with this error. `Candidate` and `GivenUp` are outcomes that a search
+    /// records; only a single evaluation ends with them.
     pub fn exit_code(&self) -> crate::exit::ExitCode {
         use crate::exit::ExitCode;
         match self {

@@ -80,7 +80,8 @@ impl Ledger {
         let opened = open(path, OpenFlags::empty());
         let log = path.with_file_name(format!("{}-wal", path.file_name().unwrap_or_default().to_string_lossy()));
         match opened {
-            // Readers of a log in memory write to the folder. Where they may not and nobody has the file open, it can be read as it is.
+            // Readers of a log in memory write to the folder. Where they may not and nobody has the file open, it can
+            // be read as it is.
             Err(LedgerError::NotWritable { .. }) if !log.exists() => {
                 open(&immutable_uri(path), OpenFlags::SQLITE_OPEN_URI)
             }

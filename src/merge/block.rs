@@ -12,8 +12,8 @@ use crate::checkpoint::Dtype;
 
 /// A merge of one tensor, ready to be applied to its blocks in any order on any thread.
 pub(crate) trait BlockMerge: Send + Sync {
-    /// Merges the elements of `range`, which starts at a multiple of [`super::philox::DRAWS`], rounds them to `dtype` and writes them to
-    /// `output`, which is as long as they are.
+    /// Merges the elements of `range`, which starts at a multiple of [`super::philox::DRAWS`], rounds them to `dtype`
+    /// and writes them to `output`, which is as long as they are.
     fn merge_block(&self, isa: Isa, range: Range<u64>, dtype: Dtype, output: &mut [u8]) -> Result<(), MergeError>;
 }
 

@@ -1,8 +1,8 @@
 //! Sums of float32 values in the order that PyTorch adds the elements of a row in.
 //!
-//! Eight lanes in four groups are added to side by side, and every so many rounds what they hold moves on to the next of four
-//! levels, so that large sums do not swallow small values (a cascade, or pairwise summation). The order depends on nothing but
-//! the number of values.
+//! Eight lanes in four groups are added to side by side, and every so many rounds what they hold moves on to the next
+//! of four levels, so that large sums do not swallow small values (a cascade, or pairwise summation). The order depends
+//! on nothing but the number of values.
 
 /// Values that lie next to each other in a vector.
 const LANES: usize = 8;
@@ -150,7 +150,8 @@ mod tests {
         }
     }
 
-    /// As `torch.sum` (2.15, one thread) gives it for the same values, which are `((i * 7919) mod 1009) / 1009 - 0.5` in float32.
+    /// As `torch.sum` (2.15, one thread) gives it for the same values, which are `((i * 7919) mod 1009) / 1009 - 0.5`
+    /// in float32.
     #[test]
     fn the_order_is_that_of_pytorch() {
         let expected: [(u64, u32); 15] = [

@@ -1,9 +1,10 @@
 //! How far the softmax of a row lies from that of another one (Kullback-Leibler divergence).
 //!
-//! The divergence of two rows that are nearly equal is a small difference of large sums: float32 leaves it about three digits, and
-//! fewer the nearer the rows are. Which elements a threshold on it selects is therefore decided by roundings. So that models stored
-//! in at most float32 select the elements that mergekit selects, the float32 path makes the same ones: those of PyTorch on a
-//! processor with AVX-512, which are the exponential and the sum in sixteen lanes below, the product with a reciprocal, and
+//! The divergence of two rows that are nearly equal is a small difference of large sums: float32 leaves it about three
+//! digits, and fewer the nearer the rows are. Which elements a threshold on it selects is therefore decided by
+//! roundings. So that models stored in at most float32 select the elements that mergekit selects, the float32 path
+//! makes the same ones: those of PyTorch on a processor with AVX-512, which are the exponential and the sum in sixteen
+//! lanes below, the product with a reciprocal, and
 //! [`CascadeSum`]. (Its logarithm is a library's that is correctly rounded in all but a few cases in a thousand; ours always is.)
 
 use std::ops::Range;
@@ -34,8 +35,8 @@ impl<W: Element> RowPair<W> {
         Self { model: vec![W::ZERO; TILE], base: vec![W::ZERO; TILE] }
     }
 
-    /// The tiles of both rows that start at element `first`. (No closure does what follows: one would not be compiled for the
-    /// instruction set of its caller.)
+    /// The tiles of both rows that start at element `first`. (No closure does what follows: one would not be compiled
+    /// for the instruction set of its caller.)
     #[inline(always)]
     fn decode(&mut self, rows: &Rows<'_>, first: u64, length: usize) -> Result<(&mut [W], &mut [W]), MergeError> {
         let (model, base) = (&mut self.model[..length], &mut self.base[..length]);
@@ -55,8 +56,8 @@ pub(crate) struct Rows<'a> {
 
 /// A precision that divergences are computed in.
 pub(crate) trait Divergence: Buffered {
-    /// `sum p ln(p / q)` with the softmax of the model's row as `p` and of the base's as `q`. Where roundings are larger than it, it
-    /// may be negative.
+    /// `sum p ln(p / q)` with the softmax of the model's row as `p` and of the base's as `q`. Where roundings are
+    /// larger than it, it may be negative.
     ///
     /// # Errors
     ///
@@ -227,7 +228,8 @@ fn exponential(value: f32) -> f32 {
     if value < -104.0 { 0.0 } else { scaled }
 }
 
-/// The natural logarithm of a positive normal number, computed in float64 and rounded: correctly, but for one case in millions.
+/// The natural logarithm of a positive normal number, computed in float64 and rounded: correctly, but for one case in
+/// millions.
 #[inline(always)]
 fn logarithm(value: f32) -> f32 {
     /// The bits of the square root of one half, rounded down.

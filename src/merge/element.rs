@@ -1,7 +1,7 @@
 //! Working precisions of a merge, and the conversion of stored elements to and from them.
 //!
-//! Tensors are computed in float32; in float64 where one of the inputs is stored so. Stored elements are little-endian and
-//! may lie at any address, so conversions read and write bytes. All rounding is to nearest, ties to even.
+//! Tensors are computed in float32; in float64 where one of the inputs is stored so. Stored elements are little-endian
+//! and may lie at any address, so conversions read and write bytes. All rounding is to nearest, ties to even.
 
 use std::ops::{Add, Div, Mul, Sub};
 
@@ -39,15 +39,16 @@ pub(crate) trait Element:
     fn from_key(key: Self::Key) -> Self;
     fn key_from_u64(bits: u64) -> Self::Key;
     fn key_to_u64(key: Self::Key) -> u64;
-    /// Converts stored elements; `bytes` holds `output.len()` elements of `dtype`. Returns the largest key of the output:
-    /// that of infinity or more where an element is not finite.
+    /// Converts stored elements; `bytes` holds `output.len()` elements of `dtype`. Returns the largest key of the
+    /// output: that of infinity or more where an element is not finite.
     fn decode(dtype: Dtype, bytes: &[u8], output: &mut [Self]) -> Self::Key;
-    /// Rounds to stored elements, once; `bytes` has room for `values.len()` elements of `dtype`. Returns the largest key of
-    /// the values.
+    /// Rounds to stored elements, once; `bytes` has room for `values.len()` elements of `dtype`. Returns the largest
+    /// key of the values.
     fn encode(dtype: Dtype, values: &[Self], bytes: &mut [u8]) -> Self::Key;
     /// Magnitudes below this round to a finite value of `dtype`.
     fn limit(dtype: Dtype) -> Self;
-    /// The sum of a few numbers in the order that mergekit's sum of them has, which from five float32 numbers on is not theirs.
+    /// The sum of a few numbers in the order that mergekit's sum of them has, which from five float32 numbers on is not
+    /// theirs.
     fn sum_as_pytorch(values: &[Self]) -> Self;
 }
 

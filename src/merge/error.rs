@@ -2,7 +2,8 @@
 
 use crate::exit::ExitCode;
 
-/// A merge that was not done. [`MergeError::Infeasible`] says something of the candidate; the others of its surroundings.
+/// A merge that was not done. [`MergeError::Infeasible`] says something of the candidate; the others of its
+/// surroundings.
 #[derive(Debug, thiserror::Error)]
 pub enum MergeError {
     /// The recipe is well formed but its values have no finite result (weights that sum to zero, overflow, ...).

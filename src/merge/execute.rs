@@ -37,8 +37,8 @@ pub struct MergerOptions {
     pub histogram_bytes: usize,
     /// `None`: the widest that the machine has.
     pub isa: Option<Isa>,
-    /// Where vocabularies differ, merges the rows that all models have instead of refusing. Such a merger is for one recipe:
-    /// its statistics are those of the rows that are left.
+    /// Where vocabularies differ, merges the rows that all models have instead of refusing. Such a merger is for one
+    /// recipe: its statistics are those of the rows that are left.
     pub truncate_embeddings: bool,
 }
 
@@ -104,8 +104,8 @@ pub struct MergeReport {
     /// Bytes of output tensors.
     pub bytes_written: u64,
     pub seconds: f64,
-    /// mergekit's masks were wanted, and mergekit may have drawn those of an embedding and of the head that it fills in the other
-    /// order.
+    /// mergekit's masks were wanted, and mergekit may have drawn those of an embedding and of the head that it fills in
+    /// the other order.
     pub uncertain_masks: bool,
 }
 
@@ -153,9 +153,9 @@ impl Merger {
         })
     }
 
-    /// Keeps small statistics of large tensors (from 2^20 elements on) in the file `path` too, beside the run, from now on: what an
-    /// earlier process found out is not computed again. Results do not depend on it. To be called once, before the first merge; a
-    /// merger that truncates embeddings keeps none.
+    /// Keeps small statistics of large tensors (from 2^20 elements on) in the file `path` too, beside the run, from now
+    /// on: what an earlier process found out is not computed again. Results do not depend on it. To be called once,
+    /// before the first merge; a merger that truncates embeddings keeps none.
     ///
     /// `Ok(Some(_))` says why a file that is there was left aside: it will be replaced.
     ///
@@ -213,9 +213,9 @@ impl Merger {
     /// Merges into the new directory `destination`, which appears at once when everything is in it.
     ///
     /// # Errors
-    /// As [`Self::plan`]; [`MergeError::Infeasible`] where the recipe has no finite result; a NaN or infinity in an input;
-    /// an output that cannot be written; cancellation. Nothing is left at the destination then. Of several bad elements
-    /// the first one, by tensor name and position, is reported.
+    /// As [`Self::plan`]; [`MergeError::Infeasible`] where the recipe has no finite result; a NaN or infinity in an
+    /// input; an output that cannot be written; cancellation. Nothing is left at the destination then. Of several bad
+    /// elements the first one, by tensor name and position, is reported.
     pub fn materialize(
         &self,
         recipe: &Recipe,
@@ -359,8 +359,9 @@ fn fills_head(plan: &MergePlan) -> bool {
     others.any(|other| heads.contains(&other))
 }
 
-/// Tensors with their places, as mergekit goes through them: by the last of their inputs' names. An embedding comes before the head
-/// that it fills; with many models it is the other way round at times, by the order of a hash table of Python's.
+/// Tensors with their places, as mergekit goes through them: by the last of their inputs' names. An embedding comes
+/// before the head that it fills; with many models it is the other way round at times, by the order of a hash table of
+/// Python's.
 ///
 /// # Errors
 /// A layer is an input of several output layers: mergekit's order then is that of such a table throughout.

@@ -1,9 +1,9 @@
 //! Merges of bfloat16 models into a bfloat16 model, with nothing between memory and registers.
 //!
-//! Two neighbouring elements lie in one 32-bit word. Its upper half, with zeros below, is one of them as float32, and the word
-//! moved up by 16 bits is the other: neither leaves its lane of a vector, neither on the way in nor on the way out. All
-//! elements take the same steps as in the tiled block pass, which does whatever is left over, and finds the words for what is
-//! wrong: the bytes are the same.
+//! Two neighbouring elements lie in one 32-bit word. Its upper half, with zeros below, is one of them as float32, and
+//! the word moved up by 16 bits is the other: neither leaves its lane of a vector, neither on the way in nor on the way
+//! out. All elements take the same steps as in the tiled block pass, which does whatever is left over, and finds the
+//! words for what is wrong: the bytes are the same.
 
 use std::ops::Range;
 
@@ -31,8 +31,8 @@ pub(crate) trait PairMerge<const S: usize>: Send + Sync {
     /// A chunk's place.
     fn begin(&self) -> Self::Chunk;
 
-    /// Prepares the chunk that starts at element `first` and has the bytes `sources`; false: its elements do not share one
-    /// preparation. `COUNTERS` is the batch of [`super::philox::Philox::group`].
+    /// Prepares the chunk that starts at element `first` and has the bytes `sources`; false: its elements do not share
+    /// one preparation. `COUNTERS` is the batch of [`super::philox::Philox::group`].
     #[inline(always)]
     fn prepare<const COUNTERS: usize>(&self, _first: u64, _sources: [&[u8]; S], _chunk: &mut Self::Chunk) -> bool {
         true
@@ -51,7 +51,8 @@ pub(crate) struct Fused<'a, M, const S: usize> {
     tiled: Box<dyn BlockMerge + 'a>,
 }
 
-/// Puts a fused pass before a tiled one where all inputs are bfloat16. A method without a base gives its first source as such.
+/// Puts a fused pass before a tiled one where all inputs are bfloat16. A method without a base gives its first source
+/// as such.
 pub(crate) fn fuse<'a, M: PairMerge<S> + 'a, const S: usize>(
     base: Stored<'a>,
     sources: &[Stored<'a>],

@@ -1,7 +1,7 @@
 //! Dot products among the vectors that a method merges, and the weighted sums of vectors that follow from them.
 //!
-//! Methods that reason about lengths and angles need nothing but these products: every mean, projection and arc that they
-//! take is a weighted sum of the vectors, whose weights follow from the products. So a tensor is read once for its
+//! Methods that reason about lengths and angles need nothing but these products: every mean, projection and arc that
+//! they take is a weighted sum of the vectors, whose weights follow from the products. So a tensor is read once for its
 //! products and once for the sum, and nothing as large as a tensor is kept. All of it is computed in float64.
 
 use std::marker::PhantomData;
@@ -81,8 +81,8 @@ impl<'a> Vectors<'a> {
         Ok(sum)
     }
 
-    /// The norm of a weighted sum of the vectors: from their products, or from its elements where they nearly cancel out. Products
-    /// resolve a length of 1e-8 of the terms and no less, elements one of 1e-16.
+    /// The norm of a weighted sum of the vectors: from their products, or from its elements where they nearly cancel
+    /// out. Products resolve a length of 1e-8 of the terms and no less, elements one of 1e-16.
     pub(crate) fn norm_of(&self, gram: &Gram, isa: Isa, elements: u64, weights: &[f64]) -> Result<f64, MergeError> {
         let norm = gram.norm_of(weights);
         let terms: f64 = weights.iter().enumerate().map(|(index, weight)| weight.abs() * gram.norm(index)).sum();

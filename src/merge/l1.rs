@@ -151,7 +151,8 @@ impl FusedNorms<'_> {
         }
         let mut draws = [[0; 8]; DRAWS / 4];
         for (index, (base, source)) in bases.iter().zip(sources).enumerate() {
-            // Drawing takes longer than memory needs for the next chunk, but the core does not look that far ahead by itself.
+            // Drawing takes longer than memory needs for the next chunk, but the core does not look that far ahead by
+            // itself.
             if let Some(next) = sources.get(index + 1) {
                 prefetch(next);
             }

@@ -1,9 +1,9 @@
 //! Adds what a LoRA adapter changes to a tensor while it is decoded, so that no merged copy of the model is ever made.
 //!
-//! An element becomes `w + scale * (l_1 r_1 + ... + l_k r_k)`: products and sums in float32, each rounded, in order of rank, then
-//! times the scale, then added to the stored element; the sum is rounded to float32 (to float64 for tensors that are stored in
-//! it). It depends on the element's position only, so a LoRA source is bit for bit what a float32 checkpoint of these numbers
-//! would be, in any method and at any block size.
+//! An element becomes `w + scale * (l_1 r_1 + ... + l_k r_k)`: products and sums in float32, each rounded, in order of
+//! rank, then times the scale, then added to the stored element; the sum is rounded to float32 (to float64 for tensors
+//! that are stored in it). It depends on the element's position only, so a LoRA source is bit for bit what a float32
+//! checkpoint of these numbers would be, in any method and at any block size.
 
 use super::element::Element;
 use super::simd::{Isa, Kernel, dispatch};
@@ -45,8 +45,8 @@ impl Delta {
         if self.stored == Dtype::Float64 { Dtype::Float64 } else { Dtype::Float32 }
     }
 
-    /// Decodes `values.len()` elements of the tensor `bytes` from `first` on and adds the change. Returns the largest key of
-    /// the sums.
+    /// Decodes `values.len()` elements of the tensor `bytes` from `first` on and adds the change. Returns the largest
+    /// key of the sums.
     #[inline(never)]
     pub(crate) fn decode<W: Element>(&self, bytes: &[u8], first: u64, values: &mut [W]) -> W::Key {
         let size = self.stored.size();

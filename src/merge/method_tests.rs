@@ -354,7 +354,8 @@ fn multislerp_of_opposite_vectors() {
     let (zero, three) = ([0.0, 0.0], [1.0, 2.0]);
     let error = Case::new("multislerp", &[2], None, &[&one, &two, &zero]).with(&weights).merge().unwrap_err();
     assert!(error.is_infeasible(), "{error}");
-    // Opposite vectors of other lengths: what `eps` adds to their norms decides the direction, and they keep their average length.
+    // Opposite vectors of other lengths: what `eps` adds to their norms decides the direction, and they keep their
+    // average length.
     let (base, one, two) = ([0.0], [0.01], [-0.03]);
     let nearly = Case::new("multislerp", &[1], Some(&base), &[&one, &two]).with(&weights).merged();
     assert_near(&nearly, &[-0.02], 1e-6);

@@ -5,8 +5,9 @@
 //!      each tensor: method.prepare (whole-tensor statistics, cached over the run) -> block pass -> writer
 //! ```
 //!
-//! Tensors are computed in float32 (in float64 where an input is) and rounded once. The block pass depends on the position
-//! of an element only, and sums over tensors have a fixed order: the bytes depend neither on threads nor on the machine.
+//! Tensors are computed in float32 (in float64 where an input is) and rounded once. The block pass depends on the
+//! position of an element only, and sums over tensors have a fixed order: the bytes depend neither on threads nor on
+//! the machine.
 
 mod block;
 mod cascade_sum;

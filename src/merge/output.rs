@@ -128,8 +128,8 @@ fn set_layers(config: &mut Map<String, Value>, plan: &MergePlan, models: &[Model
     }
 }
 
-/// Sets the number of layers of the tower with that prefix, and says how many keys that took. With `other_counts` the first key is
-/// taken whatever it counts: a model may store layers beyond those (for the prediction of several tokens).
+/// Sets the number of layers of the tower with that prefix, and says how many keys that took. With `other_counts` the
+/// first key is taken whatever it counts: a model may store layers beyond those (for the prediction of several tokens).
 fn set_layer_count(
     config: &mut Map<String, Value>,
     prefix: &str,

@@ -71,7 +71,8 @@ pub(crate) fn depth(layer: Option<(usize, usize)>) -> f64 {
     }
 }
 
-/// The value that a scope's setting gives a tensor: the first entry whose filter is a part of the name; `None`: none is.
+/// The value that a scope's setting gives a tensor: the first entry whose filter is a part of the name; `None`: none
+/// is.
 fn select<'a>(setting: &'a Setting, tensor: &str) -> Option<&'a Gradient> {
     let matches = |filter: &Option<String>| match filter.as_deref() {
         None | Some("*") => true,

@@ -1,10 +1,11 @@
-//! The counter-based generator Philox4x32-10 (Salmon et al., SC 2011), and masks' draws made of it: any element's draw without
-//! the ones before it.
+//! The counter-based generator Philox4x32-10 (Salmon et al., SC 2011), and masks' draws made of it: any element's draw
+//! without the ones before it.
 //!
-//! A draw has sixteen bits but costs one byte: a counter's sixteen bytes are the upper bytes of sixteen draws, and a draw's lower
-//! byte, which decides nothing in 255 of 256 cases, is the exclusive or of the upper bytes of two others. Which two is chosen
-//! so that any two draws of a tensor are independent and uniform, as are any number of which at most two belong to
-//! the same four: what is linear in a mask has the mean and the variance that it would have with sixteen bits for each.
+//! A draw has sixteen bits but costs one byte: a counter's sixteen bytes are the upper bytes of sixteen draws, and a
+//! draw's lower byte, which decides nothing in 255 of 256 cases, is the exclusive or of the upper bytes of two others.
+//! Which two is chosen so that any two draws of a tensor are independent and uniform, as are any number of which at
+//! most two belong to the same four: what is linear in a mask has the mean and the variance that it would have with
+//! sixteen bits for each.
 
 /// Counters of a group.
 const COUNTERS: usize = 32;
@@ -32,11 +33,12 @@ const LOWER: u64 = 0x00FF_00FF_00FF_00FF;
 const UPPER: u64 = !LOWER;
 
 impl Philox {
-    /// The draws of elements `512 group ..`, computed `BATCH` counters at a time, which divides 32 and changes nothing else.
+    /// The draws of elements `512 group ..`, computed `BATCH` counters at a time, which divides 32 and changes nothing
+    /// else.
     ///
-    /// Let `b` be the sixteen bytes of the counter `32 g + i`, and `u = (b[2 t + 1], b[2 t], b[2 t + 9], b[2 t + 8])`. Element
-    /// `512 g + 128 q + 4 i + t` has the draw `256 u[q] + (u[q + 1] ^ u[q + 2])`, with indices modulo 4: four elements share
-    /// four bytes, and none leaves its lane of a vector.
+    /// Let `b` be the sixteen bytes of the counter `32 g + i`, and `u = (b[2 t + 1], b[2 t], b[2 t + 9], b[2 t + 8])`.
+    /// Element `512 g + 128 q + 4 i + t` has the draw `256 u[q] + (u[q + 1] ^ u[q + 2])`, with indices modulo 4: four
+    /// elements share four bytes, and none leaves its lane of a vector.
     #[inline(always)]
     pub(crate) fn group<const BATCH: usize>(&self, group: u64, draws: &mut GroupDraws) {
         let stream = self.stream.map(|word| [u64::from(word); BATCH]);
@@ -80,12 +82,14 @@ pub(crate) fn each(draws: &GroupDraws) -> impl Iterator<Item = u16> {
 
 const WORD: u64 = 0xFFFF_FFFF;
 
-/// The ten rounds, on counters that are given word by word. A word is the lower half of its lane; what is above it does not
-/// matter, before or after, and saves vector code the packing of words. Written out, no word is moved between registers.
+/// The ten rounds, on counters that are given word by word. A word is the lower half of its lane; what is above it does
+/// not matter, before or after, and saves vector code the packing of words. Written out, no word is moved between
+/// registers.
 #[inline(always)]
 fn rounds<const N: usize>(words: [[u64; N]; 4], key: [u32; 2]) -> [[u64; N]; 4] {
-    // A compiler that knows the upper half of a key to be zero moves it behind a shift, where it costs an instruction of its own
-    // with AVX-512, which has one for two exclusive ors. Without that, keys known to be small need fewer registers.
+    // A compiler that knows the upper half of a key to be zero moves it behind a shift, where it costs an instruction
+    // of its own with AVX-512, which has one for two exclusive ors. Without that, keys known to be small need fewer
+    // registers.
     let known = N < MANY;
     let key = key.map(|word| u64::from(word) | if known { 0 } else { u64::from(word) << 32 });
     let (words, key) = two_rounds(words, key, known);
@@ -161,8 +165,8 @@ mod tests {
         [0, 1, 2, 3].map(|index| upper[index] << 8 | (upper[(index + 1) % 4] ^ upper[(index + 2) % 4]))
     }
 
-    /// Draws are linear in the bits of the bytes, so two of them are uniform and independent exactly where no change of the
-    /// bytes but none leaves both as they are, and it is enough to ask this of one bit of each byte.
+    /// Draws are linear in the bits of the bytes, so two of them are uniform and independent exactly where no change of
+    /// the bytes but none leaves both as they are, and it is enough to ask this of one bit of each byte.
     #[test]
     fn any_two_of_four_draws_are_independent() {
         for first in 0..4 {

@@ -15,8 +15,8 @@ pub(crate) struct Ranking {
 }
 
 impl Ranking {
-    /// The rank of each key, from 0 for the smallest. Of equal keys, the one with the lowest index ranks highest. `bits`: those of
-    /// a key that can be set.
+    /// The rank of each key, from 0 for the smallest. Of equal keys, the one with the lowest index ranks highest.
+    /// `bits`: those of a key that can be set.
     pub(crate) fn rank(
         &mut self,
         keys: impl ExactSizeIterator<Item = u64> + DoubleEndedIterator,
@@ -31,8 +31,8 @@ impl Ranking {
         }
     }
 
-    /// Goes through the keys from the last to the first. Zeros, the most frequent key of task vectors by far, rank in that order
-    /// before all others, which are then sorted.
+    /// Goes through the keys from the last to the first. Zeros, the most frequent key of task vectors by far, rank in
+    /// that order before all others, which are then sorted.
     fn count_digits(&mut self, keys: impl ExactSizeIterator<Item = u64> + DoubleEndedIterator, ranks: &mut [u32]) {
         let count = keys.len();
         self.entries.resize(count, (0, 0));
@@ -114,8 +114,8 @@ struct Sorting<T> {
 }
 
 impl<T: Packed> Sorting<T> {
-    /// Sorts by the digits that differ, the lowest first; equal keys stay in their order. Calls `ranked` with the index and the
-    /// rank of each entry.
+    /// Sorts by the digits that differ, the lowest first; equal keys stay in their order. Calls `ranked` with the index
+    /// and the rank of each entry.
     fn sort(&mut self, entries: &[(u32, u32)], digits: Digits, mut ranked: impl FnMut(usize, u32)) {
         let Digits { lowest, bits, index_bits } = digits;
         let count = entries.len();

@@ -1,7 +1,8 @@
 //! Masks whose probabilities follow the ranks of magnitudes inside rows (DELLA, arXiv 2406.11617).
 //!
-//! The mask of a block is drawn where the block is computed: rows that it touches are decoded and ranked, and forgotten.
-//! Only where rows (with what lies between their elements) are longer than [`LONG`] is the whole mask kept, a byte an element.
+//! The mask of a block is drawn where the block is computed: rows that it touches are decoded and ranked, and
+//! forgotten. Only where rows (with what lies between their elements) are longer than [`LONG`] is the whole mask kept,
+//! a byte an element.
 
 use super::MergeError;
 use super::element::{Element, bf16_to_f32, f32_to_bf16};
@@ -174,8 +175,9 @@ impl<'a> RankedMask<'a> {
     }
 }
 
-/// The chance to be kept of the element of that rank in a row: from `density - epsilon` for the smallest magnitude (rank 0) to
-/// `density + epsilon` for the largest, in float32 or (`coarse`) bfloat16 step by step; `density` in a row of one element.
+/// The chance to be kept of the element of that rank in a row: from `density - epsilon` for the smallest magnitude
+/// (rank 0) to `density + epsilon` for the largest, in float32 or (`coarse`) bfloat16 step by step; `density` in a row
+/// of one element.
 fn probability(rank: usize, width: usize, [density, epsilon]: [f64; 2], coarse: bool) -> f32 {
     let round = |value: f32| if coarse { bf16_to_f32(f32_to_bf16(value)) } else { value };
     if width < 2 {

@@ -11,8 +11,8 @@ use super::tensor::{BLOCK, block_count};
 /// Memory that masks may take, in bytes, in all merges of a run that are under way.
 const MEMORY: usize = 32 << 20;
 
-/// Which elements of a chunk are dropped: bit `row` of word `lane` is the first element of pair `16 row + lane`, and bit
-/// `16 + row` the second one.
+/// Which elements of a chunk are dropped: bit `row` of word `lane` is the first element of pair `16 row + lane`, and
+/// bit `16 + row` the second one.
 pub(crate) type Dropped = [u32; LANES];
 
 /// What is left of the memory for masks.
@@ -52,7 +52,8 @@ impl RememberedMask {
         }
     }
 
-    /// Which of the `length` elements of the block that starts at element `first` are kept, where all of them are known.
+    /// Which of the `length` elements of the block that starts at element `first` are kept, where all of them are
+    /// known.
     pub(crate) fn block(&self, first: u64, length: usize) -> Option<Vec<bool>> {
         let chunks = self.blocks.get((first / BLOCK) as usize)?.get()?;
         (first.is_multiple_of(BLOCK) && chunks.len() * CHUNK == length).then(|| unpack(chunks))
@@ -71,8 +72,8 @@ impl Drop for RememberedMask {
     }
 }
 
-/// Draws that a limit below [`super::philox::DRAW_RANGE`] tells apart as those that were drawn: the lowest one where an element
-/// was kept, the highest one where it was dropped.
+/// Draws that a limit below [`super::philox::DRAW_RANGE`] tells apart as those that were drawn: the lowest one where an
+/// element was kept, the highest one where it was dropped.
 #[inline(always)]
 pub(crate) fn as_draws(dropped: &Dropped, draws: &mut GroupDraws) {
     let (words, _) = draws.as_flattened_mut().as_chunks_mut::<4>();
@@ -88,8 +89,8 @@ pub(crate) fn as_draws(dropped: &Dropped, draws: &mut GroupDraws) {
     }
 }
 
-/// Notes in a lane's word which elements of the next row's pair have draws above `highest`, the highest one that is kept, moved up,
-/// with ones below. After all rows, each has its bits.
+/// Notes in a lane's word which elements of the next row's pair have draws above `highest`, the highest one that is
+/// kept, moved up, with ones below. After all rows, each has its bits.
 #[inline(always)]
 pub(crate) fn note(dropped: &mut u32, draws: u32, highest: u32) {
     let bits = if draws << 16 > highest { 0x8000 } else { 0 } | if draws > highest { 0x8000_0000 } else { 0 };

@@ -1,8 +1,8 @@
 //! Runs one kernel body compiled for the widest vector instructions of the machine.
 //!
-//! Every body is written once, in plain Rust, and marked `#[inline(always)]` down to its leaves. [`dispatch`] inlines it
-//! into a function that enables an instruction set. Rust never contracts `a * b + c` and never reorders floating-point
-//! sums, so all variants give the same bits.
+//! Every body is written once, in plain Rust, and marked `#[inline(always)]` down to its leaves. [`dispatch`] inlines
+//! it into a function that enables an instruction set. Rust never contracts `a * b + c` and never reorders
+//! floating-point sums, so all variants give the same bits.
 
 /// An instruction set that this machine has and that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

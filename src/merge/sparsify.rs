@@ -175,8 +175,8 @@ impl Sparsifier<'_> {
         }
     }
 
-    /// Turns values into the task vector's elements `value - base`, given to `term` where they are kept, zero elsewhere.
-    /// `first` is a multiple of [`TILE`], and at most that many values are given.
+    /// Turns values into the task vector's elements `value - base`, given to `term` where they are kept, zero
+    /// elsewhere. `first` is a multiple of [`TILE`], and at most that many values are given.
     #[inline(always)]
     pub(crate) fn subtract<W: Element>(
         &self,

@@ -1,10 +1,10 @@
-//! Statistics of large tensors in a file beside the run, so that a search that goes on after a stop does not read whole models
-//! again for numbers it had.
+//! Statistics of large tensors in a file beside the run, so that a search that goes on after a stop does not read whole
+//! models again for numbers it had.
 //!
-//! What is kept are numbers of a few bytes (thresholds, L1 factors, norms, dot products), keyed by a digest of everything that they
-//! follow from: content ids of the models, names of the tensors, and the question. The file is a cache and no record: one that is
-//! damaged, or written under other definitions, is left aside, and the numbers are computed again. It is replaced as a whole, and
-//! ends in its own sha256.
+//! What is kept are numbers of a few bytes (thresholds, L1 factors, norms, dot products), keyed by a digest of
+//! everything that they follow from: content ids of the models, names of the tensors, and the question. The file is a
+//! cache and no record: one that is damaged, or written under other definitions, is left aside, and the numbers are
+//! computed again. It is replaced as a whole, and ends in its own sha256.
 
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -23,7 +23,8 @@ use crate::files::write_atomically;
 const FORMAT: &[u8] = b"evomerge statistics v2\n";
 /// Tensors with fewer elements are not worth it: their numbers are computed in less than a millisecond.
 const LARGE: u64 = 1 << 20;
-/// Records that are kept. New ones are not taken in once there are so many: those that come back come from the first candidates.
+/// Records that are kept. New ones are not taken in once there are so many: those that come back come from the first
+/// candidates.
 const MAX_RECORDS: usize = 1 << 17;
 /// Words of a record: a value of more is not kept.
 const MAX_WORDS: usize = 64;
@@ -63,8 +64,8 @@ pub(crate) struct StatisticsFile {
 }
 
 impl StatisticsFile {
-    /// Reads the file `path`, which need not be there. `models` are the merger's with their content ids, in its order; the second
-    /// value says why a file was left aside.
+    /// Reads the file `path`, which need not be there. `models` are the merger's with their content ids, in its order;
+    /// the second value says why a file was left aside.
     pub(crate) fn open<'a>(
         path: &Path,
         models: impl IntoIterator<Item = (String, &'a Checkpoint)>,
@@ -152,8 +153,8 @@ impl StatisticsFile {
     }
 }
 
-/// What the numbers in a file depend on besides their keys: this program's version, and masks as it draws them. These are drawn, so
-/// that a change of their definition cannot be forgotten.
+/// What the numbers in a file depend on besides their keys: this program's version, and masks as it draws them. These
+/// are drawn, so that a change of their definition cannot be forgotten.
 fn definitions() -> [u8; DIGEST] {
     let mut hash = Sha256::new();
     hash.update(env!("CARGO_PKG_VERSION"));

@@ -1,5 +1,5 @@
-//! What the weights alone say of the sources: how far each moved from the base, layer by layer, and where they pull apart.
-//! Costs no evaluation.
+//! What the weights alone say of the sources: how far each moved from the base, layer by layer, and where they pull
+//! apart. Costs no evaluation.
 
 use rayon::prelude::*;
 
@@ -81,8 +81,8 @@ impl Sums {
     }
 }
 
-/// Profiles of all layers of models that fit together; none for models without numbered layers. Reads all their weights.
-/// Tensors that are no floats, or that differ in shape, are left out.
+/// Profiles of all layers of models that fit together; none for models without numbered layers. Reads all their
+/// weights. Tensors that are no floats, or that differ in shape, are left out.
 pub fn layer_profiles(base: &Checkpoint, sources: &[&Checkpoint]) -> Vec<LayerProfile> {
     let layout = base.layers();
     if sources.is_empty() {
@@ -162,9 +162,9 @@ impl<'a> Floats<'a> {
     }
 }
 
-/// Groups consecutive layers that are alike: the fewest groups (8 at most) that leave at most a fifth of the variation of
-/// movements and cosines between layers unexplained, at the best places for their number (dynamic programming). The first
-/// layer of each group; one group where all layers are alike.
+/// Groups consecutive layers that are alike: the fewest groups (8 at most) that leave at most a fifth of the variation
+/// of movements and cosines between layers unexplained, at the best places for their number (dynamic programming). The
+/// first layer of each group; one group where all layers are alike.
 pub fn group_layers(profiles: &[LayerProfile]) -> Vec<usize> {
     let points = features(profiles);
     let layers = points.len();

@@ -1,6 +1,7 @@
 //! Stored tensors as kernels see them, and how they are cut.
 //!
-//! A tensor is cut into blocks of [`BLOCK`] elements, the unit of parallel work and of writing, and a block into tiles of
+//! A tensor is cut into blocks of [`BLOCK`] elements, the unit of parallel work and of writing, and a block into tiles
+//! of
 //! [`TILE`] elements, which stay in the nearest cache while they are decoded, merged and encoded.
 
 use std::cell::Cell;
@@ -13,8 +14,8 @@ use super::parameters::ResolvedParameters;
 use super::statistics::TensorKey;
 use crate::checkpoint::Dtype;
 
-/// Elements a tile; a multiple of [`super::reduce::LANES`] and of [`super::philox::DRAWS`]. Tiles of a dozen inputs fit into
-/// the nearest cache together.
+/// Elements a tile; a multiple of [`super::reduce::LANES`] and of [`super::philox::DRAWS`]. Tiles of a dozen inputs fit
+/// into the nearest cache together.
 pub(crate) const TILE: usize = 512;
 /// Elements a block; a multiple of [`TILE`].
 pub(crate) const BLOCK: u64 = 1 << 17;
@@ -40,7 +41,8 @@ pub(crate) fn tiles(range: Range<u64>) -> impl Iterator<Item = (u64, usize)> {
 /// A stored tensor of one model.
 #[derive(Clone, Copy)]
 pub(crate) struct Stored<'a> {
-    /// What [`Self::decode`] yields without loss: the stored type; float32 where a LoRA adapter is added (float64 stays).
+    /// What [`Self::decode`] yields without loss: the stored type; float32 where a LoRA adapter is added (float64
+    /// stays).
     pub(crate) dtype: Dtype,
     /// Elements of `dtype`; with a `delta`, those that it is added to, of their own type.
     pub(crate) bytes: &'a [u8],

@@ -1,5 +1,5 @@
-//! The arithmetic of every method against a plain one-element-at-a-time reference, on every instruction set, cut in every
-//! way, with any number of threads.
+//! The arithmetic of every method against a plain one-element-at-a-time reference, on every instruction set, cut in
+//! every way, with any number of threads.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;

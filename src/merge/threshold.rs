@@ -1,11 +1,12 @@
 //! The exact k-th largest magnitude of a task vector, or of other values that are computed where they are needed,
 //! without sorting and without a copy of them.
 //!
-//! A magnitude's bits order as the magnitude does, so the threshold is found digit by digit: count how often each value of
-//! the highest 16 bits occurs, walk from the top to the bin that holds the k-th element, and count the next bits inside
-//! that bin. Magnitudes whose other bits are all zero are counted apart: nearly all differences of bfloat16 numbers are such,
-//! and then the first count already gives the threshold. Tensors that are smaller than the counters are selected from a copy
-//! instead. Equal magnitudes at the threshold are kept in ascending element order up to the k-th.
+//! A magnitude's bits order as the magnitude does, so the threshold is found digit by digit: count how often each value
+//! of the highest 16 bits occurs, walk from the top to the bin that holds the k-th element, and count the next bits
+//! inside that bin. Magnitudes whose other bits are all zero are counted apart: nearly all differences of bfloat16
+//! numbers are such, and then the first count already gives the threshold. Tensors that are smaller than the counters
+//! are selected from a copy instead. Equal magnitudes at the threshold are kept in ascending element order up to the
+//! k-th.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -24,15 +25,16 @@ const PART: u64 = 16;
 /// Tensors of at most so many elements are copied: clearing and walking the counters would take longer.
 const SMALL: u64 = 1 << 15;
 
-/// Which elements of a task vector are kept: those whose key is above `key`, and those equal to it up to element `last`.
+/// Which elements of a task vector are kept: those whose key is above `key`, and those equal to it up to element
+/// `last`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Threshold {
     pub(crate) key: u64,
     pub(crate) last: u64,
 }
 
-/// How often each value of a digit occurs: bins that are not empty, in ascending order. A bin that holds more elements than
-/// its counter can say is there several times.
+/// How often each value of a digit occurs: bins that are not empty, in ascending order. A bin that holds more elements
+/// than its counter can say is there several times.
 pub(crate) struct Histogram {
     bins: Box<[(u32, u32)]>,
 }
@@ -163,10 +165,11 @@ fn digit_histogram<W: Element, V: Values<W>>(
     })
 }
 
-/// Bins of the coarse histogram: for each value of the highest digit one for elements whose other bits are all zero, and one,
-/// above it, for the others.
+/// Bins of the coarse histogram: for each value of the highest digit one for elements whose other bits are all zero,
+/// and one, above it, for the others.
 const COARSE_BINS: usize = 2 << DIGIT_BITS;
-/// Counters for zeros: the most frequent value takes turns, as an increment has to wait for the last one of its counter.
+/// Counters for zeros: the most frequent value takes turns, as an increment has to wait for the last one of its
+/// counter.
 const ZERO_BINS: usize = 16;
 /// Counters a bin, for the same reason.
 const COPIES: usize = 4;
@@ -181,7 +184,8 @@ struct CountCoarse<'a, W: Element, V> {
 }
 
 impl<W: Element, V: Values<W>> Kernel for CountCoarse<'_, W, V> {
-    /// The lowest bin that is not empty, zeros aside, and the highest one; the lower one may be above where all are zeros.
+    /// The lowest bin that is not empty, zeros aside, and the highest one; the lower one may be above where all are
+    /// zeros.
     type Output = Result<(u32, u32), MergeError>;
 
     #[inline(always)]
@@ -253,7 +257,8 @@ pub(crate) fn coarse_histogram<W: Element, V: Values<W>>(
     histogram(elements, count).map(Arc::new)
 }
 
-/// The threshold that keeps exactly `kept` of the elements (`1 <= kept <= elements`); zeros at the threshold count as kept.
+/// The threshold that keeps exactly `kept` of the elements (`1 <= kept <= elements`); zeros at the threshold count as
+/// kept.
 ///
 /// `coarse` finds or computes the [`coarse_histogram`], where it is needed.
 pub(crate) fn select<W: Element, V: Values<W>>(

@@ -13,8 +13,8 @@ use crate::recipe::Recipe;
 
 const TOKENIZER: &str = "tokenizer.json";
 
-/// Refuses a recipe that asks for one model's tokenizer (`tokenizer_source`) where another model has other ids for its tokens. Models
-/// without a `tokenizer.json` are taken at their word.
+/// Refuses a recipe that asks for one model's tokenizer (`tokenizer_source`) where another model has other ids for its
+/// tokens. Models without a `tokenizer.json` are taken at their word.
 ///
 /// # Errors
 /// Tokens have different ids.

@@ -1,9 +1,9 @@
-//! Thresholds of bfloat16 task vectors without a histogram: a sample says between which magnitudes a threshold must lie, and one
-//! pass over all elements counts what is above and collects what is inside.
+//! Thresholds of bfloat16 task vectors without a histogram: a sample says between which magnitudes a threshold must
+//! lie, and one pass over all elements counts what is above and collects what is inside.
 //!
-//! A histogram serves every density, so it is the better choice when more than one is asked for; a window is the better one
-//! for a single merge, as nothing is counted one by one but the few elements inside. The result is the same: where the window
-//! misses, the caller takes the histogram.
+//! A histogram serves every density, so it is the better choice when more than one is asked for; a window is the better
+//! one for a single merge, as nothing is counted one by one but the few elements inside. The result is the same: where
+//! the window misses, the caller takes the histogram.
 
 use std::ops::Range;
 
@@ -26,12 +26,12 @@ const SPACING: u64 = 16;
 const STRIDE: usize = 4;
 /// Elements of a sample, about, at most.
 const SAMPLE: u64 = 1 << 19;
-/// How many of a sample's standard deviations the window reaches to each side. Neighbours are alike, so a sample is worth less than
-/// its size; a window that is too narrow costs time only.
+/// How many of a sample's standard deviations the window reaches to each side. Neighbours are alike, so a sample is
+/// worth less than its size; a window that is too narrow costs time only.
 const REACH: f64 = 6.0;
 
-/// The threshold that keeps exactly so many elements of each task vector (see [`super::threshold::select`]); `None` where another way
-/// has to find it. All have the same base, which is read once.
+/// The threshold that keeps exactly so many elements of each task vector (see [`super::threshold::select`]); `None`
+/// where another way has to find it. All have the same base, which is read once.
 pub(crate) fn thresholds(
     isa: Isa,
     vectors: &[(TaskVector<'_>, u64)],

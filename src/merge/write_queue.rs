@@ -1,7 +1,7 @@
 //! Blocks on their way to files that take one write at a time.
 //!
-//! Threads that wait for a file's lock spin in the kernel. Here they leave their block to the thread that is writing and go on
-//! merging.
+//! Threads that wait for a file's lock spin in the kernel. Here they leave their block to the thread that is writing
+//! and go on merging.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -43,7 +43,8 @@ impl<'a> WriteQueue<'a> {
         lock(&self.free).push(buffer);
     }
 
-    /// Writes the block, or leaves it to a thread that is writing. When all calls have returned, all blocks have been written.
+    /// Writes the block, or leaves it to a thread that is writing. When all calls have returned, all blocks have been
+    /// written.
     pub(crate) fn put(&self, block: QueuedBlock<'a>, write: impl Fn(&QueuedBlock<'a>)) {
         let mut waiting = lock(&self.waiting);
         if waiting.len() < WAITING {

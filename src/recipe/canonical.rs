@@ -1,7 +1,7 @@
 //! The canonical form of a recipe and its hash: equal for recipes that give the same weights, whatever their spelling.
 //!
-//! The form is a JSON object without spaces, keys in the order below, numbers as the shortest text that reads back as the
-//! same float64 (`1.0`, `0.1`, `1e-7`), negative zero as zero. `recipe_sha256` is the sha256 of its UTF-8 bytes.
+//! The form is a JSON object without spaces, keys in the order below, numbers as the shortest text that reads back as
+//! the same float64 (`1.0`, `0.1`, `1e-7`), negative zero as zero. `recipe_sha256` is the sha256 of its UTF-8 bytes.
 //!
 //! ```text
 //! {"version":1,
@@ -16,19 +16,19 @@
 //! ```
 //!
 //! * `ID` is the model's content id: paths never count. One stage is one slice; the `models` form is one stage.
-//! * Inputs keep their order, because sums are rounded in that order. A base that only serves as the base is no input. Where
-//!   the base is one of two inputs (SLERP), it stands first.
+//! * Inputs keep their order, because sums are rounded in that order. A base that only serves as the base is no input.
+//!   Where the base is one of two inputs (SLERP), it stands first.
 //! * Every parameter of the method is there, in the order of its declaration: those with a value for each model at each
-//!   input, the others at the stage. A setting is resolved over the scopes (source, slice, recipe, default). It is the value
-//!   alone where one value holds for all tensors, else a list of `{"filter":TEXT,"value":VALUE}`, first match first, the last
-//!   without a filter where there is a catch-all. A gradient is a list of values.
-//! * Without effect, and so left out: entries behind a catch-all, filters behind one that always matches first, filtered
-//!   entries in front of a catch-all with the same value, the filter `*`, gradients of one point (a plain value), parameters
-//!   of the base, parameters that the method does not have.
+//!   input, the others at the stage. A setting is resolved over the scopes (source, slice, recipe, default). It is the
+//!   value alone where one value holds for all tensors, else a list of `{"filter":TEXT,"value":VALUE}`, first match
+//!   first, the last without a filter where there is a catch-all. A gradient is a list of values.
+//! * Without effect, and so left out: entries behind a catch-all, filters behind one that always matches first,
+//!   filtered entries in front of a catch-all with the same value, the filter `*`, gradients of one point (a plain
+//!   value), parameters of the base, parameters that the method does not have.
 //! * A filter of the slice or recipe matches names of the output; where a source's layers are moved, such an entry says
 //!   `"output_filter"` instead.
-//! * `out_dtype` is the dtype of the file where either of the two is given. `tokenizer` is the model that the tokenizer comes
-//!   from.
+//! * `out_dtype` is the dtype of the file where either of the two is given. `tokenizer` is the model that the tokenizer
+//!   comes from.
 //! * Masks are drawn where the method samples them and some density is below 1.
 
 use std::collections::BTreeMap;
@@ -177,7 +177,8 @@ impl Recipe {
         Json::Object(resolved.collect())
     }
 
-    /// The entries that decide a parameter, from the nearest scope to the default, without those that cannot be reached.
+    /// The entries that decide a parameter, from the nearest scope to the default, without those that cannot be
+    /// reached.
     fn resolve(
         &self,
         stage: &Stage<'_>,

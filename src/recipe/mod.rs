@@ -19,8 +19,8 @@ use crate::checkpoint::Dtype;
 pub use error::RecipeError;
 pub use read::RecipeFile;
 
-/// A model as a recipe names it: a path (absolute, or relative to the recipe's folder or `--models-dir`) or a Hugging Face id,
-/// and the same of a LoRA adapter that is laid over it. As text: `model`, or `model+adapter`.
+/// A model as a recipe names it: a path (absolute, or relative to the recipe's folder or `--models-dir`) or a Hugging
+/// Face id, and the same of a LoRA adapter that is laid over it. As text: `model`, or `model+adapter`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModelReference {
     /// Of the model.

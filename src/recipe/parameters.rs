@@ -8,8 +8,8 @@ use crate::merge::{MethodSpecification, ParameterKind, ParameterScope};
 /// `int8_mask` has no numerical effect anywhere; `normalize` stands in configurations of methods that do not have it.
 const WITHOUT_EFFECT: [&str; 2] = ["int8_mask", "normalize"];
 
-/// Reads a `parameters` table. `source` says that it belongs to one input; `skip` is asked about parameters that the method does not
-/// have.
+/// Reads a `parameters` table. `source` says that it belongs to one input; `skip` is asked about parameters that the
+/// method does not have.
 pub(super) fn read(
     field: Option<Field<'_>>,
     method: &MethodSpecification,

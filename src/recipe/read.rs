@@ -138,8 +138,8 @@ fn read_dtype(field: &Field<'_>) -> Result<Dtype, FieldError> {
     name.strip_prefix("torch.").unwrap_or(name).parse().map_err(|reason: String| field.error(reason))
 }
 
-/// A model: text, where `+` comes before a LoRA adapter and (in YAML) `@` before a revision, or mergekit's mapping, which holds
-/// paths as they are.
+/// A model: text, where `+` comes before a LoRA adapter and (in YAML) `@` before a revision, or mergekit's mapping,
+/// which holds paths as they are.
 fn read_model(field: &Field<'_>, syntax: Syntax) -> Result<ModelReference, FieldError> {
     if matches!(field.node.content, Content::Table(_)) {
         return read_model_mapping(field);
@@ -282,8 +282,8 @@ impl Reader {
         Ok(Input { model, layer_range, parameters })
     }
 
-    /// mergekit drops what its method does not have, and under a model what has one value for all. So does this, with a note, where any
-    /// method has it; else it is a slip.
+    /// mergekit drops what its method does not have, and under a model what has one value for all. So does this, with a
+    /// note, where any method has it; else it is a slip.
     fn parameters(&mut self, field: Option<Field<'_>>, source: bool) -> Result<Parameters, FieldError> {
         let is_of_another = |name: &str| methods().iter().any(|method| method.parameter(name).is_some());
         let mut ignored = Vec::new();

@@ -35,9 +35,9 @@ impl Recipe {
         }
     }
 
-    /// Checks everything that needs no checkpoint: the method, the number of inputs and the base, layer ranges, names and
-    /// values of parameters, and that each required parameter is given for each input. A parameter that is only given
-    /// with filters may still miss a tensor; that shows when the merge is planned.
+    /// Checks everything that needs no checkpoint: the method, the number of inputs and the base, layer ranges, names
+    /// and values of parameters, and that each required parameter is given for each input. A parameter that is only
+    /// given with filters may still miss a tensor; that shows when the merge is planned.
     ///
     /// # Errors
     /// On the first problem, with the key to blame.
@@ -70,7 +70,8 @@ impl Recipe {
         if method.base == BaseUse::None
             && let Some(base) = &self.base_model
             && !self.body.inputs().any(|input| input.model == *base)
-            // Slices name all that they are made of; such a base gives configuration, tokenizer and dtype, as in mergekit.
+            // Slices name all that they are made of; such a base gives configuration, tokenizer and dtype, as in
+            // mergekit.
             && !matches!(self.body, Body::Slices(_))
         {
             let reason = format!("{} takes no base model: list `{base}` among the models, or remove this", method.name);

@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use super::{Body, FilteredValue, Gradient, Input, ModelReference, Parameters, Recipe, Setting, Value};
 
 impl Recipe {
-    /// The recipe as TOML. `content_ids` is written along as a table, so that whoever rebuilds the merge can tell whether the
-    /// models are still the same; it may be empty.
+    /// The recipe as TOML. `content_ids` is written along as a table, so that whoever rebuilds the merge can tell
+    /// whether the models are still the same; it may be empty.
     pub fn to_toml(&self, content_ids: &BTreeMap<ModelReference, String>) -> String {
         let mut text = String::new();
         for (key, value) in self.header(&toml_model, &quote) {
@@ -39,8 +39,8 @@ impl Recipe {
         text
     }
 
-    /// The recipe as a `MergeConfiguration` that mergekit 0.1.5 reads. Model names stand as they are in the recipe. Kind and
-    /// seed of masks have no place in it, which a comment says where masks are drawn.
+    /// The recipe as a `MergeConfiguration` that mergekit 0.1.5 reads. Model names stand as they are in the recipe.
+    /// Kind and seed of masks have no place in it, which a comment says where masks are drawn.
     pub fn to_mergekit_yaml(&self) -> String {
         let mut text = String::new();
         if self.draws_masks() {

@@ -1,5 +1,5 @@
-//! Alarms: signs that the scores of a run do not mean what they seem to. They stand beside the verdict and change nothing
-//! in it.
+//! Alarms: signs that the scores of a run do not mean what they seem to. They stand beside the verdict and change
+//! nothing in it.
 
 use std::collections::BTreeMap;
 
@@ -142,8 +142,8 @@ pub fn baselines_unscored(names: &[String], reason: &str) -> Option<Alarm> {
     })
 }
 
-/// Tasks in which the winner's answers were truncated at another rate than the baseline's (pooled two-proportion z-test at
-/// 1 %). `set` names the samples (`search`, `hold-out`). Tasks without counts are passed over.
+/// Tasks in which the winner's answers were truncated at another rate than the baseline's (pooled two-proportion z-test
+/// at 1 %). `set` names the samples (`search`, `hold-out`). Tasks without counts are passed over.
 pub fn truncation_asymmetry(set: &str, winner: &Scores, baseline: &Scores) -> Vec<Alarm> {
     let counts = |scores: &TaskScores| scores.n_truncated.filter(|_| scores.n > 0).map(|cut| (cut, scores.n));
     let alarm = |(task, scores): (&String, &TaskScores)| {

@@ -1,17 +1,20 @@
 //! Two candidates on the same samples: the difference of their objectives, with an interval.
 //!
-//! **Paired.** Samples are matched by id, task by task. The difference is the objective-weighted mean of each task's mean
-//! difference; its interval comes from resampling the matched samples inside each task (`resample.rs`; the tasks are strata:
-//! they are fixed, not drawn). Pairing takes out the difficulty of the samples, which is most of the noise between siblings.
+//! **Paired.** Samples are matched by id, task by task. The difference is the objective-weighted mean of each task's
+//! mean difference; its interval comes from resampling the matched samples inside each task (`resample.rs`; the tasks
+//! are strata: they are fixed, not drawn). Pairing takes out the difficulty of the samples, which is most of the noise
+//! between siblings.
 //!
-//! **Metrics that are no plain means.** A metric qualifies when its value is the mean of its per-sample scores, or the mean
-//! weighted by the per-sample series named `weight` (bits per byte over a corpus: the bytes of each text). Then sums of
-//! weighted differences and of weights are drawn together. Every other metric (F1 over a set, a perplexity of a corpus without
-//! weights) has no per-sample differences that sum to its difference, and the comparison falls back to standard errors.
+//! **Metrics that are no plain means.** A metric qualifies when its value is the mean of its per-sample scores, or the
+//! mean weighted by the per-sample series named `weight` (bits per byte over a corpus: the bytes of each text). Then
+//! sums of weighted differences and of weights are drawn together. Every other metric (F1 over a set, a perplexity of a
+//! corpus without weights) has no per-sample differences that sum to its difference, and the comparison falls back to
+//! standard errors.
 //!
-//! **Unpaired.** From both candidates' standard errors, taken as independent: a 95 % interval by Student's t (degrees of freedom of
-//! Welch and Satterthwaite), labelled `paired = false`, and wider than need be. Without standard errors there is no interval, nor
-//! where all of them are zero: that nobody varies on these samples does not say that nobody would on others.
+//! **Unpaired.** From both candidates' standard errors, taken as independent: a 95 % interval by Student's t (degrees
+//! of freedom of Welch and Satterthwaite), labelled `paired = false`, and wider than need be. Without standard errors
+//! there is no interval, nor where all of them are zero: that nobody varies on these samples does not say that nobody
+//! would on others.
 //!
 //! Tasks without a weight are no part of either.
 
@@ -22,7 +25,8 @@ use super::objective::{Objective, ObjectiveTask};
 use super::resample::{Stratum, interval, student_975};
 use crate::evaluate::{SAMPLE_WEIGHT, SampleId, Scores, TaskScores};
 
-/// Relative difference at which a metric's value still counts as the mean of its samples (evaluators print rounded numbers).
+/// Relative difference at which a metric's value still counts as the mean of its samples (evaluators print rounded
+/// numbers).
 const MEAN_TOLERANCE: f64 = 1e-4;
 
 /// How much better the first candidate is than the second, in objective direction: above zero is better.
@@ -90,9 +94,9 @@ fn weighted(objective: &Objective) -> impl Iterator<Item = &ObjectiveTask> {
     objective.tasks.iter().filter(|task| task.weight != 0.0)
 }
 
-/// The difference between two scorings on the same samples, with its standard error if both had the same chance at every
-/// sample: the errors are then as often above zero as below, and the squares of the differences say how large they are.
-/// `None` where samples cannot be matched ([`compare`] says when).
+/// The difference between two scorings on the same samples, with its standard error if both had the same chance at
+/// every sample: the errors are then as often above zero as below, and the squares of the differences say how large
+/// they are. `None` where samples cannot be matched ([`compare`] says when).
 pub(super) fn difference_by_chance(objective: &Objective, first: &Scores, second: &Scores) -> Option<(f64, f64)> {
     let (mut difference, mut variance) = (0.0, 0.0);
     for task in weighted(objective) {
@@ -186,7 +190,8 @@ fn unpaired(objective: &Objective, first: &Scores, second: &Scores, because: Str
     })
 }
 
-/// Half of the unpaired interval's width; `None` where a task has no standard error or fewer than two samples, or all errors are zero.
+/// Half of the unpaired interval's width; `None` where a task has no standard error or fewer than two samples, or all
+/// errors are zero.
 fn half_width(objective: &Objective, candidates: [&Scores; 2]) -> Option<f64> {
     let (mut variance, mut squares) = (0.0, 0.0);
     for (task, scores) in candidates.iter().flat_map(|scores| weighted(objective).map(move |task| (task, scores))) {

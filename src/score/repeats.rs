@@ -1,5 +1,5 @@
-//! A candidate scored again on the same samples: which finalist is the best by both scores, and whether the evaluator is
-//! still the one that it was.
+//! A candidate scored again on the same samples: which finalist is the best by both scores, and whether the evaluator
+//! is still the one that it was.
 
 use super::objective::Objective;
 use super::paired::difference_by_chance;
@@ -74,8 +74,8 @@ pub struct TwoScores {
 /// The places of finalists in order, best first: by the mean of their scores, the earlier first among equals. Those
 /// without a second score come last, in order: a lucky first score is all that they have.
 ///
-/// Both scores are measurements of the same thing with the same error, and what made someone a finalist is one of them: so
-/// their mean has all that is known of a finalist, although the first score alone over-states it.
+/// Both scores are measurements of the same thing with the same error, and what made someone a finalist is one of them:
+/// so their mean has all that is known of a finalist, although the first score alone over-states it.
 pub fn order(finalists: &[TwoScores]) -> Vec<usize> {
     let mean = |place: &usize| {
         let finalist = finalists[*place];

@@ -1,15 +1,15 @@
 //! The interval of a stratified mean difference, from resampling.
 //!
-//! **Expanded percentiles.** 10,000 bootstrap draws inside each stratum (Efron 1979). Percentiles of a bootstrap are too near to
-//! each other for small samples: it draws from the samples as if they were all there is, and knows nothing of Student's t. So the
-//! percentiles lie further out, by `sqrt(n / (n - 1))` and by t in place of z (Hesterberg 2015, "What Teachers Should Know About
-//! the Bootstrap", expanded percentiles), with the degrees of freedom of Welch and Satterthwaite over the strata. From some hundred
-//! samples on, this changes next to nothing.
+//! **Expanded percentiles.** 10,000 bootstrap draws inside each stratum (Efron 1979). Percentiles of a bootstrap are
+//! too near to each other for small samples: it draws from the samples as if they were all there is, and knows nothing
+//! of Student's t. So the percentiles lie further out, by `sqrt(n / (n - 1))` and by t in place of z (Hesterberg 2015,
+//! "What Teachers Should Know About the Bootstrap", expanded percentiles), with the degrees of freedom of Welch and
+//! Satterthwaite over the strata. From some hundred samples on, this changes next to nothing.
 //!
-//! **Zero is left out only by an exact test.** If neither candidate were better, the sign of each sample's difference would be a
-//! coin's. Where more than 2.5 % of all signs give a difference as large, the interval reaches to zero, whatever the bootstrap says
-//! (Fisher's randomization test, 10,000 draws). The bootstrap of three differences that happen to be equal has no width at all; it
-//! takes six samples that differ, all one way, to say anything.
+//! **Zero is left out only by an exact test.** If neither candidate were better, the sign of each sample's difference
+//! would be a coin's. Where more than 2.5 % of all signs give a difference as large, the interval reaches to zero,
+//! whatever the bootstrap says (Fisher's randomization test, 10,000 draws). The bootstrap of three differences that
+//! happen to be equal has no width at all; it takes six samples that differ, all one way, to say anything.
 
 use rand::Rng;
 use rand::rngs::ChaCha8Rng;
@@ -118,8 +118,8 @@ fn expanded_tail(strata: &[Stratum]) -> f64 {
     normal_below(-(unbiased / biased).sqrt() * student_975(unbiased.powi(2) / squares))
 }
 
-/// 97.5 % point of Student's t distribution: the first four terms of its expansion around the normal one (Abramowitz and Stegun
-/// 26.7.5) where that is exact to .001, else exact values and lines in 1 / degrees between them.
+/// 97.5 % point of Student's t distribution: the first four terms of its expansion around the normal one (Abramowitz
+/// and Stegun 26.7.5) where that is exact to .001, else exact values and lines in 1 / degrees between them.
 pub(super) fn student_975(degrees: f64) -> f64 {
     const SMALL: [f64; 8] = [12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060];
     let z = NORMAL_975;

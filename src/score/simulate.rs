@@ -197,7 +197,8 @@ pub fn simulate(matrix: &ScoreMatrix, plan: &SimulationPlan) -> Result<Vec<Budge
     plan.budgets.iter().map(row).collect()
 }
 
-/// New samples a candidate in each rung: the rungs share the budget equally, and what does not divide goes on to the next.
+/// New samples a candidate in each rung: the rungs share the budget equally, and what does not divide goes on to the
+/// next.
 fn rung_samples(sizes: &[usize], budget: u64) -> Vec<usize> {
     let mut left = budget;
     let share = |(rung, &size): (usize, &usize)| {

@@ -54,8 +54,8 @@ pub struct Verdict {
     pub n: BTreeMap<String, u64>,
     /// The winner's search score less its hold-out score: the winner's curse, and any real shift between the two sets.
     pub over_statement: Option<f64>,
-    /// The winner's search score less its score by new answers to the same samples: what chance in the evaluator's answers
-    /// added to it. `None`: not scored again.
+    /// The winner's search score less its score by new answers to the same samples: what chance in the evaluator's
+    /// answers added to it. `None`: not scored again.
     #[serde(default)]
     pub rescoring_over_statement: Option<f64>,
     /// The hold-out had been opened before the search was continued.

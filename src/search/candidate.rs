@@ -162,8 +162,9 @@ impl EvaluationContext {
     }
 }
 
-/// sha256 over everything that determines the answer to `tasks`, asked of the evaluator with this fingerprint about a candidate (its
-/// recipe's hash, or its content) whose models have these settings; not the run's name, so that runs can share scores.
+/// sha256 over everything that determines the answer to `tasks`, asked of the evaluator with this fingerprint about a
+/// candidate (its recipe's hash, or its content) whose models have these settings; not the run's name, so that runs can
+/// share scores.
 pub fn evaluation_id(
     candidate: &str,
     settings: &[&str],

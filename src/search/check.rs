@@ -12,8 +12,8 @@ use crate::strategy::ONE_REFERENCE_IN;
 
 /// 97.5 % and 80 % points of the standard normal distribution: two-sided 5 % level, 80 % power.
 const LEVEL_AND_POWER: f64 = 1.96 + 0.8416;
-/// Standard deviation of the difference of two 0/1 scores on one sample, at a rate of one half and a correlation of one half
-/// (Miller 2024, "Adding Error Bars to Evals", section on paired differences).
+/// Standard deviation of the difference of two 0/1 scores on one sample, at a rate of one half and a correlation of one
+/// half (Miller 2024, "Adding Error Bars to Evals", section on paired differences).
 const PAIRED_DEVIATION: f64 = 0.5;
 
 /// A run file that holds together, and what running it means.

@@ -1,5 +1,5 @@
-//! What a run leaves beside its ledger: `best/`, `trials.csv`, `run.toml`, and models on demand. All derived, all replaced
-//! atomically.
+//! What a run leaves beside its ledger: `best/`, `trials.csv`, `run.toml`, and models on demand. All derived, all
+//! replaced atomically.
 
 use std::path::Path;
 
@@ -17,8 +17,8 @@ pub(super) fn note_winner(ledger: &Ledger, index: u64, evaluations: usize) -> Re
     Ok(ledger.set_fact(fact::WINNER, &serde_json::json!({ "index": index, "evaluations": evaluations }).to_string())?)
 }
 
-/// The winner of a finished search; else the best scored evaluation at full fidelity so far, the earliest among equals. The outcome
-/// is without its scores by task.
+/// The winner of a finished search; else the best scored evaluation at full fidelity so far, the earliest among equals.
+/// The outcome is without its scores by task.
 pub fn best_record(ledger: &Ledger) -> Result<Option<(AskedRecord, ToldRecord)>, SearchError> {
     let mut told = Standings::of(ledger)?.in_short()?;
     if let Some(index) = noted_winner(ledger, told.len())?

@@ -74,8 +74,8 @@ impl Parts {
         Ok(Self { tasks: parts, per_sample, incremental, fidelities, keep: 1.0 / reduction as f64 })
     }
 
-    /// The requests of an evaluation at `fidelity`, of which the samples at fidelity `after` are known. Small tasks may have no more
-    /// samples than before; they are not among them then.
+    /// The requests of an evaluation at `fidelity`, of which the samples at fidelity `after` are known. Small tasks may
+    /// have no more samples than before; they are not among them then.
     pub fn requests(&self, tasks: &[TaskRequest], fidelity: f64, after: Option<f64>) -> Vec<TaskRequest> {
         let after = after.filter(|_| self.incremental);
         if fidelity >= 1.0 && after.is_none() {

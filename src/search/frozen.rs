@@ -105,8 +105,8 @@ fn moved(ledger: &Ledger, fact: &str, what: &str, names: &[String]) -> Result<Op
     Ok(is_moved.then(|| format!("order of {what}: {} -> {}", recorded.join(", "), names.join(", "))))
 }
 
-/// Everything that determines candidates and scores: the run file without budget, endpoints and the like, what the models
-/// contain, and who scores.
+/// Everything that determines candidates and scores: the run file without budget, endpoints and the like, what the
+/// models contain, and who scores.
 fn identity(prepared: &Prepared) -> Value {
     let mut identity = prepared.config.identity();
     let by_model = |ids: &BTreeMap<ModelReference, String>| -> Value {
@@ -129,9 +129,9 @@ fn look_ahead(prepared: &Prepared) -> u64 {
     chosen.unwrap_or_else(|| default_look_ahead(prepared.evaluator.concurrency().get())) as u64
 }
 
-/// A search pays for every outcome that a proposal cannot see with evaluations, and nobody should wait for work. So: one
-/// candidate merged for every one that is evaluated, which also lets some take longer than others; from 4 at a time on no more
-/// than 8, from 8 on as many as are evaluated.
+/// A search pays for every outcome that a proposal cannot see with evaluations, and nobody should wait for work. So:
+/// one candidate merged for every one that is evaluated, which also lets some take longer than others; from 4 at a time
+/// on no more than 8, from 8 on as many as are evaluated.
 fn default_look_ahead(concurrency: usize) -> usize {
     (2 * concurrency).min(concurrency.max(8))
 }

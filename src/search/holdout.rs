@@ -1,4 +1,5 @@
-//! The sealed hold-out: opened once, for the finalists and the best baseline, after the search. It never changes `best/`.
+//! The sealed hold-out: opened once, for the finalists and the best baseline, after the search. It never changes
+//! `best/`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

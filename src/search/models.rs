@@ -29,8 +29,8 @@ pub struct Models {
 }
 
 impl Models {
-    /// Opens, compares and hashes the models of `config`. With `checkpoints` false only their names are used: a closed-form
-    /// landscape needs no files.
+    /// Opens, compares and hashes the models of `config`. With `checkpoints` false only their names are used: a
+    /// closed-form landscape needs no files.
     pub fn open(config: &RunConfig, checkpoints: bool) -> Result<Self, SearchError> {
         if checkpoints { Self::open_checkpoints(config) } else { Ok(Self::names_only(config)) }
     }

@@ -166,8 +166,8 @@ impl Pipeline {
         self.cancel.cancel();
     }
 
-    /// Waits for the next evaluation to end. `None`: a step ended that was no evaluation, or nothing runs; call [`Self::start`]
-    /// again. Cancel-safe.
+    /// Waits for the next evaluation to end. `None`: a step ended that was no evaluation, or nothing runs; call
+    /// [`Self::start`] again. Cancel-safe.
     pub async fn next(&mut self) -> Result<Option<Finished>, SearchError> {
         let Some(end) = self.jobs.join_next().await else { return Ok(None) };
         match end.map_err(|error| SearchError::Worker(error.to_string()))? {
@@ -380,8 +380,8 @@ impl AttemptObserver for LedgerAttempts {
         if let Err(error) = self.ledger.event(self.event, Some(self.index), &payload) {
             *self.fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
         }
-        // What a candidate is to blame for ends its evaluation and is counted, a wrong configuration ends the search, and
-        // back-pressure is everyday.
+        // What a candidate is to blame for ends its evaluation and is counted, a wrong configuration ends the search,
+        // and back-pressure is everyday.
         let passes = |fault: &&Fault| matches!(fault.class, FaultClass::Infrastructure | FaultClass::Resource);
         if let Some(fault) = attempt.fault.as_ref().filter(passes).filter(|_| attempt.counts) {
             let (index, number, seconds) = (self.index, attempt.number, attempt.seconds);

@@ -1,7 +1,7 @@
-//! Candidates scored again on the samples that the search scored them on: finalists and best baseline before the verdict, because the
-//! luckiest answers win a search; baselines that were given up, because the best of them might be; and a sentinel now and then,
-//! because an evaluator that changes under way makes scores from before and after two different things. None of it counts against
-//! the budget, and no strategy hears of it.
+//! Candidates scored again on the samples that the search scored them on: finalists and best baseline before the
+//! verdict, because the luckiest answers win a search; baselines that were given up, because the best of them might be;
+//! and a sentinel now and then, because an evaluator that changes under way makes scores from before and after two
+//! different things. None of it counts against the budget, and no strategy hears of it.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -217,9 +217,9 @@ impl FinalRescoring<'_> {
         Ok(found)
     }
 
-    /// Asks for the scores of baselines that were given up once more (what is recorded is not asked again): their new outcomes. Who
-    /// is given up again is asked again at the next start, and so are all where the evaluator is out of reach: a verdict does not wait
-    /// for them.
+    /// Asks for the scores of baselines that were given up once more (what is recorded is not asked again): their new
+    /// outcomes. Who is given up again is asked again at the next start, and so are all where the evaluator is out of
+    /// reach: a verdict does not wait for them.
     pub async fn score_given_up(&self, baselines: &[u64]) -> Result<Vec<RepeatRecord>, SearchError> {
         let mut pipeline = self.pipeline();
         let recorded = Standings::of(self.rescoring.ledger)?.late;

@@ -59,7 +59,8 @@ pub struct RunReport {
     pub verdict: Option<Verdict>,
 }
 
-/// Runs or continues the search in `folder` until the budget is spent, the strategy is done, or someone wants it to stop.
+/// Runs or continues the search in `folder` until the budget is spent, the strategy is done, or someone wants it to
+/// stop.
 pub async fn run(
     prepared: Arc<Prepared>,
     folder: RunFolder,

@@ -94,8 +94,8 @@ impl RunFolder {
         self.path.join("run.toml")
     }
 
-    /// Refuses a folder with the results of a run whose ledger is gone: a search would begin anew and write over them. (The frozen run
-    /// file is written after the ledger's first facts.)
+    /// Refuses a folder with the results of a run whose ledger is gone: a search would begin anew and write over them.
+    /// (The frozen run file is written after the ledger's first facts.)
     pub fn refuse_without_ledger(&self) -> Result<(), SearchError> {
         let ledger = self.ledger();
         let is_there = std::fs::metadata(&ledger).is_ok_and(|metadata| metadata.len() > 0);

@@ -1,8 +1,8 @@
 //! Who is asked and told when: the part of the driver that makes a run repeatable.
 //!
-//! Proposal `k` sees the outcomes of indices up to `k - W` and no others, told in order of index, however fast or slow they
-//! arrived; a strategy that needs more says so by [`Ask::Wait`]. Live search and replay of the ledger go through this one
-//! path, which is why a resumed run proposes what an uninterrupted one would have.
+//! Proposal `k` sees the outcomes of indices up to `k - W` and no others, told in order of index, however fast or slow
+//! they arrived; a strategy that needs more says so by [`Ask::Wait`]. Live search and replay of the ledger go through
+//! this one path, which is why a resumed run proposes what an uninterrupted one would have.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -123,8 +123,8 @@ impl Schedule {
         }
     }
 
-    /// The evaluation that makes this one unnecessary: the same samples of the same candidate; and for a strategy's own proposal
-    /// any evaluation of the candidate, since a race goes on from the first.
+    /// The evaluation that makes this one unnecessary: the same samples of the same candidate; and for a strategy's own
+    /// proposal any evaluation of the candidate, since a race goes on from the first.
     fn duplicate_of(&self, proposal: &Proposal, candidate: &impl Identity) -> Option<u64> {
         let of_strategy = proposal.origin != PROMOTION && proposal.replicate == 0;
         let first = self.candidates.get(candidate.candidate()).filter(|_| of_strategy);

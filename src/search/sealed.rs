@@ -1,4 +1,5 @@
-//! Which samples a search never sees: the split by fraction, the plan of the hold-out, and the refusal of data that is in both.
+//! Which samples a search never sees: the split by fraction, the plan of the hold-out, and the refusal of data that is
+//! in both.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::SocketAddr;
@@ -19,7 +20,8 @@ use crate::score::Objective;
 pub struct HoldoutPlan {
     pub evaluator: Arc<dyn Evaluator>,
     pub tasks: Vec<TaskRequest>,
-    /// What is compared, one for each of `tasks`: the search's objective, less tasks without a weight that have no hold-out.
+    /// What is compared, one for each of `tasks`: the search's objective, less tasks without a weight that have no
+    /// hold-out.
     pub objective: Objective,
     /// The evaluator's task name by the run's task name, where they differ.
     pub names: BTreeMap<String, String>,

@@ -1,4 +1,5 @@
-//! Answers on the same samples hold one list of their ids: a search keeps every answer, and ids take more memory than scores.
+//! Answers on the same samples hold one list of their ids: a search keeps every answer, and ids take more memory than
+//! scores.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 

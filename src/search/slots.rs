@@ -1,5 +1,5 @@
-//! Where candidates live while they are evaluated: a folder of the run's own under an owner lock, on the RAM disk when it
-//! fits. What a killed run left behind is removed at the next start; what another living run owns is not touched.
+//! Where candidates live while they are evaluated: a folder of the run's own under an owner lock, on the RAM disk when
+//! it fits. What a killed run left behind is removed at the next start; what another living run owns is not touched.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,8 @@ impl Slots {
         std::fs::create_dir_all(parent).map_err(|source| fault(parent, source))?;
         sweep(parent);
         let folder = parent.join(format!("{PREFIX}{run_id}"));
-        // The lock is held before the folder has its final name, so that no sweep of another process takes it for ownerless.
+        // The lock is held before the folder has its final name, so that no sweep of another process takes it for
+        // ownerless.
         let fresh =
             tempfile::Builder::new().prefix(".evomerge-new-").tempdir_in(parent).map_err(|e| fault(parent, e))?;
         let lock = File::create(fresh.path().join(LOCK)).map_err(|source| fault(fresh.path(), source))?;
@@ -48,7 +49,8 @@ impl Slots {
         self.folder.join(candidate_id)
     }
 
-    /// Released candidates, for the next ones to be written over. One that a reader still has open, or maps, is left to it.
+    /// Released candidates, for the next ones to be written over. One that a reader still has open, or maps, is left to
+    /// it.
     pub fn spares(&self) -> &SpareCheckpoints {
         &self.spares
     }
@@ -65,8 +67,8 @@ impl Drop for Slots {
     }
 }
 
-/// Removes candidate folders under `parent` whose owner is gone: those that have the name of one and no lock that somebody holds. The
-/// folder may be anyone's (`/tmp`), and so may be what else lies there.
+/// Removes candidate folders under `parent` whose owner is gone: those that have the name of one and no lock that
+/// somebody holds. The folder may be anyone's (`/tmp`), and so may be what else lies there.
 fn sweep(parent: &Path) {
     let Ok(entries) = std::fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
@@ -77,7 +79,8 @@ fn sweep(parent: &Path) {
         let path = entry.path();
         let abandoned = match File::open(path.join(LOCK)) {
             Ok(lock) => lock.try_lock().is_ok(),
-            // Every folder of ours got its lock before it got its name: one without is the rest of a removal that was cut short.
+            // Every folder of ours got its lock before it got its name: one without is the rest of a removal that was
+            // cut short.
             Err(error) => error.kind() == std::io::ErrorKind::NotFound,
         };
         if abandoned {
@@ -91,8 +94,8 @@ fn is_ours(name: &str) -> bool {
     id.len() == ID_DIGITS && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// The folder for candidates of `bytes` each: the RAM disk when `slots + 1` of them fit in it and in half of the free memory,
-/// else `run_folder`.
+/// The folder for candidates of `bytes` each: the RAM disk when `slots + 1` of them fit in it and in half of the free
+/// memory, else `run_folder`.
 pub fn choose_parent(run_folder: &Path, bytes: u64, slots: u64) -> PathBuf {
     let needed = bytes.saturating_mul(slots + 1);
     let ram_disk = Path::new(RAM_DISK);

@@ -1,5 +1,5 @@
-//! Malformed and malicious checkpoints: each is refused with a message that names the file and the fault, without a panic
-//! and without taking memory that the file does not justify.
+//! Malformed and malicious checkpoints: each is refused with a message that names the file and the fault, without a
+//! panic and without taking memory that the file does not justify.
 
 use std::fs;
 use std::os::unix::fs::symlink;

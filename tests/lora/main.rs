@@ -1,5 +1,5 @@
-//! LoRA adapters as sources: merges with them are merges of the models that they make, adapters that do not fit are refused,
-//! and a search takes them from start to export.
+//! LoRA adapters as sources: merges with them are merges of the models that they make, adapters that do not fit are
+//! refused, and a search takes them from start to export.
 
 mod merges;
 mod models;

@@ -114,7 +114,8 @@ pub fn adapter(dtype: Dtype, seed: u32) -> Vec<Tensor> {
     [factors(UP, [700, 6], 3, dtype, seed), factors(QUERY, [6, 6], 3, dtype, seed + 2)].concat()
 }
 
-/// `element(row, column)` is added to a matrix; `exact`: in float64, rounded once, else with the arithmetic of the merge.
+/// `element(row, column)` is added to a matrix; `exact`: in float64, rounded once, else with the arithmetic of the
+/// merge.
 pub fn bake(tensors: &mut [Tensor], name: &str, pair: &[Tensor; 2], scale: f32, transposed: bool, exact: bool) {
     let tensor = tensors.iter_mut().find(|tensor| tensor.name == name).unwrap();
     let [down, up] = pair;
@@ -210,7 +211,8 @@ impl Family {
         self.folder.path().join(name)
     }
 
-    /// A merger whose `one` and `two` are the adapters over the base, or the checkpoints called PREFIX-one and PREFIX-two.
+    /// A merger whose `one` and `two` are the adapters over the base, or the checkpoints called PREFIX-one and
+    /// PREFIX-two.
     pub fn merger(&self, prefix: Option<&str>, options: MergerOptions) -> Merger {
         let open = |name: &str| {
             let checkpoint = match (name, prefix) {

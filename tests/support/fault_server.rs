@@ -1,4 +1,5 @@
-//! An eval endpoint on loopback that misbehaves to order: raw TCP, one thread a connection, one scripted reply a request.
+//! An eval endpoint on loopback that misbehaves to order: raw TCP, one thread a connection, one scripted reply a
+//! request.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,9 +1,9 @@
 //! LoRA adapters (arXiv 2106.09685) as PEFT writes them: `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! An adapter is laid over a base checkpoint when that is opened. Whole tensors of it (`modules_to_save`, trained biases,
-//! saved embeddings) take the place of the base's; pairs of factors are handed out as [`LowRank`] changes, which whoever
-//! reads the weights adds to them. Everything is checked when the adapter is opened, so that nothing of it is left out
-//! silently: PEFT skips what it does not know.
+//! An adapter is laid over a base checkpoint when that is opened. Whole tensors of it (`modules_to_save`, trained
+//! biases, saved embeddings) take the place of the base's; pairs of factors are handed out as [`LowRank`] changes,
+//! which whoever reads the weights adds to them. Everything is checked when the adapter is opened, so that nothing of
+//! it is left out silently: PEFT skips what it does not know.
 
 mod configuration;
 mod names;
@@ -29,8 +29,8 @@ const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// The adapter's weights as PyTorch pickles them.
 const PICKLE_FILE: &str = "adapter_model.bin";
 
-/// A change of low rank to a stored tensor, seen as a matrix of `rows` times `columns` (dimensions behind the first are one):
-/// `scale` times the product of a left factor (`rows` times `rank`) and a right factor (`rank` times `columns`).
+/// A change of low rank to a stored tensor, seen as a matrix of `rows` times `columns` (dimensions behind the first are
+/// one): `scale` times the product of a left factor (`rows` times `rank`) and a right factor (`rank` times `columns`).
 #[derive(Clone, Copy, Debug)]
 pub struct LowRank<'a> {
     pub rows: usize,
@@ -101,8 +101,8 @@ pub fn is_adapter_folder(directory: &Path) -> bool {
 }
 
 impl Adapter {
-    /// Opens the adapter in `directory` for the model of `base`, whose tensors are `tensors`. Tensors that the adapter holds
-    /// whole are replaced in `tensors` and say that they are in file `file_index`.
+    /// Opens the adapter in `directory` for the model of `base`, whose tensors are `tensors`. Tensors that the adapter
+    /// holds whole are replaced in `tensors` and say that they are in file `file_index`.
     pub(super) fn open(
         directory: &Path,
         base: &Path,
@@ -307,8 +307,8 @@ impl Opening<'_> {
         Ok(())
     }
 
-    /// Whether square matrices are stored as (in, out): as the oblong ones of the adapter are, where these agree, else as the
-    /// configuration says. PEFT goes by the class of the layer and overrules the configuration too.
+    /// Whether square matrices are stored as (in, out): as the oblong ones of the adapter are, where these agree, else
+    /// as the configuration says. PEFT goes by the class of the layer and overrules the configuration too.
     fn squares_turned<'p>(&self, pairs: impl Iterator<Item = (&'p str, &'p Pair)>) -> bool {
         let (mut some_plain, mut some_turned) = (false, false);
         for (target, pair) in pairs {
@@ -397,7 +397,8 @@ impl Opening<'_> {
     }
 }
 
-/// Whether the product of the factors has the base's shape: linear layers, and convolutions whose second factor is of size 1.
+/// Whether the product of the factors has the base's shape: linear layers, and convolutions whose second factor is of
+/// size 1.
 fn plain_fit(down: &[usize], up: &[usize], base: &[usize]) -> bool {
     base.len() >= 2
         && down.len() == base.len()

@@ -82,7 +82,8 @@ pub(super) fn parse(name: &str) -> Result<Named, String> {
     Ok(Named { target: whole.join("."), module, role: Role::Whole })
 }
 
-/// How the names of the adapter's model become those of the stored one: what is taken from their front and what is put there.
+/// How the names of the adapter's model become those of the stored one: what is taken from their front and what is put
+/// there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rename {
     strip: String,
@@ -104,8 +105,8 @@ pub(super) struct Unfit {
     pub(super) ambiguity: String,
 }
 
-/// Finds the rename under which the model has all targets: none, or one wrapper more (the adapter was trained on a model
-/// without a head) or less (the checkpoint was stored without one), the same for all names.
+/// Finds the rename under which the model has all targets: none, or one wrapper more (the adapter was trained on a
+/// model without a head) or less (the checkpoint was stored without one), the same for all names.
 ///
 /// # Errors
 /// No rename, or more than one, fits all of them.

@@ -60,7 +60,8 @@ pub struct CommandEvaluator {
     health: Mutex<Health>,
 }
 
-/// What the evaluations so far say of the program itself. It is well after each candidate that it scores or finds invalid.
+/// What the evaluations so far say of the program itself. It is well after each candidate that it scores or finds
+/// invalid.
 enum Health {
     /// It has done neither in this session.
     Unproven,

@@ -245,8 +245,8 @@ impl<'a> Course<'a> {
         }
     }
 
-    /// The poison rule: two distinct endpoints died under this candidate and are healthy without it. While they are not,
-    /// they get `startup_timeout` to come back before the candidate is sent anywhere else.
+    /// The poison rule: two distinct endpoints died under this candidate and are healthy without it. While they are
+    /// not, they get `startup_timeout` to come back before the candidate is sent anywhere else.
     async fn blame_for_deaths(&mut self, index: usize, fault: &Fault) -> Result<Option<EvaluateError>, EvaluateError> {
         self.deaths.insert(index);
         let pool = &self.evaluator.pool;

@@ -198,8 +198,8 @@ pub(super) struct Causal {
     pub(super) window: usize,
 }
 
-/// Softmax of `scale * scores` (rows of `start + length`) over the positions that each row's query may look at; zero for
-/// the others.
+/// Softmax of `scale * scores` (rows of `start + length`) over the positions that each row's query may look at; zero
+/// for the others.
 pub(super) fn causal_softmax(scores: &[f32], causal: Causal, scale: f32, output: &mut [f32]) {
     let width = causal.start + causal.length;
     for (at, (row, output)) in scores.chunks_exact(width).zip(output.chunks_exact_mut(width)).enumerate() {

@@ -16,8 +16,8 @@ const ROWS: usize = 64;
 /// What the choices' contexts have in common is computed once.
 ///
 /// # Errors
-/// A candidate fault for logits that are not finite; a configuration fault for an empty context of a model that names no
-/// token to begin with.
+/// A candidate fault for logits that are not finite; a configuration fault for an empty context of a model that names
+/// no token to begin with.
 pub(super) fn choices(model: &Model, pairs: &[(Vec<u32>, Vec<u32>)]) -> Result<Vec<f64>, Fault> {
     let prefix = prefix(model, pairs.iter().any(|(context, _)| context.is_empty()))?;
     let contexts: Vec<&[u32]> =

@@ -3,17 +3,19 @@
 //! Task data is JSON lines; a line's keys say how its sample is judged. An `id` may be added to each (an integer or a
 //! string; the line's number from 0 without it):
 //!
-//! * **exact match** (`prompt`, `answer`): greedy decoding from the prompt, as the tokenizer encodes it, to an end token or to the task's
-//!   `max_new_tokens` (the end token counts). Right if the decoded tokens before the end token, special ones included,
-//!   equal the answer exactly: nothing is trimmed, no case is folded. An answer without an end token is wrong and counted
-//!   in `n_truncated`.
-//! * **multiple choice** (`prompt`, `choices`, `gold`): the choice with the largest log-likelihood after the prompt is taken (the first of equals);
-//!   for `acc_norm` the largest log-likelihood divided by the choice's length in characters, as the choice is written.
-//!   Prompt and choice are joined as they are written, without a space between; they are split as the language model
-//!   evaluation harness splits them, so a prompt that ends in a space gives that harness's numbers for choices without one.
-//! * **perplexity** (`text`): `bits_per_byte` is minus the log-likelihood in bits over the bytes of UTF-8, lower is better. The
-//!   task's value is the sum over all samples over all bytes, which is the mean of the samples' values weighted by their
-//!   bytes, not their plain mean. Texts longer than the model's context go in windows, as in that harness.
+//! * **exact match** (`prompt`, `answer`): greedy decoding from the prompt, as the tokenizer encodes it, to an end
+//!   token or to the task's `max_new_tokens` (the end token counts). Right if the decoded tokens before the end token,
+//!   special ones included, equal the answer exactly: nothing is trimmed, no case is folded. An answer without an end
+//!   token is wrong and counted in `n_truncated`.
+//! * **multiple choice** (`prompt`, `choices`, `gold`): the choice with the largest log-likelihood after the prompt is
+//!   taken (the first of equals); for `acc_norm` the largest log-likelihood divided by the choice's length in
+//!   characters, as the choice is written. Prompt and choice are joined as they are written, without a space between;
+//!   they are split as the language model evaluation harness splits them, so a prompt that ends in a space gives that
+//!   harness's numbers for choices without one.
+//! * **perplexity** (`text`): `bits_per_byte` is minus the log-likelihood in bits over the bytes of UTF-8, lower is
+//!   better. The task's value is the sum over all samples over all bytes, which is the mean of the samples' values
+//!   weighted by their bytes, not their plain mean. Texts longer than the model's context go in windows, as in that
+//!   harness.
 //!
 //! Likelihoods are computed sample by sample; answers in batches of equally long prompts. Neither depends on the number
 //! of threads.
@@ -195,8 +197,8 @@ fn refused(detail: String) -> EvaluateError {
     EvaluateError::Configuration(Fault::configuration("task_failed", detail))
 }
 
-/// What can change a score: this evaluator and its version, the arithmetic, and of each task its data, metric and limit.
-/// Not the threads, and not the batch.
+/// What can change a score: this evaluator and its version, the arithmetic, and of each task its data, metric and
+/// limit. Not the threads, and not the batch.
 struct Fingerprint {
     tasks: BTreeMap<String, String>,
 }

@@ -68,8 +68,8 @@ fn base_logits_agree_with_pytorch() {
     }
 }
 
-/// Tied embeddings, Llama 3 and linear rotary scaling, a head dimension of its own, biases, a sliding window, normalized
-/// queries and keys, shards: logits at several positions, and greedy decoding through the cache.
+/// Tied embeddings, Llama 3 and linear rotary scaling, a head dimension of its own, biases, a sliding window,
+/// normalized queries and keys, shards: logits at several positions, and greedy decoding through the cache.
 #[test]
 fn other_families_agree_with_transformers() {
     #[derive(Deserialize)]

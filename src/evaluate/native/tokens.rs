@@ -1,4 +1,5 @@
-//! Text to tokens and back, with a candidate's own `tokenizer.json`, and the task data's tokens, kept across candidates.
+//! Text to tokens and back, with a candidate's own `tokenizer.json`, and the task data's tokens, kept across
+//! candidates.
 
 use std::collections::HashMap;
 use std::io::ErrorKind;

@@ -203,7 +203,8 @@ impl Pool {
         }
     }
 
-    /// Waits for a place at an endpoint that may be used now, rather one outside `avoid`, and never `barred` while there is another.
+    /// Waits for a place at an endpoint that may be used now, rather one outside `avoid`, and never `barred` while
+    /// there is another.
     ///
     /// # Errors
     /// Configuration when every endpoint refuses us, Outage after `max_outage` without any usable one, Cancelled.
@@ -330,8 +331,8 @@ impl Pool {
         wait
     }
 
-    /// Starts the health checks that are due, at most one an endpoint, each on its own so that no evaluation waits for one
-    /// endpoint while another becomes free.
+    /// Starts the health checks that are due, at most one an endpoint, each on its own so that no evaluation waits for
+    /// one endpoint while another becomes free.
     fn start_due_probes(self: &Arc<Self>) {
         let now = Instant::now();
         for endpoint in &self.endpoints {
@@ -393,7 +394,8 @@ impl Pool {
         outcome
     }
 
-    /// Whether any endpoint passes a health check now: the canary behind "the endpoint is fine, this evaluation is not".
+    /// Whether any endpoint passes a health check now: the canary behind "the endpoint is fine, this evaluation is
+    /// not".
     pub async fn any_healthy(&self) -> bool {
         let usable = self.endpoints.iter().filter(|endpoint| endpoint.state().paused.is_none());
         join_all(usable.map(|endpoint| self.probe(endpoint))).await.iter().any(Result::is_ok)
@@ -412,7 +414,8 @@ impl Pool {
         (state.blames_in_row, state.contradictions) = (0, 0);
     }
 
-    /// An endpoint calls a candidate broken: whether that is to be doubted, because it has not scored any yet, or none of the latest.
+    /// An endpoint calls a candidate broken: whether that is to be doubted, because it has not scored any yet, or none
+    /// of the latest.
     pub fn is_doubtful_blame(&self, endpoint: &Endpoint) -> bool {
         let mut state = endpoint.state();
         state.blames_in_row += 1;

@@ -29,8 +29,8 @@ static ARCEE_FUSION: MethodSpecification = MethodSpecification {
     help: "takes over a model's most important changes: size times divergence of rows above median + 1.5 IQR",
 };
 
-/// `base + delta [importance >= median + 1.5 interquartile range]`, where an element's importance is `|delta|` times the
-/// divergence between the softmax of its row in the model and in the base.
+/// `base + delta [importance >= median + 1.5 interquartile range]`, where an element's importance is `|delta|` times
+/// the divergence between the softmax of its row in the model and in the base.
 pub(super) struct ArceeFusion;
 
 impl MergeMethod for ArceeFusion {

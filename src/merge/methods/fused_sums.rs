@@ -249,8 +249,8 @@ impl<R: Rule<S>, const S: usize, const ELECTS: bool, const DIVIDES: bool> PairMe
         });
         let sum = |values: [f32; S]| values.iter().fold(0.0, |sum, value| sum + value);
         let merged = if ELECTS {
-            // Seen from the elected side, what agrees is positive. Sums of numbers and of their opposites are opposites, so this
-            // changes no bit, and it saves comparing every term twice.
+            // Seen from the elected side, what agrees is positive. Sums of numbers and of their opposites are
+            // opposites, so this changes no bit, and it saves comparing every term twice.
             let side = sum(terms).to_bits() & 0x8000_0000;
             let turned = terms.map(|term| f32::from_bits(term.to_bits() ^ side));
             let agreeing = sum(turned.map(|term| if term > 0.0 { term } else { 0.0 }));

@@ -66,8 +66,9 @@ impl MergeMethod for Karcher {
     }
 }
 
-/// Where the way to the centre begins: the mean of the unit vectors, made a unit vector; the first of them where they cancel out.
-/// As factors of the vectors; `None`: all are too short to have a direction. `norm_of` is that of a weighted sum of the vectors.
+/// Where the way to the centre begins: the mean of the unit vectors, made a unit vector; the first of them where they
+/// cancel out. As factors of the vectors; `None`: all are too short to have a direction. `norm_of` is that of a
+/// weighted sum of the vectors.
 fn first_mean(
     gram: &Gram,
     tolerance: f64,
@@ -89,8 +90,8 @@ fn first_mean(
     Ok(Some(mean))
 }
 
-/// The centre of mass as factors of the vectors, on a way from `mean`. Every point on it is a weighted sum of the unit vectors, so
-/// that its angles to them follow from their dot products.
+/// The centre of mass as factors of the vectors, on a way from `mean`. Every point on it is a weighted sum of the unit
+/// vectors, so that its angles to them follow from their dot products.
 fn centre(gram: &Gram, mut mean: Vec<f64>, steps: i64, tolerance: f64) -> Vec<f64> {
     let norms: Vec<f64> = (0..gram.count).map(|index| gram.norm(index)).collect();
     let used: Vec<usize> = (0..gram.count).filter(|index| norms[*index] > tolerance).collect();
@@ -103,8 +104,8 @@ fn centre(gram: &Gram, mut mean: Vec<f64>, steps: i64, tolerance: f64) -> Vec<f6
             unit[*index] = 1.0 / norms[*index];
             let cosine = gram.dot_with(&mean, &unit).clamp(-1.0, 1.0);
             let angle = acos(cosine);
-            // A vector opposite to the mean has no single shortest way to it, and from products one that is nearly opposite has none
-            // either.
+            // A vector opposite to the mean has no single shortest way to it, and from products one that is nearly
+            // opposite has none either.
             if angle < tolerance || 1.0 + cosine < OPPOSITE || sin(angle) == 0.0 {
                 continue;
             }

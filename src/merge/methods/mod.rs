@@ -75,7 +75,8 @@ impl MaskSource<'_> {
         }
     }
 
-    /// The draws of a source's tensor, for a mask with a probability for each element; whether these are rounded to bfloat16.
+    /// The draws of a source's tensor, for a mask with a probability for each element; whether these are rounded to
+    /// bfloat16.
     fn draws(&mut self, source: Stored<'_>, elements: u64) -> Result<(Draws, bool), MergeError> {
         match self {
             Self::Native { seed, contents } => {

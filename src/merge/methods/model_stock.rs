@@ -30,7 +30,8 @@ const SHORTEST: f64 = 1e-6;
 /// A divisor nearer to zero than this leaves the base as it is.
 const SINGULAR: f64 = 1e-6;
 
-/// `t average + (1 - t) base` with `t = N c / (1 + (N - 1) c)`, where `c` is the mean cosine of all pairs of task vectors.
+/// `t average + (1 - t) base` with `t = N c / (1 + (N - 1) c)`, where `c` is the mean cosine of all pairs of task
+/// vectors.
 pub(super) struct ModelStock;
 
 impl MergeMethod for ModelStock {

@@ -43,8 +43,8 @@ static MULTISLERP: MethodSpecification = MethodSpecification {
 
 /// The weighted mean of unit vectors, made a unit vector again and as long as the vectors are on average.
 ///
-/// The published step from the mean along the weighted tangent has length zero but for rounding: the tangents at the mean
-/// of the same unit vectors cancel out. Only the `cos(eps)` that comes with it is left.
+/// The published step from the mean along the weighted tangent has length zero but for rounding: the tangents at the
+/// mean of the same unit vectors cancel out. Only the `cos(eps)` that comes with it is left.
 pub(super) struct Multislerp;
 
 impl MergeMethod for Multislerp {

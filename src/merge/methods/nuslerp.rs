@@ -81,7 +81,8 @@ impl MergeMethod for Nuslerp {
     }
 }
 
-/// The factors of the two vectors. The cosine is rounded to the working precision before it decides between arc and line.
+/// The factors of the two vectors. The cosine is rounded to the working precision before it decides between arc and
+/// line.
 fn factors(gram: &Gram, t: f64, wide: bool) -> [f64; 2] {
     let length = |index| gram.norm(index).max(SHORTEST);
     let cosine = (gram.dot(0, 1) / (length(0) * length(1))).clamp(-1.0, 1.0);

@@ -1,4 +1,5 @@
-//! Select, calculate, erase: task vectors where models differ most, weighted by their size (FuseChat, arXiv 2408.07990).
+//! Select, calculate, erase: task vectors where models differ most, weighted by their size (FuseChat, arXiv
+//! 2408.07990).
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -107,8 +108,8 @@ fn subtract<W: Element>(inputs: &mut [W]) -> (&mut [W], &mut [W]) {
     (base, models)
 }
 
-/// Variance of each element over the models, by Welford's recurrence in float64: equal values have none, exactly. Model by model, so
-/// that elements share vectors.
+/// Variance of each element over the models, by Welford's recurrence in float64: equal values have none, exactly. Model
+/// by model, so that elements share vectors.
 #[inline(always)]
 fn variances<W: Element>(deltas: &[W], output: &mut [W]) {
     let (mut means, mut sums) = ([0.0_f64; TILE], [0.0_f64; TILE]);
@@ -157,8 +158,8 @@ impl<W: Element> Values<W> for Variances<'_> {
 
 /// How many of the elements that vary are selected: their number times the share, rounded to float32, then down.
 ///
-/// mergekit's count is a tensor, which makes the product a float32. It is a whole number far more often than the exact product
-/// is, most of all where a gradient's share is a hair below the decimal that it stands for.
+/// mergekit's count is a tensor, which makes the product a float32. It is a whole number far more often than the exact
+/// product is, most of all where a gradient's share is a hair below the decimal that it stands for.
 fn selected(varied: u64, share: f64) -> u64 {
     ((varied as f32 * share.max(0.0) as f32) as u64).min(varied)
 }

@@ -69,8 +69,8 @@ impl MergeMethod for Slerp {
     }
 }
 
-/// The combination in float32 and in float64: three roundings in float32 would be seen in a float32 result, while those before a
-/// 16-bit result vanish in its last one.
+/// The combination in float32 and in float64: three roundings in float32 would be seen in a float32 result, while those
+/// before a 16-bit result vanish in its last one.
 struct ByResult<'a> {
     narrow: Box<dyn BlockMerge + 'a>,
     wide: Box<dyn BlockMerge + 'a>,
@@ -99,7 +99,8 @@ fn combination<'a, W: Element>(
     Ok((vec![base, other], [first, second]))
 }
 
-/// The factors of the two vectors. The cosine is rounded to the working precision before it decides between arc and line.
+/// The factors of the two vectors. The cosine is rounded to the working precision before it decides between arc and
+/// line.
 fn factors<W: Element>(norms: Norms, t: f64) -> (f64, f64) {
     let length = |squared: f64| if squared.sqrt() <= NO_LENGTH { 1.0 } else { squared.sqrt() };
     let cosine = (norms.dot / length(norms.first) / length(norms.second)).clamp(-1.0, 1.0);
@@ -150,8 +151,8 @@ impl<W: Element> Kernel for Products<'_, W> {
     }
 }
 
-/// The same of bfloat16 tensors, in registers: the products of two such numbers are exact in float64, so that a fused addition gives
-/// the same bits as one that is not.
+/// The same of bfloat16 tensors, in registers: the products of two such numbers are exact in float64, so that a fused
+/// addition gives the same bits as one that is not.
 struct FusedProducts<'a> {
     left: &'a [u8],
     right: &'a [u8],

@@ -60,8 +60,8 @@ pub(super) fn materialize_stage(
     Ok(Some(MaterializeStage { merger, slots, capacity, save_statistics }))
 }
 
-/// Takes up what earlier starts found out about whole tensors; answers what saves what this one finds out. A file that cannot be
-/// read or written costs time and is told once.
+/// Takes up what earlier starts found out about whole tensors; answers what saves what this one finds out. A file that
+/// cannot be read or written costs time and is told once.
 fn keep_statistics(
     merger: &Arc<Merger>,
     path: &Path,

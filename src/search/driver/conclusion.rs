@@ -1,5 +1,5 @@
-//! The end of a run: everything at rest, the tables written, the finalists scored again, the hold-out opened, the verdict
-//! decided.
+//! The end of a run: everything at rest, the tables written, the finalists scored again, the hold-out opened, the
+//! verdict decided.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -131,7 +131,8 @@ impl Search {
         Ok(())
     }
 
-    /// The finalists, scored again where the evaluator's answers may vary, the best first. The hold-out has no part in it.
+    /// The finalists, scored again where the evaluator's answers may vary, the best first. The hold-out has no part in
+    /// it.
     async fn choose(&self, asked: &[AskedRecord]) -> Result<Choice, SearchError> {
         let mut finalists = self.finalists(self.repeats.finalists_of(&self.prepared));
         let sentinel = self.last_sentinel_due();

@@ -1,4 +1,5 @@
-//! The sentinel: a baseline that is scored again now and then, to see whether the evaluator is still the one that it was.
+//! The sentinel: a baseline that is scored again now and then, to see whether the evaluator is still the one that it
+//! was.
 
 use std::num::NonZeroU64;
 

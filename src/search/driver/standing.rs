@@ -54,7 +54,8 @@ impl Search {
         Ok(())
     }
 
-    /// Base, sources and uniform soup, as far as they have an outcome. Those that are copies of others were not asked for.
+    /// Base, sources and uniform soup, as far as they have an outcome. Those that are copies of others were not asked
+    /// for.
     pub(super) fn first_baselines(&self) -> impl Iterator<Item = &Row> {
         let first = self.rows.range(..self.prepared.baselines()).map(|(_, row)| row);
         first.filter(|row| self.asked.get(&row.index).is_some_and(|asked| asked.baseline))

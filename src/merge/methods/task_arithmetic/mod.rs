@@ -294,8 +294,8 @@ fn ranked<'a, W: Element>(
 /// See [`SourceTerm`].
 type Factor = (Option<f64>, Option<Arc<RememberedMask>>);
 
-/// What restores each task vector's L1 norm; `None` where nothing is dropped, or everything. And the masks, where they were drawn
-/// to find that out.
+/// What restores each task vector's L1 norm; `None` where nothing is dropped, or everything. And the masks, where they
+/// were drawn to find that out.
 fn rescale_factors<W: Element>(
     group: &TensorGroup<'_>,
     sparsifiers: &[Sparsifier<'_>],
