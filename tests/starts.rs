@@ -242,3 +242,13 @@ fn a_space_without_a_gene_is_exhausted() {
         assert!(report["reason"].as_str().unwrap().contains("exhausted"), "{kind}: {}", report["reason"]);
     }
 }
+
+#[test]
+fn a_run_of_landscapes_has_no_model_to_export() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 12, SPHERE, &format!("{SPACE}{TASKS}"));
+    scratch.search(&run_file, &[]);
+    let output = scratch.evomerge(&["export", "results/run", "--out", "model"]);
+    assert_eq!(output.status.code(), Some(65), "{}", stderr(&output));
+    assert!(stderr(&output).contains("nothing to export"), "{}", stderr(&output));
+}

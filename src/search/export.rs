@@ -72,11 +72,28 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), SearchError> {
     write_atomically(path, bytes).map_err(|source| SearchError::Write { path: path.to_path_buf(), source })
 }
 
+/// Whether the run's candidates are models on disk.
+fn has_models(ledger: &Ledger) -> Result<bool, SearchError> {
+    let identity = ledger.fact(fact::IDENTITY)?.unwrap_or_default();
+    let identity: serde_json::Value = serde_json::from_str(&identity).unwrap_or_default();
+    Ok(identity["evaluator"]["kind"] != "function")
+}
+
 /// The recorded evaluation that an export is about.
+///
+/// # Errors
+/// A run without models or without such a candidate.
 pub fn export_record(
     ledger: &Ledger,
     candidate: Option<&str>,
 ) -> Result<(AskedRecord, Option<ToldRecord>), SearchError> {
+    if !has_models(ledger)? {
+        return Err(SearchError::BadData(
+            "the run scored closed-form landscapes, not models (evaluator `function`): there is nothing to export; \
+             best/recipe.toml has its recipe"
+                .into(),
+        ));
+    }
     let Some(wanted) = candidate else {
         let Some((asked, _)) = best_record(ledger)? else {
             return Err(SearchError::BadData(
