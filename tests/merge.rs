@@ -378,3 +378,78 @@ fn vocabularies_that_differ_are_refused_or_cut_to_the_common_rows() {
     }
     assert_eq!(merged.config()["vocab_size"], 10);
 }
+
+/// An embedding and the head that is filled from it are one stored tensor, of which each may have other rows.
+#[test]
+fn a_truncated_head_and_its_embedding_have_statistics_of_their_own() {
+    const WIDTH: usize = 64;
+    let rows = |rows: usize, seed: u32| {
+        let mut tensors = Model::empty(json!({}));
+        tensors.add("t", &[12, WIDTH], seed);
+        // The last rows move farther than all others.
+        (0..2 * WIDTH).for_each(|element| tensors.set("t", 10 * WIDTH + element, 0.5 + seed as f32 + element as f32));
+        tensors.tensors[0].3[..4 * rows * WIDTH].to_vec()
+    };
+    let model = |seed: u32, head: Option<(usize, u32)>| {
+        let mut model = Model::empty(json!({"torch_dtype": "float32", "tie_word_embeddings": head.is_none()}));
+        let mut add = |name: &str, rows: usize, bytes: Vec<u8>| {
+            model.tensors.push((name.to_owned(), safetensors::Dtype::F32, vec![rows, WIDTH], bytes));
+        };
+        add("model.embed_tokens.weight", 12, rows(12, seed));
+        if let Some((count, seed)) = head {
+            add("lm_head.weight", count, rows(count, seed));
+        }
+        model
+    };
+    let recipe = |method: &str| {
+        format!(
+            "merge_method: {method}\nbase_model: base\nmodels:\n- {{model: a, parameters: {{weight: 0.5, density: 0.4}}}}\n\
+             - {{model: c, parameters: {{weight: 0.5, density: 0.4}}}}"
+        )
+    };
+    let other = || ("c", model(3, Some((10, 4))));
+    // The same as tensors that are stored apart, with the rows that all have.
+    let apart = Family::new([("base", model(1, Some((10, 1)))), ("a", model(2, Some((10, 2)))), other()]);
+    for threads in [1, 2, 3, 8] {
+        let options = MergerOptions {
+            threads: NonZeroUsize::new(threads),
+            truncate_embeddings: true,
+            ..MergerOptions::default()
+        };
+        let family = Family::with([("base", model(1, None)), ("a", model(2, None)), other()], options);
+        for method in ["ties", "breadcrumbs"] {
+            let (found, expected) = (family.merge(&recipe(method)), apart.merge(&recipe(method)));
+            for tensor in ["model.embed_tokens.weight", "lm_head.weight"] {
+                assert_eq!(values(&found, tensor), values(&expected, tensor), "{method}, {tensor}, {threads} threads");
+            }
+            for folder in [&family, &apart] {
+                std::fs::remove_dir_all(folder.output()).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_beyond_the_precision_of_a_merge_are_infeasible() {
+    let family = Family::new([("base", Model::new(1, 0)), ("a", Model::new(1, 5)), ("b", Model::new(1, 9))]);
+    for (method, base, weight) in [
+        ("linear", "", "3e38"),
+        ("task_arithmetic", "base_model: base\n", "3e38"),
+        ("ties", "base_model: base\n", "1e39"),
+    ] {
+        let recipe = format!(
+            "merge_method: {method}\n{base}models:\n- {{model: a, parameters: {{weight: {weight}}}}}\n\
+             - {{model: b, parameters: {{weight: {weight}}}}}"
+        );
+        let error = family.refusal(&recipe);
+        assert!(error.is_infeasible() && error.to_string().contains("too large"), "{method}: {error}");
+    }
+}
+
+#[test]
+fn a_centre_is_not_looked_for_without_end() {
+    let family = Family::new([("a", Model::new(1, 0)), ("b", Model::new(1, 5)), ("c", Model::new(1, 9))]);
+    family.merge(
+        "merge_method: karcher\nparameters: {max_iter: 1000000000000, tol: 0}\nmodels:\n- model: a\n- model: b\n- model: c",
+    );
+}

@@ -17,7 +17,7 @@ use super::mapping::{FileIdentity, MappedFile, open_regular};
 use crate::digest::hex;
 
 /// First line of the cache file.
-const FORMAT: &str = "evomerge content ids v1";
+const FORMAT: &str = "evomerge content ids v2";
 /// Entries kept in the cache file.
 const MAX_ENTRIES: usize = 20_000;
 /// Most bytes of a cache file that are read.
@@ -27,7 +27,7 @@ const BLOCK: usize = 1 << 20;
 /// A file written this short before it was hashed is not cached: a later write might leave the same modification time.
 const SETTLED_NANOSECONDS: i128 = 2_000_000_000;
 
-/// Remembers the sha256 of files by (device, inode, size, modification time), in memory and, where it can, in a small
+/// Remembers the sha256 of files by (device, inode, size, times of modification and change), in memory and, where it can, in a small
 /// file of the user's cache directory. A cache that cannot be read or written is no error: files are hashed again.
 #[derive(Debug, Default)]
 pub struct ContentIds {
@@ -87,6 +87,7 @@ fn parse(line: &str) -> Option<(FileIdentity, String)> {
         inode: fields.next()?.parse().ok()?,
         size: fields.next()?.parse().ok()?,
         modified: fields.next()?.parse().ok()?,
+        changed: fields.next()?.parse().ok()?,
     };
     let id = fields.next().filter(|id| is_sha256(id))?;
     fields.next().is_none().then(|| (identity, id.to_owned()))
@@ -97,8 +98,8 @@ fn save(path: &Path, entries: &HashMap<FileIdentity, String>) -> std::io::Result
     let mut entries: Vec<_> = entries.iter().collect();
     entries.sort_by_key(|(identity, _)| (std::cmp::Reverse(identity.modified), **identity));
     let mut text = format!("{FORMAT}\n");
-    for (FileIdentity { device, inode, size, modified }, id) in entries.into_iter().take(MAX_ENTRIES) {
-        let _ = writeln!(text, "{device} {inode} {size} {modified} {id}");
+    for (FileIdentity { device, inode, size, modified, changed }, id) in entries.into_iter().take(MAX_ENTRIES) {
+        let _ = writeln!(text, "{device} {inode} {size} {modified} {changed} {id}");
     }
     let folder = path.parent().ok_or_else(|| std::io::Error::other("no parent"))?;
     std::fs::create_dir_all(folder)?;

@@ -25,15 +25,23 @@ pub(super) struct FileIdentity {
     pub size: u64,
     /// Modification time in nanoseconds since 1970.
     pub modified: i128,
+    /// When its content, name, owner or rights last changed, which nobody can set: tools keep the other time.
+    pub changed: i128,
 }
 
 impl FileIdentity {
+    /// Whether this is the same file, unwritten since; new names and rights do not count.
+    pub(super) fn is_unwritten(&self, other: &Self) -> bool {
+        Self { changed: 0, ..*self } == Self { changed: 0, ..*other }
+    }
+
     pub(super) fn of(metadata: &Metadata) -> Self {
         Self {
             device: metadata.dev(),
             inode: metadata.ino(),
             size: metadata.size(),
             modified: i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()),
+            changed: i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec()),
         }
     }
 }
@@ -72,7 +80,7 @@ impl MappedFile {
     pub(super) fn new(path: &Path, file: &File, identity: FileIdentity) -> Result<Self, CheckpointError> {
         let failed = |source| CheckpointError::Read { path: path.to_owned(), source };
         let length = usize::try_from(identity.size).map_err(|error| failed(std::io::Error::other(error)))?;
-        // SAFETY: the mapping is private and read-only, and `&[u8]` is handed out only while it lives. The bytes stay
+        // SAFETY: the mapping is shared and read-only, and `&[u8]` is handed out only while it lives. The bytes stay
         // what they are unless another process writes into the file in place; this is documented as forbidden during a
         // run, is detected by `verify_unchanged`, and at worst yields wrong numbers or SIGBUS, never invalid values:
         // any byte is a valid `u8` and no reference of another type is made from the mapping.
@@ -101,7 +109,7 @@ impl MappedFile {
         let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(1 << 16).max(1);
         let (first, end) = (start.next_multiple_of(page), (start + length).min(self.map.len()) / page * page);
         if first < end {
-            // SAFETY: the mapping is read-only and private, so its pages hold nothing but the file's content, and
+            // SAFETY: the mapping is read-only and of a file, so its pages hold nothing but the file's content, and
             // reading them again gives the same bytes. Advice that is refused changes nothing.
             let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, first, end - first) };
         }
@@ -111,7 +119,7 @@ impl MappedFile {
     pub(super) fn verify_unchanged(&self) -> Result<(), CheckpointError> {
         let changed = || CheckpointError::Changed { path: self.path.clone() };
         let metadata = std::fs::metadata(&self.path).map_err(|_| changed())?;
-        if FileIdentity::of(&metadata) == self.identity { Ok(()) } else { Err(changed()) }
+        if FileIdentity::of(&metadata).is_unwritten(&self.identity) { Ok(()) } else { Err(changed()) }
     }
 }
 
@@ -151,8 +159,9 @@ impl WritableFile {
             return false;
         };
         // SAFETY: source and target are valid for the length, which was checked against the mapping's. They do not
-        // overlap: no reference to the mapping is ever made, so `bytes` lies elsewhere. The file keeps its size: only
-        // its owner, which is this process, can open it for writing.
+        // overlap: no reference to the mapping is ever made, so `bytes` lies elsewhere. The file keeps its size
+        // unless its owner shortens it by other means, which ends in SIGBUS. Calls that overlap leave bytes of either:
+        // none reads them before both have ended.
         #[cfg(target_arch = "x86_64")]
         unsafe {
             stream(self.map.as_mut_ptr().add(start), bytes);
@@ -231,8 +240,8 @@ pub(super) fn is_ours_alone(file: &File) -> bool {
         return false;
     }
     // The kernel grants a lease for writing only where no other open file, and so no mapping, refers to the same
-    // content. SAFETY: both calls take and give plain numbers, and the descriptor is open as long as `file` is
-    // borrowed.
+    // content.
+    // SAFETY: both calls take and give plain numbers, and the descriptor is open as long as `file` is borrowed.
     unsafe {
         libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) == 0
             && libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) == 0

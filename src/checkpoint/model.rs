@@ -13,6 +13,7 @@ use super::directory::{
 use super::dtype::Dtype;
 use super::error::{CheckpointError, quote};
 use super::header::{TensorInfo, read_header};
+use super::json::read_capped;
 use super::layers::LayerLayout;
 use super::mapping::{MappedFile, open_regular};
 use super::nonfinite::{NonFinite, first_nonfinite};
@@ -272,6 +273,18 @@ impl Checkpoint {
     /// [`CheckpointError::Changed`] names the first file that was replaced, rewritten or removed.
     pub fn verify_unchanged(&self) -> Result<(), CheckpointError> {
         self.files.iter().chain(self.adapter.as_ref().map(Adapter::file)).try_for_each(MappedFile::verify_unchanged)
+    }
+
+    /// A small file beside the weights; `None`: there is none.
+    ///
+    /// # Errors
+    /// It cannot be read, is no regular file, or has more than `limit` bytes.
+    pub fn read_sidecar(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>, CheckpointError> {
+        let path = self.path.join(name);
+        if path.symlink_metadata().is_err() {
+            return Ok(None);
+        }
+        read_capped(&path, limit).map(Some)
     }
 
     /// The tokenizer, template and settings files that the directory has, sorted by name. Code is never among them.

@@ -299,7 +299,7 @@ mod tests {
             tensor: "row",
             dtype: crate::checkpoint::Dtype::Float32,
             bytes: &bytes,
-            key: crate::merge::statistics::TensorKey { model: 0, tensor: 0 },
+            key: crate::merge::statistics::TensorKey { model: 0, tensor: 0, elements: 0 },
             delta: None,
         };
         let rows = Rows { model: stored, base: stored, elements: 0..40 };

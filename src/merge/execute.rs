@@ -448,11 +448,13 @@ impl<'a> Run<'a> {
     }
 
     fn group<'b>(&'b self, tensor: &'b PlannedTensor) -> Result<TensorGroup<'b>, MergeError> {
-        let stored =
-            |input: &'b super::plan::PlannedInput| self.merger.models[input.model].stored(input.model, &input.tensor);
+        let elements = tensor.elements();
+        let stored = |input: &'b super::plan::PlannedInput| {
+            self.merger.models[input.model].stored(input.model, &input.tensor, elements)
+        };
         Ok(TensorGroup {
             name: &tensor.name,
-            elements: tensor.elements(),
+            elements,
             shape: &tensor.shape,
             inputs: tensor.inputs.iter().map(stored).collect::<Result<_, _>>()?,
             base: tensor.base.as_ref().map(stored).transpose()?,

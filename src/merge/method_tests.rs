@@ -80,7 +80,7 @@ impl<'a> Case<'a> {
                 bytes,
                 model: "m",
                 tensor: "t",
-                key: TensorKey { model, tensor: 0 },
+                key: TensorKey { model, tensor: 0, elements: 0 },
                 delta: None,
             })
             .collect();

@@ -54,8 +54,8 @@ impl Model {
         self.suffixes.get(layer).map_or(&[], Vec::as_slice)
     }
 
-    /// A float tensor for the kernels. `index` is this model's.
-    pub(crate) fn stored<'a>(&'a self, index: usize, tensor: &'a str) -> Result<Stored<'a>, MergeError> {
+    /// A float tensor for the kernels, of which the first `elements` are merged. `index` is this model's.
+    pub(crate) fn stored<'a>(&'a self, index: usize, tensor: &'a str, elements: u64) -> Result<Stored<'a>, MergeError> {
         let lacks = || MergeError::Internal(format!("model `{}` has no float tensor `{tensor}`", self.name));
         let info = self.checkpoint.tensors().get(tensor).ok_or_else(lacks)?;
         let delta = self.deltas.get(tensor);
@@ -64,7 +64,11 @@ impl Model {
             bytes: self.checkpoint.bytes(tensor).ok_or_else(lacks)?,
             model: &self.label,
             tensor,
-            key: TensorKey { model: index as u32, tensor: self.indices.get(tensor).copied().ok_or_else(lacks)? },
+            key: TensorKey {
+                model: index as u32,
+                tensor: self.indices.get(tensor).copied().ok_or_else(lacks)?,
+                elements,
+            },
             delta,
         })
     }

@@ -16,6 +16,9 @@ use super::threshold::{Histogram, Threshold};
 pub(crate) struct TensorKey {
     pub(crate) model: u32,
     pub(crate) tensor: u32,
+    /// Elements that are merged: fewer than the tensor has where embeddings are truncated, and not the same for an
+    /// embedding and the head that is filled from it.
+    pub(crate) elements: u64,
 }
 
 /// Two tensors and the bits of the precision that they were compared in.

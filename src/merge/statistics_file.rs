@@ -126,7 +126,12 @@ impl StatisticsFile {
             records.changed = false;
             encode(&self.definitions, &records.values)
         };
-        write_atomically(&self.path, &bytes)
+        let written = write_atomically(&self.path, &bytes);
+        if written.is_err() {
+            // They are still new.
+            self.records().changed = true;
+        }
+        written
     }
 
     /// `None`: not kept, as its tensors are small.

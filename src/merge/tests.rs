@@ -101,7 +101,7 @@ impl Sample {
                 bytes,
                 model: CONTENTS[model as usize],
                 tensor: "layers.0.weight",
-                key: TensorKey { model, tensor: 0 },
+                key: TensorKey { model, tensor: 0, elements: 0 },
                 delta: None,
             })
             .collect();

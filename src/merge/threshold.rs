@@ -463,7 +463,7 @@ mod tests {
             bytes,
             model: "m",
             tensor: "t",
-            key: TensorKey { model: 0, tensor: 0 },
+            key: TensorKey { model: 0, tensor: 0, elements: 0 },
             delta: None,
         };
         let vector = TaskVector { source: stored(&bytes), base: stored(&zeros) };

@@ -1,7 +1,6 @@
 //! Whether models give their tokens the same ids: merged rows belong to ids, and one tokenizer has to fit them all.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde_json::Value;
 
@@ -9,9 +8,12 @@ use super::MergeError;
 use super::model::Model;
 use super::output::tokenizer_donor;
 use super::plan::MergePlan;
+use crate::checkpoint::Checkpoint;
 use crate::recipe::Recipe;
 
 const TOKENIZER: &str = "tokenizer.json";
+/// Most bytes of it that are read; those of large vocabularies have some 35 MB.
+const LARGEST_TOKENIZER: u64 = 256 << 20;
 
 /// Refuses a recipe that asks for one model's tokenizer (`tokenizer_source`) where another model has other ids for its
 /// tokens. Models without a `tokenizer.json` are taken at their word.
@@ -23,9 +25,9 @@ pub(crate) fn check_tokenizers(plan: &MergePlan, models: &[Model], recipe: &Reci
         return Ok(());
     }
     let donor = tokenizer_donor(plan, recipe)?;
-    let Some(expected) = token_ids(models[donor].checkpoint.path()) else { return Ok(()) };
+    let Some(expected) = token_ids(&models[donor].checkpoint)? else { return Ok(()) };
     for index in plan.used_models().into_iter().filter(|index| *index != donor) {
-        let Some(found) = token_ids(models[index].checkpoint.path()) else { continue };
+        let Some(found) = token_ids(&models[index].checkpoint)? else { continue };
         let differs = |(token, id): &(&String, &u64)| expected.get(*token).is_some_and(|other| other != *id);
         let fix = "bring the models to one tokenizer first; rows are merged by their place, and are not moved";
         let (name, of) = (&models[index].name, &models[donor].name);
@@ -47,10 +49,20 @@ pub(crate) fn check_tokenizers(plan: &MergePlan, models: &[Model], recipe: &Reci
     Ok(())
 }
 
-/// Ids by token, of the vocabulary and of the added tokens.
-fn token_ids(folder: &Path) -> Option<BTreeMap<String, u64>> {
-    let text = std::fs::read(folder.join(TOKENIZER)).ok()?;
-    let tokenizer: Value = serde_json::from_slice(&text).ok()?;
+/// Ids by token, of the vocabulary and of the added tokens; `None` without a file, or with one of another kind.
+fn token_ids(checkpoint: &Checkpoint) -> Result<Option<BTreeMap<String, u64>>, MergeError> {
+    let Some(text) = checkpoint.read_sidecar(TOKENIZER, LARGEST_TOKENIZER)? else { return Ok(None) };
+    let tokenizer = serde_json::from_slice(&text).map_err(|error| {
+        let file = checkpoint.path().join(TOKENIZER);
+        MergeError::Incompatible(format!(
+            "tokenizer_source: {} is no JSON ({error}), so that nobody knows its tokens' ids; put the right file back",
+            file.display()
+        ))
+    })?;
+    Ok(ids_of(&tokenizer))
+}
+
+fn ids_of(tokenizer: &Value) -> Option<BTreeMap<String, u64>> {
     let mut ids = BTreeMap::new();
     match tokenizer.pointer("/model/vocab") {
         Some(Value::Object(vocabulary)) => {
@@ -76,9 +88,7 @@ mod tests {
     use super::*;
 
     fn ids(tokenizer: &str) -> Option<BTreeMap<String, u64>> {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join(TOKENIZER), tokenizer).unwrap();
-        token_ids(folder.path())
+        ids_of(&serde_json::from_str(tokenizer).unwrap())
     }
 
     #[test]
@@ -90,6 +100,5 @@ mod tests {
         let unigram = format!(r#"{{"model": {{"type": "Unigram", "vocab": [["a", -1.5], ["b", -2.0]]}}, {added}}}"#);
         assert_eq!(ids(&unigram).as_ref(), Some(&expected));
         assert_eq!(ids("{}"), None);
-        assert_eq!(ids("not JSON"), None);
     }
 }

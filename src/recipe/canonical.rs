@@ -133,7 +133,9 @@ impl Recipe {
     ) -> Result<Json, RecipeError> {
         let is_base = |input: &&Input| stage.base == Some(&input.model);
         let mut form = Map::new();
-        if let Some(base) = stage.base.filter(|_| method.base != BaseUse::None) {
+        // Without a use for it the method has none, but the output's type and files follow a slice's own.
+        let has_own_base = stage.slice.is_some_and(|slice| slice.base_model.is_some());
+        if let Some(base) = stage.base.filter(|_| method.base != BaseUse::None || has_own_base) {
             form.insert("base".to_owned(), json!(id(base)?));
             if let Some(range) = stage.inputs.iter().find(is_base).and_then(|input| input.layer_range) {
                 form.insert("base_layer_range".to_owned(), json!([range.0, range.1]));

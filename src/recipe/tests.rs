@@ -301,6 +301,17 @@ fn what_has_an_effect_changes_the_hash() {
     }
 }
 
+/// The output's type, configuration and tokenizer follow a slice's own base, also where the method has no use for it.
+#[test]
+fn a_slice_s_own_base_changes_the_hash() {
+    let slices = |base: &str| {
+        let source = "sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 2]}]";
+        format!("merge_method: linear\nparameters: {{weight: 1}}\nslices:\n- {{{source}{base}}}")
+    };
+    assert_ne!(hash(&slices("")), hash(&slices(", base_model: a")));
+    assert_ne!(hash(&slices(", base_model: a")), hash(&slices(", base_model: b")));
+}
+
 #[test]
 fn masks_count_only_where_they_are_drawn() {
     let recipe = |density: &str| {

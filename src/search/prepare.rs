@@ -92,6 +92,9 @@ fn open_models(config: &RunConfig, checkpoints: bool) -> Result<Models, SearchEr
     Ok(models)
 }
 
+/// Layers that automatic groups are found for: the time that it takes grows with their cube.
+const MOST_LAYERS: usize = 1_024;
+
 /// Replaces automatic layer groups by what the weights say.
 fn with_blocks(space: &SpaceConfig, models: &Models, progress: &Arc<dyn Progress>) -> SpaceConfig {
     let mut space = space.clone();
@@ -99,6 +102,11 @@ fn with_blocks(space: &SpaceConfig, models: &Models, progress: &Arc<dyn Progress
         return space;
     }
     match models.profiles() {
+        Some(profiles) if profiles.len() > MOST_LAYERS => progress.line(&format!(
+            "layer_groups = \"auto\": {} layers, by the highest number in a tensor's name, are more than the {MOST_LAYERS} that \
+             are looked at, so all layers are one group",
+            profiles.len()
+        )),
         Some(profiles) if !profiles.is_empty() => {
             let starts = group_layers(profiles);
             let shown: Vec<String> = starts.iter().map(usize::to_string).collect();

@@ -399,7 +399,7 @@ mod tests {
             bytes,
             model: "m",
             tensor: "t",
-            key: TensorKey { model, tensor: 0 },
+            key: TensorKey { model, tensor: 0, elements: 0 },
             delta: None,
         }
     }

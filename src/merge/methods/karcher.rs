@@ -35,6 +35,8 @@ static KARCHER: MethodSpecification = MethodSpecification {
     help: "centre of mass of the models on the sphere, all with equal weight (Karcher mean)",
 };
 
+/// Steps towards the centre that are taken at most, whatever `max_iter` says: a merge of a tensor is not left waiting.
+const MOST_STEPS: i64 = 100_000;
 /// Cosines this near to -1 are as good as -1: rounded products resolve no direction there.
 const OPPOSITE: f64 = 1e-12;
 
@@ -96,7 +98,7 @@ fn centre(gram: &Gram, mut mean: Vec<f64>, steps: i64, tolerance: f64) -> Vec<f6
     let norms: Vec<f64> = (0..gram.count).map(|index| gram.norm(index)).collect();
     let used: Vec<usize> = (0..gram.count).filter(|index| norms[*index] > tolerance).collect();
     let share = 1.0 / used.len() as f64;
-    for _ in 0..steps {
+    for _ in 0..steps.min(MOST_STEPS) {
         // The mean of the logarithms at the current point: the direction and length of the next step.
         let mut step = vec![0.0; gram.count];
         for index in &used {

@@ -61,9 +61,18 @@ impl MergeMethod for Linear {
     }
 }
 
+/// Refuses weights that the precision of the merge cannot hold: infinite ones, and such whose sum is.
+pub(super) fn check_weights<W: Element>(group: &TensorGroup<'_>, weights: &[W], sum: W) -> Result<(), MergeError> {
+    if weights.iter().chain([&sum]).all(|weight| weight.to_f64().is_finite()) {
+        return Ok(());
+    }
+    Err(group.infeasible("its weights, or their sum, are too large for the precision of the merge"))
+}
+
 fn weighted_sum<W: Element>(group: &TensorGroup<'_>) -> Result<WeightedSum<W>, MergeError> {
     let weights: Vec<W> = group.parameters.source_numbers("weight")?.into_iter().map(W::from_f64).collect();
     let sum = W::sum_as_pytorch(&weights);
+    check_weights(group, &weights, sum)?;
     let normalize = group.parameters.truth("normalize")?;
     if normalize && sum == W::ZERO {
         return Err(group.infeasible(

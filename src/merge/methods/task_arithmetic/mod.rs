@@ -6,6 +6,7 @@ mod declarations;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use super::linear::check_weights;
 use super::task_vector_sum::{SourceTerm, TaskVectorSum};
 use super::{Context, MergeMethod, fused_sums};
 use crate::merge::MergeError;
@@ -66,6 +67,8 @@ impl Generalized {
         context: &mut Context<'_>,
     ) -> Result<TaskVectorSum<'a, W>, MergeError> {
         let sources = self.sources::<W>(group, context)?;
+        let weights: Vec<W> = sources.iter().map(|source| source.weight).collect();
+        check_weights(group, &weights, W::sum_as_pytorch(&weights))?;
         let lambda = group.parameters.number("lambda")?;
         let lambda = (lambda != 1.0).then(|| W::from_f64(lambda));
         let elects_sign = self.specification.untrimmed == Some(Untrimmed::Elected);
