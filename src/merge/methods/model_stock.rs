@@ -70,6 +70,6 @@ fn interpolation(gram: &Gram) -> f64 {
         number += 1.0;
     }
     let mean: f64 = sum / number;
-    let divisor = (count as f64 - 1.0).mul_add(mean, 1.0);
+    let divisor = (count as f64 - 1.0) * mean + 1.0;
     if divisor.abs() < SINGULAR { 0.0 } else { count as f64 * mean / divisor }
 }
