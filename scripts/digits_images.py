@@ -6,6 +6,7 @@
 Tensors: `{split}_{task}_x` (uint8 [n, 196]) and `{split}_{task}_y` (uint8 [n]), as in the archive.
 """
 
+import argparse
 import ast
 import json
 import struct
@@ -27,7 +28,11 @@ def read_npy(raw):
 
 
 def main():
-    zoo, out = sys.argv[1:3]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("zoo", help="a folder with eval.npz")
+    parser.add_argument("out")
+    arguments = parser.parse_args()
+    zoo, out = arguments.zoo, arguments.out
     header, body = {}, b""
     with zipfile.ZipFile(f"{zoo}/eval.npz") as archive:
         for name in sorted(archive.namelist()):

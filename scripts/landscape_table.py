@@ -7,6 +7,7 @@ With --paired, which wants runs of two strategies: how much better the second on
 landscapes and seeds that both ran on, with its standard error.
 """
 
+import argparse
 import csv
 import json
 import pathlib
@@ -68,9 +69,12 @@ def median(values):
 
 
 def main():
-    names = [name for name in sys.argv[1:] if name != "--paired"]
-    runs = [json.loads(line) for name in names for line in open(name)]
-    if "--paired" in sys.argv:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", help="files of examples/landscape or scripts/landscape_peers.py")
+    parser.add_argument("--paired", action="store_true", help="compare two strategies seed by seed")
+    arguments = parser.parse_args()
+    runs = [json.loads(line) for name in arguments.runs for line in open(name)]
+    if arguments.paired:
         return paired(runs)
     best = best_peers()
     print("| landscape | strategy | seeds | evaluations | validation | best peer | difference | test | peer's 1,000 score after |")

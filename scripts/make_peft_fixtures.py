@@ -8,10 +8,10 @@ checkpoints, DIR/adapters/NAME is PEFT's `save_pretrained`, and DIR/merged/NAME.
 base after `merge_and_unload`, in the base's names. Numbers of an adapter's size come from a seed of its own.
 """
 
+import argparse
 import json
 import pathlib
 import shutil
-import sys
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -123,7 +123,9 @@ def merged(model, stored):
 
 
 def main():
-    root = pathlib.Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=pathlib.Path, help="where the fixtures go")
+    root = parser.parse_args().folder
     for folder in ("models", "adapters", "merged"):
         shutil.rmtree(root / folder, ignore_errors=True)
     (root / "merged").mkdir(parents=True)

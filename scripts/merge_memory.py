@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Peak anonymous memory, time and rate of `evomerge merge` on families of any size.
 
-  merge_memory.py MODELS ... --out DIR [--evomerge target/release/evomerge] [--threads N] [--method METHOD ...]
+  merge_memory.py MODELS ... --out DIR [--evomerge target/release/evomerge] [--threads N] [--method METHOD] ...
 
 Each of MODELS holds base and ft1..ft4 (make_bench_models.py); OUT is on a disk with room for one model and is removed after
 each merge. Anonymous memory is what the operating system cannot drop or read again from a file: `RssAnon` of the process,
@@ -54,7 +54,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--evomerge", default="target/release/evomerge")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--method", action="append")
+    parser.add_argument("--method", action="append", help="once for each method")
     options = parser.parse_args()
     print(f"{'models':20} {'method':16} {'parameters':>11} {'read GB':>8} {'written GB':>11} {'RssAnon MiB':>12} {'s':>8} {'GB/s':>6}")
     for models in (models.resolve() for models in options.models):

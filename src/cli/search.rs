@@ -111,9 +111,12 @@ fn describe(report: &RunReport) -> String {
         text.push_str(&format!("\nwarning: {}\n", alarm.message));
     }
     let folder = &report.folder;
-    text.push_str(&format!("\nrecipe   {}\n", folder.join("best/recipe.toml").display()));
+    text.push('\n');
+    if report.best.is_some() {
+        text.push_str(&format!("recipe   {}\n", folder.join("best/recipe.toml").display()));
+    }
     text.push_str(&format!("trials   {}\n", folder.join("trials.csv").display()));
-    if report.has_models {
+    if report.has_models && report.best.is_some() {
         text.push_str(&format!("model    evomerge export {} --out DIR\n", folder.display()));
     }
     text

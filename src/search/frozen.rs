@@ -57,6 +57,9 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
     let mut differences: Vec<String> = differences(&recorded, &identity).into_iter().map(explained).collect();
     differences.extend(moved(ledger, fact::TASKS, "tasks", &task_names(prepared))?);
     differences.extend(moved(ledger, fact::GENES, "space.genes", &gene_names(prepared))?);
+    if differences.is_empty() {
+        differences.extend(turned(ledger, prepared)?);
+    }
     if !differences.is_empty() {
         return Err(SearchError::Changed { name: prepared.config.name.clone(), differences });
     }
@@ -89,6 +92,22 @@ fn explained(line: String) -> String {
     ];
     let found = why.iter().find(|(key, _)| line.starts_with(key) || line.starts_with(&format!("\"{key}\"")));
     found.map_or(line.clone(), |(_, why)| format!("{line} ({why})"))
+}
+
+/// Metrics and directions that the run file leaves to the evaluator, where it says others now: scores from before and after
+/// would not be comparable.
+fn turned(ledger: &Ledger, prepared: &Prepared) -> Result<Vec<String>, SearchError> {
+    // Ledgers of earlier versions do not tell.
+    let Some(recorded) = ledger.fact(fact::OBJECTIVE)? else { return Ok(Vec::new()) };
+    let recorded: Value = serde_json::from_str(&recorded)
+        .map_err(|error| SearchError::BadData(format!("ledger: the run's objective cannot be read: {error}")))?;
+    let by_task = |objective: &Value| -> Value {
+        let tasks = objective.as_array().into_iter().flatten();
+        tasks.map(|task| (task["name"].as_str().unwrap_or_default().to_owned(), task.clone())).collect()
+    };
+    let lines = differences(&by_task(&recorded), &by_task(&objective(prepared)));
+    let why = "the evaluator lists another metric first, or says that the other direction is better: write `metric` and `goal`";
+    Ok(lines.into_iter().map(|line| format!("objective.{line} ({why})")).collect())
 }
 
 /// A list of names that is another order of the one recorded: proposals and sums follow the order.

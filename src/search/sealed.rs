@@ -125,7 +125,7 @@ pub(super) async fn holdout_plan(
     let mut tasks = Vec::new();
     for task in prepared.tasks.iter().filter(|task| is_covered(&task.name)) {
         let name = names.get(&task.name).unwrap_or(&task.name).clone();
-        capability(evaluator.as_ref(), &name)?;
+        check_metric(prepared.evaluator.as_ref(), evaluator.as_ref(), task, &name)?;
         let samples = samples.get(&task.name).cloned().unwrap_or(Samples::All);
         tasks.push(TaskRequest { name, metric: task.metric.clone(), samples, seed: task.seed });
     }
@@ -137,12 +137,14 @@ pub(super) async fn holdout_plan(
     Ok(Some(plan))
 }
 
-/// One server has many names (`localhost`, `127.0.0.1`, a host's own); its address tells.
+/// A server of this machine has many names (`localhost`, `127.0.0.1`, `[::1]`); its address tells. Elsewhere one address may serve
+/// several hosts.
 fn refuse_same_address(search: &[String], holdout: &[String]) -> Result<(), SearchError> {
     let seen: Vec<(&String, Url, Vec<SocketAddr>)> = search.iter().filter_map(located).collect();
     for (name, url, addresses) in holdout.iter().filter_map(located) {
         let same = |(_, other, known): &&(&String, Url, Vec<SocketAddr>)| {
-            other.path() == url.path() && addresses.iter().any(|address| known.contains(address))
+            other.path() == url.path()
+                && addresses.iter().any(|address| address.ip().is_loopback() && known.contains(address))
         };
         if let Some((other, _, _)) = seen.iter().find(same) {
             return Err(SearchError::Settings(format!(
@@ -159,6 +161,34 @@ fn located(endpoint: &String) -> Option<(&String, Url, Vec<SocketAddr>)> {
     let url = Url::parse(endpoint).ok()?;
     let addresses = url.socket_addrs(|| None).ok()?;
     Some((endpoint, url, addresses))
+}
+
+/// Refuses a hold-out whose task `name` has not the metric that the search optimizes on `task`, or takes it the other way round.
+fn check_metric(
+    search: &dyn Evaluator,
+    holdout: &dyn Evaluator,
+    task: &TaskRequest,
+    name: &str,
+) -> Result<(), SearchError> {
+    let (seen, sealed) = (capability(search, &task.name)?, capability(holdout, name)?);
+    let Some(found) = sealed.metrics.get(&task.metric) else {
+        let known: Vec<&str> = sealed.metrics.keys().map(String::as_str).collect();
+        return Err(SearchError::Settings(format!(
+            "holdout: its task `{name}` has no metric `{}`, by which the search scores `{}` (it has {})",
+            task.metric,
+            task.name,
+            known.join(", ")
+        )));
+    };
+    match seen.metrics.get(&task.metric) {
+        Some(metric) if metric.higher_is_better != found.higher_is_better => Err(SearchError::Settings(format!(
+            "holdout: its evaluator says that a higher `{}` of task `{name}` is {}, that of the search the opposite of `{}`",
+            task.metric,
+            if found.higher_is_better { "better" } else { "worse" },
+            task.name
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// The tasks that a hold-out must have, and those without a weight that it has.

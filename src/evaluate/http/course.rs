@@ -14,6 +14,9 @@ use super::HttpEvaluator;
 use super::attempt::attempt;
 use crate::config::OnTimeout;
 
+/// Cancellations of an evaluation that do not count as attempts.
+const FREE_CANCELLATIONS: u32 = 3;
+
 pub(super) struct Course<'a> {
     evaluator: &'a HttpEvaluator,
     request: &'a EvaluationRequest,
@@ -27,6 +30,8 @@ pub(super) struct Course<'a> {
     /// Rounds of attempts used up while no endpoint was healthy.
     rounds: u32,
     timeouts: u32,
+    /// Times that an endpoint said that the evaluation was cancelled, which we did not ask for.
+    cancellations: u32,
     timeout: Duration,
     /// Endpoints that failed this evaluation last: others are preferred.
     avoid: BTreeSet<usize>,
@@ -61,6 +66,7 @@ impl<'a> Course<'a> {
             counted: 0,
             rounds: 0,
             timeouts: 0,
+            cancellations: 0,
             timeout: evaluator.patience.timeout,
             avoid: BTreeSet::new(),
             deaths: BTreeSet::new(),
@@ -127,7 +133,14 @@ impl<'a> Course<'a> {
         }
     }
 
-    async fn react(&mut self, lease: Lease, judgement: Judgement) -> Result<Next, EvaluateError> {
+    async fn react(&mut self, lease: Lease, mut judgement: Judgement) -> Result<Next, EvaluateError> {
+        if judgement.fault.class == FaultClass::Cancelled {
+            self.cancellations += 1;
+            // An endpoint that keeps to it will say so for ever.
+            if self.cancellations > FREE_CANCELLATIONS {
+                judgement.reaction = Reaction::Retry;
+            }
+        }
         let pool = &self.evaluator.pool;
         let endpoint = lease.endpoint.clone();
         let index = lease.index;

@@ -1,5 +1,6 @@
 //! Health and capabilities of an endpoint, held against what the run needs.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use super::super::client::exchange;
 use super::super::fault::{Loss, Reaction, of_error_answer, shortened};
 use super::super::protocol::{WireCapabilities, WireHealth};
 use super::super::{EvaluatorTask, Fault, FaultClass};
-use super::{Demand, Endpoint, Facts, Pool};
+use super::{AgreedTask, Demand, Endpoint, Facts, Pool};
 use crate::document::nearest;
 
 /// Why an endpoint cannot be used.
@@ -37,7 +38,49 @@ impl Pool {
         let wire: WireCapabilities = self.get(endpoint, "v1/capabilities").await?;
         check_demand(&wire, &self.demand).map_err(|fault| Refusal::Unsuitable(fault.at(&endpoint.label)))?;
         self.agree(&wire.fingerprint, endpoint)?;
-        Ok(Arc::new(facts_of(&wire)))
+        let facts = facts_of(&wire);
+        self.agree_on_tasks(&facts)
+            .map_err(|detail| Refusal::Unsuitable(Fault::configuration("tasks_differ", detail).at(&endpoint.label)))?;
+        Ok(Arc::new(facts))
+    }
+
+    /// Makes sure that all endpoints score as many samples by the same metrics in the same direction; the first one that passes
+    /// decides, for as long as the run goes on.
+    fn agree_on_tasks(&self, facts: &Facts) -> Result<(), String> {
+        let mut agreed = self.agreed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found = BTreeMap::new();
+        for task in &self.demand.tasks {
+            let Some(known) = facts.capabilities.tasks.get(&task.name) else { continue };
+            let settled = agreed.as_ref().and_then(|agreed| agreed.get(&task.name));
+            let metric = settled.map(|settled| &settled.metric);
+            let metric = metric.or(task.metric.as_ref()).or_else(|| facts.first_metrics.get(&task.name));
+            let Some(metric) = metric else { continue };
+            let Some(capability) = known.metrics.get(metric) else {
+                return Err(format!("its task `{}` has no metric `{metric}`, by which the others score it", task.name));
+            };
+            let own = AgreedTask {
+                n_samples: known.n_samples,
+                metric: metric.clone(),
+                higher_is_better: capability.higher_is_better,
+            };
+            match settled {
+                Some(settled) if settled.n_samples != own.n_samples => {
+                    return Err(format!(
+                        "its task `{}` has {} samples, that of the others (or its own, when the run began) {}",
+                        task.name, own.n_samples, settled.n_samples
+                    ));
+                }
+                Some(settled) if *settled != own => {
+                    return Err(format!(
+                        "its `higher_is_better` of `{metric}` in task `{}` is not that of the others (or its own, when the run began)",
+                        task.name
+                    ));
+                }
+                _ => found.insert(task.name.clone(), own),
+            };
+        }
+        agreed.get_or_insert(found);
+        Ok(())
     }
 
     /// Makes sure that all endpoints score alike.

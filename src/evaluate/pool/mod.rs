@@ -24,6 +24,14 @@ pub(super) struct Demand {
     pub allow_different_fingerprints: bool,
 }
 
+/// What all endpoints of a pool must have in common of a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct AgreedTask {
+    n_samples: u64,
+    metric: String,
+    higher_is_better: bool,
+}
+
 /// What an endpoint said of itself.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
@@ -166,6 +174,8 @@ pub(super) struct Pool {
     max_outage: Duration,
     /// The fingerprint that all endpoints must have; fixed by the first that answers.
     expected: Mutex<Option<String>>,
+    /// Tasks of the run as the first endpoint that passed a handshake has them.
+    agreed: Mutex<Option<BTreeMap<String, AgreedTask>>>,
     last_answer: Mutex<Instant>,
     changed: tokio::sync::Notify,
     notify: Notify,
@@ -197,6 +207,7 @@ impl Pool {
             demand,
             max_outage,
             expected: Mutex::new(None),
+            agreed: Mutex::new(None),
             last_answer: Mutex::new(Instant::now()),
             changed: tokio::sync::Notify::new(),
             notify,
