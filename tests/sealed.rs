@@ -94,3 +94,42 @@ fn another_name_of_the_search_s_server_is_no_hold_out() {
     assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
     assert!(stderr(&output).contains("are one address"), "{}", stderr(&output));
 }
+
+/// A run of which the run file leaves metric and direction to the evaluator.
+fn silent_run(scratch: &Scratch, server: &FaultServer, evaluations: u32, holdout: &str) {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+    let text = format!(
+        "name = \"run\"\n[models]\nsources = [{:?}, {:?}]\n[space]\nmethod = \"linear\"\n[budget]\nevaluations = {evaluations}\n\
+         [evaluator]\nkind = \"http\"\nendpoints = [{:?}]\n[[tasks]]\nname = \"add\"\n{holdout}",
+        golden.join("a"),
+        golden.join("b"),
+        server.url()
+    );
+    std::fs::write(scratch.path("run.toml"), text).unwrap();
+}
+
+#[test]
+fn a_direction_that_the_evaluator_turns_is_a_change() {
+    let (scratch, server) = (Scratch::new(), FaultServer::start(vec![]));
+    silent_run(&scratch, &server, 4, "");
+    scratch.search(Path::new("run.toml"), &["--quiet"]);
+    server.inner.capabilities.lock().unwrap()["tasks"][0]["metrics"][0]["higher_is_better"] = false.into();
+    silent_run(&scratch, &server, 6, "");
+    let output = scratch.evomerge(&["search", "run.toml"]);
+    assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+    assert!(stderr(&output).contains("objective.add.weight: 1.0 -> -1.0"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_hold_out_has_the_metric_of_the_search_in_its_direction() {
+    for (field, value, word) in
+        [("higher_is_better", Value::Bool(false), "is worse"), ("name", Value::from("f1"), "no metric `accuracy`")]
+    {
+        let (scratch, server, sealed) = (Scratch::new(), FaultServer::start(vec![]), FaultServer::start(vec![]));
+        sealed.inner.capabilities.lock().unwrap()["tasks"][0]["metrics"][0][field] = value;
+        silent_run(&scratch, &server, 4, &format!("[holdout]\nendpoints = [{:?}]\n", sealed.url()));
+        let output = scratch.evomerge(&["check", "run.toml"]);
+        assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+        assert!(stderr(&output).contains(word), "{word}: {}", stderr(&output));
+    }
+}

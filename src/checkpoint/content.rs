@@ -27,8 +27,9 @@ const BLOCK: usize = 1 << 20;
 /// A file written this short before it was hashed is not cached: a later write might leave the same modification time.
 const SETTLED_NANOSECONDS: i128 = 2_000_000_000;
 
-/// Remembers the sha256 of files by (device, inode, size, times of modification and change), in memory and, where it can, in a small
-/// file of the user's cache directory. A cache that cannot be read or written is no error: files are hashed again.
+/// Remembers the sha256 of files by (device, inode, size, times of modification and change), in memory and, where it
+/// can, in a small file of the user's cache directory. A cache that cannot be read or written is no error: files are
+/// hashed again.
 #[derive(Debug, Default)]
 pub struct ContentIds {
     known: Mutex<HashMap<FileIdentity, String>>,
@@ -161,7 +162,7 @@ fn file_id(file: &MappedFile, cache: &ContentIds) -> Result<Hashed, CheckpointEr
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos().cast_signed());
     let (open, found) = open_regular(file.path())?;
-    if found != identity {
+    if !found.is_unwritten(&identity) {
         return Err(CheckpointError::Changed { path: file.path().to_owned() });
     }
     let id = sha256(&open).map_err(|source| CheckpointError::Read { path: file.path().to_owned(), source })?;

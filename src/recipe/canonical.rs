@@ -134,7 +134,8 @@ impl Recipe {
         let is_base = |input: &&Input| stage.base == Some(&input.model);
         let mut form = Map::new();
         // Without a use for it the method has none, but the output's type and files follow a slice's own.
-        let has_own_base = stage.slice.is_some_and(|slice| slice.base_model.is_some());
+        let own_base = stage.slice.and_then(|slice| slice.base_model.as_ref());
+        let has_own_base = own_base.is_some() && own_base != self.base_model.as_ref();
         if let Some(base) = stage.base.filter(|_| method.base != BaseUse::None || has_own_base) {
             form.insert("base".to_owned(), json!(id(base)?));
             if let Some(range) = stage.inputs.iter().find(is_base).and_then(|input| input.layer_range) {

@@ -175,7 +175,9 @@ impl Search {
             if index != record.index || candidate.evaluation_id != record.evaluation_id {
                 return Err(self.mismatch(record, &candidate.id));
             }
-            self.budget.spend(record.samples);
+            // Earlier versions did not count what only a limit tells.
+            let samples = if record.samples > 0 { record.samples } else { self.price(&candidate.tasks) };
+            self.budget.spend(samples);
             self.asked.insert(index, Asked::from_record(record, self.parts.as_ref()));
             match self.schedule.outcomes().get(&index) {
                 Some(outcome) => {

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::SearchError;
 use super::models::Models;
 use super::repeats::Standings;
-use super::run_folder::RunFolder;
+use super::run_folder::{FROZEN, RunFolder};
 use crate::config::RunConfig;
 use crate::files::write_atomically;
 use crate::ledger::{AskedRecord, Ledger, ToldRecord, fact, write_trials};
@@ -59,7 +59,7 @@ pub(super) fn write_table(folder: &Path, ledger: &Ledger, config: &RunConfig) ->
 /// Writes the frozen copy of the run file, with the content ids of every input.
 pub(super) fn write_run_file(folder: &RunFolder, config: &RunConfig, models: &Models) -> Result<(), SearchError> {
     let mut text = config.text.trim_end().to_string();
-    text.push_str("\n\n# Frozen by evomerge when the run started. Relative paths start at:\n#   ");
+    text.push_str(&format!("\n\n{FROZEN} Relative paths start at:\n#   "));
     text.push_str(&config.directory.display().to_string());
     text.push_str("\n# Content ids of the models:\n");
     for (model, content) in &models.content_ids {
@@ -87,6 +87,7 @@ pub fn export_record(
     ledger: &Ledger,
     candidate: Option<&str>,
 ) -> Result<(AskedRecord, Option<ToldRecord>), SearchError> {
+    let record = find_record(ledger, candidate)?;
     if !has_models(ledger)? {
         return Err(SearchError::BadData(
             "the run scored closed-form landscapes, not models (evaluator `function`): there is nothing to export; \
@@ -94,6 +95,10 @@ pub fn export_record(
                 .into(),
         ));
     }
+    Ok(record)
+}
+
+fn find_record(ledger: &Ledger, candidate: Option<&str>) -> Result<(AskedRecord, Option<ToldRecord>), SearchError> {
     let Some(wanted) = candidate else {
         let Some((asked, _)) = best_record(ledger)? else {
             return Err(SearchError::BadData(

@@ -94,8 +94,8 @@ fn explained(line: String) -> String {
     found.map_or(line.clone(), |(_, why)| format!("{line} ({why})"))
 }
 
-/// Metrics and directions that the run file leaves to the evaluator, where it says others now: scores from before and after
-/// would not be comparable.
+/// Metrics and directions that the run file leaves to the evaluator, where it says others now: scores from before and
+/// after would not be comparable.
 fn turned(ledger: &Ledger, prepared: &Prepared) -> Result<Vec<String>, SearchError> {
     // Ledgers of earlier versions do not tell.
     let Some(recorded) = ledger.fact(fact::OBJECTIVE)? else { return Ok(Vec::new()) };

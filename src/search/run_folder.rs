@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use super::SearchError;
 
 const LOCK: &str = "run.lock";
+/// What the frozen copy of a run file says of itself.
+pub(super) const FROZEN: &str = "# Frozen by evomerge when the run started.";
 
 /// `results/NAME/`, locked by this process.
 #[derive(Debug)]
@@ -99,7 +101,9 @@ impl RunFolder {
     pub fn refuse_without_ledger(&self) -> Result<(), SearchError> {
         let ledger = self.ledger();
         let is_there = std::fs::metadata(&ledger).is_ok_and(|metadata| metadata.len() > 0);
-        if is_there || !self.run_file().exists() {
+        // A run file without the note is the user's own.
+        let is_frozen = std::fs::read_to_string(self.run_file()).is_ok_and(|text| text.contains(FROZEN));
+        if is_there || !is_frozen {
             return Ok(());
         }
         Err(SearchError::BadData(format!(

@@ -2,7 +2,7 @@
 //! in both.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -137,8 +137,8 @@ pub(super) async fn holdout_plan(
     Ok(Some(plan))
 }
 
-/// A server of this machine has many names (`localhost`, `127.0.0.1`, `[::1]`); its address tells. Elsewhere one address may serve
-/// several hosts.
+/// A server of this machine has many names (`localhost`, `127.0.0.1`, `[::1]`); its address tells. Elsewhere one
+/// address may serve several hosts.
 fn refuse_same_address(search: &[String], holdout: &[String]) -> Result<(), SearchError> {
     let seen: Vec<(&String, Url, Vec<SocketAddr>)> = search.iter().filter_map(located).collect();
     for (name, url, addresses) in holdout.iter().filter_map(located) {
@@ -159,11 +159,17 @@ fn refuse_same_address(search: &[String], holdout: &[String]) -> Result<(), Sear
 /// Where an endpoint is; `None` where nobody knows, which connecting to it will tell.
 fn located(endpoint: &String) -> Option<(&String, Url, Vec<SocketAddr>)> {
     let url = Url::parse(endpoint).ok()?;
+    // Other names are another matter: a proxy of this machine may tell its servers apart by them.
+    let host = url.host_str()?.trim_start_matches('[').trim_end_matches(']');
+    if host != "localhost" && host.parse::<IpAddr>().is_err() {
+        return None;
+    }
     let addresses = url.socket_addrs(|| None).ok()?;
     Some((endpoint, url, addresses))
 }
 
-/// Refuses a hold-out whose task `name` has not the metric that the search optimizes on `task`, or takes it the other way round.
+/// Refuses a hold-out whose task `name` has not the metric that the search optimizes on `task`, or takes it the other
+/// way round.
 fn check_metric(
     search: &dyn Evaluator,
     holdout: &dyn Evaluator,

@@ -11,12 +11,15 @@ use super::super::fault::{Judgement, Loss, Reaction, of_error_answer, of_problem
 use super::super::json::refuse_repeated_keys;
 use super::super::pool::Lease;
 use super::super::protocol::{WireEvaluation, WireRequest};
+use super::super::retry::RetryPolicy;
 use super::super::{Evaluation, EvaluationRequest, FaultClass};
 
 /// Polls in a row that may fail before the evaluation counts as lost.
 const LOST_POLLS: u32 = 3;
 /// The wait between polls where the endpoint names none.
 const POLL_WAIT: Duration = Duration::from_secs(2);
+/// The shortest wait between polls, whatever the endpoint asks for.
+const LEAST_POLL_WAIT: Duration = Duration::from_millis(100);
 /// How long a cancelled evaluation's DELETE may take.
 const DELETE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -98,6 +101,12 @@ fn is_pending(evaluation: &WireEvaluation) -> bool {
     matches!(evaluation.status.as_deref(), Some("queued" | "running"))
 }
 
+/// The wait that the endpoint asks for, some of it at least.
+fn poll_wait(policy: &RetryPolicy, asked: Option<Duration>) -> Duration {
+    let wait = asked.unwrap_or(POLL_WAIT).clamp(LEAST_POLL_WAIT, policy.longest_retry_after);
+    wait.mul_f64(policy.wait_scale)
+}
+
 /// Polls until the evaluation is finished.
 async fn follow(
     lease: &Lease,
@@ -107,7 +116,7 @@ async fn follow(
     cancel: &CancellationToken,
 ) -> Result<WireEvaluation, Judgement> {
     let policy = lease.policy();
-    let mut wait = policy.asked(asked.unwrap_or(POLL_WAIT));
+    let mut wait = poll_wait(policy, asked);
     let mut lost = 0;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -127,7 +136,7 @@ async fn follow(
             }
             answer = poll => answer,
         };
-        wait = policy.asked(answer.as_ref().ok().and_then(|answer| answer.retry_after).unwrap_or(POLL_WAIT));
+        wait = poll_wait(policy, answer.as_ref().ok().and_then(|answer| answer.retry_after));
         match answer.and_then(|answer| if answer.status == 404 { Err(forgotten()) } else { evaluation_of(&answer) }) {
             Ok(evaluation) if !is_pending(&evaluation) => return Ok(evaluation),
             Ok(evaluation) => {

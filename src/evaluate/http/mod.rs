@@ -72,6 +72,7 @@ impl HttpEvaluator {
         }
         let known = pool.endpoints.iter().find_map(|endpoint| endpoint.facts());
         let facts = known.ok_or_else(|| EvaluateError::Configuration(no_endpoints()))?;
+        pool.settle_tasks(&facts).map_err(EvaluateError::Configuration)?;
         let places = pool.endpoints.iter().map(|endpoint| {
             let most = endpoint.facts().map_or(usize::MAX, |facts| facts.max_inflight);
             config.in_flight.get().min(most)

@@ -1,6 +1,5 @@
 //! Health and capabilities of an endpoint, held against what the run needs.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -39,47 +38,48 @@ impl Pool {
         check_demand(&wire, &self.demand).map_err(|fault| Refusal::Unsuitable(fault.at(&endpoint.label)))?;
         self.agree(&wire.fingerprint, endpoint)?;
         let facts = facts_of(&wire);
-        self.agree_on_tasks(&facts)
-            .map_err(|detail| Refusal::Unsuitable(Fault::configuration("tasks_differ", detail).at(&endpoint.label)))?;
+        self.agree_on_tasks(&facts).map_err(|fault| Refusal::Unsuitable(fault.at(&endpoint.label)))?;
         Ok(Arc::new(facts))
     }
 
-    /// Makes sure that all endpoints score as many samples by the same metrics in the same direction; the first one that passes
-    /// decides, for as long as the run goes on.
-    fn agree_on_tasks(&self, facts: &Facts) -> Result<(), String> {
-        let mut agreed = self.agreed.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut found = BTreeMap::new();
-        for task in &self.demand.tasks {
-            let Some(known) = facts.capabilities.tasks.get(&task.name) else { continue };
-            let settled = agreed.as_ref().and_then(|agreed| agreed.get(&task.name));
-            let metric = settled.map(|settled| &settled.metric);
-            let metric = metric.or(task.metric.as_ref()).or_else(|| facts.first_metrics.get(&task.name));
-            let Some(metric) = metric else { continue };
-            let Some(capability) = known.metrics.get(metric) else {
-                return Err(format!("its task `{}` has no metric `{metric}`, by which the others score it", task.name));
-            };
-            let own = AgreedTask {
-                n_samples: known.n_samples,
-                metric: metric.clone(),
-                higher_is_better: capability.higher_is_better,
-            };
-            match settled {
-                Some(settled) if settled.n_samples != own.n_samples => {
-                    return Err(format!(
-                        "its task `{}` has {} samples, that of the others (or its own, when the run began) {}",
-                        task.name, own.n_samples, settled.n_samples
-                    ));
-                }
-                Some(settled) if *settled != own => {
-                    return Err(format!(
-                        "its `higher_is_better` of `{metric}` in task `{}` is not that of the others (or its own, when the run began)",
-                        task.name
-                    ));
-                }
-                _ => found.insert(task.name.clone(), own),
-            };
+    /// From now on, all endpoints have to score the run's tasks as the first of those in the run file that was met
+    /// does; says which of them does not.
+    pub fn settle_tasks(&self, first: &Facts) -> Result<(), Fault> {
+        let agreed = self.demand.tasks.iter().filter_map(|task| {
+            let metric = task.metric.as_ref().or_else(|| first.first_metrics.get(&task.name))?;
+            Some((task.name.clone(), AgreedTask::of(first, &task.name, metric)?))
+        });
+        let agreed = agreed.collect();
+        *self.agreed.lock().unwrap_or_else(PoisonError::into_inner) = Some(agreed);
+        for endpoint in &self.endpoints {
+            if let Some(facts) = endpoint.facts() {
+                self.agree_on_tasks(&facts).map_err(|fault| fault.at(&endpoint.label))?;
+            }
         }
-        agreed.get_or_insert(found);
+        Ok(())
+    }
+
+    /// Makes sure that an endpoint scores as many samples as the others, by the same metrics in the same direction.
+    fn agree_on_tasks(&self, facts: &Facts) -> Result<(), Fault> {
+        let agreed = self.agreed.lock().unwrap_or_else(PoisonError::into_inner);
+        for (task, settled) in agreed.iter().flatten() {
+            let metric = &settled.metric;
+            let reason = match AgreedTask::of(facts, task, metric) {
+                None => format!("has no metric `{metric}`, by which the others score it"),
+                // Zero is unknown.
+                Some(own) if settled.n_samples.min(own.n_samples) > 0 && settled.n_samples != own.n_samples => format!(
+                    "has {} samples, that of the others (or its own, when the run began) {}",
+                    own.n_samples, settled.n_samples
+                ),
+                Some(own) if settled.higher_is_better != own.higher_is_better => {
+                    format!(
+                        "has another `higher_is_better` of `{metric}` than the others (or itself, when the run began)"
+                    )
+                }
+                Some(_) => continue,
+            };
+            return Err(Fault::configuration("tasks_differ", format!("its task `{task}` {reason}")));
+        }
         Ok(())
     }
 
@@ -137,6 +137,15 @@ impl Pool {
                 format!("GET /{path}: not the protocol's document ({error}); is this an eval endpoint?"),
             )
         })
+    }
+}
+
+impl AgreedTask {
+    /// `None`: the endpoint has no such task, or not with this metric.
+    fn of(facts: &Facts, task: &str, metric: &str) -> Option<Self> {
+        let known = facts.capabilities.tasks.get(task)?;
+        let higher_is_better = known.metrics.get(metric)?.higher_is_better;
+        Some(Self { n_samples: known.n_samples, metric: metric.to_owned(), higher_is_better })
     }
 }
 

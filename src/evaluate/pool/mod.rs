@@ -174,7 +174,7 @@ pub(super) struct Pool {
     max_outage: Duration,
     /// The fingerprint that all endpoints must have; fixed by the first that answers.
     expected: Mutex<Option<String>>,
-    /// Tasks of the run as the first endpoint that passed a handshake has them.
+    /// Tasks of the run as all endpoints have to have them, once the first ones were met.
     agreed: Mutex<Option<BTreeMap<String, AgreedTask>>>,
     last_answer: Mutex<Instant>,
     changed: tokio::sync::Notify,

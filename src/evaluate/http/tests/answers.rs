@@ -91,7 +91,6 @@ async fn faults_of_the_infrastructure_change_no_result() {
             "invalid_answer",
             true,
         ),
-        ("more cut than answered", edited(|a| a["tasks"]["add"]["n_truncated"] = json!(7)), "invalid_answer", true),
         (
             "samples out of range",
             edited(|a| a["tasks"]["rev"]["per_sample"]["scores"]["accuracy"] = json!([3.0, -1.0, -1.0])),

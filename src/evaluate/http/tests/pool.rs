@@ -337,3 +337,41 @@ async fn an_endpoint_gets_no_more_at_once_than_it_bears() {
     assert!(all.iter().all(Result::is_ok));
     assert!(server.inner.most_at_once.load(std::sync::atomic::Ordering::SeqCst) <= 2);
 }
+
+/// Endpoints with one fingerprint that count or turn a task's scores differently.
+#[tokio::test]
+async fn endpoints_agree_on_samples_metric_and_direction() {
+    type Edit = fn(&mut Value);
+    let edits: [(Edit, &str); 3] = [
+        (|c| c["tasks"][0]["n_samples"] = json!(40), "has 40 samples"),
+        (|c| c["tasks"][0]["metrics"][0]["higher_is_better"] = json!(false), "higher_is_better"),
+        (|c| c["tasks"][1]["metrics"][0]["name"] = json!("f1"), "f1"),
+    ];
+    for (edit, text) in edits {
+        let (first, second) = (FaultServer::start(vec![]), FaultServer::start(vec![]));
+        edit(&mut second.inner.capabilities.lock().unwrap());
+        let bench = Bench::of(&[&first, &second]);
+        let refused = match bench.connect().await {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        let said = format!("{refused} {}", bench.lines().join(" "));
+        assert!(said.contains(text), "{text}: {said}");
+
+        // The same of one server that comes back.
+        let server = FaultServer::start(vec![Reply::Die]);
+        let bench = Bench::of(&[&server]);
+        let evaluator = bench.connect().await.unwrap();
+        edit(&mut server.inner.capabilities.lock().unwrap());
+        let error = bench.score(&evaluator).await.unwrap_err();
+        assert!(matches!(error, EvaluateError::Configuration(_)), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_cancels_for_ever_is_not_asked_for_ever() {
+    let server = FaultServer::start(vec![]);
+    *server.inner.otherwise.lock().unwrap() = Reply::Edited(|answer| answer["status"] = json!("cancelled"));
+    let error = Bench::of(&[&server]).evaluate().await.unwrap_err();
+    assert!(matches!(&error, EvaluateError::GivenUp(fault) if fault.code == "cancelled"), "{error}");
+}
