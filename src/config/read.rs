@@ -245,24 +245,19 @@ pub(super) fn named<Kind: Copy>(
     kinds: &[Kind],
     name: fn(Kind) -> &'static str,
 ) -> Result<Kind, FieldError> {
-    let names: Vec<&str> = kinds.iter().map(|kind| name(*kind)).collect();
-    let found = one_of(field, &names)?;
-    // `one_of` found it among the names.
-    kinds
-        .iter()
-        .copied()
-        .find(|kind| name(*kind) == found)
-        .ok_or_else(|| field.error(format!("unknown value `{found}`")))
+    let word = field.word()?;
+    let found = kinds.iter().copied().find(|kind| name(*kind) == word);
+    found.ok_or_else(|| unknown_value(field, word, kinds.iter().map(|kind| name(*kind))))
 }
 
 /// One of a few words.
 pub(super) fn one_of<'a>(field: &Field<'a>, words: &[&str]) -> Result<&'a str, FieldError> {
     let word = field.word()?;
-    if words.contains(&word) {
-        return Ok(word);
-    }
-    let hint = suggestion(word, words.iter().copied(), "expected");
-    Err(field.error(format!("unknown value `{word}`; {hint}")))
+    if words.contains(&word) { Ok(word) } else { Err(unknown_value(field, word, words.iter().copied())) }
+}
+
+fn unknown_value<'w>(field: &Field<'_>, word: &str, known: impl IntoIterator<Item = &'w str>) -> FieldError {
+    field.error(format!("unknown value `{word}`; {}", suggestion(word, known, "expected")))
 }
 
 pub(super) fn read_duration(field: &Field<'_>) -> Result<Duration, FieldError> {
