@@ -121,6 +121,21 @@ fn a_direction_that_the_evaluator_turns_is_a_change() {
 }
 
 #[test]
+fn another_number_of_samples_is_a_change() {
+    let (scratch, server) = (Scratch::new(), FaultServer::start(vec![]));
+    silent_run(&scratch, &server, 4, "");
+    scratch.search(Path::new("run.toml"), &["--quiet"]);
+    let edit = |samples: u64| server.inner.capabilities.lock().unwrap()["tasks"][0]["n_samples"] = samples.into();
+    edit(7);
+    let output = scratch.evomerge(&["search", "run.toml"]);
+    assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+    assert!(stderr(&output).contains("samples of task add: "), "{}", stderr(&output));
+    // Zero is unknown.
+    edit(0);
+    scratch.search(Path::new("run.toml"), &["--quiet"]);
+}
+
+#[test]
 fn a_hold_out_has_the_metric_of_the_search_in_its_direction() {
     for (field, value, word) in
         [("higher_is_better", Value::Bool(false), "is worse"), ("name", Value::from("f1"), "no metric `accuracy`")]

@@ -28,7 +28,7 @@ pub(super) fn run(arguments: &Check, output: Output) -> Result<ExitCode, CliErro
     });
     screen.finish();
     runtime.shutdown_background();
-    let findings = findings?;
+    let findings = findings.map_err(CliError::without_run)?;
     output.result(&describe(&findings), &serde_json::to_value(&findings).unwrap_or_default())?;
     Ok(ExitCode::Done)
 }

@@ -36,6 +36,9 @@ pub(super) enum CliError {
     RunFile { path: PathBuf, error: Box<SearchError> },
     #[error("{path}: {reason}")]
     Data { path: PathBuf, reason: String },
+    /// By a signal, where no run is left to be continued.
+    #[error("stopped by a signal; nothing was kept")]
+    Interrupted,
     #[error("{0}")]
     Usage(String),
     #[error("{path}: {source}")]
@@ -55,6 +58,15 @@ impl CliError {
         }
     }
 
+    /// An error of a command that looks at a run file without a run.
+    pub(super) fn without_run(self) -> Self {
+        match self {
+            Self::Search(SearchError::Stopped | SearchError::Evaluate(EvaluateError::Cancelled))
+            | Self::Evaluate(EvaluateError::Cancelled) => Self::Interrupted,
+            other => other,
+        }
+    }
+
     pub(super) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Search(error) => error.exit_code(),
@@ -67,6 +79,7 @@ impl CliError {
             Self::Ledger(error) => error.exit_code(),
             Self::Simulate(error) => error.exit_code(),
             Self::Data { .. } => ExitCode::BadData,
+            Self::Interrupted => ExitCode::Stopped,
             Self::Usage(_) => ExitCode::Usage,
             Self::Write { .. } => ExitCode::NotWritable,
             Self::Runtime(_) => ExitCode::Internal,

@@ -56,7 +56,7 @@ pub(super) fn run(arguments: &Evaluate, output: Output) -> Result<ExitCode, CliE
     });
     screen.finish();
     runtime.shutdown_background();
-    let (objective, evaluation) = result?;
+    let (objective, evaluation) = result.map_err(CliError::without_run)?;
     let written = arguments.samples.as_ref().map_or(Ok(()), |path| write_samples(&evaluation, path));
     let mut json = to_json(&objective, &evaluation, &arguments.model);
     let code = written.as_ref().map_or_else(CliError::exit_code, |()| ExitCode::Done);

@@ -1,6 +1,8 @@
 //! The HTTP client: where a bearer token may go, and how long and how much an answer may be.
 
+use std::env::VarError;
 use std::error::Error;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Once;
 use std::time::Duration;
@@ -177,8 +179,31 @@ pub(super) fn endpoint_url(text: &str) -> Result<Url, Fault> {
 /// Whether the address is this machine.
 pub(super) fn is_loopback(url: &Url) -> bool {
     let Some(host) = url.host_str() else { return false };
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    host == "localhost" || literal_address(host).is_some_and(|address| address.is_loopback())
+}
+
+fn literal_address(host: &str) -> Option<IpAddr> {
+    host.trim_start_matches('[').trim_end_matches(']').parse().ok()
+}
+
+/// Whether two endpoints are one server of this machine, which has many names (`localhost`, `127.0.0.1`, `[::1]`): its
+/// address tells. Elsewhere one address may serve several hosts.
+pub(crate) fn is_same_server(first: &str, second: &str) -> bool {
+    let (Some((first, addresses)), Some((second, others))) = (located(first), located(second)) else { return false };
+    first.path() == second.path()
+        && addresses.iter().any(|address| address.ip().is_loopback() && others.contains(address))
+}
+
+/// Where an endpoint is; `None` where nobody knows, which connecting to it will tell.
+fn located(endpoint: &str) -> Option<(Url, Vec<SocketAddr>)> {
+    let url = endpoint_url(endpoint).ok()?;
+    // Other names are another matter: a proxy of this machine may tell its servers apart by them.
+    let host = url.host_str()?;
+    if host != "localhost" && literal_address(host).is_none() {
+        return None;
+    }
+    let addresses = url.socket_addrs(|| None).ok()?;
+    Some((url, addresses))
 }
 
 /// The bearer token as a header that no log shows; `None` where the run file names none.
@@ -190,8 +215,10 @@ pub(super) fn bearer_token(config: &HttpConfig, urls: &[Url]) -> Result<Option<H
     let refuse = |detail: String| EvaluateError::Configuration(Fault::configuration("token", detail));
     let Some(source) = &config.token else { return Ok(None) };
     let token = match source {
-        TokenSource::Environment(variable) => std::env::var(variable)
-            .map_err(|_| refuse(format!("token_env: the environment variable {variable} is not set")))?,
+        TokenSource::Environment(variable) => std::env::var(variable).map_err(|error| {
+            let reason = if error == VarError::NotPresent { "is not set" } else { "holds no UTF-8 text" };
+            refuse(format!("token_env: the environment variable {variable} {reason}"))
+        })?,
         TokenSource::File(file) => token_of_file(file).map_err(refuse)?,
     };
     let token = token.trim();

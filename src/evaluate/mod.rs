@@ -37,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{EvaluatorConfig, EvaluatorKind};
 
+pub(crate) use client::is_same_server;
 pub use types::*;
 
 /// Scores candidates. Implementations own their endpoints, their retries and their checks of an answer; what they

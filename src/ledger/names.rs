@@ -18,6 +18,8 @@ pub mod fact {
     pub const RACING: &str = "racing";
     /// Tasks, metrics and signed weights, as JSON.
     pub const OBJECTIVE: &str = "objective";
+    /// Samples of each task as the evaluator told at the first start, as JSON.
+    pub const SAMPLES: &str = "samples";
     pub const EVOMERGE_VERSION: &str = "evomerge_version";
     /// Seconds that searches have run, over all starts.
     pub const ACTIVE_SECONDS: &str = "active_seconds";

@@ -26,8 +26,9 @@ pub struct Drift {
 /// Whether the latest score of a candidate differs from its earlier ones, oldest first, by more than chance allows.
 ///
 /// A `deterministic` evaluator has no chance. Else, the differences sample by sample are compared with zero; without
-/// scores by sample, the difference to the first score is compared with both standard errors; without those, the latest
-/// score is compared with the spread of at least four earlier ones. `None`: within chance, or nothing is known of it.
+/// scores by sample, the difference to the first score is compared with both standard errors; without those, or where
+/// they are zero (one sample, or answers that are all alike, which tells nothing of chance), the latest score is
+/// compared with the spread of at least four earlier ones. `None`: within chance, or nothing is known of it.
 pub fn drift(objective: &Objective, earlier: &[&Scores], latest: &Scores, deterministic: bool) -> Option<Drift> {
     let first = *earlier.first()?;
     let (before, now) = (objective.value(first)?, objective.value(latest)?);
@@ -39,9 +40,11 @@ pub fn drift(objective: &Objective, earlier: &[&Scores], latest: &Scores, determ
         let same = difference.abs() <= ROUNDING * before.abs().max(1.0) && same_samples;
         return (!same).then_some(Drift { difference, errors: None });
     }
-    let (difference, errors, most) = match (paired, objective.stderr(first).zip(objective.stderr(latest))) {
+    let errors_of_both = objective.stderr(first).zip(objective.stderr(latest));
+    let error_of_both = errors_of_both.map(|(first, second)| first.hypot(second)).filter(|error| *error > 0.0);
+    let (difference, errors, most) = match (paired, error_of_both) {
         (Some((difference, error)), _) => (difference, difference / error, BEYOND_CHANCE),
-        (None, Some((first, second))) => (difference, difference / first.hypot(second), BEYOND_CHANCE),
+        (None, Some(error)) => (difference, difference / error, BEYOND_CHANCE),
         (None, None) => {
             let values: Vec<f64> = earlier.iter().filter_map(|scores| objective.value(scores)).collect();
             let (distance, most) = distance_to(&values, now)?;
@@ -162,6 +165,9 @@ mod tests {
         let same: Vec<&Scores> = same.iter().collect();
         assert_eq!(drift(&objective, &same, same[0], false), None);
         assert!(drift(&objective, &same, earlier[1], false).is_some(), "it never varied before");
+        // Errors of zero are those of one sample.
+        let lone = |value: f64| scores(&[value], false, Some(0.0));
+        assert_eq!(drift(&objective, &[&lone(1.0)], &lone(0.0), false), None);
     }
 
     #[test]

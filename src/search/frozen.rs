@@ -48,6 +48,7 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
             (fact::GENES, &json!(gene_names(prepared)).to_string()),
             (fact::RACING, &json!(frozen.racing).to_string()),
             (fact::OBJECTIVE, &objective(prepared).to_string()),
+            (fact::SAMPLES, &samples(prepared).to_string()),
             (fact::EVOMERGE_VERSION, env!("CARGO_PKG_VERSION")),
         ])?;
         return Ok((frozen, true));
@@ -59,6 +60,7 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
     differences.extend(moved(ledger, fact::GENES, "space.genes", &gene_names(prepared))?);
     if differences.is_empty() {
         differences.extend(turned(ledger, prepared)?);
+        differences.extend(grown(ledger, prepared)?);
     }
     if !differences.is_empty() {
         return Err(SearchError::Changed { name: prepared.config.name.clone(), differences });
@@ -108,6 +110,23 @@ fn turned(ledger: &Ledger, prepared: &Prepared) -> Result<Vec<String>, SearchErr
     let lines = differences(&by_task(&recorded), &by_task(&objective(prepared)));
     let why = "the evaluator lists another metric first, or says that the other direction is better: write `metric` and `goal`";
     Ok(lines.into_iter().map(|line| format!("objective.{line} ({why})")).collect())
+}
+
+/// Tasks that have other numbers of samples now, as far as the evaluator tells: means over them are not comparable.
+fn grown(ledger: &Ledger, prepared: &Prepared) -> Result<Vec<String>, SearchError> {
+    // Ledgers of earlier versions do not tell.
+    let Some(recorded) = ledger.fact(fact::SAMPLES)? else { return Ok(Vec::new()) };
+    let recorded: BTreeMap<String, u64> = serde_json::from_str(&recorded).map_err(|error| {
+        SearchError::BadData(format!("ledger: the run's numbers of samples cannot be read: {error}"))
+    })?;
+    let tasks = &prepared.evaluator.capabilities().tasks;
+    let changed = recorded.into_iter().filter_map(|(name, before)| {
+        let now = tasks.get(&name).map(|known| known.n_samples)?;
+        // Zero is unknown.
+        let is_other = before.min(now) > 0 && before != now;
+        is_other.then(|| format!("samples of task {name}: {before} -> {now} (the evaluator's data are others)"))
+    });
+    Ok(changed.collect())
 }
 
 /// A list of names that is another order of the one recorded: proposals and sums follow the order.
@@ -170,6 +189,16 @@ fn objective(prepared: &Prepared) -> Value {
         .filter(|task| task.weight != 0.0)
         .map(|task| json!({ "name": task.name, "metric": task.metric, "weight": task.signed_weight() }))
         .collect()
+}
+
+/// Samples that the run's tasks have, by name; 0 where the evaluator does not tell.
+fn samples(prepared: &Prepared) -> Value {
+    let tasks = &prepared.evaluator.capabilities().tasks;
+    let count = |name: String| {
+        let samples = tasks.get(&name).map_or(0, |known| known.n_samples);
+        (name, samples)
+    };
+    json!(task_names(prepared).into_iter().map(count).collect::<BTreeMap<String, u64>>())
 }
 
 /// Not repeatable on purpose: two runs of one file must not share candidate folders.

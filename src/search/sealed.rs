@@ -2,18 +2,16 @@
 //! in both.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
-use reqwest::Url;
 use sha2::{Digest, Sha256};
 
 use super::prepare::{Prepared, capability, configuration, connect, count_samples, evaluator_tasks};
 use super::progress::Progress;
 use super::{SearchError, Stop};
 use crate::config::{HoldoutSource, TaskConfig};
-use crate::evaluate::{Evaluator, SampleId, Samples, TaskCapability, TaskRequest};
+use crate::evaluate::{Evaluator, SampleId, Samples, TaskCapability, TaskRequest, is_same_server};
 use crate::score::Objective;
 
 /// How the sealed hold-out is scored.
@@ -137,16 +135,10 @@ pub(super) async fn holdout_plan(
     Ok(Some(plan))
 }
 
-/// A server of this machine has many names (`localhost`, `127.0.0.1`, `[::1]`); its address tells. Elsewhere one
-/// address may serve several hosts.
+/// A hold-out on the search's own server has the search's samples.
 fn refuse_same_address(search: &[String], holdout: &[String]) -> Result<(), SearchError> {
-    let seen: Vec<(&String, Url, Vec<SocketAddr>)> = search.iter().filter_map(located).collect();
-    for (name, url, addresses) in holdout.iter().filter_map(located) {
-        let same = |(_, other, known): &&(&String, Url, Vec<SocketAddr>)| {
-            other.path() == url.path()
-                && addresses.iter().any(|address| address.ip().is_loopback() && known.contains(address))
-        };
-        if let Some((other, _, _)) = seen.iter().find(same) {
+    for name in holdout {
+        if let Some(other) = search.iter().find(|other| is_same_server(name, other)) {
             return Err(SearchError::Settings(format!(
                 "holdout.endpoints: {name} and {other} of the search are one address, so that its samples are those that the search sees; \
                  name a server of other samples"
@@ -154,18 +146,6 @@ fn refuse_same_address(search: &[String], holdout: &[String]) -> Result<(), Sear
         }
     }
     Ok(())
-}
-
-/// Where an endpoint is; `None` where nobody knows, which connecting to it will tell.
-fn located(endpoint: &String) -> Option<(&String, Url, Vec<SocketAddr>)> {
-    let url = Url::parse(endpoint).ok()?;
-    // Other names are another matter: a proxy of this machine may tell its servers apart by them.
-    let host = url.host_str()?.trim_start_matches('[').trim_end_matches(']');
-    if host != "localhost" && host.parse::<IpAddr>().is_err() {
-        return None;
-    }
-    let addresses = url.socket_addrs(|| None).ok()?;
-    Some((endpoint, url, addresses))
 }
 
 /// Refuses a hold-out whose task `name` has not the metric that the search optimizes on `task`, or takes it the other

@@ -26,6 +26,8 @@ pub(super) struct Plan {
 #[derive(Clone, Debug)]
 enum Owner {
     Baseline(Content),
+    /// A step of the greedy soup.
+    GreedySoup(Content),
     Inner,
 }
 
@@ -75,8 +77,8 @@ impl Baselines {
         }
     }
 
-    fn propose(&mut self, content: Content, origin: &str) -> Ask {
-        self.open = Some(Owner::Baseline(content.clone()));
+    fn propose(&mut self, owner: Owner, content: Content, origin: &str) -> Ask {
+        self.open = Some(owner);
         let origin = origin.to_owned();
         Ask::Proposal(Box::new(Proposal {
             content,
@@ -92,30 +94,54 @@ impl Baselines {
         self.indices.iter().find(|(known, _)| known == content).map(|(_, index)| *index)
     }
 
-    /// The greedy soup's next move; `None` when it is done or not made.
-    fn greedy(&mut self) -> Option<Ask> {
-        if !self.plan.greedy || self.plan.sources < 2 {
-            return None;
+    /// Whether a greedy soup is made.
+    fn is_greedy(&self) -> bool {
+        self.plan.greedy && self.plan.sources > 1
+    }
+
+    /// Evaluations of the sources that have been proposed so far.
+    fn source_indices(&self) -> Vec<u64> {
+        (0..self.plan.sources).filter_map(|source| self.index(&Content::Soup(vec![source]))).collect()
+    }
+
+    /// Takes the greedy soup as far as the scores that are known allow, so that a search which ends here has its trace.
+    fn follow_greedy(&mut self) {
+        if !self.is_greedy() {
+            return;
         }
         if self.trace.is_none() {
-            let sources: Vec<u64> =
-                (0..self.plan.sources).filter_map(|source| self.index(&Content::Soup(vec![source]))).collect();
-            if let Some(until) = sources.iter().copied().filter(|index| !self.told.contains_key(index)).max() {
-                return Some(Ask::Wait { until });
-            }
-            let scores: Vec<Option<f64>> =
-                sources.iter().map(|index| self.told.get(index).copied().flatten()).collect();
-            self.trace = Some(SoupTrace::start(&scores, self.plan.passes));
+            let sources = self.source_indices();
+            let scores: Option<Vec<Option<f64>>> = sources.iter().map(|index| self.told.get(index).copied()).collect();
+            self.trace = scores
+                .filter(|scores| scores.len() == self.plan.sources)
+                .map(|scores| SoupTrace::start(&scores, self.plan.passes));
         }
-        let trace = self.trace.as_mut()?;
-        if let Some(index) = self.step {
-            let Some(score) = self.told.get(&index) else { return Some(Ask::Wait { until: index }) };
+        let score = self.step.and_then(|index| self.told.get(&index));
+        if let (Some(trace), Some(score)) = (&mut self.trace, score) {
             trace.scored(*score, self.plan.keep);
             self.step = None;
         }
+    }
+
+    /// The greedy soup's next move; `None` when it is done or not made.
+    fn greedy(&mut self) -> Option<Ask> {
+        if !self.is_greedy() {
+            return None;
+        }
+        self.follow_greedy();
+        let Some(trace) = &self.trace else {
+            let open = self.source_indices().into_iter().filter(|index| !self.told.contains_key(index));
+            return open.max().map(|until| Ask::Wait { until });
+        };
+        if let Some(until) = self.step {
+            return Some(Ask::Wait { until });
+        }
         let members = trace.next()?;
         let parents: Vec<u64> = self.greedy_parents();
-        let Ask::Proposal(mut proposal) = self.propose(Content::Soup(members), origin::GREEDY_SOUP) else {
+        let content = Content::Soup(members);
+        let Ask::Proposal(mut proposal) =
+            self.propose(Owner::GreedySoup(content.clone()), content, origin::GREEDY_SOUP)
+        else {
             return None;
         };
         proposal.parents = parents;
@@ -145,7 +171,7 @@ impl Strategy for Baselines {
         if let Some(content) = self.first.get(self.proposed).cloned() {
             self.proposed += 1;
             let origin = origin_of(&content);
-            return Ok(self.propose(content, origin));
+            return Ok(self.propose(Owner::Baseline(content.clone()), content, origin));
         }
         if let Some(ask) = self.greedy() {
             return Ok(ask);
@@ -167,8 +193,8 @@ impl Strategy for Baselines {
                     inner.place(placement);
                 }
             }
-            Owner::Baseline(content) => {
-                if self.trace.is_some() {
+            Owner::Baseline(content) | Owner::GreedySoup(content) => {
+                if matches!(owner, Owner::GreedySoup(_)) {
                     self.step = Some(index);
                 }
                 if self.index(content).is_none() {
@@ -179,13 +205,15 @@ impl Strategy for Baselines {
         if matches!(placement, Placement::Asked { .. }) {
             self.owners.insert(index, owner);
         }
+        self.follow_greedy();
     }
 
     fn tell(&mut self, outcome: &Outcome) -> Result<(), StrategyError> {
         self.told.insert(outcome.index, objective(outcome)?);
+        self.follow_greedy();
         let Some(inner) = &mut self.inner else { return Ok(()) };
         match self.owners.get(&outcome.index) {
-            Some(Owner::Baseline(content)) => inner.learn(content, outcome),
+            Some(Owner::Baseline(content) | Owner::GreedySoup(content)) => inner.learn(content, outcome),
             _ => inner.tell(outcome),
         }
     }

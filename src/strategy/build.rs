@@ -258,9 +258,13 @@ mod tests {
 
     #[test]
     fn a_budget_cuts_the_greedy_soup_visibly() {
-        let (_, trace) = baselines(StrategyKind::GreedySoup, setup(TestSpace::reals(2), 8), 6, &soup_score);
-        let trace = trace.unwrap();
-        assert!(!trace.complete && trace.steps.is_empty());
+        // Nothing but the baselines, one step of two, both steps.
+        for (evaluations, steps) in [(5, 0), (6, 1), (7, 2)] {
+            let (_, trace) =
+                baselines(StrategyKind::GreedySoup, setup(TestSpace::reals(2), 8), evaluations, &soup_score);
+            let trace = trace.unwrap();
+            assert_eq!((trace.steps.len(), trace.complete), (steps, steps == 2));
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 mod attempt;
 mod course;
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::{BoxFuture, join_all};
 use tokio_util::sync::CancellationToken;
 
-use super::client::{Limits, bearer_token, endpoint_url, http_client};
+use super::client::{Limits, bearer_token, endpoint_url, http_client, is_same_server};
 use super::pool::{Demand, Endpoint, Facts, Pool, Refusal};
 use super::retry::RetryPolicy;
 use super::{
@@ -100,9 +101,17 @@ fn endpoints_of(config: &HttpConfig, limits: &Limits) -> Result<Vec<Endpoint>, E
     if urls.is_empty() {
         return Err(refuse(no_endpoints()));
     }
-    if let Some(twice) = (1..urls.len()).find(|index| urls[..*index].contains(&urls[*index])) {
-        let detail = format!("endpoint {} is named twice; in_flight is the way to send more to one", urls[twice]);
-        return Err(refuse(Fault::configuration("endpoint", detail)));
+    for (place, label) in config.endpoints.iter().enumerate() {
+        let is_same = |other: &usize| urls[*other] == urls[place] || is_same_server(&config.endpoints[*other], label);
+        if let Some(other) = (0..place).find(is_same) {
+            let known = &config.endpoints[other];
+            let detail = if known == label {
+                format!("endpoint {label} is named twice; in_flight is the way to send more to one")
+            } else {
+                format!("endpoints {known} and {label} are one server; in_flight is the way to send more to one")
+            };
+            return Err(refuse(Fault::configuration("endpoint", detail)));
+        }
     }
     let token = bearer_token(config, &urls)?;
     urls.into_iter()
@@ -151,14 +160,15 @@ async fn meet_all(pool: &Pool, startup_timeout: Duration) -> Result<(), Evaluate
     }
 }
 
-/// sha256 over protocol, the endpoints' fingerprint (not where the user declares different ones equivalent) and the
-/// versions of the run's tasks.
+/// sha256 over protocol, the endpoints' fingerprint and the versions of the run's tasks. Where the user declares
+/// different endpoints equivalent, over the tasks' names alone: which of them is met first must not matter.
 fn fingerprint_of(facts: &Facts, tasks: &[EvaluatorTask], allow_different: bool) -> String {
     let mut names: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
     names.sort_unstable();
     names.dedup();
     let endpoint = if allow_different { "equivalent" } else { facts.fingerprint.as_str() };
-    let versions = names.iter().flat_map(|name| [*name, facts.versions.get(*name).map_or("", String::as_str)]);
+    let version = |name: &str| facts.versions.get(name).filter(|_| !allow_different).map_or("", String::as_str);
+    let versions = names.iter().flat_map(|name| [*name, version(name)]);
     super::hash_parts(["http", protocol::VERSION, endpoint].into_iter().chain(versions))
 }
 
@@ -195,7 +205,10 @@ impl Evaluator for HttpEvaluator {
                 return Err(EvaluateError::Configuration(Fault::configuration("candidate_folder", detail)));
             };
             let source = protocol::path_source(folder).map_err(EvaluateError::Configuration)?;
-            let document = protocol::request_document(request, source, &self.facts.capabilities, &self.facts.versions)
+            // Equivalent endpoints may have other versions of a task than the first one.
+            let (none, facts) = (BTreeMap::new(), &self.facts);
+            let versions = if self.allow_different_fingerprints { &none } else { &facts.versions };
+            let document = protocol::request_document(request, source, &facts.capabilities, versions)
                 .map_err(EvaluateError::Configuration)?;
             course::Course::new(self, request, document, attempts, cancel).run().await
         })

@@ -378,9 +378,12 @@ impl Pool {
                 // One more fault shuts it again.
                 state.faults_in_row = if state.open { self.policy.breaker_threshold.saturating_sub(1) } else { 0 };
                 state.facts = Some(Arc::clone(facts));
+                // An endpoint that is well may still have asked to be left alone.
+                if state.open {
+                    state.not_before = None;
+                }
                 state.open = false;
                 state.probe_failures = 0;
-                state.not_before = None;
                 news.map(|news| format!("endpoint {} {news}", endpoint.label))
             }
             Err(Refusal::Gone(fault) | Refusal::Down(fault)) => {

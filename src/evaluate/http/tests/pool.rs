@@ -369,6 +369,58 @@ async fn endpoints_agree_on_samples_metric_and_direction() {
 }
 
 #[tokio::test]
+async fn two_names_of_one_server_are_one_endpoint() {
+    let server = FaultServer::start(vec![]);
+    let port = server.address.port();
+    let names = [format!("http://127.0.0.1:{port}"), format!("http://localhost:{port}/")];
+    let error = Bench::new(names.to_vec()).connect().await.err().unwrap();
+    assert!(error.to_string().contains("are one server"), "{error}");
+}
+
+/// Which of two endpoints is met first must not make it another run, nor may the second be asked for the first one's
+/// version.
+#[tokio::test]
+async fn equivalent_endpoints_have_no_versions_in_common() {
+    let servers = [FaultServer::start(vec![]), FaultServer::start(vec![])];
+    for (server, version) in servers.iter().zip(["7", "8"]) {
+        let mut capabilities = server.inner.capabilities.lock().unwrap();
+        capabilities["tasks"][0]["version"] = json!(version);
+        capabilities["fingerprint"] = json!(format!("sha256:{version}"));
+    }
+    let mut fingerprints = Vec::new();
+    for order in [[0, 1], [1, 0]] {
+        let mut bench = Bench::of(&order.map(|place: usize| &servers[place]));
+        bench.config.allow_different_fingerprints = true;
+        let evaluator = bench.connect().await.unwrap();
+        fingerprints.push(evaluator.fingerprint().to_owned());
+        assert_scored(&bench.score(&evaluator).await.unwrap());
+    }
+    assert_eq!(fingerprints[0], fingerprints[1]);
+    let asked = servers.iter().flat_map(|server| server.seen("POST"));
+    assert!(asked.map(|seen| seen.json()["tasks"][0]["version"].clone()).all(|version| version.is_null()));
+}
+
+/// A health check that another endpoint's trouble leads to does not end the rest that this one asked for.
+#[tokio::test]
+async fn a_passed_health_check_ends_no_rest_that_was_asked_for() {
+    let server = FaultServer::start(vec![Reply::Status(429, &[("Retry-After", "2")], String::new())]);
+    let mut bench = Bench::of(&[&server]);
+    bench.policy.wait_scale = 0.2;
+    let evaluator = bench.connect().await.unwrap();
+    let pool = evaluator.pool.clone();
+    let asked = std::time::Instant::now();
+    let (scored, ()) = tokio::join!(bench.score(&evaluator), async {
+        while server.posts() == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(pool.any_healthy().await);
+    });
+    assert_scored(&scored.unwrap());
+    assert!(asked.elapsed() >= Duration::from_millis(400), "{:?}", asked.elapsed());
+}
+
+#[tokio::test]
 async fn an_endpoint_that_cancels_for_ever_is_not_asked_for_ever() {
     let server = FaultServer::start(vec![]);
     *server.inner.otherwise.lock().unwrap() = Reply::Edited(|answer| answer["status"] = json!("cancelled"));
