@@ -75,6 +75,8 @@ impl PartialDirectory {
         }
         match rename_with(from, to, RenameFlags::NOREPLACE) {
             Ok(()) => Ok(()),
+            // Onto an empty directory, one is moved in one step.
+            Err(Errno::EXIST) if is_empty(to) => std::fs::rename(from, to).map_err(|_| exists(to)),
             Err(Errno::EXIST | Errno::NOTEMPTY) => Err(exists(to)),
             Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
                 // The file system cannot promise it, but `check_destination` has just seen that nothing is there.
@@ -150,20 +152,26 @@ pub(super) fn split(destination: &Path) -> Result<(PathBuf, &OsStr), CheckpointE
     Ok((parent, name))
 }
 
-/// Refuses a destination that exists, unless it may be replaced and is a checkpoint or empty.
+/// Refuses a destination that exists, unless it is an empty directory, or a checkpoint that may be replaced.
 pub(super) fn check_destination(destination: &Path, replace: bool) -> Result<(), CheckpointError> {
     let Ok(metadata) = destination.symlink_metadata() else {
         return Ok(());
     };
+    if metadata.is_dir() && is_empty(destination) {
+        return Ok(());
+    }
     if !replace {
         return Err(exists(destination));
     }
-    let empty = || std::fs::read_dir(destination).is_ok_and(|mut entries| entries.next().is_none());
-    if metadata.is_dir() && (destination.join(CONFIG_FILE).is_file() || empty()) {
+    if metadata.is_dir() && destination.join(CONFIG_FILE).is_file() {
         return Ok(());
     }
     let advice = "it is not a checkpoint (a directory with config.json), so it is not replaced; remove it or choose another path";
     Err(CheckpointError::Exists { path: destination.to_owned(), advice })
+}
+
+fn is_empty(directory: &Path) -> bool {
+    std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 fn exists(destination: &Path) -> CheckpointError {

@@ -1,19 +1,20 @@
 //! What can be said on the command line.
 
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::duration::parse_duration;
+use super::mergekit_flags::MergekitFlags;
 use crate::checkpoint::Dtype;
 
 /// Finds the best way to merge a set of fine-tuned language models, and proves that it did.
 #[derive(Debug, Parser)]
 #[command(name = "evomerge", version, about, propagate_version = true)]
 #[command(after_help = "Exit codes: 0 done, 1 internal error, 2 usage, 64 no evidence of improvement (with \
-    --require-improvement), 65 bad input data, 73 disk full or not writable, 75 stopped but resumable, 78 bad configuration.")]
+    --require-improvement), 65 bad input data, 73 disk full, not writable or in the way, 75 stopped but resumable, 78 bad configuration.")]
 pub(super) struct Arguments {
     #[command(flatten)]
     pub common: Common,
@@ -102,22 +103,26 @@ pub(super) struct Soup {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  evomerge merge results/night/best/recipe.toml --out merged\n  \
-    evomerge merge mergekit.yml --out merged --models-dir ~/models --dtype bfloat16")]
+    evomerge merge mergekit.yml --out merged --models-dir ~/models --dtype bfloat16\n  \
+    evomerge merge config.yaml merged --copy-tokenizer --lazy-unpickle    # as for mergekit-yaml")]
 pub(super) struct Merge {
     /// A recipe (.toml) or a mergekit configuration (.yml, .yaml)
     #[arg(value_name = "RECIPE")]
     pub recipe: PathBuf,
+    /// Folder of the merged model, as mergekit-yaml takes it: the same as --out
+    #[arg(value_name = "OUT", required_unless_present = "out", conflicts_with = "out")]
+    pub destination: Option<PathBuf>,
     /// Folder of the merged model
     #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
+    pub out: Option<PathBuf>,
     /// Where relative model names are looked up [default: the recipe's own folder]
     #[arg(long, value_name = "DIR")]
     pub models_dir: Option<PathBuf>,
     /// Threads; the result does not depend on them [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", alias = "num-threads", short_alias = 'j')]
     pub threads: Option<NonZeroUsize>,
     /// Seed of sampled masks, instead of the recipe's
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", alias = "random-seed")]
     pub seed: Option<u64>,
     /// Where sampled masks come from, instead of what the recipe says
     #[arg(long, value_name = "KIND")]
@@ -128,15 +133,28 @@ pub(super) struct Merge {
     /// Dtype of the file, instead of the recipe's `out_dtype`
     #[arg(long, value_name = "DTYPE")]
     pub out_dtype: Option<Dtype>,
-    /// Largest shard (`5GB`, `500MB`, `2GiB`, bytes) [default: the shards of the base]
+    /// Largest shard (`5GB`, `500MB`, `2GiB`, or a number of bytes) [default: the shards of the base]
     #[arg(long, value_name = "SIZE", value_parser = super::duration::parse_size)]
     pub shard_size: Option<u64>,
+    /// The same as mergekit writes it (`5B`: 5 billion bytes)
+    #[arg(long, value_name = "SIZE", value_parser = super::duration::parse_mergekit_size, conflicts_with = "shard_size", hide = true)]
+    pub out_shard_size: Option<u64>,
     /// Where vocabularies differ, merge the embedding rows that all models have
-    #[arg(long)]
+    #[arg(long, alias = "unsafe-truncate-embeddings")]
     pub truncate_embeddings: bool,
-    /// Replace an existing output folder
+    /// Replace an existing model, with everything in its folder
     #[arg(long)]
     pub force: bool,
+    #[command(flatten)]
+    pub mergekit: MergekitFlags,
+}
+
+impl Merge {
+    /// Where the merged model goes.
+    pub(super) fn output_folder(&self) -> &Path {
+        // One of both is required.
+        self.out.as_deref().or(self.destination.as_deref()).unwrap_or_else(|| Path::new(""))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

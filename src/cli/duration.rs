@@ -13,18 +13,36 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
     let unit = &text[digits.len()..];
     let factor: u64 = match unit {
-        "" | "B" => 1,
+        "" => 1,
+        "B" => {
+            return Err(format!(
+                "`{text}` is a billion to mergekit and one byte to others; write for example 2GB, or plain bytes"
+            ));
+        }
         "kB" | "KB" => 1_000,
         "MB" => 1_000_000,
         "GB" => 1_000_000_000,
         "KiB" => 1 << 10,
         "MiB" => 1 << 20,
         "GiB" => 1 << 30,
-        _ => return Err(format!("unknown unit `{unit}`; use B, kB, MB, GB, KiB, MiB or GiB")),
+        _ => return Err(format!("unknown unit `{unit}`; use kB, MB, GB, KiB, MiB or GiB, or none for bytes")),
     };
     let number: f64 = digits.trim().parse().map_err(|_| format!("`{text}` is no size; write for example 5GB"))?;
     let bytes = number * factor as f64;
     if bytes >= 1.0 && bytes < 2f64.powi(63) { Ok(bytes as u64) } else { Err(format!("`{text}` is no usable size")) }
+}
+
+/// A shard's size as mergekit reads it: `5B` is 5 billion bytes.
+pub(super) fn parse_mergekit_size(text: &str) -> Result<u64, String> {
+    let expected = || format!("`{text}` is no size; write for example 5B (5 billion bytes), 500M or plain bytes");
+    let (digits, factor) = match text.char_indices().last() {
+        Some((end, 'k' | 'K')) => (&text[..end], 1_000),
+        Some((end, 'm' | 'M')) => (&text[..end], 1_000_000),
+        Some((end, 'b' | 'B')) => (&text[..end], 1_000_000_000),
+        _ => (text, 1),
+    };
+    let size = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    size.filter(|size| (1..1 << 63).contains(size)).ok_or_else(expected)
 }
 
 /// A duration for people: `3 s`, `2 min 05 s`, `1 h 20 min`.
@@ -61,6 +79,13 @@ mod tests {
         assert!(parse_size("5 parsecs").is_err());
         assert!(parse_size("-1GB").is_err());
         assert!(parse_size("").is_err());
+        assert!(parse_size("1B").unwrap_err().contains("a billion to mergekit"));
+        assert_eq!(parse_mergekit_size("1B"), Ok(1_000_000_000));
+        assert_eq!(parse_mergekit_size("500m"), Ok(500_000_000));
+        assert_eq!(parse_mergekit_size("77"), Ok(77));
+        for bad in ["", "B", "0", "5GB", "99999999999B", "1.5B"] {
+            assert!(parse_mergekit_size(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::duration::human_bytes;
 use super::error::CliError;
 use super::output::{Output, say};
 use super::signals;
-use crate::checkpoint::{Checkpoint, ContentIds, open_model};
+use crate::checkpoint::{Checkpoint, CheckpointError, ContentIds, open_model};
 use crate::exit::ExitCode;
 use crate::merge::{MergeOptions, MergeReport, Merger, MergerOptions, WriteMode};
 use crate::recipe::{MaskKind, ModelReference, Recipe, RecipeFile};
@@ -18,7 +18,9 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
     let file = RecipeFile::read(&arguments.recipe)?;
     if !output.quiet {
         file.ignored.iter().for_each(|note| say(&format!("note: {}: {note}", arguments.recipe.display())));
+        arguments.mergekit.note().iter().for_each(|note| say(&format!("note: {note}")));
     }
+    let out = arguments.output_folder();
     let mut recipe = file.recipe;
     if let Some(seed) = arguments.seed {
         recipe.masks.seed = seed;
@@ -32,9 +34,9 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
     recipe.out_dtype = arguments.out_dtype.or(recipe.out_dtype);
     let own_folder = arguments.recipe.parent().unwrap_or_else(|| Path::new("."));
     let folder = arguments.models_dir.as_deref().unwrap_or(own_folder);
-    let models = OpenModels::open(&recipe, folder)?;
+    let models = OpenModels::open(&recipe, folder).map_err(|error| with_other_folder(error, &recipe, arguments))?;
     models.check_content(&file.content_ids, &arguments.recipe)?;
-    models.refuse_to_replace(&arguments.out, &arguments.recipe)?;
+    models.refuse_to_replace(out, &arguments.recipe)?;
     let options = MergerOptions {
         threads: arguments.threads,
         truncate_embeddings: arguments.truncate_embeddings,
@@ -43,19 +45,35 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
     let merger = models.merger(options)?;
     let options = MergeOptions {
         mode: WriteMode::durable(arguments.force),
-        shard_size: arguments.shard_size,
+        shard_size: arguments.shard_size.or(arguments.out_shard_size),
         release_inputs: true,
         ..MergeOptions::default()
     };
-    let report = materialize(&merger, &recipe, &arguments.out, options, output)?;
+    let report = materialize(&merger, &recipe, out, options, output)?;
     if report.uncertain_masks && !output.quiet {
         say(
             "note: some models tie the head to the embedding and others do not: mergekit may have drawn the masks of these two tensors \
              in the other order, which follows from a hash table of Python's",
         );
     }
-    output.result(&describe(&report, &arguments.out, output), &to_json(&report, &arguments.out))?;
+    output.result(&describe(&report, out, output), &to_json(&report, out))?;
     Ok(ExitCode::Done)
+}
+
+/// mergekit looks for relative paths in the current folder; whoever has them there gets told how to say so.
+fn with_other_folder(error: CliError, recipe: &Recipe, arguments: &Merge) -> CliError {
+    let CliError::Checkpoint(CheckpointError::Unresolved { location, reason }) = error else { return error };
+    let models = recipe.models();
+    let names = models.iter().flat_map(|model| [Some(&model.location), model.adapter.as_ref()]).flatten();
+    let is_here = names.into_iter().any(|name| location.trim_matches('`') == name.as_str() && Path::new(name).exists());
+    let reason = match is_here && arguments.models_dir.is_none() {
+        true => format!(
+            "{reason}; there is one in the current folder: relative names start at the recipe's folder, with `--models-dir .` \
+             here, as in mergekit"
+        ),
+        false => reason,
+    };
+    CheckpointError::Unresolved { location, reason }.into()
 }
 
 /// The models of a recipe.

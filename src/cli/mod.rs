@@ -7,6 +7,7 @@ mod error;
 mod evaluate;
 mod export;
 mod merge;
+mod mergekit_flags;
 mod methods;
 mod output;
 mod progress;

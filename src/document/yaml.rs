@@ -22,8 +22,17 @@ pub(super) fn parse(text: &str) -> Result<Node, FieldError> {
     serde_saphyr::from_str_with_options::<Located>(text, options).map(|located| located.0).map_err(|error| FieldError {
         key: String::new(),
         line: error.location().and_then(|location| usize::try_from(location.line()).ok()).filter(|line| *line > 0),
-        reason: format!("not valid YAML: {}", error.without_snippet()),
+        reason: reason(&error.without_snippet().to_string()),
     })
+}
+
+/// The parser's words, without its advice to programmers.
+fn reason(said: &str) -> String {
+    if said.contains("multiple YAML documents") {
+        return "several documents, with `---` between them: one file holds one; keep the one that is meant".to_owned();
+    }
+    let said = said.split_once(", set DuplicateKeyPolicy").map_or(said, |(said, _)| said);
+    format!("not valid YAML: {said}")
 }
 
 /// A node with the line that the parser gives it.
@@ -113,6 +122,14 @@ impl<'de> Visitor<'de> for ContentVisitor {
 #[cfg(test)]
 mod tests {
     use super::super::{Content, Node};
+
+    #[test]
+    fn complaints_are_for_people() {
+        let complaint = |text: &str| Node::from_yaml(text).unwrap_err().to_string();
+        assert!(complaint("a: 1\n---\na: 2\n").contains("one file holds one"));
+        let twice = complaint("a: 1\na: 2\n");
+        assert!(twice.contains("duplicate") && !twice.contains("Policy"), "{twice}");
+    }
 
     #[test]
     fn reads_what_people_write() {

@@ -11,7 +11,7 @@ use crate::exit::ExitCode;
 pub enum RecipeError {
     #[error("cannot read the recipe {}: {source}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("the recipe {} has an unknown file type; expected .toml, .yml or .yaml", path.display())]
+    #[error("{} holds weights; expected a recipe (.toml) or a configuration of mergekit (.yml, .yaml)", path.display())]
     FileType { path: PathBuf },
     /// `document` is the file, or `recipe` where the text did not come from one.
     #[error("{document}: {field}")]

@@ -51,7 +51,7 @@ fn unknown(name: &str, field: &Field<'_>, method: &MethodSpecification) -> Field
         None if method.parameters.is_empty() => "it has none".to_owned(),
         None => format!("it has {}", names.collect::<Vec<_>>().join(", ")),
     };
-    field.error(format!("unknown parameter of the method {}; {hint}", method.name))
+    field.error(format!("unknown parameter of the method {} (mergekit passes over it); {hint}", method.name))
 }
 
 fn read_setting(field: &Field<'_>, kind: ParameterKind) -> Result<Setting, FieldError> {

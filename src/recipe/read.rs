@@ -14,6 +14,12 @@ use crate::merge::{BaseUse, MethodSpecification, find_method, methods, unknown_m
 /// Chat templates that mergekit knows by name; only the text of a template can be copied.
 const NAMED_TEMPLATES: [&str; 6] = ["auto", "alpaca", "chatml", "exaone", "llama3", "mistral"];
 
+/// Endings of weights, which somebody may give in place of a recipe.
+const WEIGHTS: [&str; 5] = ["safetensors", "bin", "gguf", "pt", "pth"];
+
+/// Keys beside the method that configurations carry although mergekit does not know them there.
+const PASSED_OVER: [&str; 2] = ["random_seed", "int8_mask"];
+
 /// A recipe with what its file says of the models' contents.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RecipeFile {
@@ -25,15 +31,16 @@ pub struct RecipeFile {
 }
 
 impl RecipeFile {
-    /// Reads `.toml`, `.yml` or `.yaml`.
+    /// Reads `.toml`, or YAML under any other ending but those of weights: mergekit takes any.
     ///
     /// # Errors
-    /// When the file cannot be read, has another ending, or does not hold a valid recipe.
+    /// When the file cannot be read, or does not hold a valid recipe.
     pub fn read(path: &Path) -> Result<Self, RecipeError> {
-        let parse = match path.extension().and_then(|extension| extension.to_str()) {
-            Some("toml") => Self::from_toml,
-            Some("yml" | "yaml") => Self::from_mergekit_yaml,
-            _ => return Err(RecipeError::FileType { path: path.to_owned() }),
+        let ending = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default().to_lowercase();
+        let parse = match ending.as_str() {
+            "toml" => Self::from_toml,
+            ending if WEIGHTS.contains(&ending) => return Err(RecipeError::FileType { path: path.to_owned() }),
+            _ => Self::from_mergekit_yaml,
         };
         let text =
             std::fs::read_to_string(path).map_err(|source| RecipeError::Read { path: path.to_owned(), source })?;
@@ -58,10 +65,10 @@ impl RecipeFile {
 }
 
 impl Recipe {
-    /// Reads `.toml`, `.yml` or `.yaml`; see [`RecipeFile::read`].
+    /// Reads a file; see [`RecipeFile::read`].
     ///
     /// # Errors
-    /// When the file cannot be read, has another ending, or does not hold a valid recipe.
+    /// When the file cannot be read, or does not hold a valid recipe.
     pub fn read(path: &Path) -> Result<Self, RecipeError> {
         RecipeFile::read(path).map(|file| file.recipe)
     }
@@ -108,8 +115,13 @@ fn read_document(node: &Node, syntax: Syntax) -> Result<RecipeFile, RecipeError>
     if syntax == Syntax::Yaml {
         // Configurations in one file have names, which are mergekit-multi's; mergekit-yaml passes over them.
         let _ = fields.take("name");
+        for key in PASSED_OVER {
+            if fields.take(key).is_some() {
+                reader.ignored.push(format!("`{key}`: has no effect in a configuration, here as in mergekit"));
+            }
+        }
     }
-    fields.finish()?;
+    reader.finish(fields)?;
     let recipe = Recipe {
         merge_method: method.name.to_owned(),
         base_model,
@@ -166,6 +178,9 @@ fn read_model_mapping(field: &Field<'_>) -> Result<ModelReference, FieldError> {
 }
 
 fn read_path(field: &Field<'_>) -> Result<String, FieldError> {
+    if matches!(field.node.content, Content::Text(_)) {
+        return Ok(field.word()?.to_owned());
+    }
     let mut fields = field.fields()?;
     if let Some(field) = fields.take("revision") {
         return Err(field.error("revisions are not supported: give the snapshot's folder as the path"));
@@ -238,10 +253,47 @@ impl Reader {
         }
     }
 
+    /// Ends the reading of a table. mergekit passes over keys that it does not know; whoever wrote one meant something.
+    fn finish(&self, fields: Fields<'_>) -> Result<(), FieldError> {
+        fields.finish().map_err(|mut error| {
+            let key = error.key.rsplit('.').next().unwrap_or_default();
+            let is_parameter = methods().iter().any(|method| method.parameter(key).is_some());
+            if is_parameter {
+                error.reason = format!("{}; parameters stand under `parameters`", error.reason);
+            }
+            if self.syntax == Syntax::Yaml {
+                error.reason =
+                    format!("{}; mergekit passes over this key: without it, the merge is mergekit's", error.reason);
+            }
+            error
+        })
+    }
+
     fn body(&mut self, fields: &mut Fields<'_>, base: Option<&ModelReference>) -> Result<Body, FieldError> {
         if let Some(field) = fields.take("modules") {
-            return Err(field.error("models of several modules are not supported; use `models` or `slices`"));
+            return self.only_module(&field, base);
         }
+        self.models_or_slices(fields, base)
+    }
+
+    /// mergekit's `modules` of a model that has one, which it calls `default`.
+    fn only_module(&mut self, field: &Field<'_>, base: Option<&ModelReference>) -> Result<Body, FieldError> {
+        let modules = field.named()?;
+        let [("default", module)] = modules.as_slice() else {
+            let reason =
+                "models of several modules are not supported; use `models` or `slices`, or one module `default`";
+            return Err(field.error(reason));
+        };
+        let mut fields = module.fields()?;
+        if let Some(parameters) = fields.take("parameters") {
+            return Err(parameters.error("not supported under a module; move it to the top of the recipe"));
+        }
+        let body = self.models_or_slices(&mut fields, base)?;
+        self.finish(fields)?;
+        Ok(body)
+    }
+
+    fn models_or_slices(&mut self, fields: &mut Fields<'_>, base: Option<&ModelReference>) -> Result<Body, FieldError> {
         match (fields.take("models"), fields.take("slices")) {
             (Some(models), None) => {
                 let mut inputs: Vec<Input> =
@@ -268,7 +320,7 @@ impl Reader {
         let sources = fields.require("sources", "the models that the slice is made of")?.list()?;
         let base_model = fields.take("base_model").map(|field| read_model(&field, self.syntax)).transpose()?;
         let parameters = self.parameters(fields.take("parameters"), false)?;
-        fields.finish()?;
+        self.finish(fields)?;
         let sources = sources.iter().map(|field| self.input(field)).collect::<Result<_, _>>()?;
         Ok(Slice { sources, base_model, parameters })
     }
@@ -278,7 +330,7 @@ impl Reader {
         let model = read_model(&fields.require("model", "a folder or a Hugging Face id")?, self.syntax)?;
         let layer_range = fields.take("layer_range").map(|field| read_layer_range(&field)).transpose()?;
         let parameters = self.parameters(fields.take("parameters"), true)?;
-        fields.finish()?;
+        self.finish(fields)?;
         Ok(Input { model, layer_range, parameters })
     }
 

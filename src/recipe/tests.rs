@@ -126,7 +126,7 @@ fn what_is_not_supported_is_refused_by_name() {
             vec!["`slices[0].sources[0].layer_range`"],
         ),
         ("merge_method: ties\nmodels: [{model: a, parameters: {weight: 1}}]", vec!["`base_model`", "ties"]),
-        ("merge_method: ties\nbase_model: a\nmodels: [{model: a}]", vec!["at least 1", "besides the base"]),
+        ("merge_method: model_stock\nbase_model: a\nmodels: [{model: a}]", vec!["at least 2", "besides the base"]),
         (
             "merge_method: slerp\nbase_model: c\nparameters: {t: 1}\nmodels: [{model: a}, {model: b}]",
             vec!["`models`", "2", "3"],
@@ -216,8 +216,8 @@ fn errors_name_the_file_and_its_line() {
     let error = Recipe::read(&path).unwrap_err();
     assert_eq!(error.exit_code(), crate::exit::ExitCode::BadData);
     assert!(error.to_string().contains("soup.toml"), "{error}");
-    let error = Recipe::read(&folder.path().join("soup.json")).unwrap_err().to_string();
-    assert!(error.contains(".toml"), "{error}");
+    let error = Recipe::read(&folder.path().join("soup.safetensors")).unwrap_err().to_string();
+    assert!(error.contains("holds weights") && error.contains(".toml"), "{error}");
     let error = Recipe::read(&folder.path().join("none.yml")).unwrap_err().to_string();
     assert!(error.contains("none.yml"), "{error}");
 }

@@ -64,7 +64,10 @@ impl Recipe {
         if let Some(source) = self.tokenizer_source.as_deref().filter(|source| *source != "base")
             && !self.models().iter().any(|model| model.to_string() == source)
         {
-            let reason = format!("expected `base` or one of the recipe's models, not `{source}`");
+            let reason = format!(
+                "expected `base` or one of the recipe's models, written as there, not `{source}`; the tokenizer of a model \
+                 that is not merged is yours to copy into the output"
+            );
             return Err(FieldError::new("tokenizer_source", reason).into());
         }
         if method.base == BaseUse::None
@@ -186,6 +189,8 @@ fn check_count(stage: &Stage<'_>, method: &MethodSpecification) -> Result<(), Fi
         InputCount::Exactly(count) if inputs != count => {
             Err(FieldError::new(&stage.key, format!("{name} takes exactly {count} models{besides}, not {inputs}")))
         }
+        // Task vectors of nobody leave the base as it is, with the adapter that it may have.
+        InputCount::AtLeast(1) if listed => Ok(()),
         InputCount::AtLeast(count) if inputs < count => {
             Err(FieldError::new(&stage.key, format!("{name} takes at least {count} models{besides}, not {inputs}")))
         }
