@@ -158,6 +158,27 @@ fn a_lucky_candidate_does_not_carry_the_verdict() {
     assert!(self::posts(&server).values().all(|(_, times)| *times == 1));
 }
 
+/// Of baselines alone, the second score turns the order: whoever wins is a baseline, and no improvement on one.
+#[test]
+fn the_best_baseline_is_the_best_by_both_scores() {
+    let server = server(|request, answer| {
+        let skill = skill(request["candidate"]["id"].as_str().unwrap());
+        set_accuracy(answer, if request["replicate"] == 1 { 1.0 - 2.0 * skill } else { skill });
+    });
+    let scratch = Scratch::new();
+    let path = run_file(&scratch, &server, "[holdout]\nfraction = 0.4\nfinalists = 4\n");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("evaluations = 20", "evaluations = 4")).unwrap();
+    let report = scratch.search(&path, &[]);
+    let searched: Vec<f64> =
+        scratch.trials("results", "run").iter().map(|row| cell(row, "objective").parse().unwrap()).collect();
+    let worst = searched.iter().copied().fold(1.0, f64::min);
+    assert_eq!(report["winner"]["search_score"], worst);
+    assert_eq!(report["baseline"], report["winner"]);
+    assert_eq!(report["verdict"], "no_evidence");
+    assert!(report["sentence"].as_str().unwrap().contains("is the best baseline itself"), "{report}");
+}
+
 #[test]
 fn a_run_without_a_holdout_chooses_among_its_finalists_too() {
     let (scratch, server) = (Scratch::new(), server(lucky));

@@ -28,6 +28,20 @@ fn a_refused_fresh_start_leaves_the_old_run_where_it_is() {
     assert_eq!(std::fs::read(scratch.path("results/run.1/verdict.json")).unwrap(), before);
 }
 
+/// A process that ends between the ledger and `best/` leaves an older candidate there.
+#[test]
+fn a_start_mends_what_best_holds() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 12, SPHERE, &format!("{SPACE}{TASKS}"));
+    scratch.search(&run_file, &[]);
+    let [recipe, yaml] = ["recipe.toml", "mergekit.yml"].map(|name| scratch.path("results/run/best").join(name));
+    let [before, before_yaml] = [&recipe, &yaml].map(|path| std::fs::read(path).unwrap());
+    std::fs::write(&recipe, "stale").unwrap();
+    std::fs::remove_file(&yaml).unwrap();
+    scratch.search(&run_file, &[]);
+    assert_eq!((std::fs::read(&recipe).unwrap(), std::fs::read(&yaml).unwrap()), (before, before_yaml));
+}
+
 #[test]
 fn numbers_beyond_any_machine_are_refused_by_name() {
     let scratch = Scratch::new();

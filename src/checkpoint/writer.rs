@@ -459,9 +459,20 @@ mod tests {
         let out = folder.path().join("out");
         let writer = CheckpointWriter::create(&out, &single(vec![]), false).unwrap();
         std::fs::create_dir(&out).unwrap();
+        std::fs::write(out.join("mine"), "").unwrap();
         assert!(matches!(writer.finish(), Err(CheckpointError::Exists { .. })));
         assert_eq!(entries(folder.path()), ["out"]);
-        assert_eq!(entries(&out), [""; 0]);
+        assert_eq!(entries(&out), ["mine"]);
+    }
+
+    #[test]
+    fn an_empty_directory_is_filled() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        std::fs::create_dir(&out).unwrap();
+        CheckpointWriter::create(&out, &single(vec![]), false).unwrap().finish().unwrap();
+        assert_eq!(entries(folder.path()), ["out"]);
+        assert!(!entries(&out).is_empty());
     }
 
     #[test]

@@ -82,15 +82,16 @@ impl Objective {
         self.tasks.iter().map(|task| task.weight.abs()).sum()
     }
 
-    /// A share of the total weight, to 14 significant digits: sums of the same accuracies in another order are the same
-    /// score, not a better one, and a greedy soup or a list of bests must not turn on the sixteenth digit.
+    /// A share of the total weight, [`rounded`].
     pub(super) fn divide(&self, sum: f64) -> Option<f64> {
-        let value = sum / self.total_weight();
-        if !value.is_finite() {
-            return None;
-        }
-        format!("{value:.13e}").parse().ok()
+        rounded(sum / self.total_weight())
     }
+}
+
+/// A number to 14 significant digits: sums of the same accuracies in another order are the same score, not a better
+/// one, and a greedy soup or a list of bests must not turn on the sixteenth digit. `None`: it is not finite.
+pub(super) fn rounded(value: f64) -> Option<f64> {
+    value.is_finite().then(|| format!("{value:.13e}").parse().ok())?
 }
 
 #[cfg(test)]

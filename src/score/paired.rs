@@ -82,7 +82,8 @@ pub fn compare(objective: &Objective, first: &Scores, second: &Scores, seed: u64
     let n = weighted(objective).zip(&strata).map(|(task, stratum)| (task.name.clone(), stratum.len() as u64));
     Ok(Comparison {
         difference: point.iter().sum(),
-        interval: Some(interval(&strata, seed)),
+        // Squares of the largest numbers overflow.
+        interval: Some(interval(&strata, seed)).filter(|ends| ends.iter().all(|end| end.is_finite())),
         pairing: Pairing::Paired,
         n: n.collect(),
         per_task: per_task.collect(),
@@ -122,12 +123,9 @@ fn check(objective: &Objective, scores: &Scores, who: &'static str) -> Result<()
 
 /// Matches the samples of one task, or says why that is impossible.
 fn stratum(task: &ObjectiveTask, total: f64, first: &TaskScores, second: &TaskScores) -> Result<Stratum, String> {
-    let none = || format!("task `{}` has no per-sample scores whose mean is `{}`", task.name, task.metric);
-    let first = mean_samples(first, &task.metric).ok_or_else(none)?;
-    let second = mean_samples(second, &task.metric).ok_or_else(none)?;
-    if first.weights.is_some() != second.weights.is_some() {
-        return Err(format!("only one of the candidates has weights for the samples of task `{}`", task.name));
-    }
+    let (first, second) = same_kind(first, second, &task.metric).ok_or_else(|| {
+        format!("task `{}` has no per-sample scores whose mean (or weighted mean) is `{}`", task.name, task.metric)
+    })?;
     let share = task.signed_weight() / total;
     let places: HashMap<&SampleId, usize> = second.ids.iter().enumerate().map(|(place, id)| (id, place)).collect();
     let mut stratum = Stratum { weighted_differences: Vec::new(), weights: first.weights.map(|_| Vec::new()) };
@@ -156,18 +154,50 @@ pub(crate) struct MeanSamples<'a> {
 }
 
 pub(crate) fn mean_samples<'a>(scores: &'a TaskScores, metric: &str) -> Option<MeanSamples<'a>> {
+    MeanSamples::plain(scores, metric).or_else(|| MeanSamples::weighted(scores, metric))
+}
+
+/// Both candidates' samples, both with weights or both without: where samples weigh nearly the same, the plain mean may
+/// be one candidate's value by chance.
+fn same_kind<'a>(
+    first: &'a TaskScores,
+    second: &'a TaskScores,
+    metric: &str,
+) -> Option<(MeanSamples<'a>, MeanSamples<'a>)> {
+    let plain = MeanSamples::plain(first, metric).zip(MeanSamples::plain(second, metric));
+    plain.or_else(|| MeanSamples::weighted(first, metric).zip(MeanSamples::weighted(second, metric)))
+}
+
+impl<'a> MeanSamples<'a> {
+    /// `None` unless the metric is the mean of the samples' scores.
+    fn plain(scores: &'a TaskScores, metric: &str) -> Option<Self> {
+        let (ids, values) = values_of(scores, metric)?;
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        is_value(scores, metric, mean).then_some(Self { ids, values, weights: None })
+    }
+
+    /// `None` unless the metric is the mean of the samples' scores by the weights that come with them.
+    fn weighted(scores: &'a TaskScores, metric: &str) -> Option<Self> {
+        let (ids, values) = values_of(scores, metric)?;
+        let weights = scores.per_sample.as_ref()?.scores.get(SAMPLE_WEIGHT)?;
+        if weights.len() != values.len() || !weights.iter().all(|weight| *weight > 0.0) {
+            return None;
+        }
+        let total: f64 = weights.iter().sum();
+        let mean = values.iter().zip(weights).map(|(value, weight)| value * weight).sum::<f64>() / total;
+        is_value(scores, metric, mean).then_some(Self { ids, values, weights: Some(weights) })
+    }
+}
+
+fn values_of<'a>(scores: &'a TaskScores, metric: &str) -> Option<(&'a [SampleId], &'a [f64])> {
     let samples = scores.per_sample.as_ref()?;
     let values = samples.scores.get(metric).filter(|values| values.len() == samples.ids.len() && !values.is_empty())?;
-    let value = scores.metrics.get(metric)?.value;
-    let is_value = |mean: f64| (mean - value).abs() <= MEAN_TOLERANCE * value.abs().max(1.0);
-    if is_value(values.iter().sum::<f64>() / values.len() as f64) {
-        return Some(MeanSamples { ids: &samples.ids, values, weights: None });
-    }
-    let weights = samples.scores.get(SAMPLE_WEIGHT).filter(|weights| weights.len() == values.len())?;
-    let total: f64 = weights.iter().sum();
-    let mean = values.iter().zip(weights).map(|(value, weight)| value * weight).sum::<f64>() / total;
-    let holds = weights.iter().all(|weight| *weight > 0.0) && is_value(mean);
-    holds.then_some(MeanSamples { ids: &samples.ids, values, weights: Some(weights) })
+    Some((&samples.ids, values))
+}
+
+fn is_value(scores: &TaskScores, metric: &str, mean: f64) -> bool {
+    let is_near = |value: f64| (mean - value).abs() <= MEAN_TOLERANCE * value.abs().max(1.0);
+    scores.metrics.get(metric).is_some_and(|metric| is_near(metric.value))
 }
 
 fn unpaired(objective: &Objective, first: &Scores, second: &Scores, because: String) -> Result<Comparison, ScoreError> {
@@ -300,6 +330,14 @@ mod tests {
         let comparison = compare(&objective(true, &["a"]), &first, &second, 7).unwrap();
         assert!(comparison.is_paired());
         assert!((comparison.difference + 0.8).abs() < 1e-12);
+        // The plain mean of this one is its value too.
+        let even = weighted([2.0, 2.0, 2.0], [1.0, 1.0, 8.0]);
+        for (one, other) in [(&first, &even), (&even, &first)] {
+            assert!(compare(&objective(true, &["a"]), one, other, 7).unwrap().is_paired());
+        }
+        let huge = |values: [f64; 3]| BTreeMap::from([("a".to_owned(), task(&values, 0))]);
+        let (one, other) = (huge([1e160, 2e160, -3e160]), huge([3e160, -2e160, 1e160]));
+        assert_eq!(compare(&objective(true, &["a"]), &one, &other, 7).unwrap().interval, None);
 
         let mut odd = first.clone();
         odd.get_mut("a").unwrap().per_sample.as_mut().unwrap().scores.remove("weight");

@@ -8,6 +8,7 @@ use rand::RngExt;
 use rand::seq::SliceRandom;
 use rayon::prelude::*;
 
+use super::objective::rounded;
 use crate::exit::ExitCode;
 use crate::random::stream;
 
@@ -87,7 +88,11 @@ impl ScoreMatrix {
                 return Err(SimulateError::NotFinite { candidate: candidate.clone(), place: place + 1 });
             }
         }
-        let means = rows.iter().map(|row| row.iter().sum::<f64>() / expected as f64).collect();
+        let mean = |row: &Vec<f64>| {
+            let mean = row.iter().sum::<f64>() / expected as f64;
+            rounded(mean).unwrap_or(mean)
+        };
+        let means = rows.iter().map(mean).collect();
         Ok(Self { candidates, rows, means })
     }
 

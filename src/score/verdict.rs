@@ -84,7 +84,7 @@ pub struct VerdictQuestion<'a> {
     pub objective: &'a Objective,
     /// Best first by search score, or by the mean of it and the second score; the first carries the verdict.
     pub finalists: Vec<Contender<'a>>,
-    /// The best baseline by search score.
+    /// The best baseline by search score; where finalists were scored again, the best of those that were by both scores.
     pub baseline: Option<Contender<'a>>,
     /// Baselines that have no score through no fault of theirs: one of them may be the best.
     pub unscored_baselines: Vec<String>,
@@ -177,8 +177,8 @@ fn main_sentence(verdict: &Verdict) -> String {
     let winner = &verdict.winner;
     if verdict.verdict == Decision::NoHoldout {
         return format!(
-            "No hold-out: the best search score is {:.4} ({}, {}), and nothing shows that it holds on other data.",
-            winner.search_score, winner.candidate_id, winner.origin
+            "No hold-out: the winner ({}, {}) has the search score {:.4}, and nothing shows that it holds on other data.",
+            winner.candidate_id, winner.origin, winner.search_score
         );
     }
     let Some(baseline) = &verdict.baseline else {

@@ -25,6 +25,7 @@ use super::schedule::{Schedule, Step};
 use super::{Budget, SearchError, Stop, alarms, export};
 use crate::evaluate::TaskRequest;
 use crate::ledger::{AskedRecord, Ledger, ToldRecord, event, fact, now};
+use crate::recipe::Recipe;
 use crate::score::samples;
 use crate::strategy::{self, Content, Outcome, PROMOTION, Proposal, Race, Status, origin};
 
@@ -187,7 +188,13 @@ impl Search {
                 None => self.begin(index, candidate)?,
             }
         }
-        Ok(())
+        self.restore_best()
+    }
+
+    /// Whoever was stopped between the ledger and `best/` left an older candidate there.
+    fn restore_best(&self) -> Result<(), SearchError> {
+        let Some((asked, _)) = export::best_record(&self.ledger)? else { return Ok(()) };
+        export::write_best(self.folder.path(), &Recipe::from_toml(&asked.recipe)?, &asked.recipe)
     }
 
     fn mismatch(&self, record: &AskedRecord, proposed: &str) -> SearchError {

@@ -40,7 +40,11 @@ impl HoldoutOpening<'_> {
     /// Scores finalists and baseline on the hold-out (what is recorded is not asked again) and decides.
     pub async fn verdict(&self, finalists: &[Row], baseline: Option<&Row>) -> Result<Verdict, SearchError> {
         let (scores, reused) = match &self.prepared.holdout {
-            Some(plan) => (self.score(plan, finalists, baseline).await?, self.open()?),
+            // Opened is what it is as soon as someone may see a score.
+            Some(plan) => {
+                let reused = self.open()?;
+                (self.score(plan, finalists, baseline).await?, reused)
+            }
             None => (Scores::new(), false),
         };
         let contender = |row: &Row| Contender {

@@ -4,7 +4,7 @@
 //! There are no generations: a child is bred from the best points known when it is asked for. Infeasible points lose
 //! against every other.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use rand::{Rng, RngExt};
@@ -58,6 +58,8 @@ pub(super) struct Nsga2 {
     tasks: Vec<ObjectiveTask>,
     /// The objectives of scored evaluations, higher is better.
     objectives: BTreeMap<u64, Vec<f64>>,
+    /// Of these, the ones that were scored on a part of the samples.
+    parts: BTreeSet<u64>,
     /// Points that breed, best first: front, then loneliness.
     population: Vec<usize>,
     design: VecDeque<Vec<f64>>,
@@ -80,6 +82,7 @@ impl Nsga2 {
             history,
             tasks: setup.objective.clone(),
             objectives: BTreeMap::new(),
+            parts: BTreeSet::new(),
             population: Vec::new(),
             design,
             asked: 0,
@@ -167,6 +170,9 @@ impl Nsga2 {
     fn take(&mut self, outcome: &Outcome, places: &[usize]) {
         if let Some(values) = self.values(outcome) {
             self.objectives.insert(outcome.index, values);
+            if outcome.fidelity < 1.0 {
+                self.parts.insert(outcome.index);
+            }
         }
         self.admit(places);
     }
@@ -183,6 +189,9 @@ fn task_values(tasks: &[ObjectiveTask], outcome: &Outcome) -> Option<Vec<f64>> {
 
 /// The weighted mean over the tasks of the mean score of each group. A sample's group follows from its id, so that it
 /// is the same on every part of the samples; a group of which a part has no sample has the part's mean.
+///
+/// In a race, a task's value on a part is what it is expected to be on all samples. Its groups lie around that, drawn
+/// in by the share of the samples that was seen: few of them make no group the best.
 fn group_values(tasks: &[ObjectiveTask], outcome: &Outcome, groups: usize) -> Option<Vec<f64>> {
     let mut values = vec![0.0; groups];
     for task in tasks.iter().filter(|task| task.weight != 0.0) {
@@ -195,8 +204,14 @@ fn group_values(tasks: &[ObjectiveTask], outcome: &Outcome, groups: usize) -> Op
             *count += 1;
         }
         let mean = scores.iter().sum::<f64>() / scores.len() as f64;
+        let expected = match outcome.fidelity < 1.0 {
+            true => Some(outcome.tasks.get(&task.name)?.metrics.get(&task.metric)?.value),
+            false => None,
+        };
         for (value, (sum, count)) in values.iter_mut().zip(sums) {
-            *value += task.signed_weight() * if count == 0 { mean } else { sum / count as f64 };
+            let of_group = if count == 0 { mean } else { sum / count as f64 };
+            let drawn_in = expected.map(|expected| expected + outcome.fidelity * (of_group - mean));
+            *value += task.signed_weight() * drawn_in.unwrap_or(of_group);
         }
     }
     values.iter().all(|value| value.is_finite()).then_some(values)
@@ -249,7 +264,8 @@ impl Strategy for Nsga2 {
     }
 
     fn hypervolume(&self) -> Option<f64> {
-        let points: Vec<&[f64]> = self.objectives.values().map(Vec::as_slice).collect();
+        let whole = self.objectives.iter().filter(|(index, _)| !self.parts.contains(index));
+        let points: Vec<&[f64]> = whole.map(|(_, values)| values.as_slice()).collect();
         pareto::hypervolume(&points)
     }
 }
@@ -297,6 +313,14 @@ mod tests {
             vec![0.5, -0.5, 1.0, mean],
             "the last group has no sample"
         );
+    }
+
+    #[test]
+    fn groups_of_a_part_lie_around_what_is_expected_of_all_samples() {
+        let mut outcome = answer(0, &[1.0, 0.0], &[0.5, 0.5]);
+        outcome.fidelity = 0.25;
+        outcome.tasks.get_mut("high").unwrap().metrics.get_mut("acc").unwrap().value = 0.75;
+        assert_eq!(group_values(&tasks()[..1], &outcome, 2).unwrap(), vec![0.75 + 0.125, 0.75 - 0.125]);
     }
 
     #[test]

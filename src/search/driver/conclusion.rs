@@ -81,8 +81,8 @@ impl Search {
             Some(_) => Some(self.verdict(&choice, &asked).await?),
             None => None,
         };
-        let alarms =
-            alarms::after(&self.prepared, &self.ledger, &self.objectives(), best.as_ref(), self.best_baseline())?;
+        let baseline = choice.baseline.as_ref();
+        let alarms = alarms::after(&self.prepared, &self.ledger, &self.objectives(), best.as_ref(), baseline)?;
         if let Some(verdict) = &verdict {
             let document = serde_json::json!({ "alarms": alarms });
             let text = verdict_document(verdict, document).map_err(|error| SearchError::Worker(error.to_string()))?;
@@ -137,7 +137,7 @@ impl Search {
         let mut finalists = self.finalists(self.repeats.finalists_of(&self.prepared));
         let sentinel = self.last_sentinel_due();
         if finalists.is_empty() || !(self.repeats.finalists || sentinel.is_some()) {
-            return Ok(Choice { finalists, again: BTreeMap::new() });
+            return Ok(Choice { finalists, baseline: self.best_baseline().cloned(), again: BTreeMap::new() });
         }
         let wanted = finalists.len();
         let mut indices = Vec::new();
@@ -149,12 +149,15 @@ impl Search {
         }
         let last = FinalRescoring { rescoring: self.rescoring(), stage: self.stage.clone(), asked, stop: &self.stop };
         let again = last.score(&indices, sentinel).await?;
+        let mut best_baseline = self.best_baseline().cloned();
         if self.repeats.finalists {
             let two = |row: &Row| TwoScores {
                 search: row.objective.unwrap_or(f64::NAN),
                 again: again.get(&row.candidate_id).copied(),
             };
             let places = order(&finalists.iter().map(two).collect::<Vec<_>>());
+            // By the same two scores as the winner: by the first alone, a lucky baseline would stand for a better one.
+            best_baseline = places.iter().map(|of| &finalists[*of]).find(|row| self.is_baseline(row)).cloned();
             let baseline = finalists.get(wanted).map(|_| wanted);
             finalists = places
                 .iter()
@@ -166,7 +169,7 @@ impl Search {
                 self.crown(asked)?;
             }
         }
-        Ok(Choice { finalists, again })
+        Ok(Choice { finalists, baseline: best_baseline, again })
     }
 
     /// Makes an evaluation's candidate the one that `best/`, `status` and `export` show.
@@ -188,7 +191,7 @@ impl Search {
             progress: &self.progress,
             stop: &self.stop,
         };
-        opening.verdict(&choice.finalists, self.best_baseline()).await
+        opening.verdict(&choice.finalists, choice.baseline.as_ref()).await
     }
 
     /// Whether the evaluation was one of all samples.
@@ -216,9 +219,11 @@ impl Search {
     }
 }
 
-/// Finalists in order, and the scores of those that were scored again.
+/// Finalists in order, the baseline that the first of them is compared with, and the scores of those that were scored
+/// again.
 struct Choice {
     finalists: Vec<Row>,
+    baseline: Option<Row>,
     again: BTreeMap<String, f64>,
 }
 

@@ -116,7 +116,12 @@ impl Search {
     }
 
     pub(super) fn baselines(&self) -> impl Iterator<Item = &Row> {
-        self.rows.values().filter(|row| self.asked.get(&row.index).is_some_and(|asked| asked.baseline))
+        self.rows.values().filter(|row| self.is_baseline(row))
+    }
+
+    /// Base, source or soup.
+    pub(super) fn is_baseline(&self, row: &Row) -> bool {
+        self.asked.get(&row.index).is_some_and(|asked| asked.baseline)
     }
 
     /// The best baseline by search score; the earliest among equals.

@@ -3,6 +3,7 @@
 
 use rand::{Rng, RngExt};
 
+use crate::evaluate::SampleId;
 use crate::score::ObjectiveTask;
 use crate::strategy::Outcome;
 
@@ -62,13 +63,17 @@ fn pick(weights: &[f64], rng: &mut impl Rng) -> usize {
     weights.len() - 1
 }
 
-/// The sample scores of all tasks of the objective, one after the other, with their direction as the sign; `None` where
-/// a task has none.
+/// The sample scores of all tasks of the objective, one after the other, each task's by ascending id, with their
+/// direction as the sign; `None` where a task has none.
 pub(super) fn sample_scores(tasks: &[ObjectiveTask], outcome: &Outcome) -> Option<Vec<f64>> {
     let mut all = Vec::new();
     for task in tasks {
-        let scores = outcome.tasks.get(&task.name)?.per_sample.as_ref()?.scores.get(&task.metric)?;
-        all.extend(scores.iter().map(|score| score * task.signed_weight()));
+        let samples = outcome.tasks.get(&task.name)?.per_sample.as_ref()?;
+        let scores = samples.scores.get(&task.metric)?;
+        let mut by_id: Vec<(&SampleId, f64)> = samples.ids.iter().zip(scores.iter().copied()).collect();
+        // Answers come in the order that they were asked for in, and put together from parts in that of ids.
+        by_id.sort_by_key(|(id, _)| *id);
+        all.extend(by_id.iter().map(|(_, score)| score * task.signed_weight()));
     }
     Some(all).filter(|all| !all.is_empty())
 }
