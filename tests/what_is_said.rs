@@ -208,7 +208,7 @@ fn a_replay_weighs_samples_as_their_metric_does() {
     );
     std::fs::write(scratch.path("run.toml"), text).unwrap();
     let report = scratch.search(&scratch.path("run.toml"), &[]);
-    let output = scratch.evomerge(&["simulate", "results/run/ledger.sqlite", "--json"]);
+    let output = scratch.evomerge(&["simulate", "results/run", "--json"]);
     assert!(output.status.success(), "{}", stderr(&output));
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let difference = json["best"]["score"].as_f64().unwrap() - report["best"]["objective"].as_f64().unwrap();

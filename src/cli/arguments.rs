@@ -224,7 +224,7 @@ pub(super) struct Export {
 #[command(after_help = "Examples:\n  evomerge simulate scores.csv\n  \
     evomerge simulate results/night/ledger.sqlite --budget 3600,14400 --eta 4 --rungs 3 --json")]
 pub(super) struct Simulate {
-    /// A CSV file (a header, then one row a candidate: its name, then one score a sample), or a run's ledger.sqlite
+    /// A CSV file (a header, then one row a candidate: its name, then one score a sample), or a run: its folder, or its ledger.sqlite
     #[arg(value_name = "SCORES")]
     pub scores: PathBuf,
     /// Samples in all, several with commas [default: 10, 20, 50, ... samples a candidate]

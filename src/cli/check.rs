@@ -61,7 +61,8 @@ fn describe(findings: &Findings) -> String {
     for task in &findings.tasks {
         line("task", task.clone());
     }
-    line("baselines", format!("{} evaluations, then the greedy soup", findings.baselines));
+    let soup = if findings.greedy_soup { ", then the greedy soup" } else { "" };
+    line("baselines", format!("{} evaluations{soup}", findings.baselines));
     line("budget", findings.budget.clone());
     if let Some(racing) = &findings.racing {
         line("racing", racing.clone());

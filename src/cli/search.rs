@@ -32,6 +32,7 @@ pub(super) fn read_run_file(path: &Path) -> Result<RunConfig, CliError> {
         }
         other => CliError::of_run(other.into(), path),
     })?;
+    config.search_space().map_err(|error| error.in_document(path.display().to_string()))?;
     Ok(config)
 }
 

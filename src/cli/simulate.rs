@@ -7,7 +7,7 @@ use super::error::CliError;
 use super::output::{Output, table};
 use crate::exit::ExitCode;
 use crate::score::simulate::{Allocation, BudgetRow, ScoreMatrix, SimulationPlan, rung_sizes, simulate};
-use crate::search::{ScoreTable, recorded_scores};
+use crate::search::{RunFolder, ScoreTable, recorded_scores};
 
 pub(super) fn run(arguments: &Simulate, output: Output) -> Result<ExitCode, CliError> {
     let matrix = read(&arguments.scores, arguments.minimize)?;
@@ -76,6 +76,8 @@ fn bad(path: &Path, reason: impl Into<String>) -> CliError {
 }
 
 fn read(path: &Path, minimize: bool) -> Result<ScoreMatrix, CliError> {
+    let ledger = RunFolder::ledger_in(path);
+    let path = if path.is_dir() { ledger.as_path() } else { path };
     let is_ledger = path.extension().is_some_and(|extension| extension == "sqlite");
     if is_ledger && minimize {
         return Err(CliError::Usage("--minimize is for CSV files; a ledger knows the direction of its tasks".into()));

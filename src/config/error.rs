@@ -16,6 +16,14 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
+    /// The same error, blamed on this file.
+    pub fn in_document(self, name: String) -> Self {
+        match self {
+            Self::Field { field, .. } => Self::Field { document: name, field },
+            other => other,
+        }
+    }
+
     /// What the process tells its caller: always a bad configuration.
     pub const fn exit_code(&self) -> ExitCode {
         match self {

@@ -87,7 +87,7 @@ fn read(node: &Node, text: &str, directory: PathBuf) -> Result<RunConfig, FieldE
     if space.is_none() && strategy_field.is_some() && !strategy.kind.is_soup() {
         return Err(missing_space(strategy.kind));
     }
-    let budget = read_budget(&fields.require("budget", "when to stop (`evaluations` and/or `wall_clock`)")?)?;
+    let budget = read_budget(&fields.require("budget", "when to stop (`evaluations`, `wall_clock` or `samples`)")?)?;
     let racing = fields.take("racing").map(|field| read_racing(&field)).transpose()?;
     let repeats = read_repeats(fields.take("repeats"))?;
     let tasks_field = fields.require("tasks", "at least one [[tasks]] with a `name`")?;

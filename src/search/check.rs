@@ -8,7 +8,7 @@ use super::repeats::Repeats;
 use super::{SearchError, alarms, slots};
 use crate::evaluate::TaskCapability;
 use crate::score::alarms::Alarm;
-use crate::strategy::ONE_REFERENCE_IN;
+use crate::strategy::{ONE_REFERENCE_IN, makes_greedy_soup};
 
 /// 97.5 % and 80 % points of the standard normal distribution: two-sided 5 % level, 80 % power.
 const LEVEL_AND_POWER: f64 = 1.96 + 0.8416;
@@ -27,8 +27,10 @@ pub struct Findings {
     pub concurrency: usize,
     /// One line a task.
     pub tasks: Vec<String>,
-    /// Evaluations before the greedy soup starts.
+    /// Evaluations of base, sources and uniform soup.
     pub baselines: u64,
+    /// Whether a greedy soup follows them.
+    pub greedy_soup: bool,
     pub budget: String,
     /// How candidates race; `None`: every candidate is scored in full.
     pub racing: Option<String>,
@@ -91,6 +93,7 @@ pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchErro
         concurrency,
         tasks: prepared.objective.tasks.iter().map(|task| describe_task(prepared, task)).collect(),
         baselines: prepared.baselines(),
+        greedy_soup: makes_greedy_soup(prepared.config.strategy.kind, prepared.models.facts.sources.len()),
         budget: describe_budget(prepared),
         racing: describe_racing(prepared),
         conflicts: conflicts(prepared),
@@ -281,7 +284,8 @@ fn describe_holdout(prepared: &Prepared, smallest_gain: Option<f64>) -> String {
     let Some(plan) = &prepared.holdout else {
         return "none: nothing will show that the winner is better on other data".into();
     };
-    let mut text = format!("{} finalists and the best baseline, {} samples each", plan.finalists, plan.samples);
+    let samples = if plan.samples > 0 { format!("{} samples each", plan.samples) } else { "all samples".to_owned() };
+    let mut text = format!("{} finalists and the best baseline, {samples}", plan.finalists);
     if let Some(gain) = smallest_gain {
         text.push_str(&format!("; shows gains from about {gain:.3} (80 % power, paired, for scores of 0 or 1)"));
     }

@@ -241,7 +241,8 @@ fn notices(config: &SpaceConfig, facts: &ModelFacts, known: bool, plans: &[Plan]
     if facts.layers.count == 0 && known {
         notices.push("the models have no numbered layers, so all tensors are one layer group".to_owned());
     } else if config.stack.is_none() && config.layers != one && !plans.iter().any(Plan::per_group) {
-        notices.push("no gene varies per \"layer_group\", so the layer groups have no effect".to_owned());
+        let why = "there is one layer group, or no gene varies per \"layer_group\"";
+        notices.push(format!("{why}: the layer groups have no effect"));
     }
     if !config.modules.is_empty() && !plans.iter().any(Plan::per_module) {
         notices.push("no gene varies per \"module\", so `modules` has no effect".to_owned());

@@ -58,6 +58,16 @@ pub fn build(config: &StrategyConfig, setup: Setup) -> Result<Box<dyn Strategy>,
     build_raced(config, setup, None)
 }
 
+/// Whether a search makes a greedy soup of so many sources after its baselines.
+pub fn makes_greedy_soup(kind: StrategyKind, sources: usize) -> bool {
+    let wanted = match kind {
+        StrategyKind::GreedySoup => true,
+        StrategyKind::UniformSoup => false,
+        _ => sources <= GREEDY_SOUP_SOURCES,
+    };
+    wanted && sources > 1
+}
+
 /// The same with a race: the baselines are scored in full, the strategy's own candidates race.
 ///
 /// # Errors
@@ -70,11 +80,7 @@ pub fn build_raced(
     let landscape = setup.landscape.clone();
     let genes = landscape.as_ref().map_or(0, |space| space.genes().len());
     let Choice { kind, keep, passes, search } = Choice::read(config, genes)?;
-    let greedy = match kind {
-        StrategyKind::GreedySoup => true,
-        StrategyKind::UniformSoup => false,
-        _ => setup.sources <= GREEDY_SOUP_SOURCES,
-    };
+    let greedy = makes_greedy_soup(kind, setup.sources);
     let plan = Plan { has_base: setup.has_base, sources: setup.sources, greedy, keep, passes };
     let inner: Option<Box<dyn Strategy>> = match search {
         Some(search) => {
