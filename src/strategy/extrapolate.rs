@@ -10,16 +10,24 @@ use std::collections::HashMap;
 
 use super::linear_algebra::{Cholesky, dot};
 use crate::evaluate::{SampleId, Scores};
-use crate::score::Objective;
 use crate::score::paired::mean_samples;
+use crate::score::{Objective, ObjectiveTask};
 
 /// Ridge penalties, in mean squares of what the references differ by from their mean.
 const PENALTIES: [f64; 7] = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0];
+/// Tasks whose scores spread by so many times less than those of another one are magnified to its spread: one ridge
+/// regression and one variance serve all tasks. Tasks of shares of right answers stay as they are.
+const OTHER_SCALE: f64 = 4.0;
 /// How many samples' worth the belief weighs that a candidate's answers have nothing to do with others': few answers
 /// that agree by chance do not make an estimate certain.
 const DOUBT: f64 = 4.0;
 
-/// The samples that the candidates of a rung are scored on: by task of the objective, ids ascending.
+/// The tasks that count.
+fn weighted(objective: &Objective) -> impl Iterator<Item = &ObjectiveTask> {
+    objective.tasks.iter().filter(|task| task.weight != 0.0)
+}
+
+/// The samples that the candidates of a rung are scored on: by task of the objective that counts, ids ascending.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct RungSamples(Vec<Vec<SampleId>>);
 
@@ -32,7 +40,7 @@ impl RungSamples {
             ids.sort_unstable();
             Some(ids)
         };
-        objective.tasks.iter().map(|task| ids(&task.name, &task.metric)).collect::<Option<_>>().map(Self)
+        weighted(objective).map(|task| ids(&task.name, &task.metric)).collect::<Option<_>>().map(Self)
     }
 
     /// Scores of these samples, task by task; `None` where one was not scored.
@@ -42,52 +50,78 @@ impl RungSamples {
             let scored: HashMap<&SampleId, f64> = samples.ids.iter().zip(samples.values.iter().copied()).collect();
             ids.iter().map(|id| scored.get(id).copied()).collect()
         };
-        objective.tasks.iter().zip(&self.0).map(|(task, ids)| values(&task.name, &task.metric, ids)).collect()
+        weighted(objective).zip(&self.0).map(|(task, ids)| values(&task.name, &task.metric, ids)).collect()
     }
 }
 
 /// A candidate that was scored on all samples, seen on a part.
 #[derive(Clone, Debug)]
 pub(super) struct Reference {
-    /// Scores of the part's samples less their mean by task, task after task.
-    centred: Vec<f64>,
+    /// Scores of the part's samples less their mean, by task.
+    centred: Vec<Vec<f64>>,
     /// The mean over all samples less that over the part, by task.
     gaps: Vec<f64>,
     /// Samples in all, by task.
     counts: Vec<usize>,
-    /// Variance of a sample's score within its task, over all samples.
-    variance: f64,
+    /// Scores of all samples less their mean, by task.
+    all: Vec<Vec<f64>>,
 }
 
 impl Reference {
     /// `None` where the candidate has no score of one of the part's samples.
     pub(super) fn new(objective: &Objective, part: &RungSamples, scores: &Scores) -> Option<Self> {
         let values = part.values(objective, scores)?;
-        let whole =
-            objective.tasks.iter().map(|task| Some(mean_samples(scores.get(&task.name)?, &task.metric)?.values));
+        let whole = weighted(objective).map(|task| Some(mean_samples(scores.get(&task.name)?, &task.metric)?.values));
         let whole = whole.collect::<Option<Vec<&[f64]>>>()?;
-        let apart = centred(&whole);
         Some(Self {
             gaps: whole.iter().zip(&values).map(|(all, part)| mean(all) - mean(part)).collect(),
             counts: whole.iter().map(|all| all.len()).collect(),
-            variance: dot(&apart, &apart) / apart.len().max(1) as f64,
+            all: centred(&whole),
             centred: centred(&values),
         })
     }
+
+    /// Variance of a sample's score within its task, over the samples of all tasks, each magnified.
+    fn variance(&self, scales: &[f64]) -> f64 {
+        let all = joined(&self.all, scales);
+        dot(&all, &all) / all.len().max(1) as f64
+    }
+}
+
+/// By how much each task's scores are magnified: not at all, where no other task's spread is [`OTHER_SCALE`] times as
+/// wide.
+fn magnifications(references: &[&Reference], tasks: usize) -> Vec<f64> {
+    let variance = |task: usize| {
+        let squares: f64 = references.iter().map(|other| dot(&other.all[task], &other.all[task])).sum();
+        squares / references.iter().map(|other| other.counts[task]).sum::<usize>().max(1) as f64
+    };
+    let variances: Vec<f64> = (0..tasks).map(variance).collect();
+    let widest = variances.iter().copied().fold(0.0, f64::max);
+    let magnification = |variance: &f64| {
+        let ratio = (widest / variance).sqrt();
+        // Tasks whose answers are all alike say nothing at any scale.
+        if ratio.is_finite() && ratio > OTHER_SCALE { ratio } else { 1.0 }
+    };
+    variances.iter().map(magnification).collect()
+}
+
+/// All tasks' values in one list, magnified.
+fn joined(by_task: &[Vec<f64>], scales: &[f64]) -> Vec<f64> {
+    by_task.iter().zip(scales).flat_map(|(values, scale)| values.iter().map(move |value| value * scale)).collect()
 }
 
 fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
-/// Every value less its task's mean, task after task.
-fn centred(values: &[impl AsRef<[f64]>]) -> Vec<f64> {
+/// Every value less its task's mean, by task.
+fn centred(values: &[impl AsRef<[f64]>]) -> Vec<Vec<f64>> {
     let less_mean = |values: &_| {
         let values: &[f64] = AsRef::as_ref(values);
         let mean = mean(values);
         values.iter().map(|value| value - mean).collect::<Vec<f64>>()
     };
-    values.iter().flat_map(less_mean).collect()
+    values.iter().map(less_mean).collect()
 }
 
 /// The scores of a part's samples with every task's metric replaced by what it is expected to be over all samples, and
@@ -101,16 +135,18 @@ pub(super) fn extrapolate(
 ) -> Option<Scores> {
     let first = references.first()?;
     let values = part.values(objective, scores)?;
-    let combination = combine(&centred(&values), references, values.len());
-    let alone = mean(&references.iter().map(|other| other.variance).collect::<Vec<f64>>());
+    let scales = magnifications(references, values.len());
+    let others: Vec<Vec<f64>> = references.iter().map(|other| joined(&other.centred, &scales)).collect();
+    let combination = combine(&joined(&centred(&values), &scales), &others, values.len());
+    let alone = mean(&references.iter().map(|other| other.variance(&scales)).collect::<Vec<f64>>());
     let variance = (combination.variance * combination.rest + DOUBT * alone) / (combination.rest + DOUBT);
     let mut estimated = scores.clone();
-    for (place, (task, values)) in objective.tasks.iter().zip(&values).enumerate() {
+    for (place, (task, values)) in weighted(objective).zip(&values).enumerate() {
         let gap: f64 = references.iter().zip(&combination.shares).map(|(other, share)| share * other.gaps[place]).sum();
         let metric = estimated.get_mut(&task.name)?.metrics.get_mut(&task.metric)?;
         let (known, all) = (values.len() as f64, first.counts[place].max(values.len()) as f64);
         metric.value = mean(values) + gap;
-        metric.stderr = Some((variance / known * (1.0 - known / all)).sqrt());
+        metric.stderr = Some((variance / known * (1.0 - known / all)).sqrt() / scales[place]);
     }
     Some(estimated)
 }
@@ -127,17 +163,17 @@ struct Combination {
 
 /// Ridge regression of a candidate's answers on the references', with the penalty of the least generalised
 /// cross-validation error (Golub et al. 1979); `groups` means were subtracted.
-fn combine(own: &[f64], references: &[&Reference], groups: usize) -> Combination {
+fn combine(own: &[f64], references: &[Vec<f64>], groups: usize) -> Combination {
     let count = references.len();
     let even = 1.0 / count as f64;
     let mut middle = vec![0.0; own.len()];
     for other in references {
-        middle.iter_mut().zip(&other.centred).for_each(|(sum, value)| *sum += even * value);
+        middle.iter_mut().zip(other).for_each(|(sum, value)| *sum += even * value);
     }
     let less_middle =
         |values: &[f64]| values.iter().zip(&middle).map(|(value, middle)| value - middle).collect::<Vec<f64>>();
     let left = less_middle(own);
-    let apart: Vec<Vec<f64>> = references.iter().map(|other| less_middle(&other.centred)).collect();
+    let apart: Vec<Vec<f64>> = references.iter().map(|other| less_middle(other)).collect();
     let gram: Vec<Vec<f64>> = (0..count).map(|i| (0..=i).map(|j| dot(&apart[i], &apart[j])).collect()).collect();
     let pulls: Vec<f64> = apart.iter().map(|values| dot(values, &left)).collect();
     let scale = gram.iter().enumerate().map(|(i, row)| row[i]).sum::<f64>() / count as f64;
@@ -184,7 +220,6 @@ mod tests {
     use super::*;
     use crate::evaluate::{MetricValue, PerSample, TaskScores};
     use crate::random;
-    use crate::score::ObjectiveTask;
     use std::collections::BTreeMap;
 
     fn objective() -> Objective {
@@ -266,6 +301,42 @@ mod tests {
         assert!(even < raw && regression < 0.8 * even, "{raw} {even} {regression}");
         // Doubt makes it larger than it was.
         assert!(claimed > 0.5 * regression && claimed < 4.0 * regression, "{claimed} {regression}");
+    }
+
+    /// A task that counts in points of a hundred, beside one of shares of one, is estimated as if it were one of shares, or
+    /// nearly, and so is its neighbour; a task without weight changes nothing.
+    #[test]
+    fn tasks_of_any_scale_are_estimated_alike() {
+        let scaled = |scores: &Scores, factor: f64| {
+            let mut scores = scores.clone();
+            let task = scores.get_mut("b").unwrap();
+            task.metrics.get_mut("acc").unwrap().value *= factor;
+            let samples = task.per_sample.as_mut().unwrap().scores.get_mut("acc").unwrap();
+            samples.iter_mut().for_each(|value| *value *= factor);
+            scores
+        };
+        let estimate = |factor: f64, weight: f64| {
+            let mut objective = objective();
+            objective.tasks[1].weight = weight;
+            let known: Vec<Scores> =
+                (0..8).map(|number| scaled(&answers(0.1 * number as f64, number), factor)).collect();
+            let seen = scaled(&restricted(&answers(0.5, 100), 60), factor);
+            let part = RungSamples::of(&objective, &seen).unwrap();
+            let references: Vec<Reference> =
+                known.iter().map(|scores| Reference::new(&objective, &part, scores).unwrap()).collect();
+            let estimated = extrapolate(&objective, &part, &seen, &references.iter().collect::<Vec<_>>()).unwrap();
+            ["a", "b"].map(|task| estimated[task].metrics["acc"].clone())
+        };
+        let [plain, other] = estimate(1.0, 1.0);
+        for factor in [100.0, 64.0, 3000.0, 0.01, 0.0005] {
+            let [first, second] = estimate(factor, 1.0);
+            assert!((first.value - plain.value).abs() < 0.01, "{factor}");
+            assert!((second.value / factor - other.value).abs() < 0.01, "{factor}");
+            let error = |scaled: Option<f64>, plain: Option<f64>| scaled.unwrap() / plain.unwrap();
+            assert!((0.7..1.4).contains(&error(first.stderr, plain.stderr)), "{factor}");
+            assert!((0.7..1.4).contains(&(error(second.stderr, other.stderr) / factor)), "{factor}");
+        }
+        assert_eq!(estimate(100.0, 0.0)[0], estimate(1.0, 0.0)[0]);
     }
 
     #[test]
