@@ -33,6 +33,7 @@ mod ranked;
 mod reduce;
 mod remembered;
 mod simd;
+mod slab;
 mod sparsify;
 mod specification;
 mod statistics;

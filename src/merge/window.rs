@@ -20,8 +20,11 @@ use crate::checkpoint::Dtype;
 const LEAST: u64 = 1 << 20;
 /// Larger ones are looked at one by one: what windows hold takes memory.
 const LARGE: u64 = 1 << 25;
-/// Of so many chunks one is in the sample, at least.
-const SPACING: u64 = 16;
+/// Of larger ones yet it takes too much: a histogram, whose size is its own, does for them.
+const HUGE: u64 = 1 << 28;
+/// Of so many chunks one is in the sample, at least. Odd, so that no power of two of a tensor's shape keeps it in one
+/// part of the rows.
+const SPACING: u64 = 17;
 /// Of so many words of a sampled chunk the lower element is in the sample.
 const STRIDE: usize = 4;
 /// Elements of a sample, about, at most.
@@ -39,7 +42,7 @@ pub(crate) fn thresholds(
 ) -> Result<Vec<Option<Threshold>>, MergeError> {
     let narrow =
         |(vector, _): &(TaskVector<'_>, u64)| [vector.source, vector.base].iter().all(|s| s.dtype == Dtype::Bfloat16);
-    if elements < LEAST || !vectors.iter().all(narrow) {
+    if !(LEAST..=HUGE).contains(&elements) || !vectors.iter().all(narrow) {
         return Ok(vec![None; vectors.len()]);
     }
     if elements > LARGE {
@@ -89,7 +92,7 @@ struct Found {
 impl Window {
     fn sampled(isa: Isa, vector: TaskVector<'_>, kept: u64, elements: u64) -> Self {
         let chunks = elements / CHUNK as u64;
-        let spacing = SPACING.max(chunks * (PAIRS / STRIDE) as u64 / SAMPLE) as usize;
+        let spacing = (SPACING.max(chunks * (PAIRS / STRIDE) as u64 / SAMPLE) | 1) as usize;
         let mut keys = Vec::with_capacity((chunks as usize).div_ceil(spacing) * PAIRS / STRIDE);
         dispatch(isa, Sample { vector, chunks, spacing, keys: &mut keys });
         let (size, share) = (keys.len() as f64, kept as f64 / elements as f64);
