@@ -41,7 +41,9 @@ class Landscape:
         self.size = len(self.names)
         # Which genes are weights: the others are densities.
         self.weights = numpy.array([name.startswith("weight.") for name in self.names])
-        self.sources = len({name.split(".")[1] for name in self.names})
+        self.sources = len({name.split(".")[1] for name in self.names if "." in name})
+        # The middles of three choices' shares of the unit interval, for those who know what a choice is.
+        self.methods = [1 / 6, 1 / 2, 5 / 6]
 
     def ask(self, genes, split):
         genes = [float(value) for value in numpy.clip(genes, 0.0, 1.0)]
@@ -109,7 +111,12 @@ def optuna(sampler):
 
         library.logging.set_verbosity(library.logging.ERROR)
         study = library.create_study(direction="maximize", sampler=sampler(library.samplers, seed))
-        study.optimize(lambda trial: score([trial.suggest_float(name, 0, 1) for name in score.names]), n_trials=score.budget + 1)
+        def suggest(trial, name):
+            if name == "method":
+                return trial.suggest_categorical(name, score.methods)
+            return trial.suggest_float(name, 0, 1)
+
+        study.optimize(lambda trial: score([suggest(trial, name) for name in score.names]), n_trials=score.budget + 1)
 
     return run
 

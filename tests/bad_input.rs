@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use fault_server::{FaultServer, Reply};
-use runs::{Scratch, command, stderr};
+use runs::{Scratch, command, stderr, wait_until};
 
 /// A scratch folder with copies of the golden models `base`, `a` and `b`, and a run file that scores them over HTTP.
 struct Run {
@@ -187,9 +187,7 @@ fn an_endpoint_that_dies_and_comes_back_for_the_next_start() {
             .spawn()
             .unwrap()
     };
-    while server.posts() < 4 {
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+    wait_until(|| server.posts() >= 4);
     drop(server);
     let output = child.wait_with_output().unwrap();
     expect(&output, 75, &["out of reach"]);

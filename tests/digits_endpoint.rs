@@ -34,9 +34,12 @@ fn zoo() -> PathBuf {
 }
 
 fn python() -> Option<String> {
-    let python = std::env::var("EVOMERGE_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let named = std::env::var("EVOMERGE_TEST_PYTHON").ok();
+    let python = named.clone().unwrap_or_else(|| "python3".to_owned());
     let numpy = Command::new(&python).args(["-c", "import numpy"]).stderr(Stdio::null()).status();
-    numpy.is_ok_and(|status| status.success()).then_some(python)
+    let works = numpy.is_ok_and(|status| status.success());
+    assert!(works || named.is_none(), "EVOMERGE_TEST_PYTHON ({python}) has no numpy");
+    works.then_some(python)
 }
 
 fn endpoint(python: &str, options: &[&str]) -> Endpoint {

@@ -283,6 +283,11 @@ fn an_existing_output_is_left_as_it_is() {
 #[test]
 fn a_folder_that_is_not_writable_is_named_and_gets_nothing() {
     let family = Family::new(1000, 1000);
+    // Binds every user.
+    let output = family.merge("linear", Path::new("/proc/evomerge-out"));
+    assert_eq!(output.status.code(), Some(73), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/proc"));
+
     let folder = family.path("closed");
     std::fs::create_dir(&folder).unwrap();
     std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o500)).unwrap();

@@ -10,11 +10,10 @@ mod runs;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
 
 use evomerge::ledger::{Ledger, RepeatPurpose, RepeatRecord};
 use fault_server::{FaultServer, Reply, capabilities};
-use runs::{SPACE, Scratch, TASKS, cell, command, stderr};
+use runs::{SPACE, Scratch, TASKS, cell, command, stderr, wait_until};
 use serde_json::{Value, json};
 
 fn hash(text: &str) -> u64 {
@@ -215,9 +214,8 @@ fn a_finalist_that_cannot_be_scored_again_is_no_winner() {
     let scores = trials.iter().map(|row| cell(row, "objective").parse::<f64>().unwrap());
     assert!(scores.clone().any(|score| score > 0.4), "the test needs one");
     let expected = scores.filter(|score| *score <= 0.4).fold(0.0, f64::max);
-    if repeats(&scratch, "results").iter().any(|repeat| repeat.status == "scored") {
-        assert_eq!(best, expected);
-    }
+    assert!(repeats(&scratch, "results").iter().any(|repeat| repeat.status == "scored"), "the test needs one");
+    assert_eq!(best, expected);
     assert!(repeats(&scratch, "results").iter().any(|repeat| repeat.status == "infeasible"));
 }
 
@@ -236,9 +234,7 @@ fn a_kill_while_finalists_are_scored_again_loses_nothing() {
     let run_file = run_file(&scratch, &server, holdout);
     let arguments = ["search", run_file.to_str().unwrap(), "--quiet"];
     let mut child = command(scratch.folder.path(), &arguments).stdout(Stdio::null()).spawn().unwrap();
-    while server.posts() < 23 {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_until(|| server.posts() >= 23);
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(repeats(&scratch, "results").len(), 2);
@@ -299,12 +295,9 @@ fn a_sentinel_is_quiet_where_only_chance_is_at_work() {
     assert_eq!(made.len() - sentinels, 6, "five finalists and the best baseline, which was none of them");
 
     // Killed now and then, the search is the same, and so is its end.
-    for _ in 0..5 {
+    for told in [5, 14, 30, 41, 52] {
         let arguments = ["search", run_file.to_str().unwrap(), "--results", "stormy", "--quiet"];
-        let mut child = command(scratch.folder.path(), &arguments).stdout(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(90));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        scratch.kill_at(&arguments, "stormy/run", told);
     }
     let stormy = scratch.search(&run_file, &["--results", "stormy"]);
     assert_eq!(scratch.trials("calm", "run"), scratch.trials("stormy", "run"));

@@ -4,9 +4,8 @@
 mod runs;
 
 use std::process::Stdio;
-use std::time::Duration;
 
-use runs::{SPACE, Scratch, TASKS, cell, command, stderr};
+use runs::{SPACE, Scratch, TASKS, cell, command, stderr, wait_until};
 
 fn rest() -> String {
     format!("{SPACE}{TASKS}")
@@ -74,12 +73,9 @@ fn a_killed_search_ends_as_if_it_had_not_been() {
     let run_file =
         scratch.run_file("run", 40, "name = \"ackley\"\nsamples = 20\nlatency = \"10ms\"\nin_flight = 3", &rest());
     scratch.search(&run_file, &["--results", "calm"]);
-    for _ in 0..4 {
+    for told in [3, 12, 20, 31] {
         let arguments = ["search", run_file.to_str().unwrap(), "--results", "stormy", "--quiet"];
-        let mut child = command(scratch.folder.path(), &arguments).stdout(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(120));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        scratch.kill_at(&arguments, "stormy/run", told);
     }
     scratch.search(&run_file, &["--results", "stormy"]);
     assert_eq!(scratch.trials("calm", "run"), scratch.trials("stormy", "run"));
@@ -211,17 +207,6 @@ fn status_calls_a_search_killed_that_was_killed_before_its_verdict() {
     assert!(text.starts_with("run: finished: budget of 6 evaluations used"), "{text}");
 }
 
-/// Polls a condition that another process brings about.
-fn wait_until(condition: impl Fn() -> bool) {
-    for _ in 0..2_000 {
-        if condition() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    panic!("waited in vain");
-}
-
 #[test]
 fn the_wall_clock_ends_a_run_and_what_was_in_flight_counts() {
     let scratch = Scratch::new();
@@ -321,12 +306,9 @@ fn a_killed_race_ends_as_if_it_had_not_been() {
     let landscape = "name = \"ackley\"\nsamples = 200\nlatency = \"5ms\"\nin_flight = 3";
     let run_file = scratch.run_file("run", 120, landscape, &text);
     scratch.search(&run_file, &["--results", "calm"]);
-    for _ in 0..4 {
+    for told in [7, 40, 60, 90] {
         let arguments = ["search", run_file.to_str().unwrap(), "--results", "stormy", "--quiet"];
-        let mut child = command(scratch.folder.path(), &arguments).stdout(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(150));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        scratch.kill_at(&arguments, "stormy/run", told);
     }
     scratch.search(&run_file, &["--results", "stormy"]);
     assert!(scratch.trials("calm", "run").iter().any(|row| cell(row, "origin") == "promotion"));

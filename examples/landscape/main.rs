@@ -46,8 +46,9 @@ struct Arguments {
     images: PathBuf,
     /// dare8: dare_ties, weight and density a source; dare24 and dare48: the same in each of three or six layer groups;
     /// ties24 and ties48: so with ties; arithmetic12: task_arithmetic, a weight a source and layer group; slerp6: slerp
-    /// of the first two experts, a t a layer; soup: linear, a weight a source, for the zoos with one task.
-    #[arg(long, value_parser = ["dare8", "ties24", "dare24", "arithmetic12", "ties48", "dare48", "slerp6", "soup"])]
+    /// of the first two experts, a t a layer; soup: linear, a weight a source, for the zoos with one task; mixed17: the
+    /// method (task_arithmetic, ties or dare_ties), a weight a source and layer group, a density a source.
+    #[arg(long, value_parser = ["dare8", "ties24", "dare24", "arithmetic12", "ties48", "dare48", "slerp6", "soup", "mixed17"])]
     space: String,
     /// A `[strategy]` table, or only its kind.
     #[arg(long, default_value = "portfolio")]
@@ -107,6 +108,12 @@ fn run_file(zoo: &Path, space: &str) -> Result<RunConfig, Failure> {
         format!("layer_groups = {groups}\n[space.genes]\nweight = {gene}\n{density}lambda = 1.0\nnormalize = false\n")
     };
     let (method, rest) = match space {
+        "mixed17" => (
+            "task_arithmetic\", \"ties\", \"dare_ties",
+            "layer_groups = 3\n[space.genes]\nweight = { low = 0.0, high = 1.0, per = [\"model\", \"layer_group\"] }\n\
+             density = { low = 0.0, high = 1.0, per = [\"model\"] }\nlambda = 1.0\nnormalize = false\n"
+                .to_owned(),
+        ),
         "dare8" => ("dare_ties", weights_and_densities(1, true)),
         "dare24" => ("dare_ties", weights_and_densities(3, true)),
         "dare48" => ("dare_ties", weights_and_densities(6, true)),
@@ -126,7 +133,7 @@ fn run_file(zoo: &Path, space: &str) -> Result<RunConfig, Failure> {
     };
     sources.truncate(if space == "slerp6" { 2 } else { usize::MAX });
     let text = format!(
-        "name = \"landscape\"\nseed = 0\n[models]\n{base}sources = {sources:?}\n[space]\nmethod = \"{method}\"\n{rest}\
+        "name = \"landscape\"\nseed = 0\n[models]\n{base}sources = {sources:?}\n[space]\nmethod = [\"{method}\"]\n{rest}\
          [budget]\nevaluations = 1000\n[evaluator]\nkind = \"function\"\nname = \"sphere\"\n[[tasks]]\nname = \"t\"\n\
          [output]\ndtype = \"float32\"\n"
     );

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rayon::prelude::*;
@@ -15,6 +15,7 @@ use super::error::CheckpointError;
 use super::json::read_capped;
 use super::mapping::{FileIdentity, MappedFile, open_regular};
 use crate::digest::hex;
+use crate::lock::lock;
 
 /// First line of the cache file.
 const FORMAT: &str = "evomerge content ids v2";
@@ -58,7 +59,7 @@ impl ContentIds {
 
     fn known(&self) -> MutexGuard<'_, HashMap<FileIdentity, String>> {
         // Entries are inserted whole: what a panicking thread left is still valid.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 
     fn remember(&self, new: Vec<(FileIdentity, String)>) {

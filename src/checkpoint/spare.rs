@@ -10,13 +10,14 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::OFlags;
 
 use super::error::CheckpointError;
 use super::mapping::{WritableFile, is_ours_alone};
 use super::output::Plan;
+use crate::lock::lock;
 
 /// A weight file that is being written.
 #[derive(Debug)]
@@ -78,7 +79,7 @@ impl SpareCheckpoints {
     }
 
     fn stock(&self) -> std::sync::MutexGuard<'_, Stock> {
-        self.stock.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.stock)
     }
 
     /// Moves the weight files of a spare checkpoint that has the files of the plan into the directory `to`; `None`:

@@ -23,7 +23,7 @@ pub(super) fn run(arguments: &Evaluate, output: Output) -> Result<ExitCode, CliE
         check_writable(path)?;
     }
     let model = std::path::absolute(&arguments.model)
-        .map_err(|source| CliError::Write { path: arguments.model.clone(), source })?;
+        .map_err(|error| CliError::Data { path: arguments.model.clone(), reason: error.to_string() })?;
     let checkpoint = Checkpoint::open(&model)?;
     let (content, settings) = (checkpoint.content_id(&ContentIds::in_user_cache())?, checkpoint.settings_id()?);
     drop(checkpoint);

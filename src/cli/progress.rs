@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::duration::human;
 use super::output::{Output, say};
+use crate::lock::lock;
 use crate::search::{Progress, Snapshot};
 
 /// How often a line is printed where there is no terminal.
@@ -82,7 +83,7 @@ impl Progress for Screen {
                 bar.set_message(describe(snapshot));
             }
             Kind::Lines(last) => {
-                let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let mut last = lock(last);
                 if last.elapsed() >= LINE_EVERY {
                     *last = Instant::now();
                     let total = snapshot.total.map(|total| format!("/{total}")).unwrap_or_default();

@@ -11,7 +11,8 @@ use super::error::CliError;
 use super::output::Output;
 use crate::exit::ExitCode;
 use crate::ledger::{AskedRecord, Ledger, event, fact};
-use crate::search::{RunFolder, Standings, best_record, repeats_alarm};
+use crate::search::{RunFolder, Standings, best_record, is_baseline, repeats_alarm};
+use crate::strategy;
 
 pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliError> {
     let summary = Summary::read(&arguments.results)?;
@@ -77,13 +78,13 @@ impl Summary {
         // In this order: a search that is running asks before it is told.
         let told = ledger.all_told_in_short()?;
         let asked = ledger.all_asked()?;
-        let count = |status: &str| told.values().filter(|record| record.status == status).count();
+        let count = |status: strategy::Status| told.values().filter(|record| record.status == status.name()).count();
         let counts = Counts {
             asked: asked.len(),
             finished: told.len(),
-            scored: count("scored"),
-            infeasible: count("infeasible"),
-            failed: count("failed"),
+            scored: count(strategy::Status::Scored),
+            infeasible: count(strategy::Status::Infeasible),
+            failed: count(strategy::Status::Failed),
         };
         let running = RunFolder::is_locked(results);
         let begun = ledger.events(event::STARTED)?.pop();
@@ -194,7 +195,7 @@ fn describe_state(running: bool, stopped: Option<&Value>) -> String {
 /// The baseline with the highest score; the first among equals.
 fn best_baseline(ledger: &Ledger, asked: &[AskedRecord]) -> Result<Option<Scored>, CliError> {
     let standings = Standings::of(ledger)?.in_short()?;
-    let scores = asked.iter().filter(|record| record.is_baseline());
+    let scores = asked.iter().filter(|record| is_baseline(record));
     let scores = scores.filter_map(|record| Some((record, standings.get(&record.index)?.objective?)));
     let best = scores.reduce(|best, next| if next.1 > best.1 { next } else { best });
     Ok(best.map(|(record, objective)| Scored::new(record, Some(objective))))

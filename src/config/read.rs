@@ -9,7 +9,8 @@ use super::{
     BudgetConfig, CandidatesConfig, ConfigError, OutputConfig, RacingConfig, RepeatsConfig, RunConfig, SpaceConfig,
     StrategyConfig, StrategyKind, duration, evaluator, models, space, tasks,
 };
-use crate::document::{Content, Field, FieldError, Node, suggestion};
+use crate::document::{Content, Field, FieldError, Node};
+use crate::suggestion::suggestion;
 
 const LONGEST_NAME: usize = 100;
 

@@ -5,11 +5,12 @@ use std::num::NonZeroUsize;
 
 use super::read::one_of;
 use super::{GeneConfig, GenePer, GeneSearch, LayerGrouping, ModelsConfig, SpaceConfig};
-use crate::document::{Content, Field, FieldError, Fields, hint, suggestion};
+use crate::document::{Content, Field, FieldError, Fields};
 use crate::merge::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, find_method,
     unknown_method,
 };
+use crate::suggestion::{hint, suggestion};
 
 /// The gene that stands for `density = 1 - drop_rate`.
 const DROP_RATE: &str = "drop_rate";

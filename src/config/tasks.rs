@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use super::evaluator::read_endpoints;
 use super::read::one_of;
 use super::{EvaluatorKind, Goal, HoldoutConfig, HoldoutSource, TaskConfig};
-use crate::document::{Field, FieldError, hint};
+use crate::document::{Field, FieldError};
+use crate::suggestion::hint;
 
 const DEFAULT_FINALISTS: NonZeroUsize = NonZeroUsize::new(5).unwrap();
 

@@ -2,8 +2,8 @@
 
 use std::num::NonZeroUsize;
 
-use super::suggest::hint;
 use super::{Content, Entry, FieldError, Node, join};
+use crate::suggestion::{hint, nearest};
 
 /// A value with the path that leads to it.
 #[derive(Clone, Debug)]
@@ -184,8 +184,7 @@ impl<'a> Fields<'a> {
             return Ok(field);
         }
         let others = self.entries.iter().map(|entry| entry.key.as_str()).filter(|other| !self.known.contains(other));
-        let hint =
-            super::nearest(key, others).map(|found| format!("; is `{found}` meant to be it?")).unwrap_or_default();
+        let hint = nearest(key, others).map(|found| format!("; is `{found}` meant to be it?")).unwrap_or_default();
         Err(FieldError { key: join(&self.path, key), line: self.line, reason: format!("missing: {meaning}{hint}") })
     }
 

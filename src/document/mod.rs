@@ -3,12 +3,10 @@
 //! [`Fields`] reads a table key by key; whatever was not asked for is an unknown key, refused with a suggestion.
 
 mod field;
-mod suggest;
 mod toml;
 mod yaml;
 
 pub use field::{Field, Fields};
-pub use suggest::{hint, nearest, suggestion};
 
 /// A value of a document with the line it starts on.
 #[derive(Clone, Debug, PartialEq)]

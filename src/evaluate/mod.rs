@@ -1,4 +1,4 @@
-//! Evaluators: everything that can score a candidate. One trait, five kinds; strategies never see this room.
+//! Evaluators: everything that can score a candidate. One trait, four kinds; strategies never see this room.
 //!
 //! ```text
 //! connect -> http      pool of endpoints (pool) <- client, protocol, fault; answers pass check; retry decides when

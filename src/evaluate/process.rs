@@ -11,9 +11,10 @@ use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::lock::lock;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -49,10 +50,6 @@ pub(super) struct Ended {
 
 /// The group's leader while it is not reaped: only then its number is surely its own.
 type Leader = Arc<Mutex<Option<Pid>>>;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn signal(leader: &Leader, signal: Signal) {
     if let Some(pid) = *lock(leader) {

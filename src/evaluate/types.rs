@@ -112,7 +112,8 @@ pub struct CandidateRequest {
     pub path: Option<PathBuf>,
     /// The recipe as canonical JSON, for evaluators that materialize themselves.
     pub recipe: serde_json::Value,
-    /// Decoded gene values, real genes in `[0, 1]` (for closed-form landscapes; empty for baselines without a genome).
+    /// The genome: one number from 0 to 1 a gene, which the gene gives a meaning (for closed-form landscapes;
+    /// empty for baselines without a genome).
     pub genome: Vec<f64>,
 }
 

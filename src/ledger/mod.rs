@@ -14,6 +14,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Params, Row, params};
 
 use crate::evaluate::TaskScores;
 use crate::exit::ExitCode;
+use crate::lock::lock;
 
 pub use names::{event, fact};
 pub use records::{AskedRecord, EventRecord, HoldoutRecord, RepeatPurpose, RepeatRecord, ToldRecord};
@@ -307,7 +308,7 @@ impl Ledger {
 
     /// A panic while the lock was held leaves no half-done work behind: every write is one transaction.
     fn lock(&self) -> MutexGuard<'_, Connection> {
-        self.connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        lock(&self.connection)
     }
 
     fn fault(&self, source: rusqlite::Error) -> LedgerError {

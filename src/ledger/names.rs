@@ -4,7 +4,9 @@
 pub mod fact {
     /// What may not change between two starts, as JSON.
     pub const IDENTITY: &str = "identity";
+    /// What tells the run's candidate folders and requests from those of others.
     pub const RUN_ID: &str = "run_id";
+    /// Name of the run, for people.
     pub const RUN_NAME: &str = "run_name";
     /// Evaluations open at a time.
     pub const LOOK_AHEAD: &str = "look_ahead";
@@ -20,20 +22,28 @@ pub mod fact {
     pub const OBJECTIVE: &str = "objective";
     /// Samples of each task as the evaluator told at the first start, as JSON.
     pub const SAMPLES: &str = "samples";
+    /// Version of the program that began the run.
     pub const EVOMERGE_VERSION: &str = "evomerge_version";
     /// Seconds that searches have run, over all starts.
     pub const ACTIVE_SECONDS: &str = "active_seconds";
     /// The best finalist, as JSON.
     pub const WINNER: &str = "winner";
+    /// How many evaluations there were when the hold-out was opened first.
     pub const HOLDOUT_OPENED_AT: &str = "holdout_opened_at";
 }
 
 /// Kinds of events.
 pub mod event {
+    /// A process took up the run.
     pub const STARTED: &str = "started";
+    /// It left the run in good order.
     pub const STOPPED: &str = "stopped";
+    /// A candidate was merged.
     pub const MATERIALIZED: &str = "materialized";
     /// An attempt at an evaluation ended.
     pub const ATTEMPTED: &str = "attempted";
+    /// The same, of a scoring on the hold-out.
     pub const HOLDOUT_ATTEMPTED: &str = "holdout_attempted";
+    /// The same, of something that is scored again.
+    pub const REPEAT_ATTEMPTED: &str = "repeat_attempted";
 }

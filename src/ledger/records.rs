@@ -30,13 +30,6 @@ pub struct AskedRecord {
     pub asked_at: String,
 }
 
-impl AskedRecord {
-    /// Base, source or soup. What a strategy bred is none, even where all genes are frozen.
-    pub fn is_baseline(&self) -> bool {
-        self.content.get("genome").is_none()
-    }
-}
-
 /// How an evaluation ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ToldRecord {

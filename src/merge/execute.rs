@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, IntoParallelRefIterator, ParallelIterator};
 
 use super::MergeError;
 use super::block::{BlockMerge, PassThrough, Tiled};
+use super::failure::Failure;
+use super::mergekit_order::{fills_head, in_order_of_inputs};
 use super::methods::{Context, MaskSource, MergeMethod, implementation};
 use super::model::Model;
 use super::output::{merged_config, pretty, tokenizer_donor, write_side_files};
@@ -24,7 +26,7 @@ use super::vocabulary::check_tokenizers;
 use super::write_queue::{QueuedBlock, WriteQueue};
 use crate::checkpoint::{
     CONFIG_FILE, Checkpoint, CheckpointWriter, ContentIds, Dtype, OutputFile, OutputTensor, SpareCheckpoints,
-    base_layout, is_head, shard_layout,
+    base_layout, shard_layout,
 };
 use crate::recipe::{MaskKind, ModelReference, Recipe};
 
@@ -310,73 +312,8 @@ fn is_cancelled(options: &MergeOptions<'_>) -> bool {
     options.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed))
 }
 
-/// The first failure of a merge in the order of the work, whichever thread fails first.
-struct Failure {
-    /// Work from this ordinal on need not be done any more.
-    first: AtomicU64,
-    error: Mutex<Option<(u64, MergeError)>>,
-}
-
-impl Failure {
-    fn new() -> Self {
-        Self { first: AtomicU64::new(u64::MAX), error: Mutex::new(None) }
-    }
-
-    fn report(&self, ordinal: u64, error: MergeError) {
-        let mut slot = self.error.lock().unwrap_or_else(PoisonError::into_inner);
-        if slot.as_ref().is_none_or(|(first, _)| ordinal < *first) {
-            *slot = Some((ordinal, error));
-            self.first.fetch_min(ordinal, Ordering::Relaxed);
-        }
-    }
-
-    fn precedes(&self, ordinal: u64) -> bool {
-        self.first.load(Ordering::Relaxed) < ordinal
-    }
-
-    fn into_result(self) -> Result<(), MergeError> {
-        match self.error.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some((_, error)) => Err(error),
-            None => Ok(()),
-        }
-    }
-}
-
 fn draws_as_mergekit(recipe: &Recipe, method: &dyn MergeMethod) -> bool {
     recipe.masks.kind == MaskKind::Mergekit && method.specification().samples_masks
-}
-
-/// The last of a tensor's inputs' names, which are not the output's where layers move or a head is tied.
-fn last_input(tensor: &PlannedTensor) -> Option<&str> {
-    tensor.inputs.iter().chain(&tensor.base).map(|input| input.tensor.as_str()).max()
-}
-
-/// Whether an input embedding stands in for a head that another model has.
-fn fills_head(plan: &MergePlan) -> bool {
-    let heads = plan.tensors.iter().filter(|tensor| is_head(&tensor.name)).filter_map(last_input);
-    let mut others = plan.tensors.iter().filter(|tensor| !is_head(&tensor.name)).filter_map(last_input);
-    let heads: Vec<&str> = heads.collect();
-    others.any(|other| heads.contains(&other))
-}
-
-/// Tensors with their places, as mergekit goes through them: by the last of their inputs' names. An embedding comes
-/// before the head that it fills; with many models it is the other way round at times, by the order of a hash table of
-/// Python's.
-///
-/// # Errors
-/// A layer is an input of several output layers: mergekit's order then is that of such a table throughout.
-fn in_order_of_inputs(plan: &MergePlan) -> Result<Vec<(u64, &PlannedTensor)>, MergeError> {
-    let last = |tensor: &PlannedTensor| last_input(tensor).map(|name| (name.to_owned(), is_head(&tensor.name)));
-    let mut tensors: Vec<(u64, &PlannedTensor)> = (0..).zip(&plan.tensors).collect();
-    tensors.sort_by_cached_key(|(_, tensor)| last(tensor));
-    match tensors.windows(2).find(|pair| last(pair[0].1) == last(pair[1].1)) {
-        Some(pair) => Err(MergeError::Plan(format!(
-            "`{}` and `{}` are made of the same layer of a model, for which mergekit's masks cannot be drawn: its order of tensors \
-             is not defined there; use --dare-masks native",
-            pair[0].1.name, pair[1].1.name
-        ))),
-        None => Ok(tensors),
-    }
 }
 
 /// One merge under way.
@@ -529,7 +466,9 @@ impl<'a> Run<'a> {
         let mut first: Option<(&Model, &[u8])> = None;
         for input in tensor.inputs.iter().chain(&tensor.base) {
             let model = &self.merger.models[input.model];
-            let bytes = model.checkpoint.bytes(&input.tensor).unwrap_or_default();
+            let missing =
+                || MergeError::Internal(format!("planned tensor {} is not in `{}`", input.tensor, model.name));
+            let bytes = model.checkpoint.bytes(&input.tensor).ok_or_else(missing)?;
             let (other, expected) = *first.get_or_insert((model, bytes));
             if bytes != expected {
                 return Err(MergeError::Incompatible(format!(

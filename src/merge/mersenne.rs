@@ -44,6 +44,12 @@ impl MersenneTwister {
         word ^ (word >> 18)
     }
 
+    /// Whether the element whose turn it is is kept, which takes a draw: PyTorch compares 24 bits of it.
+    #[inline(always)]
+    pub(crate) fn keeps(&mut self, limit: u32) -> bool {
+        self.draw() & 0xFF_FFFF < limit
+    }
+
     /// Passes over `count` draws.
     pub(crate) fn skip(&mut self, mut count: u64) {
         while count > 0 {
@@ -55,6 +61,12 @@ impl MersenneTwister {
             count -= step;
         }
     }
+}
+
+/// What [`MersenneTwister::keeps`] compares with: draws are multiples of 2^-24, compared with a probability in float32,
+/// exactly.
+pub(crate) fn limit(probability: f32) -> u32 {
+    (f64::from(probability) * 16_777_216.0).ceil() as u32
 }
 
 #[cfg(test)]

@@ -15,10 +15,12 @@ mod divergence;
 mod element;
 mod error;
 mod execute;
+mod failure;
 mod fused;
 mod gram;
 mod l1;
 mod lora;
+mod mergekit_order;
 mod mersenne;
 #[cfg(test)]
 mod method_tests;

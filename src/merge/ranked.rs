@@ -7,12 +7,12 @@
 
 use super::MergeError;
 use super::element::{Element, bf16_to_f32, f32_to_bf16};
-use super::mersenne::MersenneTwister;
+use super::mersenne;
 use super::philox::{DRAW_RANGE, DRAWS, FEW, MANY, Philox, each};
 use super::rank::Ranking;
 use super::simd::{Isa, Kernel, dispatch};
 use super::slab::{RecentSlabs, Slab};
-use super::sparsify::{MersenneMask, digest};
+use super::sparsify::{MersenneMask, digest, join};
 use super::tensor::{BLOCK, TILE, TaskVector};
 
 /// Longest slab that is ranked again for every block that touches it.
@@ -97,10 +97,7 @@ impl<'a> RankedMask<'a> {
     /// What tells the mask apart from others of the same task vector.
     pub(crate) fn identity(&self) -> [u64; 3] {
         let draws = match &self.draws {
-            Draws::Philox(generator) => {
-                let join = |words: [u32; 2]| u64::from(words[0]) | u64::from(words[1]) << 32;
-                [0, join(generator.key), join(generator.stream)]
-            }
+            Draws::Philox(generator) => [0, join(generator.key), join(generator.stream)],
             Draws::Mersenne(mask) => {
                 let [seed, position] = mask.place();
                 [1 | u64::from(self.coarse) << 8, seed, position]
@@ -172,8 +169,8 @@ impl<'a> RankedMask<'a> {
                 kept
             }
             Draws::Mersenne(mask) => {
-                let mut generator = mask.generator_at(first).unwrap_or_else(|| MersenneTwister::new(0));
-                limits.into_iter().map(|limit| generator.draw() & 0xFF_FFFF < limit).collect()
+                let mut generator = mask.generator_at(first);
+                limits.into_iter().map(|limit| generator.keeps(limit)).collect()
             }
         }
     }
@@ -215,7 +212,7 @@ impl<'a> RankedMask<'a> {
         let probability = probability(rank, self.rows.width, [self.density, self.epsilon], self.coarse);
         match self.draws {
             Draws::Philox(_) => (f64::from(probability) * f64::from(DRAW_RANGE)).round() as u32,
-            Draws::Mersenne(_) => (f64::from(probability) * 16_777_216.0).ceil() as u32,
+            Draws::Mersenne(_) => mersenne::limit(probability),
         }
     }
 }

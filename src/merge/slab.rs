@@ -3,10 +3,11 @@
 //! Blocks of one slab are merged by several threads at the same time. Whoever comes first starts on the slab's pieces,
 //! whoever comes meanwhile takes others of them, and nobody waits but for pieces that somebody is at work on.
 
+use crate::lock::lock;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 const WORD: usize = u64::BITS as usize;
 
@@ -32,7 +33,7 @@ impl Slab {
         struct Done<'a>(&'a Slab);
         impl Drop for Done<'_> {
             fn drop(&mut self) {
-                *self.0.lock() += 1;
+                *lock(&self.0.done) += 1;
                 self.0.is_done.notify_all();
             }
         }
@@ -44,7 +45,7 @@ impl Slab {
             let _done = Done(self);
             piece(next);
         }
-        let mut done = self.lock();
+        let mut done = lock(&self.done);
         while *done < self.pieces {
             done = self.is_done.wait(done).unwrap_or_else(PoisonError::into_inner);
         }
@@ -72,10 +73,6 @@ impl Slab {
     pub(super) fn kept(&self, range: Range<usize>) -> impl Iterator<Item = bool> {
         range.map(|element| self.bits[element / WORD].load(Ordering::Relaxed) >> (element % WORD) & 1 == 1)
     }
-
-    fn lock(&self) -> MutexGuard<'_, usize> {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// The slabs of a tensor that were asked for last: blocks come in order, in each thread's part of the tensor.
@@ -92,7 +89,7 @@ impl RecentSlabs {
 
     /// The slab with that number, new where nobody has asked for it lately.
     pub(super) fn get(&self, number: u64, elements: usize, pieces: usize) -> Arc<Slab> {
-        let mut slabs = self.slabs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slabs = lock(&self.slabs);
         if let Some((_, known)) = slabs.iter().find(|(known, _)| *known == number) {
             return Arc::clone(known);
         }

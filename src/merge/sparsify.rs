@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 
 use super::element::Element;
-use super::mersenne::MersenneTwister;
+use super::mersenne::{self, MersenneTwister};
 use super::philox::{DRAW_RANGE, DRAWS, FEW, Philox, each};
 use super::ranked::RankedMask;
 #[cfg(test)]
@@ -103,9 +103,7 @@ impl MersenneMask {
                 break;
             }
         }
-        // Draws are compared as multiples of 2^-24 in float32, exactly.
-        let limit = (f64::from(probability) * 16_777_216.0).ceil() as u32;
-        Self { snapshots, spacing, limit, seed: stream.seed, position }
+        Self { snapshots, spacing, limit: mersenne::limit(probability), seed: stream.seed, position }
     }
 
     /// Which draws of which stream these are.
@@ -113,10 +111,11 @@ impl MersenneMask {
         [self.seed, self.position]
     }
 
-    pub(crate) fn generator_at(&self, element: u64) -> Option<MersenneTwister> {
-        let mut generator = self.snapshots.get((element / self.spacing) as usize)?.clone();
+    /// The stream at an element of the tensor.
+    pub(crate) fn generator_at(&self, element: u64) -> MersenneTwister {
+        let mut generator = self.snapshots[(element / self.spacing) as usize].clone();
         generator.skip(element % self.spacing);
-        Some(generator)
+        generator
     }
 }
 
@@ -160,7 +159,7 @@ impl Sparsifier<'_> {
     /// What [`Self::apply`] needs for the elements of the block that starts at `first`, in order.
     pub(crate) fn begin<W: Element>(&self, first: u64) -> Course {
         match self {
-            Self::Mersenne(mask) => mask.generator_at(first).map_or(Course::Fixed, |at| Course::Stream(Box::new(at))),
+            Self::Mersenne(mask) => Course::Stream(Box::new(mask.generator_at(first))),
             Self::Ranked(mask) => Course::Drawn { first, kept: mask.kept::<W>(first) },
             _ => Course::Fixed,
         }
@@ -197,7 +196,7 @@ impl Sparsifier<'_> {
             Self::Magnitude(threshold) => {
                 let key = W::key_from_u64(threshold.key);
                 // Up to and including element `last`, equal magnitudes are kept.
-                let equal = threshold.last.saturating_add(1).saturating_sub(first).min(values.len() as u64) as usize;
+                let equal = equals_kept(*threshold, first, values.len());
                 let (kept, dropped) = values.split_at_mut(equal);
                 let (kept_others, dropped_others) = others.split_at(equal);
                 for (value, other) in kept.iter_mut().zip(kept_others) {
@@ -230,7 +229,7 @@ impl Sparsifier<'_> {
             Self::Mersenne(mask) => {
                 if let Course::Stream(generator) = course {
                     for (value, other) in values.iter_mut().zip(others) {
-                        let kept = generator.draw() & 0xFF_FFFF < mask.limit;
+                        let kept = generator.keeps(mask.limit);
                         *value = if kept { term(*value - *other) } else { W::ZERO };
                     }
                 }
@@ -301,6 +300,6 @@ pub(crate) fn digest(purpose: &[u8], numbers: &[u64]) -> [u64; 3] {
     [0, 1, 2].map(|word| digest[8 * word..8 * word + 8].iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
 }
 
-fn join(words: [u32; 2]) -> u64 {
+pub(crate) fn join(words: [u32; 2]) -> u64 {
     u64::from(words[0]) | u64::from(words[1]) << 32
 }

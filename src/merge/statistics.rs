@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::MergeError;
 use super::gram::Gram;
 use super::remembered::MaskMemory;
 use super::statistics_file::{Identity, StatisticsFile};
 use super::threshold::{Histogram, Threshold};
+use crate::lock::lock;
 
 /// A tensor among the opened checkpoints: index of the model, index of the tensor in the model's sorted names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -183,10 +184,6 @@ pub(crate) struct StatisticsCache {
 const SMALL_ENTRIES: usize = 1 << 17;
 /// The same of dot products of all pairs, which are many numbers each.
 const GRAM_ENTRIES: usize = 1 << 14;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 impl StatisticsCache {
     /// `histogram_bytes`: how much memory histograms may take.

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use sha2::{Digest as _, Sha256};
 
@@ -18,6 +18,7 @@ use super::statistics::TensorKey;
 use super::tensor::TILE;
 use crate::checkpoint::Checkpoint;
 use crate::files::write_atomically;
+use crate::lock::lock;
 
 /// Raised when a number that is kept would be computed another way: a sum in another order, a mask by another rule.
 const FORMAT: &[u8] = b"evomerge statistics v2\n";
@@ -90,7 +91,7 @@ impl StatisticsFile {
 
     fn records(&self) -> MutexGuard<'_, Records> {
         // Records are inserted whole: what a panicking thread left is still valid.
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.records)
     }
 
     /// How many records there are.

@@ -3,7 +3,8 @@
 //! Threads that wait for a file's lock spin in the kernel. Here they leave their block to the thread that is writing
 //! and go on merging.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use crate::lock::lock;
+use std::sync::Mutex;
 
 /// Blocks that may wait; a thread that finds so many waits itself.
 const WAITING: usize = 8;
@@ -79,10 +80,6 @@ impl<'a> WriteQueue<'a> {
         write(&block);
         self.give_back(block.bytes);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! Reading parameter settings: scalars, gradients and filters, typed by the merge method's declaration.
 
 use super::{FilteredValue, Gradient, Parameters, Setting, Value};
-use crate::document::{Content, Field, FieldError, nearest};
+use crate::document::{Content, Field, FieldError};
 use crate::merge::{MethodSpecification, ParameterKind, ParameterScope};
+use crate::suggestion::nearest;
 
 /// Parameters that files written for mergekit carry although they change nothing: read and dropped.
 /// `int8_mask` has no numerical effect anywhere; `normalize` stands in configurations of methods that do not have it.

@@ -1,6 +1,7 @@
 //! Looks for alarms in what a run recorded.
 
 use super::SearchError;
+use super::candidate::is_baseline;
 use super::prepare::Prepared;
 use super::repeats::Standings;
 use super::run::Row;
@@ -49,7 +50,7 @@ pub(super) fn after(
 
 fn failures(ledger: &Ledger) -> Result<Option<Alarm>, SearchError> {
     let told = ledger.all_told_in_short()?;
-    let own = ledger.all_asked()?.into_iter().filter(|asked| !asked.is_baseline());
+    let own = ledger.all_asked()?.into_iter().filter(|asked| !is_baseline(asked));
     let own: Vec<_> = own.filter_map(|asked| told.get(&asked.index)).collect();
     let scored = own.iter().filter(|record| record.status == Status::Scored.name()).count();
     let reason = own.last().and_then(|record| record.error.as_deref()).unwrap_or_default();
@@ -62,7 +63,7 @@ fn baselines(ledger: &Ledger, count: u64) -> Result<Option<Alarm>, SearchError> 
     let asked = ledger.all_asked()?;
     let unscored: Vec<_> = asked
         .iter()
-        .filter(|asked| asked.index < count && asked.is_baseline())
+        .filter(|asked| asked.index < count && is_baseline(asked))
         .filter_map(|asked| Some((asked, told.get(&asked.index)?)))
         .filter(|(_, record)| record.objective.is_none())
         .collect();

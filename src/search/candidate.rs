@@ -59,6 +59,13 @@ pub struct EvaluationContext {
     pub settings: Arc<BTreeMap<ModelReference, String>>,
 }
 
+/// Whether a recorded evaluation is one of base, source or soup. What a strategy bred is none, even where all genes are
+/// frozen.
+pub fn is_baseline(asked: &AskedRecord) -> bool {
+    // As [`Content`] is written.
+    asked.content.get("genome").is_none()
+}
+
 impl Candidate {
     /// Decodes a proposal to be scored on `tasks`. Total: every proposal of a strategy is a valid candidate.
     pub fn from_proposal(

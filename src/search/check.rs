@@ -68,9 +68,9 @@ pub struct Conflict {
 pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchError> {
     let config = &prepared.config;
     let concurrency = prepared.evaluator.concurrency().get();
-    let capacity = config.candidates.slots.map_or(concurrency + 1, std::num::NonZeroUsize::get);
+    let capacity = prepared.slots();
     let folder = candidate_parent(prepared, &results.join(&config.name), capacity as u64);
-    let free = existing(&folder).and_then(slots::free_bytes).unwrap_or(0);
+    let free = slots::free_bytes(existing(&folder)).unwrap_or(0);
     let needed = prepared.models.candidate_bytes.saturating_mul(capacity as u64);
     if needed > free {
         return Err(SearchError::Settings(format!(
@@ -110,8 +110,8 @@ pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchErro
 }
 
 /// The folder, or the nearest one above it that is there.
-fn existing(folder: &Path) -> Option<&Path> {
-    folder.ancestors().find(|path| path.is_dir()).or(Some(Path::new(".")))
+fn existing(folder: &Path) -> &Path {
+    folder.ancestors().find(|path| path.is_dir()).unwrap_or_else(|| Path::new("."))
 }
 
 /// Refuses a folder that a search could not make or write to.
@@ -121,11 +121,8 @@ fn refuse_unwritable(folder: &Path) -> Result<(), SearchError> {
         let reason = format!("{} is no folder", file.display());
         return Err(refused(std::io::Error::new(std::io::ErrorKind::NotADirectory, reason)));
     }
-    let Some(parent) = existing(folder) else { return Ok(()) };
     // Asks by trying: permissions do not tell of file systems that take no files.
-    let probe = parent.join(format!(".evomerge-check-{}", std::process::id()));
-    std::fs::OpenOptions::new().write(true).create_new(true).open(&probe).map_err(refused)?;
-    std::fs::remove_file(&probe).map_err(refused)
+    tempfile::tempfile_in(existing(folder)).map(drop).map_err(|error| refused(error.kind().into()))
 }
 
 fn describe_task(prepared: &Prepared, task: &crate::score::ObjectiveTask) -> String {

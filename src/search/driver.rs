@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use assembly::{materialize_stage, outcome_of, parts, setup};
 
-use super::candidate::{Candidate, EvaluationContext};
+use super::candidate::{Candidate, EvaluationContext, is_baseline};
 use super::fidelity::Parts;
 use super::frozen::Frozen;
 use super::pipeline::{Equipment, Finished, MaterializeStage, Pipeline};
@@ -479,7 +479,7 @@ impl Asked {
             candidate_id: record.candidate_id.clone(),
             origin: record.origin.clone(),
             fidelity: record.fidelity,
-            baseline: record.is_baseline(),
+            baseline: is_baseline(record),
             completes: parts.and_then(|parts| completed(parts, &record.origin, &record.parents)),
         }
     }

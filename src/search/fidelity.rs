@@ -1,7 +1,6 @@
 //! Which samples an evaluation at less than full fidelity asks for: nested parts of one fixed order per task.
 
-use sha2::{Digest, Sha256};
-
+use super::sealed::sample_hash;
 use crate::config::RacingConfig;
 use crate::evaluate::{Evaluator, SampleId, Samples, TaskRequest};
 
@@ -129,9 +128,7 @@ fn part(task: &TaskRequest, evaluator: &dyn Evaluator) -> Result<Part, String> {
 
 /// A fixed order by hash of (seed, task, sample id).
 fn shuffled(task: &TaskRequest, mut ids: Vec<SampleId>) -> Vec<SampleId> {
-    ids.sort_by_cached_key(|id| {
-        Sha256::digest(serde_json::json!(["evomerge racing v1", task.seed, task.name, id]).to_string().as_bytes())
-    });
+    ids.sort_by_cached_key(|id| sample_hash("evomerge racing v1", task.seed, &task.name, id));
     ids
 }
 

@@ -32,7 +32,7 @@ pub mod slots;
 mod stop;
 
 pub use budget::Budget;
-pub use candidate::Candidate;
+pub use candidate::{Candidate, is_baseline};
 pub use check::{Conflict, Findings, check};
 pub use error::SearchError;
 pub use export::{best_record, export_record};

@@ -15,11 +15,9 @@ use super::slots::Slots;
 use super::{SearchError, Stop};
 use crate::evaluate::{Attempt, AttemptObserver, EvaluateError, Evaluation, Evaluator, Fault, FaultClass, TaskScores};
 use crate::ledger::{Ledger, LedgerError, event};
+use crate::lock::{lock, unlocked};
 use crate::merge::{MergeError, MergeOptions, Merger, WriteMode};
 use crate::strategy::Status;
-
-/// Kind of the events of repeats' attempts.
-const REPEAT_ATTEMPTED: &str = "repeat_attempted";
 
 /// An evaluation to be made.
 #[derive(Clone, Debug)]
@@ -251,7 +249,7 @@ impl Pipeline {
         let path = self.equipment.stage.as_ref().map(|stage| stage.slots.candidate(&slot_name(&work)));
         let request = work.candidate.request(&self.equipment.context, path);
         let evaluator = self.equipment.evaluator.clone();
-        let event = if work.again { REPEAT_ATTEMPTED } else { self.equipment.attempt_event };
+        let event = if work.again { event::REPEAT_ATTEMPTED } else { self.equipment.attempt_event };
         let observer = LedgerAttempts {
             ledger: self.equipment.ledger.clone(),
             progress: self.equipment.progress.clone(),
@@ -369,7 +367,7 @@ struct LedgerAttempts {
 
 impl LedgerAttempts {
     fn into_fault(self) -> Option<LedgerError> {
-        self.fault.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+        unlocked(self.fault)
     }
 }
 
@@ -378,7 +376,7 @@ impl AttemptObserver for LedgerAttempts {
         self.count.fetch_add(1, Ordering::Relaxed);
         let payload = serde_json::json!({ "evaluation_id": self.evaluation_id, "attempt": attempt });
         if let Err(error) = self.ledger.event(self.event, Some(self.index), &payload) {
-            *self.fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
+            *lock(&self.fault) = Some(error);
         }
         // What a candidate is to blame for ends its evaluation and is counted, a wrong configuration ends the search,
         // and back-pressure is everyday.

@@ -36,6 +36,11 @@ impl Prepared {
         baseline_contents(self.models.facts.base.is_some(), self.models.facts.sources.len()).len() as u64
     }
 
+    /// Candidates on disk at once: one more than the evaluator takes, so that the next is ready when it is.
+    pub fn slots(&self) -> usize {
+        self.config.candidates.slots.map_or(self.evaluator.concurrency().get() + 1, std::num::NonZeroUsize::get)
+    }
+
     /// Source names in order.
     pub fn source_names(&self) -> Vec<String> {
         self.models.facts.sources.iter().map(|(name, _)| name.clone()).collect()

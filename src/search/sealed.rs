@@ -28,13 +28,16 @@ pub struct HoldoutPlan {
     pub samples: u64,
 }
 
+/// A sample's place in an order, or its side of a split, that `purpose`, seed and task fix.
+pub(super) fn sample_hash(purpose: &str, seed: u64, task: &str, id: &SampleId) -> [u8; 32] {
+    Sha256::digest(serde_json::json!([purpose, seed, task, id]).to_string().as_bytes()).into()
+}
+
 /// Keeps `limit` samples, the first ones of a fixed shuffle; their order stays.
 pub(super) fn keep_some(seed: u64, task: &str, ids: &mut Vec<SampleId>, limit: u64) {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let mut shuffled = ids.clone();
-    shuffled.sort_by_cached_key(|id| {
-        Sha256::digest(serde_json::json!(["evomerge limit v1", seed, task, id]).to_string().as_bytes())
-    });
+    shuffled.sort_by_cached_key(|id| sample_hash("evomerge limit v1", seed, task, id));
     shuffled.truncate(limit);
     let kept: HashSet<SampleId> = shuffled.into_iter().collect();
     ids.retain(|id| kept.contains(id));
@@ -55,7 +58,7 @@ pub(super) fn split(
         configuration("invalid_request", detail)
     })?;
     let goes_to_holdout = |id: &SampleId| {
-        let digest = Sha256::digest(serde_json::json!(["evomerge split v1", seed, task, id]).to_string().as_bytes());
+        let digest = sample_hash("evomerge split v1", seed, task, id);
         let mut first = [0; 8];
         first.copy_from_slice(&digest[..8]);
         (u64::from_be_bytes(first) as f64) < fraction * 2f64.powi(64)

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use super::StrategyError;
-use crate::document::nearest;
+use crate::suggestion::nearest;
 
 /// The settings of one strategy while they are read.
 pub(super) struct Settings<'a> {

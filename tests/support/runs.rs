@@ -1,7 +1,10 @@
 //! Run files on closed-form landscapes, and ways to start the program on them.
 
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use evomerge::ledger::Ledger;
 
 /// A scratch folder with one run file over a landscape.
 pub struct Scratch {
@@ -63,6 +66,24 @@ impl Scratch {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
+    /// `evomerge ARGUMENTS`, which runs or continues the search in `run`, killed once its ledger has at least `told`
+    /// outcomes.
+    pub fn kill_at(&self, arguments: &[&str], run: &str, told: usize) {
+        let ledger = self.path(run).join("ledger.sqlite");
+        let outcomes = || {
+            let told = Ledger::open_for_reading(&ledger).and_then(|ledger| ledger.all_told_in_short());
+            told.map_or(0, |told| told.len())
+        };
+        let mut child = command(self.folder.path(), arguments).stdout(Stdio::null()).spawn().unwrap();
+        wait_until(|| {
+            let ended = child.try_wait().unwrap();
+            assert_eq!(ended, None, "the search ended before it had {told} outcomes");
+            outcomes() >= told
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
     /// The rows of `trials.csv` without timings.
     pub fn trials(&self, results: &str, name: &str) -> Vec<Vec<(String, String)>> {
         let path = self.path(results).join(name).join("trials.csv");
@@ -81,6 +102,17 @@ impl Scratch {
             })
             .collect()
     }
+}
+
+/// Polls a condition that another process brings about.
+pub fn wait_until(mut condition: impl FnMut() -> bool) {
+    for _ in 0..20_000 {
+        if condition() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    panic!("waited in vain");
 }
 
 pub fn command(folder: &Path, arguments: &[&str]) -> std::process::Command {

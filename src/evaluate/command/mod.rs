@@ -15,7 +15,7 @@ mod result;
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -30,6 +30,7 @@ use super::{
     EvaluatorTask, Fault, FaultClass, MetricCapability, Patience, TaskCapability, protocol,
 };
 use crate::config::CommandConfig;
+use crate::lock::lock;
 
 /// The metric of a task for which the run file names none.
 const DEFAULT_METRIC: &str = "score";
@@ -185,7 +186,7 @@ impl CommandEvaluator {
 
     fn health(&self) -> MutexGuard<'_, Health> {
         // Plain data, whole after every statement.
-        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.health)
     }
 
     async fn attempt(
@@ -274,7 +275,7 @@ impl CommandEvaluator {
             () = cancel.cancelled() => return Err(EvaluateError::Cancelled),
             permit = self.places.acquire() => permit.map_err(|_| EvaluateError::Cancelled)?,
         };
-        let number = self.free_slots.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        let number = lock(&self.free_slots).pop().unwrap_or_default();
         Ok(Slot { number, free: &self.free_slots, _permit: permit })
     }
 }
@@ -288,7 +289,7 @@ struct Slot<'a> {
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(self.number);
+        lock(self.free).push(self.number);
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
@@ -12,6 +12,7 @@ use tokenizers::Tokenizer;
 use super::data::{Content, Sample};
 use super::fault;
 use crate::evaluate::Fault;
+use crate::lock::lock;
 
 /// Tokenizers kept; candidates of a run share one, so more is for surprises.
 const KEPT: usize = 4;
@@ -53,7 +54,7 @@ impl Tokens {
 
     /// The tokens of all samples of `task`, made at the first call.
     pub(super) fn task(&self, task: &str, samples: &[Sample]) -> Result<Arc<Vec<Encoded>>, Fault> {
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tasks = lock(&self.tasks);
         if let Some(encoded) = tasks.get(task) {
             return Ok(encoded.clone());
         }
@@ -137,7 +138,7 @@ impl Tokenizers {
             _ => fault::unreadable(format!("{} cannot be read: {error}", path.display())),
         })?;
         let key: [u8; 32] = Sha256::digest(&bytes).into();
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.kept);
         if let Some((_, tokens)) = kept.iter().find(|(hash, _)| *hash == key) {
             return Ok(tokens.clone());
         }

@@ -1,6 +1,6 @@
 //! Health and capabilities of an endpoint, held against what the run needs.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -10,7 +10,8 @@ use super::super::fault::{Loss, Reaction, of_error_answer, shortened};
 use super::super::protocol::{WireCapabilities, WireHealth};
 use super::super::{EvaluatorTask, Fault, FaultClass};
 use super::{AgreedTask, Demand, Endpoint, Facts, Pool};
-use crate::document::nearest;
+use crate::lock::lock;
+use crate::suggestion::nearest;
 
 /// Why an endpoint cannot be used.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,7 +51,7 @@ impl Pool {
             Some((task.name.clone(), AgreedTask::of(first, &task.name, metric)?))
         });
         let agreed = agreed.collect();
-        *self.agreed.lock().unwrap_or_else(PoisonError::into_inner) = Some(agreed);
+        *lock(&self.agreed) = Some(agreed);
         for endpoint in &self.endpoints {
             if let Some(facts) = endpoint.facts() {
                 self.agree_on_tasks(&facts).map_err(|fault| fault.at(&endpoint.label))?;
@@ -61,7 +62,7 @@ impl Pool {
 
     /// Makes sure that an endpoint scores as many samples as the others, by the same metrics in the same direction.
     fn agree_on_tasks(&self, facts: &Facts) -> Result<(), Fault> {
-        let agreed = self.agreed.lock().unwrap_or_else(PoisonError::into_inner);
+        let agreed = lock(&self.agreed);
         for (task, settled) in agreed.iter().flatten() {
             let metric = &settled.metric;
             let reason = match AgreedTask::of(facts, task, metric) {
@@ -88,7 +89,7 @@ impl Pool {
         if self.demand.allow_different_fingerprints {
             return Ok(());
         }
-        let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut expected = lock(&self.expected);
         match expected.as_deref() {
             None => *expected = Some(fingerprint.to_owned()),
             Some(expected) if expected == fingerprint => {}

@@ -1,20 +1,22 @@
 //! The pool of endpoints: which of them may get an evaluation now, which need a health check first, and when waiting
 //! has lasted too long.
 
+mod endpoint;
 mod handshake;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use reqwest::{Client, Url};
 use tokio_util::sync::CancellationToken;
 
 use super::client::Limits;
 use super::retry::RetryPolicy;
-use super::{Capabilities, EvaluateError, EvaluatorTask, Fault, FaultClass, Notify};
+use super::{EvaluateError, EvaluatorTask, Fault, FaultClass, Notify};
+use crate::lock::lock;
 
+pub(super) use endpoint::{Endpoint, Facts};
 pub(super) use handshake::Refusal;
 
 /// What the run needs of every endpoint.
@@ -30,98 +32,6 @@ struct AgreedTask {
     n_samples: u64,
     metric: String,
     higher_is_better: bool,
-}
-
-/// What an endpoint said of itself.
-#[derive(Clone, Debug)]
-pub(super) struct Facts {
-    pub instance_id: String,
-    pub fingerprint: String,
-    pub capabilities: Capabilities,
-    /// Version by task, where given.
-    pub versions: BTreeMap<String, String>,
-    /// First metric listed, by task.
-    pub first_metrics: BTreeMap<String, String>,
-    pub max_inflight: usize,
-    pub max_timeout: Option<Duration>,
-    pub heartbeat_interval: Option<Duration>,
-}
-
-/// One endpoint.
-pub(super) struct Endpoint {
-    pub url: Url,
-    /// As written in the run file: in messages and in the ledger.
-    pub label: String,
-    pub client: Client,
-    in_flight: usize,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    facts: Option<Arc<Facts>>,
-    /// Refused us (401, 403, another fingerprint): not asked again.
-    paused: Option<Fault>,
-    in_use: usize,
-    /// Counted faults since the last good answer.
-    faults_in_row: u32,
-    /// It has scored a candidate.
-    scored: bool,
-    /// Candidates called broken since the last score.
-    blames_in_row: u32,
-    /// Of these, how many another endpoint has scored.
-    contradictions: u32,
-    /// Needs a passed health check before it gets anything.
-    open: bool,
-    probing: bool,
-    probe_failures: u32,
-    /// Neither an evaluation nor a health check before this.
-    not_before: Option<Instant>,
-    last_fault: Option<Fault>,
-}
-
-impl Endpoint {
-    pub fn new(url: Url, label: String, client: Client, in_flight: usize) -> Self {
-        Self { url, label, client, in_flight, state: Mutex::default() }
-    }
-
-    pub fn facts(&self) -> Option<Arc<Facts>> {
-        self.state().facts.clone()
-    }
-
-    /// Met, or left out for good.
-    pub fn settled(&self) -> bool {
-        let state = self.state();
-        state.facts.is_some() || state.paused.is_some()
-    }
-
-    /// Why the endpoint is left out.
-    pub fn refusal(&self) -> Option<Fault> {
-        self.state().paused.clone()
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        // The state is plain data, whole after every statement.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn limit(&self, in_flight: usize) -> usize {
-        self.facts.as_ref().map_or(in_flight, |facts| in_flight.min(facts.max_inflight))
-    }
-
-    fn rested(&self, now: Instant) -> bool {
-        self.not_before.is_none_or(|instant| instant <= now)
-    }
-
-    fn alive(&self, now: Instant) -> bool {
-        self.facts.is_some() && !self.open && self.paused.is_none() && self.rested(now)
-    }
-
-    fn needs_probe(&self) -> bool {
-        self.paused.is_none() && (self.open || self.facts.is_none())
-    }
 }
 
 /// Since when an evaluation has got nowhere; cleared by progress.
@@ -267,7 +177,7 @@ impl Pool {
     }
 
     fn stalled_since(&self, since: Instant) -> Instant {
-        since.max(*self.last_answer.lock().unwrap_or_else(PoisonError::into_inner))
+        since.max(*lock(&self.last_answer))
     }
 
     /// Whether an endpoint other than these may be used now, if it has a place.
@@ -418,7 +328,7 @@ impl Pool {
     /// An endpoint answered an evaluation with something that counts.
     pub fn answered(&self, endpoint: &Endpoint) {
         endpoint.state().faults_in_row = 0;
-        *self.last_answer.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *lock(&self.last_answer) = Instant::now();
     }
 
     /// An endpoint has scored a candidate.
@@ -465,9 +375,7 @@ impl Pool {
         state.last_fault = Some(fault.clone());
         let shut = !state.open && state.faults_in_row >= self.policy.breaker_threshold;
         if shut {
-            state.open = true;
-            state.probe_failures = 0;
-            state.not_before = Some(Instant::now() + self.policy.probe_wait(0));
+            state.shut(self.policy.probe_wait(0));
         }
         drop(state);
         if shut {
@@ -481,9 +389,7 @@ impl Pool {
         state.last_fault = Some(fault.clone());
         let news = !state.open;
         if news {
-            state.open = true;
-            state.probe_failures = 0;
-            state.not_before = Some(Instant::now() + self.policy.probe_wait(0));
+            state.shut(self.policy.probe_wait(0));
         }
         drop(state);
         self.changed.notify_waiters();

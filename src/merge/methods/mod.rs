@@ -25,7 +25,7 @@ use super::sparsify::{MersenneMask, MersenneStream, PhiloxMask, Sparsifier};
 use super::specification::MethodSpecification;
 use super::statistics::StatisticsCache;
 use super::tensor::{Stored, TensorGroup};
-use crate::document::suggestion;
+use crate::suggestion::suggestion;
 
 /// A merge method: what it declares, and how it gets a tensor ready for the block pass.
 pub(crate) trait MergeMethod: Sync {

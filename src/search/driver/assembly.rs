@@ -51,9 +51,7 @@ pub(super) fn materialize_stage(
     progress: &Arc<dyn Progress>,
 ) -> Result<Option<MaterializeStage>, SearchError> {
     let Some(merger) = prepared.models.merger.clone() else { return Ok(None) };
-    // One slot more than the evaluator takes, so that the next candidate is ready when it is.
-    let capacity =
-        prepared.config.candidates.slots.map_or(prepared.evaluator.concurrency().get() + 1, |slots| slots.get());
+    let capacity = prepared.slots();
     let parent = candidate_parent(prepared, folder.path(), capacity as u64);
     let slots = Arc::new(Slots::claim(&parent, &frozen.run_id)?);
     let save_statistics = keep_statistics(&merger, &folder.statistics(), progress)?;
@@ -88,11 +86,14 @@ fn keep_statistics(
     }))
 }
 
+/// A recorded status.
+pub(super) fn status_of(name: &str, index: u64) -> Result<Status, SearchError> {
+    Status::of_name(name)
+        .ok_or_else(|| SearchError::BadData(format!("ledger: evaluation {index} has an unknown status `{name}`")))
+}
+
 /// The outcome of an evaluation on the share `fidelity` of the samples.
 pub(super) fn outcome_of(record: ToldRecord, fidelity: f64) -> Result<Outcome, SearchError> {
-    let status = Status::of_name(&record.status).ok_or_else(|| {
-        let ToldRecord { index, status, .. } = &record;
-        SearchError::BadData(format!("ledger: evaluation {index} has an unknown status `{status}`"))
-    })?;
+    let status = status_of(&record.status, record.index)?;
     Ok(Outcome { index: record.index, status, objective: record.objective, tasks: record.tasks, fidelity })
 }

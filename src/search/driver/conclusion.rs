@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Search;
+use super::assembly::status_of;
 use crate::ledger::{AskedRecord, event, fact};
 use crate::recipe::Recipe;
 use crate::score::Verdict;
@@ -116,7 +117,7 @@ impl Search {
         for repeat in last.score_given_up(&given_up).await? {
             let scored = Outcome {
                 index: repeat.index,
-                status: Status::of_name(&repeat.status).unwrap_or(Status::Failed),
+                status: status_of(&repeat.status, repeat.index)?,
                 objective: repeat.objective,
                 tasks: repeat.tasks,
                 fidelity: 1.0,

@@ -1,0 +1,109 @@
+//! One endpoint: what it said of itself, and how it stands with us.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use reqwest::{Client, Url};
+
+use super::super::{Capabilities, Fault};
+use crate::lock::lock;
+
+/// What an endpoint said of itself.
+#[derive(Clone, Debug)]
+pub(in super::super) struct Facts {
+    pub instance_id: String,
+    pub fingerprint: String,
+    pub capabilities: Capabilities,
+    /// Version by task, where given.
+    pub versions: BTreeMap<String, String>,
+    /// First metric listed, by task.
+    pub first_metrics: BTreeMap<String, String>,
+    pub max_inflight: usize,
+    pub max_timeout: Option<Duration>,
+    pub heartbeat_interval: Option<Duration>,
+}
+
+/// One endpoint.
+pub(in super::super) struct Endpoint {
+    pub url: Url,
+    /// As written in the run file: in messages and in the ledger.
+    pub label: String,
+    pub client: Client,
+    pub(super) in_flight: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) facts: Option<Arc<Facts>>,
+    /// Refused us (401, 403, another fingerprint): not asked again.
+    pub(super) paused: Option<Fault>,
+    pub(super) in_use: usize,
+    /// Counted faults since the last good answer.
+    pub(super) faults_in_row: u32,
+    /// It has scored a candidate.
+    pub(super) scored: bool,
+    /// Candidates called broken since the last score.
+    pub(super) blames_in_row: u32,
+    /// Of these, how many another endpoint has scored.
+    pub(super) contradictions: u32,
+    /// Needs a passed health check before it gets anything.
+    pub(super) open: bool,
+    pub(super) probing: bool,
+    pub(super) probe_failures: u32,
+    /// Neither an evaluation nor a health check before this.
+    pub(super) not_before: Option<Instant>,
+    pub(super) last_fault: Option<Fault>,
+}
+
+impl Endpoint {
+    pub fn new(url: Url, label: String, client: Client, in_flight: usize) -> Self {
+        Self { url, label, client, in_flight, state: Mutex::default() }
+    }
+
+    pub fn facts(&self) -> Option<Arc<Facts>> {
+        self.state().facts.clone()
+    }
+
+    /// Met, or left out for good.
+    pub fn settled(&self) -> bool {
+        let state = self.state();
+        state.facts.is_some() || state.paused.is_some()
+    }
+
+    /// Why the endpoint is left out.
+    pub fn refusal(&self) -> Option<Fault> {
+        self.state().paused.clone()
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        // The state is plain data, whole after every statement.
+        lock(&self.state)
+    }
+}
+
+impl State {
+    pub(super) fn limit(&self, in_flight: usize) -> usize {
+        self.facts.as_ref().map_or(in_flight, |facts| in_flight.min(facts.max_inflight))
+    }
+
+    pub(super) fn rested(&self, now: Instant) -> bool {
+        self.not_before.is_none_or(|instant| instant <= now)
+    }
+
+    pub(super) fn alive(&self, now: Instant) -> bool {
+        self.facts.is_some() && !self.open && self.paused.is_none() && self.rested(now)
+    }
+
+    /// Nothing more goes there before a health check has passed, the first one after `wait`.
+    pub(super) fn shut(&mut self, wait: Duration) {
+        self.open = true;
+        self.probe_failures = 0;
+        self.not_before = Some(Instant::now() + wait);
+    }
+
+    pub(super) fn needs_probe(&self) -> bool {
+        self.paused.is_none() && (self.open || self.facts.is_none())
+    }
+}
