@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::MergeError;
 use super::element::{Element, all_below};
 use super::simd::{Isa, Kernel, dispatch};
-use super::tensor::{Stored, TILE, tiles};
+use super::tensor::{Stored, TILE, decode_tiles, tiles};
 use crate::checkpoint::Dtype;
 
 /// A merge of one tensor, ready to be applied to its blocks in any order on any thread.
@@ -99,9 +99,7 @@ impl<W: Element, T: TileMerge<W>> Kernel for BlockKernel<'_, '_, W, T> {
         let start = self.range.start;
         let size = self.dtype.size();
         for (first, length) in tiles(self.range) {
-            for (stored, tile) in self.tiled.inputs.iter().zip(self.inputs.chunks_exact_mut(TILE)) {
-                stored.decode(first, &mut tile[..length])?;
-            }
+            decode_tiles(&self.tiled.inputs, first, length, self.inputs)?;
             let result = &mut self.result[..length];
             self.tiled.arithmetic.merge_tile(&mut self.state, first, self.inputs, result);
             let offset = (first - start) as usize * size;

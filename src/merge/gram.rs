@@ -14,7 +14,7 @@ use super::block::{TileMerge, Tiled};
 use super::reduce::Lanes;
 use super::simd::{Isa, Kernel, dispatch};
 use super::statistics::{GramKey, StatisticsCache};
-use super::tensor::{BLOCK, Stored, TILE, TensorGroup, block_count, block_range, tiles};
+use super::tensor::{BLOCK, Stored, TILE, TensorGroup, block_count, block_range, decode_tiles, tiles};
 
 /// Products give the norm of a sum this short beside its terms to nine digits.
 const NEARLY: f64 = 1e-3;
@@ -48,9 +48,7 @@ impl<'a> Vectors<'a> {
     fn decode(&self, first: u64, length: usize, buffer: &mut [f64]) -> Result<(), MergeError> {
         let (vectors, base) = buffer.split_at_mut(self.count() * TILE);
         let base = &mut base[..length];
-        for (stored, vector) in self.inputs.iter().zip(vectors.chunks_exact_mut(TILE)) {
-            stored.decode(first, &mut vector[..length])?;
-        }
+        decode_tiles(&self.inputs, first, length, vectors)?;
         if let Some(stored) = &self.base {
             stored.decode(first, base)?;
             for vector in vectors.chunks_exact_mut(TILE) {

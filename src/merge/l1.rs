@@ -11,7 +11,6 @@ use super::remembered::{Dropped, MaskMemory, RememberedMask, note, pack};
 use super::simd::{Isa, Kernel, dispatch, prefetch};
 use super::sparsify::{Course, PhiloxMask, Sparsifier};
 use super::tensor::{TILE, TaskVector, tiles};
-use crate::checkpoint::Dtype;
 
 /// What a sparsified task vector's norms told.
 pub(crate) struct Rescale {
@@ -53,7 +52,7 @@ fn norms<W: Element>(
     remembered: Option<&RememberedMask>,
     range: Range<u64>,
 ) -> Result<[f64; 2], MergeError> {
-    let narrow = [vector.source, vector.base].iter().all(|stored| stored.dtype == Dtype::Bfloat16);
+    let narrow = vector.is_bfloat16();
     if let (true, Sparsifier::Philox(mask)) = (narrow && W::KEY_BITS == f32::KEY_BITS, sparsifier)
         && mask.limit > 0
     {

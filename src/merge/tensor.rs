@@ -82,6 +82,20 @@ impl Stored<'_> {
     }
 }
 
+/// Decodes `length` elements of each input from `first` on: those of input `i` at `buffer[i * TILE..][..length]`.
+#[inline(always)]
+pub(crate) fn decode_tiles<W: Element>(
+    inputs: &[Stored<'_>],
+    first: u64,
+    length: usize,
+    buffer: &mut [W],
+) -> Result<(), MergeError> {
+    for (stored, tile) in inputs.iter().zip(buffer.chunks_exact_mut(TILE)) {
+        stored.decode(first, &mut tile[..length])?;
+    }
+    Ok(())
+}
+
 /// A task vector: source minus base, element by element.
 #[derive(Clone, Copy)]
 pub(crate) struct TaskVector<'a> {
@@ -111,6 +125,11 @@ impl<W: Element> Values<W> for TaskVector<'_> {
 }
 
 impl TaskVector<'_> {
+    /// Whether both models store it in bfloat16.
+    pub(crate) fn is_bfloat16(&self) -> bool {
+        [self.source, self.base].iter().all(|stored| stored.dtype == Dtype::Bfloat16)
+    }
+
     /// Computes `delta.len()` elements from `first` on; `scratch` is at least as long.
     #[inline(always)]
     pub(crate) fn tile<W: Element>(&self, first: u64, delta: &mut [W], scratch: &mut [W]) -> Result<(), MergeError> {

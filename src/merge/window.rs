@@ -14,7 +14,6 @@ use super::fused::{ALARM, CHUNK, PAIRS, alarm, chunks_of, widen, words};
 use super::simd::{Isa, Kernel, dispatch};
 use super::tensor::{TaskVector, block_count, block_range};
 use super::threshold::{Threshold, nth_equal};
-use crate::checkpoint::Dtype;
 
 /// Smaller tensors are not worth a sample.
 const LEAST: u64 = 1 << 20;
@@ -40,9 +39,7 @@ pub(crate) fn thresholds(
     vectors: &[(TaskVector<'_>, u64)],
     elements: u64,
 ) -> Result<Vec<Option<Threshold>>, MergeError> {
-    let narrow =
-        |(vector, _): &(TaskVector<'_>, u64)| [vector.source, vector.base].iter().all(|s| s.dtype == Dtype::Bfloat16);
-    if !(LEAST..=HUGE).contains(&elements) || !vectors.iter().all(narrow) {
+    if !(LEAST..=HUGE).contains(&elements) || !vectors.iter().all(|(vector, _)| vector.is_bfloat16()) {
         return Ok(vec![None; vectors.len()]);
     }
     if elements > LARGE {
@@ -257,6 +254,7 @@ impl Kernel for Look<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::Dtype;
     use crate::merge::statistics::TensorKey;
     use crate::merge::tensor::Stored;
     use crate::merge::threshold::{coarse_histogram, select};

@@ -12,7 +12,7 @@ use crate::merge::simd::{Isa, Kernel, dispatch};
 use crate::merge::specification::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
 };
-use crate::merge::tensor::{Stored, TILE, TensorGroup, tiles};
+use crate::merge::tensor::{Stored, TILE, TensorGroup, decode_tiles, tiles};
 
 const EPSILON: ParameterSpecification = ParameterSpecification {
     name: "epsilon",
@@ -125,9 +125,7 @@ impl<W: Element> Kernel for CountChanges<'_, W> {
     fn run(self) -> Self::Output {
         let mut sharers = vec![0_u32; TILE];
         for (first, length) in tiles(self.range) {
-            for (stored, tile) in self.inputs.iter().zip(self.buffer.chunks_exact_mut(TILE)) {
-                stored.decode(first, &mut tile[..length])?;
-            }
+            decode_tiles(self.inputs, first, length, self.buffer)?;
             let (base, models) = self.buffer.split_at(TILE);
             let active = |value: W, base: W| (value - base).abs() > self.epsilon;
             sharers.fill(0);

@@ -14,7 +14,7 @@ use crate::merge::sparsify::keep_from;
 use crate::merge::specification::{
     BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
 };
-use crate::merge::tensor::{Stored, TILE, TensorGroup, Values, tiles};
+use crate::merge::tensor::{Stored, TILE, TensorGroup, Values, decode_tiles, tiles};
 use crate::merge::threshold::{Threshold, coarse_histogram, select};
 
 static SCE: MethodSpecification = MethodSpecification {
@@ -128,14 +128,6 @@ fn variances<W: Element>(deltas: &[W], output: &mut [W]) {
     }
 }
 
-#[inline(always)]
-fn decode<W: Element>(inputs: &[Stored<'_>], first: u64, length: usize, buffer: &mut [W]) -> Result<(), MergeError> {
-    for (stored, tile) in inputs.iter().zip(buffer.chunks_exact_mut(TILE)) {
-        stored.decode(first, &mut tile[..length])?;
-    }
-    Ok(())
-}
-
 /// The variances as values to select among.
 #[derive(Clone, Copy)]
 struct Variances<'a> {
@@ -149,7 +141,7 @@ impl<W: Element> Values<W> for Variances<'_> {
 
     #[inline(always)]
     fn tile(&self, first: u64, values: &mut [W], scratch: &mut [W]) -> Result<(), MergeError> {
-        decode(self.inputs, first, values.len(), scratch)?;
+        decode_tiles(self.inputs, first, values.len(), scratch)?;
         let (_, deltas) = subtract(scratch);
         variances(deltas, values);
         Ok(())
@@ -206,7 +198,7 @@ impl<W: Element> Kernel for SumSquares<'_, W> {
         let mut lanes = vec![Lanes::ZERO; self.sums.len()];
         let (scratch, buffer) = self.buffer.split_at_mut(TILE);
         for (first, length) in tiles(self.range) {
-            decode(self.inputs, first, length, buffer)?;
+            decode_tiles(self.inputs, first, length, buffer)?;
             let (_, deltas) = subtract(buffer);
             self.selection.apply(first, deltas, length, scratch);
             for (lanes, delta) in lanes.iter_mut().zip(deltas.chunks_exact(TILE)) {
