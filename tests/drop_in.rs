@@ -98,6 +98,38 @@ fn task_vectors_of_nobody_leave_the_base() {
     }
 }
 
+/// Where models are stored in several types, mergekit writes another one than the first model's; a note says so.
+#[test]
+fn a_type_that_mergekit_would_not_write_is_told_of() {
+    let scratch = Scratch::new();
+    let [wide, narrow] = ["a", "narrow"].map(|name| if name == "a" { models().join(name) } else { scratch.path(name) });
+    let passthrough =
+        format!("merge_method: passthrough\nmodels:\n- model: {:?}\ndtype: bfloat16\n", models().join("b"));
+    std::fs::write(scratch.path("narrow.yml"), passthrough).unwrap();
+    assert!(scratch.evomerge(&["merge", "narrow.yml", "narrow"]).status.success());
+    for (first, second, more, is_told) in [
+        (&narrow, &wide, "", true),
+        (&wide, &narrow, "", false),
+        (&narrow, &narrow, "", false),
+        (&narrow, &wide, "dtype: bfloat16\n", false),
+    ] {
+        let text = format!(
+            "merge_method: nearswap\nbase_model: {first:?}\nparameters: {{t: 0.1}}\n{more}models:\n- model: {first:?}\n- model: {second:?}\n"
+        );
+        let text =
+            if first == second { format!("merge_method: passthrough\nmodels:\n- model: {first:?}\n") } else { text };
+        std::fs::write(scratch.path("mixed.yml"), text).unwrap();
+        let output = scratch.evomerge(&["merge", "mixed.yml", "--out", "mixed", "--force"]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert_eq!(
+            stderr(&output).contains("where mergekit promotes"),
+            is_told,
+            "{first:?} {more} {}",
+            stderr(&output)
+        );
+    }
+}
+
 #[test]
 fn a_model_in_the_current_folder_is_pointed_at() {
     let scratch = Scratch::new();

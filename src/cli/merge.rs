@@ -56,6 +56,12 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
              in the other order, which follows from a hash table of Python's",
         );
     }
+    if report.is_narrowed && !output.quiet {
+        say(
+            "note: the models are not all stored in one type, and the recipe names none: the output has the base's, else the first \
+             model's, where mergekit promotes (bfloat16 and float32: float32); `dtype` or --dtype says which is meant",
+        );
+    }
     output.result(&describe(&report, out, output), &to_json(&report, out))?;
     Ok(ExitCode::Done)
 }
@@ -199,5 +205,6 @@ fn to_json(report: &MergeReport, out: &Path) -> serde_json::Value {
         "bytes_written": report.bytes_written,
         "seconds": report.seconds,
         "uncertain_masks": report.uncertain_masks,
+        "is_narrowed": report.is_narrowed,
     })
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, IntoParallelRefIterator, ParallelIterator};
+use safetensors::Dtype as StoredDtype;
 
 use super::MergeError;
 use super::block::{BlockMerge, PassThrough, Tiled};
@@ -16,7 +17,7 @@ use super::mergekit_order::{fills_head, in_order_of_inputs};
 use super::methods::{Context, MaskSource, MergeMethod, implementation};
 use super::model::Model;
 use super::output::{merged_config, pretty, tokenizer_donor, write_side_files};
-use super::plan::{Action, MergePlan, PlannedTensor, plan};
+use super::plan::{Action, MergePlan, PlannedInput, PlannedTensor, plan};
 use super::simd::Isa;
 use super::sparsify::MersenneStream;
 use super::statistics::{StatisticsCache, StatisticsUse};
@@ -26,7 +27,7 @@ use super::vocabulary::check_tokenizers;
 use super::write_queue::{QueuedBlock, WriteQueue};
 use crate::checkpoint::{
     CONFIG_FILE, Checkpoint, CheckpointWriter, ContentIds, Dtype, OutputFile, OutputTensor, SpareCheckpoints,
-    base_layout, shard_layout,
+    TensorInfo, base_layout, shard_layout,
 };
 use crate::recipe::{MaskKind, ModelReference, Recipe};
 
@@ -109,6 +110,9 @@ pub struct MergeReport {
     /// mergekit's masks were wanted, and mergekit may have drawn those of an embedding and of the head that it fills in
     /// the other order.
     pub uncertain_masks: bool,
+    /// The recipe names no dtype, and some output tensors have the type of one model where another model stores a wider
+    /// or another one, to which mergekit promotes.
+    pub is_narrowed: bool,
 }
 
 /// The merge core of one run: checkpoints are mapped once, statistics of whole tensors are computed once.
@@ -204,6 +208,19 @@ impl Merger {
         Ok(plan)
     }
 
+    /// Whether mergekit would write other types than the plan's, because it promotes.
+    fn is_narrowed(&self, recipe: &Recipe, plan: &MergePlan) -> bool {
+        let stored = |input: &PlannedInput| {
+            let tensor = self.models[input.model].checkpoint.tensors().get(&input.tensor);
+            tensor.map(TensorInfo::model_dtype)
+        };
+        let is_other = |tensor: &PlannedTensor| {
+            let dtypes = tensor.inputs.iter().chain(&tensor.base).filter_map(stored);
+            tensor.action == Action::Merge && dtypes.reduce(promoted).is_some_and(|dtype| dtype != tensor.dtype)
+        };
+        recipe.dtype.is_none() && recipe.out_dtype.is_none() && plan.tensors.iter().any(is_other)
+    }
+
     /// Bytes of the weights that the recipe's merge writes.
     ///
     /// # Errors
@@ -265,6 +282,7 @@ impl Merger {
             bytes_written: plan.bytes(),
             seconds: start.elapsed().as_secs_f64(),
             uncertain_masks: draws_as_mergekit(recipe, method) && fills_head(&plan),
+            is_narrowed: self.is_narrowed(recipe, &plan),
         })
     }
 
@@ -310,6 +328,15 @@ impl Merger {
 
 fn is_cancelled(options: &MergeOptions<'_>) -> bool {
     options.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed))
+}
+
+/// The type that PyTorch computes in with numbers of both.
+fn promoted(one: StoredDtype, other: StoredDtype) -> StoredDtype {
+    match (one, other) {
+        (one, other) if one == other => one,
+        (StoredDtype::F64, _) | (_, StoredDtype::F64) => StoredDtype::F64,
+        _ => StoredDtype::F32,
+    }
 }
 
 fn draws_as_mergekit(recipe: &Recipe, method: &dyn MergeMethod) -> bool {
