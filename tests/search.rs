@@ -71,9 +71,9 @@ fn a_larger_pool_than_a_run_can_use_is_said() {
 fn a_killed_search_ends_as_if_it_had_not_been() {
     let scratch = Scratch::new();
     let run_file =
-        scratch.run_file("run", 40, "name = \"ackley\"\nsamples = 20\nlatency = \"10ms\"\nin_flight = 3", &rest());
+        scratch.run_file("run", 40, "name = \"ackley\"\nsamples = 20\nlatency = \"25ms\"\nin_flight = 3", &rest());
     scratch.search(&run_file, &["--results", "calm"]);
-    for told in [3, 12, 20, 31] {
+    for told in [3, 10, 16, 24] {
         let arguments = ["search", run_file.to_str().unwrap(), "--results", "stormy", "--quiet"];
         scratch.kill_at(&arguments, "stormy/run", told);
     }
@@ -303,10 +303,10 @@ fn a_promoted_score_is_what_a_full_evaluation_gives() {
 fn a_killed_race_ends_as_if_it_had_not_been() {
     let scratch = Scratch::new();
     let text = format!("{}[racing]\n", rest());
-    let landscape = "name = \"ackley\"\nsamples = 200\nlatency = \"5ms\"\nin_flight = 3";
+    let landscape = "name = \"ackley\"\nsamples = 200\nlatency = \"10ms\"\nin_flight = 3";
     let run_file = scratch.run_file("run", 120, landscape, &text);
     scratch.search(&run_file, &["--results", "calm"]);
-    for told in [7, 40, 60, 90] {
+    for told in [7, 30, 50, 70] {
         let arguments = ["search", run_file.to_str().unwrap(), "--results", "stormy", "--quiet"];
         scratch.kill_at(&arguments, "stormy/run", told);
     }

@@ -1,7 +1,8 @@
 //! A directory in the making: invisible under its final name until it is complete, and never left behind.
 
 use std::ffi::OsStr;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
+use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,7 +42,7 @@ impl PartialDirectory {
             match std::fs::create_dir(&path) {
                 Ok(()) => {}
                 // Another process with our number, in another container or on another host.
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => continue,
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
                 Err(source) => return Err(CheckpointError::Write { path, source }),
             }
             match lock(&path) {
@@ -76,7 +77,10 @@ impl PartialDirectory {
         match rename_with(from, to, RenameFlags::NOREPLACE) {
             Ok(()) => Ok(()),
             // Onto an empty directory, one is moved in one step.
-            Err(Errno::EXIST) if is_empty(to) => std::fs::rename(from, to).map_err(|_| exists(to)),
+            Err(Errno::EXIST) if is_empty(to) => std::fs::rename(from, to).map_err(|source| match source.kind() {
+                ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists => exists(to),
+                _ => CheckpointError::Write { path: to.to_owned(), source },
+            }),
             Err(Errno::EXIST | Errno::NOTEMPTY) => Err(exists(to)),
             Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
                 // The file system cannot promise it, but `check_destination` has just seen that nothing is there.
@@ -107,7 +111,7 @@ fn lock(path: &Path) -> std::io::Result<Lock> {
     let flags = (OFlags::DIRECTORY | OFlags::NOFOLLOW).bits().cast_signed();
     let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
     let handle = match opened {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Lock::Taken),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Lock::Taken),
         opened => opened?,
     };
     match handle.try_lock() {
@@ -157,7 +161,7 @@ pub(super) fn check_destination(destination: &Path, replace: bool) -> Result<(),
     let Ok(metadata) = destination.symlink_metadata() else {
         return Ok(());
     };
-    if metadata.is_dir() && is_empty(destination) {
+    if metadata.is_dir() && is_empty(destination) && !is_mounted(destination, &metadata) {
         return Ok(());
     }
     if !replace {
@@ -168,6 +172,12 @@ pub(super) fn check_destination(destination: &Path, replace: bool) -> Result<(),
     }
     let advice = "it is not a checkpoint (a directory with config.json), so it is not replaced; remove it or choose another path";
     Err(CheckpointError::Exists { path: destination.to_owned(), advice })
+}
+
+/// Whether a file system is mounted there: no directory can take its place.
+fn is_mounted(directory: &Path, metadata: &Metadata) -> bool {
+    let parent = split(directory).ok().and_then(|(parent, _)| parent.metadata().ok());
+    parent.is_some_and(|parent| parent.dev() != metadata.dev())
 }
 
 fn is_empty(directory: &Path) -> bool {

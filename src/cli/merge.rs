@@ -15,6 +15,9 @@ use crate::merge::{MergeOptions, MergeReport, Merger, MergerOptions, WriteMode};
 use crate::recipe::{MaskKind, ModelReference, Recipe, RecipeFile};
 
 pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliError> {
+    if let Some(refusal) = arguments.mergekit.refusal() {
+        return Err(CliError::Usage(refusal));
+    }
     let file = RecipeFile::read(&arguments.recipe)?;
     if !output.quiet {
         file.ignored.iter().for_each(|note| say(&format!("note: {}: {note}", arguments.recipe.display())));

@@ -2,8 +2,11 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Command, Error};
 
+const SAFE: &str = "safe-serialization";
+const NOT_SAFE: &str = "no-safe-serialization";
+
 /// Options without a value, and their opposites.
-const SWITCHES: [[&str; 2]; 12] = [
+const SWITCHES: [[&str; 2]; 13] = [
     ["allow-crimes", "no-allow-crimes"],
     ["async-write", "no-async-write"],
     ["clone-tensors", "no-clone-tensors"],
@@ -14,6 +17,7 @@ const SWITCHES: [[&str; 2]; 12] = [
     ["low-cpu-memory", "no-low-cpu-memory"],
     ["multi-gpu", "no-multi-gpu"],
     ["read-to-gpu", "no-read-to-gpu"],
+    [SAFE, NOT_SAFE],
     ["trust-remote-code", "no-trust-remote-code"],
     ["write-model-card", "no-write-model-card"],
 ];
@@ -25,6 +29,11 @@ const SETTINGS: [&str; 5] = ["device", "lora-merge-cache", "lora-merge-dtype", "
 pub(super) struct MergekitFlags(Vec<&'static str>);
 
 impl MergekitFlags {
+    /// What cannot be done.
+    pub(super) fn refusal(&self) -> Option<String> {
+        self.0.contains(&NOT_SAFE).then(|| format!("--{NOT_SAFE}: only safetensors are written; leave it out"))
+    }
+
     /// A note that names them; `None` where none was given.
     pub(super) fn note(&self) -> Option<String> {
         let names: Vec<String> = self.0.iter().map(|name| format!("--{name}")).collect();
@@ -57,7 +66,7 @@ impl clap::Args for MergekitFlags {
     fn augment_args(command: Command) -> Command {
         names().fold(command, |command, (name, takes_value)| {
             let action = if takes_value { ArgAction::Set } else { ArgAction::SetTrue };
-            command.arg(Arg::new(name).long(name).action(action).hide(true))
+            command.arg(Arg::new(name).long(name).action(action).overrides_with(name).hide(true))
         })
     }
 

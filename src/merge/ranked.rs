@@ -11,7 +11,7 @@ use super::mersenne;
 use super::philox::{DRAW_RANGE, DRAWS, FEW, MANY, Philox, each};
 use super::rank::Ranking;
 use super::simd::{Isa, Kernel, dispatch};
-use super::slab::{RecentSlabs, Slab};
+use super::slab::{SharedSlabs, Slab};
 use super::sparsify::{MersenneMask, digest, join};
 use super::tensor::{BLOCK, TILE, TaskVector};
 
@@ -45,7 +45,7 @@ pub(crate) struct RankedMask<'a> {
 /// What is remembered of a mask.
 enum Kept {
     Nothing,
-    Slabs(RecentSlabs),
+    Slabs(SharedSlabs),
     All(Vec<bool>),
 }
 
@@ -88,7 +88,7 @@ impl<'a> RankedMask<'a> {
         mask.limits = (0..rows.width).map(|rank| mask.limit(rank)).collect();
         mask.kept = match mask.draws {
             _ if rows.slab() <= LONG => Kept::Nothing,
-            Draws::Philox(_) => Kept::Slabs(RecentSlabs::new(rayon::current_num_threads())),
+            Draws::Philox(_) => Kept::Slabs(SharedSlabs::default()),
             Draws::Mersenne(_) => Kept::All(mask.draw::<W>(0, elements)),
         };
         mask
@@ -117,19 +117,20 @@ impl<'a> RankedMask<'a> {
         let end = first + self.block_length(first) as u64;
         match (&self.kept, &self.draws) {
             (Kept::All(kept), _) => kept[first as usize..end as usize].to_vec(),
-            (Kept::Slabs(recent), Draws::Philox(generator)) => self.share::<W>(recent, generator, first, end),
+            (Kept::Slabs(slabs), Draws::Philox(generator)) => self.share::<W>(slabs, generator, first, end),
             _ => self.draw::<W>(first, end),
         }
     }
 
     /// Which elements from `first` to `end` are kept, with the other threads that work on the same slabs.
-    fn share<W: Element>(&self, recent: &RecentSlabs, generator: &Philox, first: u64, end: u64) -> Vec<bool> {
+    fn share<W: Element>(&self, slabs: &SharedSlabs, generator: &Philox, first: u64, end: u64) -> Vec<bool> {
         let (slab, Rows { width, spread }) = (self.rows.slab(), self.rows);
         let columns = (PIECE / width).clamp(1, spread);
         let mut kept = Vec::with_capacity((end - first) as usize);
         for number in first / slab..end.div_ceil(slab) {
             let start = number * slab;
-            let shared = recent.get(number, slab as usize, spread.div_ceil(columns));
+            let blocks = (start + slab).div_ceil(BLOCK) - start / BLOCK;
+            let shared = slabs.get(number, blocks, || Slab::new(slab as usize, spread.div_ceil(columns)));
             let (mut keys, mut rows, mut limits) = (Vec::new(), RowRanks::default(), Vec::new());
             shared.make(|piece| {
                 let column = piece * columns;
@@ -360,7 +361,7 @@ mod tests {
     /// Slabs of `shape` are longer than [`LONG`], end inside words, groups and blocks, and are cut into several pieces.
     #[test]
     fn long_slabs_that_threads_share_are_what_one_draws_alone() {
-        for shape in [&[3, 1001, 601][..], &[2, 600_011], &[2, 3, 200_003]] {
+        for shape in [&[3, 1001, 601][..], &[2, 600_011], &[2, 3, 200_003], &[2, 1, 524_289], &[1, 600_001, 3]] {
             let elements: usize = shape.iter().product();
             let values = |seed: u32| -> Vec<u8> {
                 let value = |index: usize| {

@@ -4,7 +4,7 @@
 //! whoever comes meanwhile takes others of them, and nobody waits but for pieces that somebody is at work on.
 
 use crate::lock::lock;
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -22,7 +22,8 @@ pub(super) struct Slab {
 }
 
 impl Slab {
-    fn new(elements: usize, pieces: usize) -> Self {
+    /// Of so many elements, made in so many pieces.
+    pub(super) fn new(elements: usize, pieces: usize) -> Self {
         let bits = std::iter::repeat_with(AtomicU64::default).take(elements.div_ceil(WORD)).collect();
         Self { bits, pieces, next: AtomicUsize::new(0), done: Mutex::new(0), is_done: Condvar::new() }
     }
@@ -75,28 +76,26 @@ impl Slab {
     }
 }
 
-/// The slabs of a tensor that were asked for last: blocks come in order, in each thread's part of the tensor.
-pub(super) struct RecentSlabs {
-    slabs: Mutex<VecDeque<(u64, Arc<Slab>)>>,
-    most: usize,
+/// The slabs of a tensor that some blocks have asked for and others will.
+#[derive(Default)]
+pub(super) struct SharedSlabs(Mutex<BTreeMap<u64, Shared>>);
+
+struct Shared {
+    slab: Arc<Slab>,
+    /// How many blocks have not asked for it yet.
+    left: u64,
 }
 
-impl RecentSlabs {
-    /// Keeps one for each thread, and one more.
-    pub(super) fn new(threads: usize) -> Self {
-        Self { slabs: Mutex::default(), most: threads + 1 }
-    }
-
-    /// The slab with that number, new where nobody has asked for it lately.
-    pub(super) fn get(&self, number: u64, elements: usize, pieces: usize) -> Arc<Slab> {
-        let mut slabs = lock(&self.slabs);
-        if let Some((_, known)) = slabs.iter().find(|(known, _)| *known == number) {
-            return Arc::clone(known);
-        }
-        let slab = Arc::new(Slab::new(elements, pieces));
-        slabs.push_back((number, Arc::clone(&slab)));
-        if slabs.len() > self.most {
-            slabs.pop_front();
+impl SharedSlabs {
+    /// The slab with that number for one of the `blocks` that lie in it; forgotten when all have asked. A pass over the
+    /// tensor that follows makes it anew.
+    pub(super) fn get(&self, number: u64, blocks: u64, new: impl FnOnce() -> Slab) -> Arc<Slab> {
+        let mut slabs = lock(&self.0);
+        let shared = slabs.entry(number).or_insert_with(|| Shared { slab: Arc::new(new()), left: blocks });
+        shared.left = shared.left.saturating_sub(1);
+        let slab = Arc::clone(&shared.slab);
+        if shared.left == 0 {
+            slabs.remove(&number);
         }
         slab
     }
@@ -108,13 +107,13 @@ mod tests {
 
     #[test]
     fn pieces_are_made_once_and_everybody_sees_all_of_them() {
-        for threads in [1, 4] {
-            let recent = RecentSlabs::new(threads);
+        for threads in [1, 4_u64] {
+            let shared = SharedSlabs::default();
             let made = AtomicUsize::new(0);
             std::thread::scope(|scope| {
                 for _ in 0..threads {
                     scope.spawn(|| {
-                        let slab = recent.get(7, 1000, 50);
+                        let slab = shared.get(7, threads, || Slab::new(1000, 50));
                         slab.make(|piece| {
                             made.fetch_add(1, Ordering::Relaxed);
                             slab.keep(20 * piece, (0..20).map(|element| (20 * piece + element) % 3 == 0));
@@ -138,12 +137,13 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_slab_goes() {
-        let recent = RecentSlabs::new(1);
-        let first = recent.get(0, 8, 1);
-        recent.get(1, 8, 1);
-        assert!(Arc::ptr_eq(&first, &recent.get(0, 8, 1)));
-        recent.get(2, 8, 1);
-        assert!(!Arc::ptr_eq(&first, &recent.get(0, 8, 1)));
+    fn a_slab_goes_when_all_its_blocks_have_asked() {
+        let shared = SharedSlabs::default();
+        let get = |number| shared.get(number, 3, || Slab::new(8, 1));
+        let first = get(0);
+        get(1);
+        assert!(Arc::ptr_eq(&first, &get(0)) && Arc::ptr_eq(&first, &get(0)));
+        assert!(!Arc::ptr_eq(&first, &get(0)), "a new pass");
+        assert_eq!(lock(&shared.0).len(), 2);
     }
 }

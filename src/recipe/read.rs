@@ -261,7 +261,8 @@ impl Reader {
             if is_parameter {
                 error.reason = format!("{}; parameters stand under `parameters`", error.reason);
             }
-            if self.syntax == Syntax::Yaml {
+            let is_body = ["models", "slices", "modules"].contains(&key);
+            if self.syntax == Syntax::Yaml && !is_body {
                 error.reason =
                     format!("{}; mergekit passes over this key: without it, the merge is mergekit's", error.reason);
             }

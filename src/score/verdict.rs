@@ -199,8 +199,8 @@ fn main_sentence(verdict: &Verdict) -> String {
     let samples = format!("{n} hold-out samples");
     let Some([low, high]) = verdict.interval else {
         return format!(
-            "No evidence of improvement: {difference:+.4} over the best baseline ({}) on {samples}, but the evaluator gives \
-             neither per-sample scores nor standard errors from which an interval would follow.",
+            "No evidence of improvement: {difference:+.4} over the best baseline ({}) on {samples}, and no interval: \
+             the evaluator gives neither per-sample scores nor standard errors from which one would follow, or too large numbers.",
             baseline.origin
         );
     };

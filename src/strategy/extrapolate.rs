@@ -16,8 +16,13 @@ use crate::score::{Objective, ObjectiveTask};
 /// Ridge penalties, in mean squares of what the references differ by from their mean.
 const PENALTIES: [f64; 7] = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0];
 /// Tasks whose scores spread by so many times less than those of another one are magnified to its spread: one ridge
-/// regression and one variance serve all tasks. Tasks of shares of right answers stay as they are.
+/// regression and one variance serve all tasks.
 const OTHER_SCALE: f64 = 4.0;
+/// The spread that tasks with scores from 0 to 1 have by definition: that of one with few right answers says more of
+/// who answered than of its scale.
+const SHARES: f64 = 0.5;
+/// Spreads below this part of the scores' magnitude are roundings.
+const ROUNDING: f64 = 1e-9;
 /// How many samples' worth the belief weighs that a candidate's answers have nothing to do with others': few answers
 /// that agree by chance do not make an estimate certain.
 const DOUBT: f64 = 4.0;
@@ -65,6 +70,8 @@ pub(super) struct Reference {
     counts: Vec<usize>,
     /// Scores of all samples less their mean, by task.
     all: Vec<Vec<f64>>,
+    /// Lowest and highest score of a sample, by task.
+    ranges: Vec<[f64; 2]>,
 }
 
 impl Reference {
@@ -77,6 +84,7 @@ impl Reference {
             gaps: whole.iter().zip(&values).map(|(all, part)| mean(all) - mean(part)).collect(),
             counts: whole.iter().map(|all| all.len()).collect(),
             all: centred(&whole),
+            ranges: whole.iter().map(|values| range(values)).collect(),
             centred: centred(&values),
         })
     }
@@ -88,21 +96,32 @@ impl Reference {
     }
 }
 
+fn range(values: &[f64]) -> [f64; 2] {
+    values.iter().fold([f64::INFINITY, f64::NEG_INFINITY], |[low, high], value| [low.min(*value), high.max(*value)])
+}
+
 /// By how much each task's scores are magnified: not at all, where no other task's spread is [`OTHER_SCALE`] times as
 /// wide.
 fn magnifications(references: &[&Reference], tasks: usize) -> Vec<f64> {
-    let variance = |task: usize| {
+    // `None`: answers that are all alike say nothing at any scale.
+    let spread = |task: usize| {
+        let ends: Vec<f64> = references.iter().flat_map(|other| other.ranges[task]).collect();
+        let [low, high] = range(&ends);
+        if low >= 0.0 && high <= 1.0 {
+            return Some(SHARES);
+        }
         let squares: f64 = references.iter().map(|other| dot(&other.all[task], &other.all[task])).sum();
-        squares / references.iter().map(|other| other.counts[task]).sum::<usize>().max(1) as f64
+        let count = references.iter().map(|other| other.counts[task]).sum::<usize>().max(1);
+        let spread = (squares / count as f64).sqrt();
+        (spread > ROUNDING * low.abs().max(high.abs())).then_some(spread)
     };
-    let variances: Vec<f64> = (0..tasks).map(variance).collect();
-    let widest = variances.iter().copied().fold(0.0, f64::max);
-    let magnification = |variance: &f64| {
-        let ratio = (widest / variance).sqrt();
-        // Tasks whose answers are all alike say nothing at any scale.
-        if ratio.is_finite() && ratio > OTHER_SCALE { ratio } else { 1.0 }
+    let spreads: Vec<Option<f64>> = (0..tasks).map(spread).collect();
+    let widest = spreads.iter().flatten().copied().fold(0.0, f64::max);
+    let magnification = |spread: &Option<f64>| {
+        let ratio = spread.map_or(1.0, |spread| widest / spread);
+        if ratio > OTHER_SCALE { ratio } else { 1.0 }
     };
-    variances.iter().map(magnification).collect()
+    spreads.iter().map(magnification).collect()
 }
 
 /// All tasks' values in one list, magnified.
@@ -328,13 +347,31 @@ mod tests {
             ["a", "b"].map(|task| estimated[task].metrics["acc"].clone())
         };
         let [plain, other] = estimate(1.0, 1.0);
-        for factor in [100.0, 64.0, 3000.0, 0.01, 0.0005] {
+        // Beside a task of shares, one of even smaller numbers is taken for one of shares too.
+        for factor in [100.0, 64.0, 3000.0, -0.01, -0.0005] {
             let [first, second] = estimate(factor, 1.0);
             assert!((first.value - plain.value).abs() < 0.01, "{factor}");
             assert!((second.value / factor - other.value).abs() < 0.01, "{factor}");
             let error = |scaled: Option<f64>, plain: Option<f64>| scaled.unwrap() / plain.unwrap();
             assert!((0.7..1.4).contains(&error(first.stderr, plain.stderr)), "{factor}");
-            assert!((0.7..1.4).contains(&(error(second.stderr, other.stderr) / factor)), "{factor}");
+            assert!((0.7..1.4).contains(&(error(second.stderr, other.stderr) / factor.abs())), "{factor}");
+        }
+        // All wrong but one, or all the same but for roundings: neither makes the other task uncertain.
+        for odd in [0.0, 2.0 + 1e-13] {
+            let mut known: Vec<Scores> = (0..8).map(|number| answers(0.1 * number as f64, number)).collect();
+            for scores in &mut known {
+                let task = scores.get_mut("b").unwrap();
+                let samples = task.per_sample.as_mut().unwrap().scores.get_mut("acc").unwrap();
+                samples.fill(odd);
+                samples[70] = if odd > 1.0 { 2.0 } else { 1.0 };
+                task.metrics.get_mut("acc").unwrap().value = samples.iter().sum::<f64>() / samples.len() as f64;
+            }
+            let (objective, seen) = (objective(), restricted(&answers(0.5, 100), 60));
+            let part = RungSamples::of(&objective, &seen).unwrap();
+            let references: Vec<Reference> =
+                known.iter().map(|scores| Reference::new(&objective, &part, scores).unwrap()).collect();
+            let estimated = extrapolate(&objective, &part, &seen, &references.iter().collect::<Vec<_>>()).unwrap();
+            assert!(estimated["a"].metrics["acc"].stderr.unwrap() < 0.1, "{odd}");
         }
         assert_eq!(estimate(100.0, 0.0)[0], estimate(1.0, 0.0)[0]);
     }

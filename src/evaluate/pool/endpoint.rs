@@ -100,7 +100,13 @@ impl State {
     pub(super) fn shut(&mut self, wait: Duration) {
         self.open = true;
         self.probe_failures = 0;
-        self.not_before = Some(Instant::now() + wait);
+        self.rest(wait);
+    }
+
+    /// Nothing goes there for so long; a longer rest that it asked for stays.
+    pub(super) fn rest(&mut self, wait: Duration) {
+        let until = Instant::now() + wait;
+        self.not_before = Some(self.not_before.map_or(until, |known| known.max(until)));
     }
 
     pub(super) fn needs_probe(&self) -> bool {

@@ -299,7 +299,8 @@ impl Pool {
             Err(Refusal::Gone(fault) | Refusal::Down(fault)) => {
                 let first = state.probe_failures == 0 && !state.open;
                 state.open = true;
-                state.not_before = Some(Instant::now() + self.policy.probe_wait(state.probe_failures));
+                let wait = self.policy.probe_wait(state.probe_failures);
+                state.rest(wait);
                 state.probe_failures = state.probe_failures.saturating_add(1);
                 state.last_fault = Some(fault.clone());
                 first.then(|| format!("waiting for endpoint {}: {}", endpoint.label, fault.detail))
@@ -402,7 +403,7 @@ impl Pool {
     pub fn busy(&self, endpoint: &Endpoint, fault: &Fault, wait: Duration) {
         let mut state = endpoint.state();
         state.last_fault = Some(fault.clone());
-        state.not_before = Some(state.not_before.unwrap_or_else(Instant::now).max(Instant::now() + wait));
+        state.rest(wait);
     }
 
     /// An endpoint refuses us.
