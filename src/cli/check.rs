@@ -7,8 +7,9 @@ use super::duration::human_bytes;
 use super::error::CliError;
 use super::output::Output;
 use super::progress::Screen;
+use super::runtime::{runtime, scratch_folder};
 use super::search::read_run_file;
-use super::signals::{self, scratch_folder};
+use super::signals;
 use crate::exit::ExitCode;
 use crate::search::{Findings, Progress, Stop, check, prepare};
 
@@ -16,7 +17,7 @@ pub(super) fn run(arguments: &Check, output: Output) -> Result<ExitCode, CliErro
     let config = read_run_file(&arguments.run_file)?;
     let screen = Arc::new(Screen::new(output));
     let progress: Arc<dyn Progress> = screen.clone();
-    let runtime = signals::runtime()?;
+    let runtime = runtime()?;
     let stop = Stop::default();
     let scratch = scratch_folder()?;
     let results = arguments.results.clone();

@@ -8,7 +8,8 @@ use super::arguments::Evaluate;
 use super::error::CliError;
 use super::output::{Output, say, table};
 use super::progress::Screen;
-use super::signals::{self, scratch_folder};
+use super::runtime::{runtime, scratch_folder};
+use super::signals;
 use crate::checkpoint::{Checkpoint, ContentIds};
 use crate::config::RunConfig;
 use crate::evaluate::{Attempt, AttemptObserver, CandidateRequest, Evaluation, EvaluationRequest};
@@ -30,7 +31,7 @@ pub(super) fn run(arguments: &Evaluate, output: Output) -> Result<ExitCode, CliE
     let scratch = scratch_folder()?;
     let screen = Arc::new(Screen::new(output));
     let progress: Arc<dyn Progress> = screen.clone();
-    let runtime = signals::runtime()?;
+    let runtime = runtime()?;
     let stop = Stop::default();
     let result: Result<(Objective, Evaluation), CliError> = runtime.block_on(async {
         signals::watch(stop.clone())?;

@@ -2,7 +2,7 @@
 
 use super::arguments::Export;
 use super::error::CliError;
-use super::merge::{OpenModels, materialize};
+use super::models::{OpenModels, materialize};
 use super::output::Output;
 use crate::exit::ExitCode;
 use crate::ledger::{Ledger, fact};

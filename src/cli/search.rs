@@ -7,6 +7,7 @@ use super::arguments::{RunArguments, Search};
 use super::error::CliError;
 use super::output::{Output, table};
 use super::progress::Screen;
+use super::runtime::runtime;
 use super::signals;
 use crate::config::{ConfigError, RunConfig};
 use crate::exit::ExitCode;
@@ -62,7 +63,7 @@ pub(super) fn execute(
     let progress: Arc<dyn Progress> = screen.clone();
     let name = config.name.clone();
     let aside = if arguments.fresh { move_aside(&arguments.results, &name)? } else { None };
-    let runtime = signals::runtime()?;
+    let runtime = runtime()?;
     let stop = Stop::default();
     let report = runtime.block_on(async {
         signals::watch(stop.clone())?;
