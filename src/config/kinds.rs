@@ -18,6 +18,7 @@ pub enum StrategyKind {
 }
 
 impl StrategyKind {
+    /// Every kind, in the order in which messages list them.
     pub const ALL: [Self; 9] = [
         Self::Portfolio,
         Self::Genetic,
@@ -45,6 +46,7 @@ impl StrategyKind {
         }
     }
 
+    /// The kind that run files call so.
     pub fn of_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
@@ -79,6 +81,7 @@ pub enum TestFunction {
 }
 
 impl TestFunction {
+    /// Every function, in the order in which messages list them.
     pub const ALL: [Self; 6] =
         [Self::Sphere, Self::Rastrigin, Self::Rosenbrock, Self::Ackley, Self::Plateau, Self::Flat];
 

@@ -144,10 +144,12 @@ pub enum StackBlocks {
 }
 
 impl StackBlocks {
+    /// Whether the sources' own blocks can be stacked.
     pub const fn has_sources(self) -> bool {
         matches!(self, Self::Sources | Self::MergedAndSources)
     }
 
+    /// Whether the merged model's blocks can be stacked.
     pub const fn has_merged(self) -> bool {
         matches!(self, Self::Merged | Self::MergedAndSources)
     }

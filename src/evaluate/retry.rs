@@ -103,6 +103,7 @@ pub struct AttemptLog<'a> {
 }
 
 impl<'a> AttemptLog<'a> {
+    /// Of an evaluation that nobody has attempted yet.
     pub fn new(observer: &'a dyn AttemptObserver) -> Self {
         Self { observer, number: 0 }
     }

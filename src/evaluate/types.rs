@@ -72,9 +72,11 @@ impl<'de> Deserialize<'de> for SampleIds {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Samples {
+    /// All that the task has.
     All,
     /// The first `n` of a fixed permutation, so that subsets are nested.
     Limit(u64),
+    /// These, in this order.
     Ids(Vec<SampleId>),
 }
 
@@ -96,7 +98,9 @@ impl Samples {
 pub struct TaskRequest {
     /// The evaluator's name of the task.
     pub name: String,
+    /// The metric that counts.
     pub metric: String,
+    /// The samples to be scored.
     pub samples: Samples,
     /// Seeds the permutation behind [`Samples::Limit`] (and sampling, where an evaluator samples).
     pub seed: u64,
@@ -107,6 +111,7 @@ pub struct TaskRequest {
 pub struct CandidateRequest {
     /// First 16 hex digits of `recipe_sha256`.
     pub id: String,
+    /// The recipe's canonical hash, in hex.
     pub recipe_sha256: String,
     /// The materialized checkpoint; `None` where [`super::Evaluator::needs_checkpoint`] is false.
     pub path: Option<PathBuf>,
@@ -122,9 +127,13 @@ pub struct CandidateRequest {
 pub struct EvaluationRequest {
     /// sha256 over everything that determines the answer: idempotency key, cache key and log key.
     pub evaluation_id: String,
+    /// Tells runs apart.
     pub run_id: String,
+    /// For people.
     pub run_name: String,
+    /// What is scored.
     pub candidate: CandidateRequest,
+    /// What it is scored on.
     pub tasks: Vec<TaskRequest>,
     /// Share of the samples used, in `(0, 1]`; a label.
     pub fidelity: f64,
@@ -135,7 +144,9 @@ pub struct EvaluationRequest {
 /// A metric's value over the samples of an evaluation. Finite by construction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MetricValue {
+    /// In the metric's own unit and direction.
     pub value: f64,
+    /// Standard error of `value`, where the evaluator gives one.
     pub stderr: Option<f64>,
 }
 

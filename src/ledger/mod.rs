@@ -38,6 +38,7 @@ pub enum LedgerError {
 }
 
 impl LedgerError {
+    /// What the process tells its caller.
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::NotWritable { .. } | Self::Export { .. } => ExitCode::NotWritable,
@@ -90,6 +91,7 @@ impl Ledger {
         }
     }
 
+    /// The database's file.
     pub fn path(&self) -> &Path {
         &self.path
     }

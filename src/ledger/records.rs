@@ -10,9 +10,13 @@ use crate::evaluate::{MetricValue, TaskScores};
 /// An evaluation asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AskedRecord {
+    /// Its number in the run, from 0.
     pub index: u64,
+    /// The first 16 hex digits of `recipe_sha256`.
     pub candidate_id: String,
+    /// The recipe's canonical hash, in hex.
     pub recipe_sha256: String,
+    /// What an evaluator knows it by: candidate, samples, evaluator and replicate, hashed.
     pub evaluation_id: String,
     /// The recipe as TOML.
     pub recipe: String,
@@ -20,43 +24,63 @@ pub struct AskedRecord {
     pub content: serde_json::Value,
     /// Gene names with decoded values, as `trials.csv` shows them.
     pub genes: Vec<(String, String)>,
+    /// Who proposed it (docs/results.md).
     pub origin: String,
+    /// Indices of the evaluations that it was bred from.
     pub parents: Vec<u64>,
+    /// One more than its parents'.
     pub generation: u32,
+    /// Share of the samples asked for, in `(0, 1]`.
     pub fidelity: f64,
+    /// 0; more where the same is asked anew.
     pub replicate: u32,
     /// Samples that it counts against the budget; 0 where the evaluator does not say.
     pub samples: u64,
+    /// In UTC, RFC 3339.
     pub asked_at: String,
 }
 
 /// How an evaluation ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ToldRecord {
+    /// That of the [`AskedRecord`].
     pub index: u64,
     /// `scored`, `infeasible` or `failed`.
     pub status: String,
+    /// Higher is better; `None` unless scored.
     pub objective: Option<f64>,
     /// Scores by task.
     pub tasks: BTreeMap<String, TaskScores>,
+    /// Samples that the scores rest on; 0 where the evaluator does not say.
     pub n_samples: u64,
+    /// Seconds that the merge took.
     pub materialize_s: Option<f64>,
+    /// Seconds that the scoring took.
     pub evaluate_s: Option<f64>,
+    /// When its merge began, as `finished_at`.
     pub started_at: Option<String>,
+    /// In UTC, RFC 3339.
     pub finished_at: String,
+    /// Times that an evaluator was asked; 0 where another run had the scores.
     pub attempts: u32,
+    /// Why it has no score.
     pub error: Option<String>,
 }
 
 /// A hold-out evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HoldoutRecord {
+    /// What the evaluator knows it by.
     pub evaluation_id: String,
+    /// As in [`AskedRecord`].
     pub candidate_id: String,
+    /// `scored`, `infeasible` or `failed`.
     pub status: String,
     /// Scores by task.
     pub tasks: BTreeMap<String, TaskScores>,
+    /// Why it has no score.
     pub error: Option<String>,
+    /// In UTC, RFC 3339.
     pub finished_at: String,
 }
 
@@ -74,6 +98,7 @@ pub enum RepeatPurpose {
 impl RepeatPurpose {
     const ALL: [Self; 3] = [Self::Finalist, Self::Baseline, Self::Sentinel];
 
+    /// As it stands in the ledger.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Finalist => "finalist",
@@ -86,9 +111,11 @@ impl RepeatPurpose {
 /// A candidate scored again on the samples that it was scored on before.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RepeatRecord {
+    /// What the evaluator knows it by.
     pub evaluation_id: String,
     /// The evaluation that it repeats.
     pub index: u64,
+    /// As in [`AskedRecord`].
     pub candidate_id: String,
     /// What it was made for.
     pub purpose: RepeatPurpose,
@@ -98,12 +125,15 @@ pub struct RepeatRecord {
     pub after: u64,
     /// `scored`, `infeasible` or `failed`.
     pub status: String,
+    /// Higher is better; `None` unless scored.
     pub objective: Option<f64>,
     /// Scores by task.
     pub tasks: BTreeMap<String, TaskScores>,
     /// What it gave cause for; null: nothing.
     pub alarm: serde_json::Value,
+    /// Why it has no score.
     pub error: Option<String>,
+    /// In UTC, RFC 3339.
     pub finished_at: String,
 }
 
@@ -112,9 +142,13 @@ pub struct RepeatRecord {
 pub struct EventRecord {
     /// Rises from event to event.
     pub sequence: i64,
+    /// In UTC, RFC 3339.
     pub at: String,
+    /// One of [`super::event`].
     pub kind: String,
+    /// The evaluation that it is about.
     pub index: Option<u64>,
+    /// What there is to say of it; its shape follows from `kind`.
     pub payload: serde_json::Value,
 }
 

@@ -107,6 +107,7 @@ pub struct MethodSpecification {
 }
 
 impl MethodSpecification {
+    /// What the method declares of the parameter with that name.
     pub fn parameter(&self, name: &str) -> Option<&'static ParameterSpecification> {
         self.parameters.iter().find(|parameter| parameter.name == name)
     }

@@ -132,7 +132,9 @@ pub struct SimulationPlan {
     pub eta: usize,
     /// Rungs of halving; `None`: as many as leave eta candidates or fewer in the last one.
     pub rungs: Option<usize>,
+    /// How often each budget is spent, on samples drawn anew.
     pub repetitions: u32,
+    /// Of the draws.
     pub seed: u64,
 }
 
@@ -152,7 +154,9 @@ pub struct Allocation {
 /// A budget and what it comes to.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct BudgetRow {
+    /// Samples in all, for all candidates together.
     pub budget: u64,
+    /// Every candidate on the same number of samples.
     pub uniform: Allocation,
     /// `None`: the first rung's share is less than one sample a candidate.
     pub halving: Option<Allocation>,

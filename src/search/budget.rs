@@ -15,10 +15,12 @@ pub struct Budget {
 }
 
 impl Budget {
+    /// Of which nothing is spent yet.
     pub fn new(limits: BudgetConfig) -> Self {
         Self { limits, evaluations: 0, samples: 0 }
     }
 
+    /// What the run file and the command line allow.
     pub fn limits(&self) -> &BudgetConfig {
         &self.limits
     }

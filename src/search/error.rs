@@ -76,6 +76,7 @@ pub enum SearchError {
 }
 
 impl SearchError {
+    /// What the process tells its caller.
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config(error) => error.exit_code(),

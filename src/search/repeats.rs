@@ -283,6 +283,7 @@ pub struct Standings<'a> {
 }
 
 impl<'a> Standings<'a> {
+    /// Reads which baselines were given up at first and scored later.
     pub fn of(ledger: &'a Ledger) -> Result<Self, SearchError> {
         let late =
             ledger.repeats_for(RepeatPurpose::Baseline)?.into_iter().map(|repeat| (repeat.index, repeat)).collect();

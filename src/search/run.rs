@@ -25,10 +25,15 @@ pub struct RunOptions {
 /// One evaluation as tables show it.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Row {
+    /// Of the evaluation.
     pub index: u64,
+    /// First 16 hex digits of the recipe's hash.
     pub candidate_id: String,
+    /// Who proposed it.
     pub origin: String,
+    /// How it ended.
     pub status: Status,
+    /// Higher is better; `None` unless scored.
     pub objective: Option<f64>,
     /// Scores by task, of the task's metric.
     pub tasks: BTreeMap<String, f64>,
@@ -37,17 +42,25 @@ pub struct Row {
 /// What a finished run came to.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct RunReport {
+    /// Of the run.
     pub name: String,
+    /// Where its results are.
     pub folder: PathBuf,
     /// Whether candidates were models on disk; landscapes have none.
     pub has_models: bool,
+    /// Search evaluations that have ended.
     pub evaluations: u64,
+    /// Of these, those with scores.
     pub scored: u64,
+    /// Of these, those whose candidate was at fault.
     pub infeasible: u64,
+    /// Of these, those that were given up.
     pub failed: u64,
     /// Why the search ended.
     pub reason: String,
+    /// Seconds that the search has run, over all starts.
     pub active_s: f64,
+    /// The winner, or the best by search score.
     pub best: Option<Row>,
     /// Base, sources and soups, in order of index.
     pub baselines: Vec<Row>,

@@ -73,6 +73,7 @@ impl RunFolder {
         locks.lines().any(|line| line.contains("FLOCK") && line.split_whitespace().any(|word| word == place))
     }
 
+    /// Where the run's results are.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -87,6 +88,7 @@ impl RunFolder {
         self.path.join("statistics.bin")
     }
 
+    /// Where its ledger is.
     pub fn ledger(&self) -> PathBuf {
         Self::ledger_in(&self.path)
     }

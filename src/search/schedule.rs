@@ -73,6 +73,7 @@ impl Schedule {
         self.next_index
     }
 
+    /// Whoever proposes.
     pub fn strategy(&self) -> &dyn Strategy {
         self.strategy.as_ref()
     }

@@ -14,6 +14,7 @@ pub struct Stop {
 }
 
 impl Stop {
+    /// Whether the search should end, soon or at once.
     pub fn wanted(&self) -> bool {
         self.soon.is_cancelled() || self.now.is_cancelled()
     }

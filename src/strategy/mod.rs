@@ -55,26 +55,28 @@ pub enum Content {
 /// A candidate that a strategy wants evaluated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Proposal {
+    /// What is to be merged.
     pub content: Content,
     /// What it comes from: one of [`origin`], or the operator (`random`, `sbx`, `group_exchange`, ...). docs/results.md
     /// has all.
     pub origin: String,
     /// Indices of the evaluations that it was bred from.
     pub parents: Vec<u64>,
+    /// One more than its parents'; 0 without parents.
     pub generation: u32,
     /// Share of the samples, in `(0, 1]`.
     pub fidelity: f64,
+    /// 0; more where the same is asked anew.
     pub replicate: u32,
 }
 
 /// A strategy's answer to [`Strategy::ask`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Ask {
+    /// A candidate to be evaluated.
     Proposal(Box<Proposal>),
     /// Nothing to propose before every outcome up to and including this index has been told.
-    Wait {
-        until: u64,
-    },
+    Wait { until: u64 },
     /// Nothing more to propose, with the reason for people.
     Done(String),
 }
@@ -94,6 +96,7 @@ pub enum Placement {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
+    /// It has scores.
     Scored,
     /// The candidate's own fault: worst fitness.
     Infeasible,
@@ -122,11 +125,15 @@ impl Status {
 /// A finished evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
+    /// That of the placement.
     pub index: u64,
+    /// How it ended.
     pub status: Status,
     /// Higher is better; `None` unless scored. Computed from `tasks` by the objective of the run.
     pub objective: Option<f64>,
+    /// Scores by task; empty unless scored.
     pub tasks: Scores,
+    /// Share of the samples that the scores rest on, in `(0, 1]`.
     pub fidelity: f64,
 }
 
