@@ -3,11 +3,12 @@
 //! Blocks of one slab are merged by several threads at the same time. Whoever comes first starts on the slab's pieces,
 //! whoever comes meanwhile takes others of them, and nobody waits but for pieces that somebody is at work on.
 
-use crate::lock::lock;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use crate::lock::lock;
 
 const WORD: usize = u64::BITS as usize;
 

@@ -3,8 +3,9 @@
 //! Threads that wait for a file's lock spin in the kernel. Here they leave their block to the thread that is writing
 //! and go on merging.
 
-use crate::lock::lock;
 use std::sync::Mutex;
+
+use crate::lock::lock;
 
 /// Blocks that may wait; a thread that finds so many waits itself.
 const WAITING: usize = 8;

@@ -58,7 +58,7 @@ impl Objective {
     /// The standard error of [`Self::value`], taking tasks as independent; `None` where a task with weight has none.
     pub fn stderr(&self, scores: &Scores) -> Option<f64> {
         let mut variance = 0.0;
-        for task in self.tasks.iter().filter(|task| task.weight != 0.0) {
+        for task in self.weighted_tasks() {
             let stderr = task.metric(scores)?.stderr.filter(|stderr| stderr.is_finite())?;
             variance += (task.weight * stderr).powi(2);
         }
@@ -75,6 +75,11 @@ impl Objective {
             n: scores.get(&task.name).map_or(0, |scores| scores.n),
         };
         self.tasks.iter().map(value).collect()
+    }
+
+    /// The tasks that count.
+    pub fn weighted_tasks(&self) -> impl Iterator<Item = &ObjectiveTask> {
+        self.tasks.iter().filter(|task| task.weight != 0.0)
     }
 
     /// `sum(|weight|)`.

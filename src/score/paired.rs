@@ -70,7 +70,7 @@ pub fn compare(objective: &Objective, first: &Scores, second: &Scores, seed: u64
     check(objective, first, "the first candidate")?;
     check(objective, second, "the second candidate")?;
     let mut strata = Vec::with_capacity(objective.tasks.len());
-    for task in weighted(objective) {
+    for task in objective.weighted_tasks() {
         match stratum(task, objective.total_weight(), &first[&task.name], &second[&task.name]) {
             Ok(stratum) => strata.push(stratum),
             Err(reason) => return unpaired(objective, first, second, reason),
@@ -78,8 +78,8 @@ pub fn compare(objective: &Objective, first: &Scores, second: &Scores, seed: u64
     }
     let point: Vec<f64> = strata.iter().map(Stratum::mean).collect();
     let share = |task: &ObjectiveTask| task.weight.abs() / objective.total_weight();
-    let per_task = weighted(objective).zip(&point).map(|(task, part)| (task.name.clone(), part / share(task)));
-    let n = weighted(objective).zip(&strata).map(|(task, stratum)| (task.name.clone(), stratum.len() as u64));
+    let per_task = objective.weighted_tasks().zip(&point).map(|(task, part)| (task.name.clone(), part / share(task)));
+    let n = objective.weighted_tasks().zip(&strata).map(|(task, stratum)| (task.name.clone(), stratum.len() as u64));
     Ok(Comparison {
         difference: point.iter().sum(),
         // Squares of the largest numbers overflow.
@@ -90,17 +90,12 @@ pub fn compare(objective: &Objective, first: &Scores, second: &Scores, seed: u64
     })
 }
 
-/// The tasks that count.
-fn weighted(objective: &Objective) -> impl Iterator<Item = &ObjectiveTask> {
-    objective.tasks.iter().filter(|task| task.weight != 0.0)
-}
-
 /// The difference between two scorings on the same samples, with its standard error if both had the same chance at
 /// every sample: the errors are then as often above zero as below, and the squares of the differences say how large
 /// they are. `None` where samples cannot be matched ([`compare`] says when).
 pub(super) fn difference_by_chance(objective: &Objective, first: &Scores, second: &Scores) -> Option<(f64, f64)> {
     let (mut difference, mut variance) = (0.0, 0.0);
-    for task in weighted(objective) {
+    for task in objective.weighted_tasks() {
         let of_task = first.get(&task.name).zip(second.get(&task.name));
         let stratum =
             of_task.and_then(|(first, second)| stratum(task, objective.total_weight(), first, second).ok())?;
@@ -206,11 +201,11 @@ fn unpaired(objective: &Objective, first: &Scores, second: &Scores, because: Str
     };
     let difference = first_value - second_value;
     let sign = |task: &ObjectiveTask| task.signed_weight().signum();
-    let per_task = objective.tasks.iter().filter(|task| task.weight != 0.0).filter_map(|task| {
+    let per_task = objective.weighted_tasks().filter_map(|task| {
         let difference = task.metric(first)?.value - task.metric(second)?.value;
         Some((task.name.clone(), sign(task) * difference))
     });
-    let n = weighted(objective).map(|task| (task.name.clone(), first[&task.name].n.min(second[&task.name].n)));
+    let n = objective.weighted_tasks().map(|task| (task.name.clone(), first[&task.name].n.min(second[&task.name].n)));
     Ok(Comparison {
         difference,
         interval: half_width(objective, [first, second]).map(|half| [difference - half, difference + half]),
@@ -224,7 +219,9 @@ fn unpaired(objective: &Objective, first: &Scores, second: &Scores, because: Str
 /// errors are zero.
 fn half_width(objective: &Objective, candidates: [&Scores; 2]) -> Option<f64> {
     let (mut variance, mut squares) = (0.0, 0.0);
-    for (task, scores) in candidates.iter().flat_map(|scores| weighted(objective).map(move |task| (task, scores))) {
+    for (task, scores) in
+        candidates.iter().flat_map(|scores| objective.weighted_tasks().map(move |task| (task, scores)))
+    {
         let stderr = task.metric(scores)?.stderr.filter(|stderr| stderr.is_finite())?;
         let n = scores.get(&task.name).map(|scores| scores.n).filter(|n| *n >= 2)?;
         let part = (task.weight * stderr / objective.total_weight()).powi(2);

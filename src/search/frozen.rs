@@ -184,11 +184,8 @@ fn gene_names(prepared: &Prepared) -> Vec<String> {
 
 /// For readers of the ledger: tasks with their metric and their weight, negative where lower is better.
 fn objective(prepared: &Prepared) -> Value {
-    let tasks = prepared.objective.tasks.iter();
-    tasks
-        .filter(|task| task.weight != 0.0)
-        .map(|task| json!({ "name": task.name, "metric": task.metric, "weight": task.signed_weight() }))
-        .collect()
+    let tasks = prepared.objective.weighted_tasks();
+    tasks.map(|task| json!({ "name": task.name, "metric": task.metric, "weight": task.signed_weight() })).collect()
 }
 
 /// Samples that the run's tasks have, by name; 0 where the evaluator does not tell.

@@ -16,6 +16,7 @@ pub(super) const GREEDY_SOUP_SOURCES: usize = 16;
 pub(super) struct Plan {
     pub(super) has_base: bool,
     pub(super) sources: usize,
+    /// Whether a greedy soup is made; of several sources only.
     pub(super) greedy: bool,
     pub(super) keep: Keep,
     /// What the greedy soup tries besides adding each source once.
@@ -94,11 +95,6 @@ impl Baselines {
         self.indices.iter().find(|(known, _)| known == content).map(|(_, index)| *index)
     }
 
-    /// Whether a greedy soup is made.
-    fn is_greedy(&self) -> bool {
-        self.plan.greedy && self.plan.sources > 1
-    }
-
     /// Evaluations of the sources that have been proposed so far.
     fn source_indices(&self) -> Vec<u64> {
         (0..self.plan.sources).filter_map(|source| self.index(&Content::Soup(vec![source]))).collect()
@@ -106,7 +102,7 @@ impl Baselines {
 
     /// Takes the greedy soup as far as the scores that are known allow, so that a search which ends here has its trace.
     fn follow_greedy(&mut self) {
-        if !self.is_greedy() {
+        if !self.plan.greedy {
             return;
         }
         if self.trace.is_none() {
@@ -125,10 +121,9 @@ impl Baselines {
 
     /// The greedy soup's next move; `None` when it is done or not made.
     fn greedy(&mut self) -> Option<Ask> {
-        if !self.is_greedy() {
+        if !self.plan.greedy {
             return None;
         }
-        self.follow_greedy();
         let Some(trace) = &self.trace else {
             let open = self.source_indices().into_iter().filter(|index| !self.told.contains_key(index));
             return open.max().map(|until| Ask::Wait { until });

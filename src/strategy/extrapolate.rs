@@ -10,8 +10,8 @@ use std::collections::HashMap;
 
 use super::linear_algebra::{Cholesky, dot};
 use crate::evaluate::{SampleId, Scores};
+use crate::score::Objective;
 use crate::score::paired::mean_samples;
-use crate::score::{Objective, ObjectiveTask};
 
 /// Ridge penalties, in mean squares of what the references differ by from their mean.
 const PENALTIES: [f64; 7] = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0];
@@ -27,11 +27,6 @@ const ROUNDING: f64 = 1e-9;
 /// that agree by chance do not make an estimate certain.
 const DOUBT: f64 = 4.0;
 
-/// The tasks that count.
-fn weighted(objective: &Objective) -> impl Iterator<Item = &ObjectiveTask> {
-    objective.tasks.iter().filter(|task| task.weight != 0.0)
-}
-
 /// The samples that the candidates of a rung are scored on: by task of the objective that counts, ids ascending.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct RungSamples(Vec<Vec<SampleId>>);
@@ -45,7 +40,7 @@ impl RungSamples {
             ids.sort_unstable();
             Some(ids)
         };
-        weighted(objective).map(|task| ids(&task.name, &task.metric)).collect::<Option<_>>().map(Self)
+        objective.weighted_tasks().map(|task| ids(&task.name, &task.metric)).collect::<Option<_>>().map(Self)
     }
 
     /// Scores of these samples, task by task; `None` where one was not scored.
@@ -55,7 +50,7 @@ impl RungSamples {
             let scored: HashMap<&SampleId, f64> = samples.ids.iter().zip(samples.values.iter().copied()).collect();
             ids.iter().map(|id| scored.get(id).copied()).collect()
         };
-        weighted(objective).zip(&self.0).map(|(task, ids)| values(&task.name, &task.metric, ids)).collect()
+        objective.weighted_tasks().zip(&self.0).map(|(task, ids)| values(&task.name, &task.metric, ids)).collect()
     }
 }
 
@@ -78,7 +73,8 @@ impl Reference {
     /// `None` where the candidate has no score of one of the part's samples.
     pub(super) fn new(objective: &Objective, part: &RungSamples, scores: &Scores) -> Option<Self> {
         let values = part.values(objective, scores)?;
-        let whole = weighted(objective).map(|task| Some(mean_samples(scores.get(&task.name)?, &task.metric)?.values));
+        let whole =
+            objective.weighted_tasks().map(|task| Some(mean_samples(scores.get(&task.name)?, &task.metric)?.values));
         let whole = whole.collect::<Option<Vec<&[f64]>>>()?;
         Some(Self {
             gaps: whole.iter().zip(&values).map(|(all, part)| mean(all) - mean(part)).collect(),
@@ -160,7 +156,7 @@ pub(super) fn extrapolate(
     let alone = mean(&references.iter().map(|other| other.variance(&scales)).collect::<Vec<f64>>());
     let variance = (combination.variance * combination.rest + DOUBT * alone) / (combination.rest + DOUBT);
     let mut estimated = scores.clone();
-    for (place, (task, values)) in weighted(objective).zip(&values).enumerate() {
+    for (place, (task, values)) in objective.weighted_tasks().zip(&values).enumerate() {
         let gap: f64 = references.iter().zip(&combination.shares).map(|(other, share)| share * other.gaps[place]).sum();
         let metric = estimated.get_mut(&task.name)?.metrics.get_mut(&task.metric)?;
         let (known, all) = (values.len() as f64, first.counts[place].max(values.len()) as f64);
@@ -239,6 +235,7 @@ mod tests {
     use super::*;
     use crate::evaluate::{MetricValue, PerSample, TaskScores};
     use crate::random;
+    use crate::score::ObjectiveTask;
     use std::collections::BTreeMap;
 
     fn objective() -> Objective {

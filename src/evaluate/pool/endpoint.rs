@@ -78,7 +78,6 @@ impl Endpoint {
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        // The state is plain data, whole after every statement.
         lock(&self.state)
     }
 }
