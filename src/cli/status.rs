@@ -9,9 +9,10 @@ use super::arguments::Status;
 use super::duration::human;
 use super::error::CliError;
 use super::output::Output;
+use crate::config::BudgetConfig;
 use crate::exit::ExitCode;
 use crate::ledger::{AskedRecord, Ledger, event, fact};
-use crate::search::{RunFolder, Standings, best_record, is_baseline, repeats_alarm};
+use crate::search::{Pace, RunFolder, Standings, best_record, is_baseline, recorded_limits, repeats_alarm};
 use crate::strategy;
 
 pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliError> {
@@ -45,6 +46,8 @@ struct Summary {
 struct Counts {
     asked: usize,
     finished: usize,
+    /// That the finished ones were asked for.
+    samples: u64,
     scored: usize,
     infeasible: usize,
     failed: usize,
@@ -82,6 +85,7 @@ impl Summary {
         let counts = Counts {
             asked: asked.len(),
             finished: told.len(),
+            samples: asked.iter().filter(|record| told.contains_key(&record.index)).map(|record| record.samples).sum(),
             scored: count(strategy::Status::Scored),
             infeasible: count(strategy::Status::Infeasible),
             failed: count(strategy::Status::Failed),
@@ -121,7 +125,9 @@ impl Summary {
     }
 
     fn left(&self) -> Option<Duration> {
-        left(&self.limits, self.counts.finished, self.active)
+        let Counts { finished, samples, .. } = self.counts;
+        let pace = Pace { evaluations: finished as u64, samples, active: self.active };
+        pace.time_left(&recorded_limits(&self.limits))
     }
 
     fn text(&self) -> String {
@@ -133,7 +139,7 @@ impl Summary {
                 "evaluations  {finished} finished ({infeasible} infeasible, {failed} failed), {open} asked for and open"
             ),
         ];
-        let budget = describe_budget(&self.limits, self.left().filter(|_| self.running));
+        let budget = describe_budget(&recorded_limits(&self.limits), self.left().filter(|_| self.running));
         lines.extend(budget.map(|budget| format!("budget       {budget}")));
         lines.push(format!("active       {}", human(self.active)));
         if let Some(Scored { candidate_id, index, origin, objective }) = &self.best {
@@ -201,26 +207,11 @@ fn best_baseline(ledger: &Ledger, asked: &[AskedRecord]) -> Result<Option<Scored
     Ok(best.map(|(record, objective)| Scored::new(record, Some(objective))))
 }
 
-/// The active time that the budget leaves, at the pace so far; `None` where nothing says.
-fn left(limits: &Value, finished: usize, active: Duration) -> Option<Duration> {
-    let by_clock = limits["wall_clock_s"].as_f64().map(|limit| (limit - active.as_secs_f64()).max(0.0));
-    let by_count = limits["evaluations"].as_u64().filter(|_| finished > 0).map(|limit| {
-        let open = limit.saturating_sub(finished as u64);
-        active.as_secs_f64() * open as f64 / finished as f64
-    });
-    let seconds = match (by_clock, by_count) {
-        (Some(clock), Some(count)) => Some(clock.min(count)),
-        (clock, count) => clock.or(count),
-    };
-    seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-}
-
-fn describe_budget(limits: &Value, left: Option<Duration>) -> Option<String> {
+fn describe_budget(limits: &BudgetConfig, left: Option<Duration>) -> Option<String> {
     let mut parts = Vec::new();
-    parts.extend(limits["evaluations"].as_u64().map(|limit| format!("{limit} evaluations")));
-    parts.extend(limits["samples"].as_u64().map(|limit| format!("{limit} samples")));
-    let clock = limits["wall_clock_s"].as_f64().and_then(|limit| Duration::try_from_secs_f64(limit).ok());
-    parts.extend(clock.map(|limit| format!("{} of active time", human(limit))));
+    parts.extend(limits.evaluations.map(|limit| format!("{limit} evaluations")));
+    parts.extend(limits.samples.map(|limit| format!("{limit} samples")));
+    parts.extend(limits.wall_clock.map(|limit| format!("{} of active time", human(limit))));
     if parts.is_empty() {
         return None;
     }
@@ -233,20 +224,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_limit_that_the_pace_reaches_says_what_is_left() {
-        let after = |limits: Value| left(&limits, 20, Duration::from_secs(100)).map(|left| left.as_secs());
-        assert_eq!(after(json!({ "evaluations": 50 })), Some(150));
-        assert_eq!(after(json!({ "evaluations": 50, "wall_clock_s": 160.0 })), Some(60));
-        assert_eq!(after(json!({ "evaluations": 10, "wall_clock_s": 60.0 })), Some(0));
-        assert_eq!(after(json!({ "samples": 900 })), None);
-        assert_eq!(left(&json!({ "evaluations": 50 }), 0, Duration::ZERO), None);
-    }
-
-    #[test]
     fn a_budget_is_told_limit_by_limit() {
-        let limits = json!({ "evaluations": 50, "samples": null, "wall_clock_s": 7200.0 });
+        let limits = recorded_limits(&json!({ "evaluations": 50, "samples": null, "wall_clock_s": 7200.0 }));
         let text = describe_budget(&limits, Some(Duration::from_secs(60)));
         assert_eq!(text.as_deref(), Some("50 evaluations, 2 h 00 min of active time; about 1 min 00 s left"));
-        assert_eq!(describe_budget(&json!({}), None), None);
+        assert_eq!(describe_budget(&BudgetConfig::default(), None), None);
     }
 }

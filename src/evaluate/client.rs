@@ -8,13 +8,16 @@ use std::sync::Once;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use reqwest::header::{AUTHORIZATION, DATE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
-use reqwest::{Client, RequestBuilder, Url};
+use reqwest::header::{AUTHORIZATION, DATE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::{Client, Method, RequestBuilder, Url};
 
 use super::fault::{Judgement, Loss, Reaction, shortened};
 use super::retry::parse_retry_after;
 use super::{EvaluateError, Fault, FaultClass};
 use crate::config::{self, HttpConfig, TokenSource};
+
+/// Before the token in its header.
+const SCHEME: &str = "Bearer ";
 
 /// Time and size limits of one exchange.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,48 +60,87 @@ pub(super) struct Answer {
 /// The client for one endpoint. Redirects are not followed (the token would go along), connections are not kept (an
 /// evaluation takes long, and a server that closes an idle connection would look like one that died), and on loopback
 /// no proxy from the environment comes in between.
-///
-/// # Errors
-/// A configuration fault when TLS cannot be set up (no certificate store).
-pub(super) fn http_client(url: &Url, token: Option<&HeaderValue>, limits: &Limits) -> Result<Client, Fault> {
-    static PROVIDER: Once = Once::new();
-    PROVIDER.call_once(|| {
-        // Fails only when a provider is installed already, which serves as well.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    });
-    let mut headers = HeaderMap::new();
-    if let Some(token) = token {
-        headers.insert(AUTHORIZATION, token.clone());
-    }
-    let mut builder = Client::builder()
-        .user_agent(concat!("evomerge/", env!("CARGO_PKG_VERSION")))
-        .default_headers(headers)
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .referer(false)
-        .connect_timeout(limits.connect)
-        .tcp_keepalive(Duration::from_secs(30))
-        .pool_max_idle_per_host(0);
-    if is_loopback(url) {
-        builder = builder.no_proxy();
-    }
-    if url.scheme() == "http" {
-        // Never speaks TLS: works on machines without a certificate store.
-        builder = builder.tls_certs_only([]);
-    }
-    builder
-        .build()
-        .map_err(|error| Fault::configuration("http_client", format!("cannot set up HTTP: {}", causes(&error))))
+#[derive(Clone, Debug)]
+pub(super) struct HttpClient {
+    client: Client,
+    /// What [`bearer_token`] gave.
+    token: Option<HeaderValue>,
 }
 
-/// Sends a request and reads the whole answer within `total`.
-///
-/// # Errors
-/// A judgement of class infrastructure or resource: nobody listens, the connection died, too slow, too large.
-pub(super) async fn exchange(request: RequestBuilder, total: Duration, limits: &Limits) -> Result<Answer, Judgement> {
-    match tokio::time::timeout(total, read_answer(request, limits)).await {
-        Ok(answer) => answer,
-        Err(_) => Err(too_slow(format!("no complete answer within {:.1} s", total.as_secs_f64()))),
+impl HttpClient {
+    /// For the endpoint at `url`.
+    ///
+    /// # Errors
+    /// A configuration fault when TLS cannot be set up (no certificate store).
+    pub(super) fn new(url: &Url, token: Option<&HeaderValue>, limits: &Limits) -> Result<Self, Fault> {
+        static PROVIDER: Once = Once::new();
+        PROVIDER.call_once(|| {
+            // Fails only when a provider is installed already, which serves as well.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        });
+        let mut builder = Client::builder()
+            .user_agent(concat!("evomerge/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .connect_timeout(limits.connect)
+            .tcp_keepalive(Duration::from_secs(30))
+            .pool_max_idle_per_host(0);
+        if is_loopback(url) {
+            builder = builder.no_proxy();
+        }
+        if url.scheme() == "http" {
+            // Never speaks TLS: works on machines without a certificate store.
+            builder = builder.tls_certs_only([]);
+        }
+        let refuse = |error| Fault::configuration("http_client", format!("cannot set up HTTP: {}", causes(&error)));
+        Ok(Self { client: builder.build().map_err(refuse)?, token: token.cloned() })
+    }
+
+    /// A request that carries the token.
+    pub(super) fn request(&self, method: Method, url: Url) -> RequestBuilder {
+        let request = self.client.request(method, url);
+        match &self.token {
+            Some(token) => request.header(AUTHORIZATION, token.clone()),
+            None => request,
+        }
+    }
+
+    /// Sends a request and reads the whole answer within `total`. What it says of the token is blotted out.
+    ///
+    /// # Errors
+    /// A judgement of class infrastructure or resource: nobody listens, the connection died, too slow, too large.
+    pub(super) async fn exchange(
+        &self,
+        request: RequestBuilder,
+        total: Duration,
+        limits: &Limits,
+    ) -> Result<Answer, Judgement> {
+        let mut answer = match tokio::time::timeout(total, read_answer(request, limits)).await {
+            Ok(answer) => answer?,
+            Err(_) => return Err(too_slow(format!("no complete answer within {:.1} s", total.as_secs_f64()))),
+        };
+        if let Some(token) = self.token.as_ref().and_then(|token| token.as_bytes().strip_prefix(SCHEME.as_bytes())) {
+            blot_out(&mut answer.body, token);
+        }
+        Ok(answer)
+    }
+}
+
+/// Servers that show the request in their errors would bring the token to terminals, ledger and tables. A token that is part
+/// of a longer word was hardly meant.
+fn blot_out(body: &mut Vec<u8>, token: &[u8]) {
+    const BLOT: &[u8] = b"[token]";
+    let is_word = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
+    let mut at = 0;
+    while let Some(found) = body[at..].windows(token.len()).position(|window| window == token) {
+        let (start, end) = (at + found, at + found + token.len());
+        if is_word(start.checked_sub(1).and_then(|before| body.get(before))) || is_word(body.get(end)) {
+            at = end;
+        } else {
+            body.splice(start..end, BLOT.iter().copied());
+            at = start + BLOT.len();
+        }
     }
 }
 
@@ -233,7 +275,7 @@ pub(super) fn bearer_token(config: &HttpConfig, urls: &[Url]) -> Result<Option<H
             "the token would go to {url} in the clear; use https, or set allow_insecure_token = true"
         )));
     }
-    let mut value = HeaderValue::try_from(format!("Bearer {token}"))
+    let mut value = HeaderValue::try_from(format!("{SCHEME}{token}"))
         .map_err(|_| refuse("the bearer token has characters that no HTTP header may hold".into()))?;
     value.set_sensitive(true);
     Ok(Some(value))
@@ -282,7 +324,22 @@ mod tests {
     #[test]
     fn plain_http_needs_no_certificate_store() {
         let url = endpoint_url("http://127.0.0.1:1").unwrap();
-        assert!(http_client(&url, None, &Limits::default()).is_ok());
+        assert!(HttpClient::new(&url, None, &Limits::default()).is_ok());
+    }
+
+    #[test]
+    fn a_token_in_an_answer_is_blotted_out() {
+        for (body, seen) in [
+            ("Authorization: Bearer sesame; sesame", "Authorization: Bearer [token]; [token]"),
+            ("sesame", "[token]"),
+            ("sesames of sesame street", "sesames of [token] street"),
+            ("nothing", "nothing"),
+            ("", ""),
+        ] {
+            let mut blotted = body.as_bytes().to_vec();
+            blot_out(&mut blotted, b"sesame");
+            assert_eq!(String::from_utf8(blotted).unwrap(), seen);
+        }
     }
 
     #[test]

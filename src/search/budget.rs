@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
 use crate::config::BudgetConfig;
 
 use super::SearchError;
@@ -80,6 +82,53 @@ impl Budget {
     }
 }
 
+/// What a run has come to: by this pace, what is left takes so long.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Evaluations that have ended.
+    pub evaluations: u64,
+    /// Samples that these were asked for.
+    pub samples: u64,
+    /// The active time that they took.
+    pub active: Duration,
+}
+
+impl Pace {
+    /// The active time until the first of `limits` is reached; `None` where nothing says.
+    pub fn time_left(&self, limits: &BudgetConfig) -> Option<Duration> {
+        let by_count = [(limits.evaluations, self.evaluations), (limits.samples, self.samples)]
+            .into_iter()
+            .filter_map(|(limit, done)| self.time_until(limit?, done));
+        let by_clock = limits.wall_clock.map(|limit| limit.saturating_sub(self.active));
+        by_count.chain(by_clock).min()
+    }
+
+    fn time_until(&self, limit: u64, done: u64) -> Option<Duration> {
+        let share = limit.saturating_sub(done) as f64 / done as f64;
+        // Nothing done has no pace.
+        Duration::try_from_secs_f64(self.active.as_secs_f64() * share).ok().filter(|_| done > 0)
+    }
+}
+
+/// `limits` as the ledger keeps them of every start.
+pub(super) fn limits_document(limits: &BudgetConfig) -> Value {
+    json!({
+        "evaluations": limits.evaluations,
+        "wall_clock_s": limits.wall_clock.map(|limit| limit.as_secs_f64()),
+        "samples": limits.samples,
+    })
+}
+
+/// The limits in a document of [`limits_document`]; what is no limit is none.
+pub fn recorded_limits(document: &Value) -> BudgetConfig {
+    let wall_clock = document["wall_clock_s"].as_f64();
+    BudgetConfig {
+        evaluations: document["evaluations"].as_u64(),
+        samples: document["samples"].as_u64(),
+        wall_clock: wall_clock.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,5 +157,26 @@ mod tests {
         let error = budget(None, Some(59)).check_minimum(6, 10).unwrap_err().to_string();
         assert!(error.contains("at least 60"), "{error}");
         budget(Some(6), Some(60)).check_minimum(6, 10).unwrap();
+    }
+
+    #[test]
+    fn the_first_limit_that_the_pace_reaches_says_what_is_left() {
+        let pace = Pace { evaluations: 20, samples: 300, active: Duration::from_secs(100) };
+        let after = |limits: Value| pace.time_left(&recorded_limits(&limits)).map(|left| left.as_secs());
+        assert_eq!(after(json!({ "evaluations": 50 })), Some(150));
+        assert_eq!(after(json!({ "evaluations": 50, "wall_clock_s": 160.0 })), Some(60));
+        assert_eq!(after(json!({ "evaluations": 10, "wall_clock_s": 160.0 })), Some(0));
+        assert_eq!(after(json!({ "samples": 900 })), Some(200));
+        assert_eq!(after(json!({ "samples": 900, "evaluations": 50 })), Some(150));
+        assert_eq!(after(json!({})), None);
+        let nothing = Pace { evaluations: 0, samples: 0, active: Duration::ZERO };
+        assert_eq!(nothing.time_left(&recorded_limits(&json!({ "evaluations": 50 }))), None);
+    }
+
+    #[test]
+    fn limits_come_back_from_their_document() {
+        let limits = BudgetConfig { evaluations: Some(7), samples: None, wall_clock: Some(Duration::from_secs(90)) };
+        assert_eq!(recorded_limits(&limits_document(&limits)), limits);
+        assert_eq!(recorded_limits(&Value::Null), BudgetConfig::default());
     }
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use assembly::{materialize_stage, outcome_of, parts, setup};
 
+use super::budget::limits_document;
 use super::candidate::{Candidate, EvaluationContext, is_baseline};
 use super::fidelity::Parts;
 use super::frozen::Frozen;
@@ -61,7 +62,6 @@ pub(super) struct Search {
     reusable: Option<reuse::Reusable>,
     active_before: Duration,
     started: Instant,
-    finished_here: u64,
 }
 
 impl Search {
@@ -119,21 +119,15 @@ impl Search {
             reusable: None,
             active_before: Duration::try_from_secs_f64(active_before).unwrap_or_default(),
             started: Instant::now(),
-            finished_here: 0,
         })
     }
 
     /// Starts, and settings that may change between starts, are on record.
     pub(super) fn record_start(&self, fresh: bool) -> Result<(), SearchError> {
-        let limits = &self.prepared.config.budget;
         let payload = serde_json::json!({
             "fresh": fresh,
             "evomerge": env!("CARGO_PKG_VERSION"),
-            "budget": {
-                "evaluations": limits.evaluations,
-                "wall_clock_s": limits.wall_clock.map(|limit| limit.as_secs_f64()),
-                "samples": limits.samples,
-            },
+            "budget": limits_document(&self.prepared.config.budget),
             "concurrency": self.prepared.evaluator.concurrency(),
         });
         self.ledger.event(event::STARTED, None, &payload)?;
@@ -376,7 +370,6 @@ impl Search {
             error: finished.error.clone(),
         };
         self.ledger.told(&record, &[(fact::ACTIVE_SECONDS, &format!("{:.3}", self.active().as_secs_f64()))])?;
-        self.finished_here += 1;
         let outcome = outcome_of(record, self.fidelity(finished.index))?;
         let row = self.row(&outcome);
         let improved = self.note(row);
@@ -467,6 +460,7 @@ struct Asked {
     candidate_id: String,
     origin: String,
     fidelity: f64,
+    samples: u64,
     /// Base, source or soup.
     baseline: bool,
     /// The evaluation of the same candidate on other samples whose scores this one's are added to.
@@ -479,6 +473,7 @@ impl Asked {
             candidate_id: record.candidate_id.clone(),
             origin: record.origin.clone(),
             fidelity: record.fidelity,
+            samples: record.samples,
             baseline: is_baseline(record),
             completes: parts.and_then(|parts| completed(parts, &record.origin, &record.parents)),
         }

@@ -63,12 +63,8 @@ pub enum SearchError {
     TooManyFailures { failed: u64, finished: u64, last: String },
     #[error(
         "none of the {baselines} baselines (base, sources, uniform soup) can be scored, and they are models that exist; the \
-         first one: {reason}; {}, then start anew with --fresh",
-        if reason.contains("not finite") || reason.contains("nonfinite") {
-            "look at how the evaluator runs them (its dtype, its prompts), and at the models themselves"
-        } else {
-            "most likely the evaluator cannot see the candidates' folder: set candidates.dir to one that it sees under the same path"
-        }
+         first one: {reason}. If the evaluator does not find them, set candidates.dir to a folder that it sees under the same \
+         path; else look at how it runs them (its dtype, its prompts), and at the models themselves. Then start anew with --fresh"
     )]
     BaselinesInfeasible { baselines: u64, reason: String },
     #[error("a worker of evomerge broke off: {0}")]

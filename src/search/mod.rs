@@ -31,7 +31,7 @@ mod shared_samples;
 pub mod slots;
 mod stop;
 
-pub use budget::Budget;
+pub use budget::{Budget, Pace, recorded_limits};
 pub use candidate::{Candidate, is_baseline};
 pub use check::{Conflict, Findings, check};
 pub use error::SearchError;

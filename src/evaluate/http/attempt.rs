@@ -6,7 +6,7 @@ use reqwest::{Method, RequestBuilder, Url};
 use tokio_util::sync::CancellationToken;
 
 use super::super::check::{Completeness, Expected, check, violation};
-use super::super::client::{Answer, exchange};
+use super::super::client::Answer;
 use super::super::fault::{Judgement, Loss, Reaction, of_error_answer, of_problem, shortened};
 use super::super::json::refuse_repeated_keys;
 use super::super::pool::Lease;
@@ -47,7 +47,7 @@ pub(super) async fn attempt(
         .json(document);
     let answer = tokio::select! {
         () = cancel.cancelled() => return Err(cancelled()),
-        answer = exchange(post, deadline.saturating_duration_since(Instant::now()), lease.limits()) => answer?,
+        answer = exchange(lease, post, deadline.saturating_duration_since(Instant::now())) => answer?,
     };
     let location = answer.location.clone();
     let wait = answer.retry_after;
@@ -63,6 +63,10 @@ pub(super) async fn attempt(
 
 fn build(lease: &Lease, method: Method, url: Url) -> RequestBuilder {
     lease.endpoint.client.request(method, url)
+}
+
+async fn exchange(lease: &Lease, request: RequestBuilder, total: Duration) -> Result<Answer, Judgement> {
+    lease.endpoint.client.exchange(request, total, lease.limits()).await
 }
 
 fn evaluations_url(lease: &Lease, id: Option<&str>) -> Result<Url, Judgement> {
@@ -127,7 +131,7 @@ async fn follow(
         }
         let poll = async {
             tokio::time::sleep(wait.min(left)).await;
-            exchange(build(lease, Method::GET, url.clone()), lease.limits().short, lease.limits()).await
+            exchange(lease, build(lease, Method::GET, url.clone()), lease.limits().short).await
         };
         let answer = tokio::select! {
             () = cancel.cancelled() => {
@@ -168,7 +172,7 @@ fn forgotten() -> Judgement {
 
 /// Tells the endpoint that nobody waits any more; best effort.
 async fn delete(lease: &Lease, url: Url) {
-    let _ = exchange(build(lease, Method::DELETE, url), DELETE_WITHIN, lease.limits()).await;
+    let _ = exchange(lease, build(lease, Method::DELETE, url), DELETE_WITHIN).await;
 }
 
 /// The scores of a finished evaluation, or the judgement on why there are none.

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::{BoxFuture, join_all};
 use tokio_util::sync::CancellationToken;
 
-use super::client::{Limits, bearer_token, endpoint_url, http_client, is_same_server};
+use super::client::{HttpClient, Limits, bearer_token, endpoint_url, is_same_server};
 use super::pool::{Demand, Endpoint, Facts, Pool, Refusal};
 use super::retry::RetryPolicy;
 use super::{
@@ -117,7 +117,7 @@ fn endpoints_of(config: &HttpConfig, limits: &Limits) -> Result<Vec<Endpoint>, E
     urls.into_iter()
         .zip(&config.endpoints)
         .map(|(url, label)| {
-            let client = http_client(&url, token.as_ref(), limits).map_err(refuse)?;
+            let client = HttpClient::new(&url, token.as_ref(), limits).map_err(refuse)?;
             Ok(Endpoint::new(url, label.clone(), client, config.in_flight.get()))
         })
         .collect()

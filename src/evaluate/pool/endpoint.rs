@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use reqwest::{Client, Url};
+use reqwest::Url;
 
+use super::super::client::HttpClient;
 use super::super::{Capabilities, Fault};
 use crate::lock::lock;
 
@@ -29,7 +30,7 @@ pub(in super::super) struct Endpoint {
     pub url: Url,
     /// As written in the run file: in messages and in the ledger.
     pub label: String,
-    pub client: Client,
+    pub client: HttpClient,
     pub(super) in_flight: usize,
     state: Mutex<State>,
 }
@@ -58,7 +59,7 @@ pub(super) struct State {
 }
 
 impl Endpoint {
-    pub fn new(url: Url, label: String, client: Client, in_flight: usize) -> Self {
+    pub fn new(url: Url, label: String, client: HttpClient, in_flight: usize) -> Self {
         Self { url, label, client, in_flight, state: Mutex::default() }
     }
 

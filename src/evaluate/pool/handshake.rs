@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use reqwest::Method;
 use serde::de::DeserializeOwned;
 
-use super::super::client::exchange;
 use super::super::fault::{Loss, Reaction, of_error_answer, shortened};
 use super::super::protocol::{WireCapabilities, WireHealth};
 use super::super::{EvaluatorTask, Fault, FaultClass};
@@ -109,7 +109,8 @@ impl Pool {
     async fn get<T: DeserializeOwned>(&self, endpoint: &Endpoint, path: &str) -> Result<T, Refusal> {
         let down = |code: &str, detail: String| Refusal::Down(infrastructure(code, detail, endpoint));
         let url = endpoint.url.join(path).map_err(|error| down("endpoint", error.to_string()))?;
-        let answer = match exchange(endpoint.client.get(url), self.limits.short, &self.limits).await {
+        let request = endpoint.client.request(Method::GET, url);
+        let answer = match endpoint.client.exchange(request, self.limits.short, &self.limits).await {
             Ok(answer) => answer,
             Err(verdict) => {
                 let gone = verdict.reaction == Reaction::Unreachable || verdict.loss == Some(Loss::Connection);

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::Search;
-use crate::search::SearchError;
 use crate::search::pipeline::Finished;
 use crate::search::progress::Snapshot;
 use crate::search::run::Row;
+use crate::search::{Pace, SearchError};
 use crate::strategy::Status;
 
 /// Evaluations that may be given up before their share counts.
@@ -91,27 +91,19 @@ impl Search {
     }
 
     pub(super) fn show(&self) {
-        let total = self.prepared.config.budget.evaluations;
-        let finished = self.rows.len() as u64;
-        let here = self.started.elapsed();
-        let remaining = total
-            .filter(|_| self.finished_here > 0)
-            .map(|total| here.as_secs_f64() * total.saturating_sub(finished) as f64 / self.finished_here as f64)
-            .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        let left = self.prepared.config.budget.wall_clock.map(|limit| limit.saturating_sub(self.active()));
+        let limits = &self.prepared.config.budget;
+        let samples = self.rows.keys().filter_map(|index| self.asked.get(index)).map(|asked| asked.samples).sum();
+        let pace = Pace { evaluations: self.rows.len() as u64, samples, active: self.active() };
         self.progress.update(&Snapshot {
-            finished,
-            total,
+            finished: pace.evaluations,
+            total: limits.evaluations,
             in_flight: self.pipeline.evaluating(),
             infeasible: self.count(Status::Infeasible),
             failed: self.count(Status::Failed),
             best: self.best.and_then(|(value, index)| Some((value, self.rows.get(&index)?.candidate_id.clone()))),
             best_baseline: self.best_baseline().and_then(|row| Some((row.objective?, row.origin.clone()))),
-            active: self.active(),
-            remaining: match (remaining, left) {
-                (Some(first), Some(second)) => Some(first.min(second)),
-                (first, second) => first.or(second),
-            },
+            active: pace.active,
+            remaining: pace.time_left(limits),
         });
     }
 

@@ -365,7 +365,7 @@ async fn cancel_when_asked(server: &FaultServer, cancel: &CancellationToken, met
 #[tokio::test]
 async fn the_token_goes_to_the_endpoint_and_nowhere_else() {
     use std::os::unix::fs::PermissionsExt;
-    let server = FaultServer::start(vec![Reply::Status(500, &[], "no".into())]);
+    let server = FaultServer::start(vec![Reply::Status(500, &[], "got Bearer sesame".into())]);
     let mut bench = Bench::of(&[&server]);
     let file = bench.folder.path().join("token");
     std::fs::write(&file, "sesame").unwrap();
