@@ -6,29 +6,21 @@ use super::arguments::Check;
 use super::duration::human_bytes;
 use super::error::CliError;
 use super::output::Output;
-use super::progress::Screen;
-use super::runtime::{runtime, scratch_folder};
+use super::runtime::{run_to_end, scratch_folder};
 use super::search::read_run_file;
-use super::signals;
 use crate::exit::ExitCode;
-use crate::search::{Findings, Progress, Stop, check, prepare};
+use crate::search::{Findings, Progress, check, prepare};
 
 pub(super) fn run(arguments: &Check, output: Output) -> Result<ExitCode, CliError> {
     let config = read_run_file(&arguments.run_file)?;
-    let screen = Arc::new(Screen::new(output));
-    let progress: Arc<dyn Progress> = screen.clone();
-    let runtime = runtime()?;
-    let stop = Stop::default();
     let scratch = scratch_folder()?;
     let results = arguments.results.clone();
-    let findings: Result<Findings, CliError> = runtime.block_on(async {
-        signals::watch(stop.clone())?;
+    let findings = run_to_end(output, async |screen, stop| {
+        let progress: Arc<dyn Progress> = screen;
         let prepared = prepare(config, scratch.path(), &progress, &stop).await;
         let prepared = prepared.map_err(|error| CliError::of_run(error, &arguments.run_file))?;
         Ok(stop.unless_wanted(move || check(&prepared, &results)).await??)
     });
-    screen.finish();
-    runtime.shutdown_background();
     let findings = findings.map_err(CliError::without_run)?;
     output.result(&describe(&findings), &serde_json::to_value(&findings).unwrap_or_default())?;
     Ok(ExitCode::Done)

@@ -8,15 +8,14 @@ use super::arguments::Evaluate;
 use super::error::CliError;
 use super::output::{Output, say, table};
 use super::progress::Screen;
-use super::runtime::{runtime, scratch_folder};
-use super::signals;
+use super::runtime::{run_to_end, scratch_folder};
 use crate::checkpoint::{Checkpoint, ContentIds};
 use crate::config::RunConfig;
 use crate::evaluate::{Attempt, AttemptObserver, CandidateRequest, Evaluation, EvaluationRequest};
 use crate::exit::ExitCode;
 use crate::files::write_atomically;
 use crate::score::Objective;
-use crate::search::{Progress, Stop, connect_evaluator, evaluation_id};
+use crate::search::{Progress, connect_evaluator, evaluation_id};
 
 pub(super) fn run(arguments: &Evaluate, output: Output) -> Result<ExitCode, CliError> {
     let config = RunConfig::load(&arguments.run_file)?;
@@ -29,12 +28,8 @@ pub(super) fn run(arguments: &Evaluate, output: Output) -> Result<ExitCode, CliE
     let (content, settings) = (checkpoint.content_id(&ContentIds::in_user_cache())?, checkpoint.settings_id()?);
     drop(checkpoint);
     let scratch = scratch_folder()?;
-    let screen = Arc::new(Screen::new(output));
-    let progress: Arc<dyn Progress> = screen.clone();
-    let runtime = runtime()?;
-    let stop = Stop::default();
-    let result: Result<(Objective, Evaluation), CliError> = runtime.block_on(async {
-        signals::watch(stop.clone())?;
+    let result = run_to_end(output, async |screen, stop| {
+        let progress: Arc<dyn Progress> = screen.clone();
         let scorer = connect_evaluator(&config, scratch.path(), &progress, &stop).await?;
         let request = EvaluationRequest {
             evaluation_id: evaluation_id(&content, &settings, &scorer.tasks, scorer.evaluator.fingerprint()),
@@ -55,8 +50,6 @@ pub(super) fn run(arguments: &Evaluate, output: Output) -> Result<ExitCode, CliE
         let evaluation = scorer.evaluator.evaluate(&request, &retries, &stop.soon).await?;
         Ok((scorer.objective, evaluation))
     });
-    screen.finish();
-    runtime.shutdown_background();
     let (objective, evaluation) = result.map_err(CliError::without_run)?;
     let written = arguments.samples.as_ref().map_or(Ok(()), |path| write_samples(&evaluation, path));
     let mut json = to_json(&objective, &evaluation, &arguments.model);

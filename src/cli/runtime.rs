@@ -1,6 +1,12 @@
 //! What commands that evaluate run in.
 
+use std::sync::Arc;
+
 use super::error::CliError;
+use super::output::Output;
+use super::progress::Screen;
+use super::signals;
+use crate::search::Stop;
 
 /// Where the evaluator of a command that leaves no results may write; removed when dropped.
 pub(super) fn scratch_folder() -> Result<tempfile::TempDir, CliError> {
@@ -10,7 +16,20 @@ pub(super) fn scratch_folder() -> Result<tempfile::TempDir, CliError> {
         .map_err(|source| CliError::Write { path: std::env::temp_dir(), source })
 }
 
-/// A runtime for commands that evaluate.
-pub(super) fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)
+/// Runs `work` with a screen, and with signals as wishes to stop.
+pub(super) fn run_to_end<T>(
+    output: Output,
+    work: impl AsyncFnOnce(Arc<Screen>, Stop) -> Result<T, CliError>,
+) -> Result<T, CliError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)?;
+    let screen = Arc::new(Screen::new(output));
+    let result = runtime.block_on(async {
+        let stop = Stop::default();
+        signals::watch(stop.clone())?;
+        work(screen.clone(), stop).await
+    });
+    screen.finish();
+    // Blocking work that was cancelled ends by itself; nobody waits for it.
+    runtime.shutdown_background();
+    result
 }

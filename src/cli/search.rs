@@ -6,15 +6,13 @@ use std::sync::Arc;
 use super::arguments::{RunArguments, Search};
 use super::error::CliError;
 use super::output::{Output, table};
-use super::progress::Screen;
-use super::runtime::runtime;
-use super::signals;
+use super::runtime::run_to_end;
 use crate::config::{ConfigError, RunConfig};
 use crate::exit::ExitCode;
 use crate::score::Decision;
 use crate::score::verdict::VerdictCandidate;
 use crate::search::{
-    Progress, Row, RunFolder, RunOptions, RunReport, Stop, move_aside, prepare, put_back, run as run_search,
+    Progress, Row, RunFolder, RunOptions, RunReport, move_aside, prepare, put_back, run as run_search,
 };
 use crate::strategy::{StrategyError, check_settings, origin};
 
@@ -59,14 +57,10 @@ pub(super) fn execute(
     options: RunOptions,
     output: Output,
 ) -> Result<ExitCode, CliError> {
-    let screen: Arc<Screen> = Arc::new(Screen::new(output));
-    let progress: Arc<dyn Progress> = screen.clone();
     let name = config.name.clone();
     let aside = if arguments.fresh { move_aside(&arguments.results, &name)? } else { None };
-    let runtime = runtime()?;
-    let stop = Stop::default();
-    let report = runtime.block_on(async {
-        signals::watch(stop.clone())?;
+    let report = run_to_end(output, async |screen, stop| {
+        let progress: Arc<dyn Progress> = screen.clone();
         let folder = RunFolder::lock(&arguments.results, &config.name)?;
         let prepared = match prepare(config, &folder.scratch(), &progress, &stop).await {
             Ok(prepared) => Arc::new(prepared),
@@ -83,11 +77,7 @@ pub(super) fn execute(
         }
         let ran = run_search(prepared, folder, options, progress, stop).await;
         ran.map_err(|error| CliError::of_run(error, &arguments.run_file))
-    });
-    screen.finish();
-    // Blocking work that was cancelled ends by itself; nobody waits for it.
-    runtime.shutdown_background();
-    let report = report?;
+    })?;
     let json = serde_json::to_value(&report).unwrap_or_default();
     output.result(&describe(&report), &json)?;
     let improved = report.verdict.as_ref().is_some_and(|verdict| verdict.verdict == Decision::Improvement);
