@@ -8,11 +8,22 @@ use crate::exit::ExitCode;
 /// A run file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
+    /// The file, or the folder that it lies in, cannot be read.
     #[error("cannot read the run file {}: {source}", path.display())]
-    Read { path: PathBuf, source: std::io::Error },
+    Read {
+        /// The run file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// `document` is the file, or `run file` where the text did not come from one.
     #[error("{document}: {field}")]
-    Field { document: String, field: FieldError },
+    Field {
+        /// Who is named in front of the message.
+        document: String,
+        /// The key, its line, and what is wrong with it.
+        field: FieldError,
+    },
 }
 
 impl ConfigError {

@@ -5,15 +5,24 @@ use std::fmt;
 /// `[strategy] kind`: what proposes candidates (docs/strategies.md).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StrategyKind {
+    /// The genetic algorithm, a local search, TPE and CMA-ES on one history, with restarts.
     #[default]
     Portfolio,
+    /// A steady-state genetic algorithm whose children are ranked by a model of the history.
     Genetic,
+    /// Covariance matrix adaptation with restarts of growing population.
     CmaEs,
+    /// The tree-structured Parzen estimator.
     Tpe,
+    /// NSGA-II: a front of merges, with tasks or groups of samples as objectives.
     Nsga2,
+    /// Uniform points.
     Random,
+    /// An Owen-scrambled Sobol sequence.
     Sobol,
+    /// The baselines with the greedy soup, however many sources there are.
     GreedySoup,
+    /// The baselines without the greedy soup.
     UniformSoup,
 }
 

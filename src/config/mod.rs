@@ -44,6 +44,8 @@ pub struct ModelSource {
 /// `[models]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelsConfig {
+    /// The common ancestor. `None`: methods that merge task vectors cannot be used, and the first source gives
+    /// configuration and tokenizer.
     pub base: Option<ModelSource>,
     /// At least one.
     pub sources: Vec<ModelSource>,
@@ -56,6 +58,7 @@ pub enum GeneConfig {
     Number(f64),
     /// Frozen to a truth value.
     Bool(bool),
+    /// Searched inside a range.
     Search(GeneSearch),
     /// Tied to another gene.
     SameAs(String),
@@ -64,11 +67,18 @@ pub enum GeneConfig {
 /// A searched gene: `{ low, high, per, scale, integer, init, models }`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GeneSearch {
+    /// Least value.
     pub low: f64,
+    /// Greatest value, above `low`.
     pub high: f64,
+    /// What has a value of its own, each once; empty: one value for all.
     pub per: Vec<GenePer>,
+    /// Whether the logarithm is searched; `low` is above 0 then.
     pub log: bool,
+    /// Whole numbers only; not together with `log`.
     pub integer: bool,
+    /// Where the search starts, inside the range. `None`: an equal share for `weight`, else the method's default or the
+    /// middle.
     pub init: Option<f64>,
     /// Single models frozen to a number, by name.
     pub models: BTreeMap<String, f64>,
@@ -79,8 +89,11 @@ pub struct GeneSearch {
 /// What a parameter gets a gene of its own for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum GenePer {
+    /// `"model"`: each source.
     Model,
+    /// `"layer_group"`: each group of [`SpaceConfig::layers`].
     LayerGroup,
+    /// `"module"`: each of [`SpaceConfig::modules`], and everything else.
     Module,
 }
 
@@ -102,9 +115,11 @@ pub enum LayerGrouping {
 pub struct SpaceConfig {
     /// At least one; more than one makes the method a gene.
     pub methods: Vec<String>,
+    /// The layer groups, which are also the blocks of a stack; one group by default.
     pub layers: LayerGrouping,
     /// Substring filters; everything else is one more group.
     pub modules: Vec<String>,
+    /// Whether values change linearly over the layers instead of from group to group.
     pub interpolate: bool,
     /// In file order.
     pub genes: Vec<(String, GeneConfig)>,
@@ -128,6 +143,7 @@ pub struct StackConfig {
     pub passes: NonZeroUsize,
     /// Most layers that a recipe may have; `None`: as many as the passes have.
     pub max_layers: Option<NonZeroUsize>,
+    /// What can be stacked: follows from the method and `with_sources`.
     pub blocks: StackBlocks,
     /// A factor for each block, of sources only; `None`: blocks stay as they are.
     pub scale: Option<StackScale>,
@@ -140,6 +156,7 @@ pub enum StackBlocks {
     Sources,
     /// The merge of the sources by the space's method.
     Merged,
+    /// The merge, and beside it the sources as they are (`with_sources`).
     MergedAndSources,
 }
 
@@ -158,8 +175,11 @@ impl StackBlocks {
 /// The factor of a block's contribution to the residual stream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StackScale {
+    /// Least factor; 0.5 by default.
     pub low: f64,
+    /// Greatest factor, above `low`; 1.5 by default.
     pub high: f64,
+    /// Where the search starts, inside the range; by default 1, or the end that is nearest to it.
     pub init: f64,
     /// Substrings of the names of tensors that write to the residual stream: these are scaled.
     pub modules: Vec<String>,
@@ -168,16 +188,22 @@ pub struct StackScale {
 /// `[strategy]`: the kind and its settings, checked by the strategy itself.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StrategyConfig {
+    /// What proposes candidates; the portfolio by default.
     pub kind: StrategyKind,
+    /// Most evaluations that are open at a time. `None`: decided at the first start, by what the evaluator takes.
     pub look_ahead: Option<NonZeroUsize>,
+    /// All other keys of the table.
     pub settings: toml::Table,
 }
 
 /// `[budget]`: at least one limit.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct BudgetConfig {
+    /// Search evaluations, at least 1; baselines and failed ones count, the hold-out does not.
     pub evaluations: Option<u64>,
+    /// Active time, summed over restarts; what is in flight at the limit may finish.
     pub wall_clock: Option<Duration>,
+    /// Samples asked for, at least 1; turns racing on.
     pub samples: Option<u64>,
 }
 
@@ -240,6 +266,7 @@ impl OnTimeout {
 /// `[evaluator]` of kind `http`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HttpConfig {
+    /// Base URLs, each once and without a slash at the end; at least one.
     pub endpoints: Vec<String>,
     /// `None`: requests carry no token.
     pub token: Option<TokenSource>,
@@ -249,6 +276,7 @@ pub struct HttpConfig {
     pub in_flight: NonZeroUsize,
     /// Endpoints whose fingerprints differ are taken as equivalent.
     pub allow_different_fingerprints: bool,
+    /// What repeated timeouts mean; no fitness by default.
     pub on_timeout: OnTimeout,
 }
 
@@ -258,6 +286,7 @@ pub struct CommandConfig {
     /// `{candidate_dir}`, `{request_file}`, `{result_file}`, `{result_dir}`, `{recipe_file}`, `{slot}`, `{seed}`,
     /// `{replicate}` are replaced.
     pub argv: Vec<String>,
+    /// Programs at once; 1 by default.
     pub in_flight: NonZeroUsize,
     /// Part of the fingerprint: change it when the program's scores change.
     pub version: Option<String>,
@@ -270,11 +299,13 @@ pub struct CommandConfig {
 /// `[evaluator]` of kind `function`: closed-form landscapes, noise, latency and faults to order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FunctionConfig {
+    /// The shape of the landscape.
     pub function: TestFunction,
     /// Standard deviation of the noise on each sample's score.
     pub noise: f64,
     /// Samples a task has.
     pub samples: u64,
+    /// Time that an evaluation takes; none by default.
     pub latency: Duration,
     /// Extra latency, drawn uniformly up to this.
     pub latency_jitter: Duration,
@@ -282,6 +313,7 @@ pub struct FunctionConfig {
     pub infeasible_rate: f64,
     /// Share of attempts that fail as an endpoint would.
     pub fault_rate: f64,
+    /// Evaluations at once; 1 by default.
     pub in_flight: NonZeroUsize,
 }
 
@@ -292,6 +324,7 @@ pub struct NativeConfig {
     pub threads: Option<NonZeroUsize>,
     /// Prompts decoded together at most.
     pub batch: NonZeroUsize,
+    /// Longest answer in tokens, where a task says nothing else; 64 by default.
     pub max_new_tokens: usize,
 }
 
@@ -311,35 +344,48 @@ pub struct Patience {
 /// `[evaluator]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EvaluatorConfig {
+    /// What scores, with the settings of its kind.
     pub kind: EvaluatorKind,
+    /// How long an answer may take and how often it is asked for.
     pub patience: Patience,
 }
 
 /// The kinds of evaluator.
 #[derive(Clone, Debug, PartialEq)]
 pub enum EvaluatorKind {
+    /// Llama-family models on the CPU, without a server.
     Native(NativeConfig),
+    /// Servers that speak the eval protocol.
     Http(HttpConfig),
+    /// A program, started anew for every attempt.
     Command(CommandConfig),
+    /// A closed-form landscape over the genome: no model is opened.
     Function(FunctionConfig),
 }
 
 /// Which way is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Goal {
+    /// Higher scores are better.
     Maximize,
+    /// Lower scores are better.
     Minimize,
 }
 
 /// One of `[[tasks]]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskConfig {
+    /// Unique; the name by which an `http` evaluator knows the task.
     pub name: String,
+    /// JSON-lines file, for `native`; other evaluators do not use it.
     pub data: Option<PathBuf>,
+    /// Which number counts. `None`: the first that the evaluator lists (`score` of a `command`).
     pub metric: Option<String>,
+    /// Share in the objective, 1 by default; a negative one turns the direction, and not all may be 0.
     pub weight: f64,
     /// `None`: as the evaluator's `higher_is_better` says.
     pub goal: Option<Goal>,
+    /// Longest answer in tokens. `None`: the evaluator's own limit.
     pub max_new_tokens: Option<usize>,
     /// Uses the first samples only (of a fixed permutation).
     pub limit: Option<u64>,
@@ -361,6 +407,7 @@ pub enum HoldoutSource {
 /// `[holdout]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HoldoutConfig {
+    /// Where its samples come from.
     pub source: HoldoutSource,
     /// Best candidates scored on the hold-out (default 5).
     pub finalists: NonZeroUsize,
@@ -371,12 +418,14 @@ pub struct HoldoutConfig {
 pub struct CandidatesConfig {
     /// `None`: RAM disk when it fits, else the run's folder.
     pub dir: Option<PathBuf>,
+    /// Candidates on disk at once. `None`: one more than the evaluator takes at a time.
     pub slots: Option<NonZeroUsize>,
 }
 
 /// `[output]`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct OutputConfig {
+    /// Type of the weights that are written. `None`: the base's, else the first source's.
     pub dtype: Option<Dtype>,
 }
 
@@ -385,18 +434,29 @@ pub struct OutputConfig {
 pub struct RunConfig {
     /// Also the folder under the results root: letters, digits, `.`, `_`, `-`.
     pub name: String,
+    /// Every random choice of the run follows from it, masks included; 0 by default.
     pub seed: u64,
+    /// What is merged.
     pub models: ModelsConfig,
+    /// What is searched. `None`: only soups can be made.
     pub space: Option<SpaceConfig>,
+    /// How it is searched.
     pub strategy: StrategyConfig,
+    /// When the search stops.
     pub budget: BudgetConfig,
     /// `None`: racing only with a budget of samples.
     pub racing: Option<RacingConfig>,
+    /// What is scored again, outside the budget.
     pub repeats: RepeatsConfig,
+    /// What scores a candidate.
     pub evaluator: EvaluatorConfig,
+    /// What it is scored on: at least one, names unique, not all with a weight of 0.
     pub tasks: Vec<TaskConfig>,
+    /// Samples that are kept sealed for the verdict. `None`: the verdict can only be `no_holdout`.
     pub holdout: Option<HoldoutConfig>,
+    /// Where candidates lie while they are evaluated.
     pub candidates: CandidatesConfig,
+    /// How models are written.
     pub output: OutputConfig,
     /// The file's text, frozen into the run's folder.
     pub text: String,

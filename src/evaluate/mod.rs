@@ -91,6 +91,7 @@ pub struct ConnectContext {
     pub seed: u64,
     /// A folder that the evaluator may write to (request and result files of `command`); made when needed.
     pub directory: PathBuf,
+    /// Where the evaluator says what it waits for, and what becomes of its endpoints.
     pub notify: Notify,
 }
 

@@ -28,13 +28,21 @@ pub struct WireHealth {
 /// `GET /v1/capabilities`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WireCapabilities {
+    /// Versions of the protocol that the server speaks; one that starts with `1.` must be among them.
     pub protocol: Vec<String>,
+    /// As in [`WireHealth`]: another one than before says that the server has restarted.
     pub instance_id: String,
+    /// A hash over all that can change a score; the same for all endpoints of a pool, unless the run file allows
+    /// others.
     pub fingerprint: String,
+    /// How the server takes candidates, `path` or `recipe`; without `path` it is of no use to this program.
     pub sources: Vec<String>,
+    /// Whether a candidate that is scored again gets the same scores; `false` where the server does not say.
     #[serde(default)]
     pub deterministic: bool,
+    /// What the server can score: every task of the run must be among them.
     pub tasks: Vec<WireTaskCapability>,
+    /// How much the server takes; without limits where it does not say.
     #[serde(default)]
     pub limits: WireLimits,
 }
@@ -42,26 +50,40 @@ pub struct WireCapabilities {
 /// One task that an evaluator offers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WireTaskCapability {
+    /// How requests, answers and run files call the task.
     pub name: String,
+    /// The server's version of the task: sent back in requests, and part of the fingerprint that evaluation ids rest
+    /// on. The schema requires it, here it may be missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// Samples that the task has, numbered from 0 where `sample_ids` are supported; 0 counts as unknown.
     pub n_samples: u64,
+    /// A hash over all samples: a hold-out that has the same one as a task of the search is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample_set_sha256: Option<String>,
+    /// What a request may ask for: `limit`, `sample_ids`, `per_sample`, `seed`, `fidelity`. The first three are looked
+    /// at.
     #[serde(default)]
     pub supports: Vec<String>,
+    /// At least one; the first is the metric of a run file that names none.
     pub metrics: Vec<WireMetricCapability>,
 }
 
 /// One metric of a task.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WireMetricCapability {
+    /// How requests, answers and run files call the metric.
     pub name: String,
+    /// Whether higher is better; a `goal` in the run file that contradicts it is refused.
     pub higher_is_better: bool,
+    /// How the value comes from the scores by sample: `mean`, `ratio`, `perplexity` or `other`. Only `mean` can be
+    /// checked, and nothing is assumed without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aggregation: Option<String>,
+    /// Least value: an answer below it is refused. `None`: no bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min: Option<f64>,
+    /// Greatest value: an answer above it is refused. `None`: no bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<f64>,
 }
@@ -69,10 +91,14 @@ pub struct WireMetricCapability {
 /// What an evaluator bears.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct WireLimits {
+    /// Evaluations at once; a run keeps to it even if its `in_flight` is larger. `None`: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_inflight: Option<u64>,
+    /// Longest timeout that a request may ask for, in seconds; the run's own is cut to it. `None`: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_timeout_s: Option<f64>,
+    /// Seconds between two signs of life of a worker; after three times as long without one it counts as lost. `None`:
+    /// silence means nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heartbeat_interval_s: Option<f64>,
 }
@@ -80,20 +106,30 @@ pub struct WireLimits {
 /// `POST /v1/evaluations`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WireRequest {
+    /// Always [`VERSION`].
     pub protocol: String,
+    /// sha256 over everything that determines the answer, also sent as `Idempotency-Key`; at most 128 characters.
     pub evaluation_id: String,
+    /// Who asks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<WireRun>,
+    /// The fingerprint that the endpoint announced: if it has another one by now, it answers with status 412. `None`
+    /// for programs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expect_fingerprint: Option<String>,
+    /// What is scored.
     pub candidate: WireCandidate,
+    /// What it is scored on; at least one.
     pub tasks: Vec<WireTaskRequest>,
+    /// Share of the samples that this is, in `(0, 1]`. A label: `limit` and `sample_ids` of the tasks decide.
     pub fidelity: f64,
     /// `none`, `scores` or `full`.
     #[serde(default)]
     pub per_sample: String,
+    /// Seconds from receipt to answer, so that clocks need not agree; this program always says how many.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_s: Option<f64>,
+    /// 0, and counted up where the same is asked again and wants new answers.
     #[serde(default)]
     pub replicate: u32,
 }
@@ -101,16 +137,21 @@ pub struct WireRequest {
 /// The run that asks, for the evaluator's logs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WireRun {
+    /// Tells runs apart, also two of one run file; `evaluate` where there is no run.
     pub id: String,
+    /// `name` of the run file.
     pub name: String,
 }
 
 /// The candidate of a request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WireCandidate {
+    /// First 16 hex digits of `recipe_sha256`; an endpoint's answer must repeat it.
     pub id: String,
+    /// The recipe's canonical hash, in hex; of a checkpoint that no recipe made, its content id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipe_sha256: Option<String>,
+    /// Where its weights are, or what they are made of.
     pub source: WireSource,
 }
 
@@ -120,32 +161,44 @@ pub struct WireCandidate {
 pub enum WireSource {
     /// A checkpoint folder that the evaluator can read, with the sizes of its files.
     Path {
+        /// Absolute, and the same for both sides.
         path: String,
+        /// The regular files in the folder, by name, so that an evaluator can refuse a folder that it sees only half.
         #[serde(default)]
         files: BTreeMap<String, WireFile>,
     },
     /// A recipe that the evaluator materializes itself.
-    Recipe { recipe: serde_json::Value },
+    Recipe {
+        /// In canonical form. The protocol has it; this program never sends it.
+        recipe: serde_json::Value,
+    },
 }
 
 /// One file of a candidate.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WireFile {
+    /// In bytes: whoever sees another size sees another candidate.
     pub size: u64,
 }
 
 /// One task of a request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WireTaskRequest {
+    /// The evaluator's name of the task.
     pub name: String,
+    /// As the evaluator announced it; `None` where it did not, or where endpoints may have different ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// What is to be measured: of this program, the one metric that counts.
     #[serde(default)]
     pub metrics: Vec<String>,
+    /// That many samples, the first of the evaluator's own fixed order. `None`: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
+    /// These samples; `None`: all, up to `limit`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample_ids: Option<Vec<SampleId>>,
+    /// Seeds the order behind `limit`, and sampling where the evaluator samples; below 2^31.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
 }
@@ -154,25 +207,35 @@ pub struct WireTaskRequest {
 /// has to say is enforced when the answer is checked.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct WireEvaluation {
+    /// That of the request: an endpoint must repeat it, a program may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluation_id: Option<String>,
+    /// That of the request's candidate: an endpoint must repeat it, a program may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub candidate_id: Option<String>,
     /// `queued`, `running`, `succeeded`, `failed` or `cancelled`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<String>,
+    /// The server that answers: if it is another than at the handshake, scores count only once it has shown that it is
+    /// the same evaluator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance_id: Option<String>,
+    /// If given, it must be the one that the endpoint announced, unless the run file allows others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
+    /// While it runs: seconds since the worker last gave a sign of life.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heartbeat_age_s: Option<f64>,
+    /// Scores by task: one entry for each task asked for, and no other.
     #[serde(default)]
     pub tasks: BTreeMap<String, WireTaskScores>,
+    /// Why it failed, where `status` says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<WireProblem>,
+    /// Seconds by phase (`load_s`, `evaluate_s`, ...), for the record.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub timing: BTreeMap<String, f64>,
+    /// For people, about an answer that counts all the same; the first 20 are kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -180,11 +243,15 @@ pub struct WireEvaluation {
 /// One task of an answer.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct WireTaskScores {
+    /// Samples scored. An endpoint must say it; a program that leaves it out has scored all that were asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n: Option<u64>,
+    /// Answers cut by the generation limit, where the evaluator counts them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_truncated: Option<u64>,
+    /// By the metric's name; the one asked for must be there.
     pub metrics: BTreeMap<String, WireMetric>,
+    /// Required of an endpoint that lists `per_sample` for the task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per_sample: Option<WirePerSample>,
 }
@@ -194,10 +261,13 @@ pub struct WireTaskScores {
 pub struct WireMetric {
     /// `null` with `nonfinite` where the number is not finite.
     pub value: Option<f64>,
+    /// `nan`, `inf` or `-inf`: the candidate cannot be scored, and that is its own fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nonfinite: Option<String>,
+    /// Standard error of `value`; finite and not negative.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stderr: Option<f64>,
+    /// Whether higher is better: where it is given, it must be as announced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub higher_is_better: Option<bool>,
 }
@@ -205,29 +275,43 @@ pub struct WireMetric {
 /// Scores sample by sample.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct WirePerSample {
+    /// Each sample once, in any order: all that were scored.
     pub ids: Vec<SampleId>,
+    /// By metric, a score for each of `ids`. A `null` is a program's word for a number that is not finite; of an
+    /// endpoint it is an error.
     pub scores: BTreeMap<String, Vec<Option<f64>>>,
 }
 
 /// An error by RFC 9457 with the protocol's extension members. All optional: real servers leave things out.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct WireProblem {
+    /// `type`: a URI for the kind of problem; not looked at.
     #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
+    /// The kind of problem in a few words; shown where there is no `detail`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
+    /// The HTTP status that it came with; not looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
+    /// What went wrong this time, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+    /// The protocol's word for it (`out_of_memory`, `unknown_task`, ...): a known one decides what is done, whatever
+    /// the class says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
+    /// Who is to blame (`candidate`, `resource`, `infrastructure`, `configuration`, `cancelled`), which decides where
+    /// the code is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<String>,
+    /// `false`: a further attempt would fail too, so there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retryable: Option<bool>,
+    /// Seconds to stay away, where the answer has no `Retry-After`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_s: Option<f64>,
+    /// `false`: back-pressure, which does not count against the attempts allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt_counts: Option<bool>,
 }

@@ -12,7 +12,9 @@ pub use crate::config::Patience;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum SampleId {
+    /// A whole number; samples without ids of their own are numbered from 0.
     Number(i64),
+    /// A text of the data's own.
     Text(String),
 }
 
@@ -157,6 +159,7 @@ pub const SAMPLE_WEIGHT: &str = "weight";
 /// Scores sample by sample, aligned with `ids`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PerSample {
+    /// The samples scored: in the order of the request, or ascending where it names none.
     pub ids: SampleIds,
     /// By metric. Finite.
     pub scores: BTreeMap<String, Vec<f64>>,
@@ -170,7 +173,9 @@ pub struct TaskScores {
     /// Answers cut by the generation limit, where the evaluator counts them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_truncated: Option<u64>,
+    /// By the metric's name; the one asked for is there.
     pub metrics: BTreeMap<String, MetricValue>,
+    /// `None`: the evaluator gives none, so that candidates cannot be compared sample by sample.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per_sample: Option<PerSample>,
 }
@@ -181,6 +186,7 @@ pub type Scores = BTreeMap<String, TaskScores>;
 /// A checked answer: every task and metric asked for is present, ids and n agree, all numbers are finite.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
+    /// Scores of every task asked for, by the name in the request.
     pub tasks: Scores,
     /// Which endpoint answered, for the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -188,6 +194,7 @@ pub struct Evaluation {
     /// Seconds by phase (`load_s`, `evaluate_s`, ...), as far as known.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub timing: BTreeMap<String, f64>,
+    /// The evaluator's remarks, for people; at most 20.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -204,6 +211,7 @@ pub enum FaultClass {
     Infrastructure,
     /// The run file or the evaluator's set-up: stop.
     Configuration,
+    /// Nobody: the evaluation was called off.
     Cancelled,
 }
 
@@ -211,10 +219,13 @@ pub enum FaultClass {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
 #[error("{code}: {detail}{}", endpoint.as_deref().map(|e| format!(" (endpoint {e})")).unwrap_or_default())]
 pub struct Fault {
+    /// Who is to blame.
     pub class: FaultClass,
     /// The protocol's code (`out_of_memory`, `unknown_task`, ...).
     pub code: String,
+    /// What happened, for people.
     pub detail: String,
+    /// The endpoint that it came from, as the run file names it; `None` for evaluators without endpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
 }
@@ -239,7 +250,12 @@ pub enum EvaluateError {
     Cancelled,
     /// Task data that cannot be read or parsed.
     #[error("task data {path}: {reason}")]
-    TaskData { path: PathBuf, reason: String },
+    TaskData {
+        /// The JSON-lines file of a task.
+        path: PathBuf,
+        /// What is wrong, with the line where one is to blame.
+        reason: String,
+    },
 }
 
 impl EvaluateError {
@@ -279,7 +295,9 @@ impl Fault {
 pub struct Attempt {
     /// From 1.
     pub number: u32,
+    /// The endpoint that was tried; `None` for evaluators without endpoints.
     pub endpoint: Option<String>,
+    /// How long it took, to scores or to the fault.
     pub seconds: f64,
     /// Whether it counts against the attempts allowed (back-pressure does not).
     pub counts: bool,
@@ -296,8 +314,11 @@ pub trait AttemptObserver: Send + Sync {
 /// What an evaluator knows of a metric.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MetricCapability {
+    /// Whether higher is better. Of a `command` it is a guess, which the run file's `goal` overrules.
     pub higher_is_better: bool,
+    /// Least value, where it is known: lower ones are refused.
     pub min: Option<f64>,
+    /// Greatest value, where it is known: higher ones are refused.
     pub max: Option<f64>,
     /// Whether the value is the mean of the per-sample scores.
     pub is_mean: bool,
@@ -310,9 +331,13 @@ pub struct TaskCapability {
     pub n_samples: u64,
     /// All sample ids, where known (for `0..n` numbering they are generated).
     pub sample_ids: Option<Vec<SampleId>>,
+    /// By the metric's name.
     pub metrics: BTreeMap<String, MetricCapability>,
+    /// Whether it takes [`Samples::Ids`]: needed by a hold-out by fraction.
     pub supports_sample_ids: bool,
+    /// Whether it takes [`Samples::Limit`].
     pub supports_limit: bool,
+    /// Whether it gives scores by sample: needed for paired comparisons.
     pub supports_per_sample: bool,
     /// sha256 by sample, where the evaluator sees the data: shows an overlap of search and hold-out.
     pub sample_hashes: Option<Vec<String>>,
@@ -323,6 +348,7 @@ pub struct TaskCapability {
 /// What an evaluator can do.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Capabilities {
+    /// By the evaluator's name of the task.
     pub tasks: BTreeMap<String, TaskCapability>,
     /// A candidate that is scored again (another replicate) gets the same scores.
     pub deterministic: bool,
@@ -331,6 +357,7 @@ pub struct Capabilities {
 /// One task as a run gives it to an evaluator.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EvaluatorTask {
+    /// The evaluator's name of the task.
     pub name: String,
     /// JSON-lines file; required by `native`, unused by `http` and `command`.
     pub data: Option<PathBuf>,
