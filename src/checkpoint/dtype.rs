@@ -6,9 +6,13 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
+    /// IEEE half precision (`F16` in safetensors).
     Float16,
+    /// The upper half of a float32 (`BF16`).
     Bfloat16,
+    /// IEEE single precision (`F32`).
     Float32,
+    /// IEEE double precision (`F64`).
     Float64,
 }
 

@@ -8,9 +8,11 @@ use crate::suggestion::{hint, nearest};
 /// A value with the path that leads to it.
 #[derive(Clone, Debug)]
 pub struct Field<'a> {
+    /// The value.
     pub node: &'a Node,
     /// Dotted path; empty: the whole document.
     pub path: String,
+    /// Of the key, or of the list's item; from 1. `None` where the parser does not say.
     pub line: Option<usize>,
 }
 

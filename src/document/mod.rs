@@ -11,6 +11,7 @@ pub use field::{Field, Fields};
 /// A value of a document with the line it starts on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
+    /// What stands there.
     pub content: Content,
     /// From 1; `None` where the parser does not say.
     pub line: Option<usize>,
@@ -19,11 +20,17 @@ pub struct Node {
 /// What a value is.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Content {
+    /// YAML's `null`, or a key with nothing behind it; TOML has none.
     Null,
+    /// A truth value.
     Bool(bool),
+    /// A whole number; out of the range of its key, it is refused by whoever reads it.
     Integer(i128),
+    /// A number with a point or an exponent. Infinities and NaN come through; [`Field::number`] refuses them.
     Float(f64),
+    /// Text, quoted or not.
     Text(String),
+    /// Values in file order.
     List(Vec<Node>),
     /// In file order.
     Table(Vec<Entry>),
@@ -32,8 +39,11 @@ pub enum Content {
 /// A key with its value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
+    /// Without quotes.
     pub key: String,
+    /// Of the key, in YAML of its value; from 1. `None` where the parser does not say.
     pub line: Option<usize>,
+    /// The key's value.
     pub node: Node,
 }
 
@@ -91,6 +101,7 @@ pub struct FieldError {
     pub key: String,
     /// From 1.
     pub line: Option<usize>,
+    /// What is wrong, for people; where possible, with what is expected or was meant.
     pub reason: String,
 }
 

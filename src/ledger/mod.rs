@@ -23,18 +23,56 @@ pub use trials::write_trials;
 /// What can go wrong with the record.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
+    /// SQLite failed for none of the reasons below: a bug, or a lock that somebody else keeps.
     #[error("ledger {path}: {source}")]
-    Sqlite { path: PathBuf, source: rusqlite::Error },
+    Sqlite {
+        /// The ledger's file.
+        path: PathBuf,
+        /// What SQLite says.
+        source: rusqlite::Error,
+    },
+    /// The file cannot be opened or written: no space, no permission, a failing disk. What is recorded stays.
     #[error("ledger {path}: disk full or not writable: {source}; free some space and start the same command again")]
-    NotWritable { path: PathBuf, source: rusqlite::Error },
+    NotWritable {
+        /// The ledger's file.
+        path: PathBuf,
+        /// What SQLite says.
+        source: rusqlite::Error,
+    },
+    /// Another version of evomerge wrote it, with tables that this one would misread: continue with that version.
     #[error("ledger {path}: written by format {found}; this evomerge reads format {expected}")]
-    Format { path: PathBuf, found: String, expected: u32 },
+    Format {
+        /// The ledger's file.
+        path: PathBuf,
+        /// The format that it names, or `unknown`.
+        found: String,
+        /// The one format that this version reads.
+        expected: u32,
+    },
+    /// It is damaged, or no ledger of evomerge.
     #[error("ledger {path}: {what} cannot be read: {reason}")]
-    Corrupt { path: PathBuf, what: String, reason: String },
+    Corrupt {
+        /// The ledger's file.
+        path: PathBuf,
+        /// What of it: `the file`, or a kind of record (`an outcome`).
+        what: String,
+        /// What is wrong with that.
+        reason: String,
+    },
+    /// There is no file to read.
     #[error("no ledger at {path}: not a results folder of evomerge, or its search never started")]
-    Missing { path: PathBuf },
+    Missing {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// `trials.csv` cannot be made from the ledger.
     #[error("cannot write {path}: {reason}")]
-    Export { path: PathBuf, reason: String },
+    Export {
+        /// The table's file.
+        path: PathBuf,
+        /// The system's reason, or that of the CSV writer.
+        reason: String,
+    },
 }
 
 impl LedgerError {

@@ -8,7 +8,12 @@ use crate::exit::ExitCode;
 pub enum MergeError {
     /// The recipe is well formed but its values have no finite result (weights that sum to zero, overflow, ...).
     #[error("tensor `{tensor}` cannot be merged: {reason}")]
-    Infeasible { tensor: String, reason: String },
+    Infeasible {
+        /// The output tensor.
+        tensor: String,
+        /// What has no finite result: values of the recipe, or an element.
+        reason: String,
+    },
     /// The recipe contradicts itself, whatever the models.
     #[error(transparent)]
     Recipe(#[from] crate::recipe::RecipeError),
@@ -23,11 +28,28 @@ pub enum MergeError {
         "model `{model}`: tensor `{tensor}` has {value} at element {element}; a merge would spread it, so the checkpoint \
          must be repaired or left out"
     )]
-    NotFinite { model: String, tensor: String, element: u64, value: f64 },
+    NotFinite {
+        /// The model, as recipes name it.
+        model: String,
+        /// Its tensor, under the name in that model.
+        tensor: String,
+        /// Row-major index of the first such element of the tensor.
+        element: u64,
+        /// NaN or an infinity.
+        value: f64,
+    },
+    /// A model cannot be read, or the output cannot be written.
     #[error(transparent)]
     Checkpoint(#[from] crate::checkpoint::CheckpointError),
+    /// The system does not give the threads that were asked for: ask for fewer.
     #[error("cannot start {threads} threads: {reason}")]
-    Threads { threads: usize, reason: String },
+    Threads {
+        /// How many; 0 stands for one a core.
+        threads: usize,
+        /// The system's reason.
+        reason: String,
+    },
+    /// [`super::MergeOptions::cancel`] was set. Nothing is left at the destination.
     #[error("merge cancelled")]
     Cancelled,
     /// A broken promise between parts of the merge core.

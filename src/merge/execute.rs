@@ -54,7 +54,9 @@ impl Default for MergerOptions {
 /// What a merge has done so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
+    /// Bytes of output tensors that are done.
     pub bytes_written: u64,
+    /// Bytes of all output tensors.
     pub bytes_total: u64,
 }
 
@@ -62,9 +64,15 @@ pub struct Progress {
 #[derive(Clone, Copy)]
 pub enum WriteMode<'a> {
     /// There may be nothing at the destination.
-    New { durable: bool },
+    New {
+        /// Whether it survives a power cut; a search's candidates need not.
+        durable: bool,
+    },
     /// A checkpoint at the destination is replaced.
-    Replace { durable: bool },
+    Replace {
+        /// As for [`Self::New`].
+        durable: bool,
+    },
     /// As that, not durable, over the pages of checkpoints that nobody needs any more.
     Over(&'a SpareCheckpoints),
 }
@@ -85,6 +93,7 @@ impl Default for WriteMode<'_> {
 /// How one merge is written.
 #[derive(Clone, Copy, Default)]
 pub struct MergeOptions<'a> {
+    /// What becomes of what is at the destination; by default there may be nothing.
     pub mode: WriteMode<'a>,
     /// Most bytes of weights in a file; `None`: the shard layout of the base, else of the first source.
     pub shard_size: Option<u64>,
@@ -101,11 +110,13 @@ pub struct MergeOptions<'a> {
 /// What a merge did.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MergeReport {
+    /// Output tensors.
     pub tensors: usize,
     /// Bytes of input tensors, each input of each output tensor counted once.
     pub bytes_read: u64,
     /// Bytes of output tensors.
     pub bytes_written: u64,
+    /// From the recipe to the finished directory.
     pub seconds: f64,
     /// mergekit's masks were wanted, and mergekit may have drawn those of an embedding and of the head that it fills in
     /// the other order.

@@ -9,8 +9,11 @@ use crate::recipe::{Gradient, Parameters, Setting, Value};
 /// A parameter's value for one tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ParameterValue {
+    /// Of a [`ParameterKind::Number`]; finite.
     Number(f64),
+    /// Of a [`ParameterKind::Integer`]; what a gradient gives is rounded to it.
     Integer(i64),
+    /// Of a [`ParameterKind::Bool`].
     Bool(bool),
 }
 

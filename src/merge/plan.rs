@@ -32,14 +32,19 @@ pub enum Action {
 /// One output tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedTensor {
+    /// As it is written.
     pub name: String,
+    /// As it is written: that of every input, less the rows that truncated embeddings lose.
     pub shape: Vec<usize>,
     /// As it is written.
     pub dtype: safetensors::Dtype,
+    /// What is done for it.
     pub action: Action,
     /// In recipe order. The base is among them only for methods that take it as an input.
     pub inputs: Vec<PlannedInput>,
+    /// The base's tensor, for methods that use a base; `None` where there is none, or nothing is merged.
     pub base: Option<PlannedInput>,
+    /// What filters and gradients give for it; empty where nothing is merged.
     pub parameters: ResolvedParameters,
 }
 
@@ -58,6 +63,7 @@ impl PlannedTensor {
 /// A merge that fits its checkpoints.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MergePlan {
+    /// The recipe's method.
     pub method: &'static MethodSpecification,
     /// Names of all opened models, by index.
     pub models: Vec<ModelReference>,

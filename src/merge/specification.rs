@@ -3,7 +3,9 @@
 /// Whether each source has its own value or the tensor has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParameterScope {
+    /// Each source has its own.
     Source,
+    /// One value for all models.
     Tensor,
 }
 
@@ -12,17 +14,25 @@ pub enum ParameterScope {
 pub enum ParameterKind {
     /// `low..=high` is the range a search uses by default, not a limit.
     Number {
+        /// The value where a recipe gives none. `None`: it must give one.
         default: Option<f64>,
+        /// Lower end of a search's range.
         low: f64,
+        /// Upper end of a search's range.
         high: f64,
     },
+    /// A truth value.
     Bool {
+        /// The value where a recipe gives none.
         default: bool,
     },
     /// A whole number.
     Integer {
+        /// The value where a recipe gives none. `None`: it must give one.
         default: Option<i64>,
+        /// Lower end of a search's range.
         low: i64,
+        /// Upper end of a search's range, included.
         high: i64,
     },
 }
@@ -30,8 +40,11 @@ pub enum ParameterKind {
 /// One parameter of a method, with mergekit's name.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ParameterSpecification {
+    /// As in recipes and, but for `drop_rate`, in genes.
     pub name: &'static str,
+    /// Whether sources may differ in it.
     pub scope: ParameterScope,
+    /// What values it has.
     pub kind: ParameterKind,
     /// One line for `evomerge methods`.
     pub help: &'static str,
@@ -60,7 +73,9 @@ pub enum BaseUse {
 /// How many inputs a method takes, the base not counted unless [`BaseUse::Input`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InputCount {
+    /// That many. Of more sources, a gene of the search picks them.
     Exactly(usize),
+    /// That many or more.
     AtLeast(usize),
 }
 
@@ -93,10 +108,15 @@ pub enum Untrimmed {
 /// A merge method's declaration.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MethodSpecification {
+    /// mergekit's name, as in `merge_method` of a recipe.
     pub name: &'static str,
+    /// All that it has, in the order of `evomerge methods`.
     pub parameters: &'static [ParameterSpecification],
+    /// What it does with a base.
     pub base: BaseUse,
+    /// How many models it merges.
     pub inputs: InputCount,
+    /// What it does with a tensor that too few of the models have.
     pub survivor: Survivor,
     /// Whether masks are drawn at random (then seed and kind belong to the recipe's hash).
     pub samples_masks: bool,

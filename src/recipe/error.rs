@@ -9,16 +9,34 @@ use crate::exit::ExitCode;
 /// A recipe that cannot be used, with the key to blame.
 #[derive(Debug, thiserror::Error)]
 pub enum RecipeError {
+    /// The file cannot be read.
     #[error("cannot read the recipe {}: {source}", path.display())]
-    Read { path: PathBuf, source: std::io::Error },
+    Read {
+        /// The recipe's file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A file of weights was given in place of a recipe.
     #[error("{} holds weights; expected a recipe (.toml) or a configuration of mergekit (.yml, .yaml)", path.display())]
-    FileType { path: PathBuf },
+    FileType {
+        /// The file, judged by the ending of its name.
+        path: PathBuf,
+    },
     /// `document` is the file, or `recipe` where the text did not come from one.
     #[error("{document}: {field}")]
-    Field { document: String, field: FieldError },
+    Field {
+        /// Who is named in front of the message.
+        document: String,
+        /// The key, its line, and what is wrong with it.
+        field: FieldError,
+    },
     /// A model without a content id: whoever asks for a hash must have identified every model.
     #[error("model `{model}` has no content id, so the recipe cannot be hashed")]
-    Unidentified { model: ModelReference },
+    Unidentified {
+        /// The model, as the recipe names it.
+        model: ModelReference,
+    },
 }
 
 impl RecipeError {

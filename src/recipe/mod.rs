@@ -32,22 +32,29 @@ pub struct ModelReference {
 /// A scalar parameter value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
+    /// Whole or not.
     Number(f64),
+    /// A truth value.
     Bool(bool),
+    /// Text, which no method has a parameter for: [`Recipe::validate`] refuses it.
     Text(String),
 }
 
 /// A value, or a gradient over the layers of a slice (mergekit semantics: piecewise linear, at least one value).
 #[derive(Clone, Debug, PartialEq)]
 pub enum Gradient {
+    /// The same for all layers.
     Scalar(Value),
+    /// Spread evenly from the first layer to the last; tensors outside the layers take the first.
     Points(Vec<Value>),
 }
 
 /// One entry of a parameter: the values for the tensors whose name contains `filter` (`None` or `*`: all tensors).
 #[derive(Clone, Debug, PartialEq)]
 pub struct FilteredValue {
+    /// A part of the tensor's name, upper and lower case told apart.
     pub filter: Option<String>,
+    /// What these tensors get.
     pub value: Gradient,
 }
 
@@ -61,24 +68,31 @@ pub type Parameters = BTreeMap<String, Setting>;
 /// One input of a merge.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Input {
+    /// Which model.
     pub model: ModelReference,
     /// `[first, last)` layers of the model; `None` in the `models` form: all of them.
     pub layer_range: Option<(usize, usize)>,
+    /// What holds for this input alone; it comes before what the slice and the recipe say.
     pub parameters: Parameters,
 }
 
 /// A run of consecutive output layers made from equally long layer ranges of its sources.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Slice {
+    /// What its layers are made of; a base that the method uses must be among them.
     pub sources: Vec<Input>,
+    /// In place of the recipe's base.
     pub base_model: Option<ModelReference>,
+    /// What holds for this slice; it comes before what the recipe says.
     pub parameters: Parameters,
 }
 
 /// What is merged: whole models, or slices stacked on each other.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Body {
+    /// Whole models, all with as many layers.
     Models(Vec<Input>),
+    /// Runs of layers in the output's order. Embeddings come from the first, final norm and head from the last.
     Slices(Vec<Slice>),
 }
 
@@ -94,16 +108,22 @@ pub enum MaskKind {
 /// Kind and seed of sampled masks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Masks {
+    /// Which generator draws.
     pub kind: MaskKind,
+    /// One for the whole merge; two sources have other native masks because their contents differ.
     pub seed: u64,
 }
 
 /// One fully specified merge, with mergekit's names and semantics.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recipe {
+    /// The method: `linear`, `ties`, ...
     pub merge_method: String,
+    /// What task vectors start from; it gives configuration, tokenizer and dtype too. `None`: the first source does.
     pub base_model: Option<ModelReference>,
+    /// What is merged.
     pub body: Body,
+    /// What holds where neither a slice nor an input says otherwise.
     pub parameters: Parameters,
     /// Output dtype after float32 arithmetic; `None`: the stored dtype of the base, else of the first source.
     pub dtype: Option<Dtype>,
@@ -113,6 +133,7 @@ pub struct Recipe {
     pub tokenizer_source: Option<String>,
     /// Copied as it is.
     pub chat_template: Option<String>,
+    /// Without effect, and no part of the hash, where no masks are drawn.
     pub masks: Masks,
 }
 

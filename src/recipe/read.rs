@@ -23,6 +23,7 @@ const PASSED_OVER: [&str; 2] = ["random_seed", "int8_mask"];
 /// A recipe with what its file says of the models' contents.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RecipeFile {
+    /// What is to be merged; it has passed [`Recipe::validate`].
     pub recipe: Recipe,
     /// Content id by model, where the file lists them: the models that the recipe was made for.
     pub content_ids: BTreeMap<ModelReference, String>,

@@ -28,6 +28,7 @@ pub enum AlarmKind {
 /// One thing noticed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Alarm {
+    /// Which sign it is.
     pub kind: AlarmKind,
     /// `None`: about all tasks together.
     pub task: Option<String>,

@@ -25,7 +25,14 @@ pub enum ScoreError {
     #[error(
         "{who} has no finite value of metric `{metric}` for task `{task}`; every task of the objective must be scored"
     )]
-    Missing { who: &'static str, task: String, metric: String },
+    Missing {
+        /// Which of the two compared: `the first candidate` or `the second candidate`.
+        who: &'static str,
+        /// The task of the objective.
+        task: String,
+        /// The task's metric.
+        metric: String,
+    },
     /// There is no task with a weight other than zero.
     #[error("the objective has no task with a weight other than zero")]
     NoWeight,

@@ -7,9 +7,11 @@ use crate::evaluate::{MetricValue, Scores};
 pub struct ObjectiveTask {
     /// As in the scores.
     pub name: String,
+    /// Which of the task's metrics counts.
     pub metric: String,
     /// Share in the mean. A negative weight turns the direction, as `maximize = false` does.
     pub weight: f64,
+    /// Whether higher scores are better.
     pub maximize: bool,
 }
 
@@ -35,10 +37,13 @@ pub struct Objective {
 /// One task's part in an objective value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskValue {
+    /// As in the scores.
     pub task: String,
+    /// The metric that counts.
     pub metric: String,
     /// As measured, without sign; `None` where it is missing or not finite.
     pub score: Option<f64>,
+    /// Standard error of `score`, where the evaluator gives one.
     pub stderr: Option<f64>,
     /// Samples scored.
     pub n: u64,

@@ -32,6 +32,7 @@ const MEAN_TOLERANCE: f64 = 1e-4;
 /// How much better the first candidate is than the second, in objective direction: above zero is better.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Comparison {
+    /// The first candidate's objective less the second's: on the shared samples where they are paired.
     pub difference: f64,
     /// 95 % interval; `None` where nothing is known of the errors.
     pub interval: Option<[f64; 2]>,

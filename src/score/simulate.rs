@@ -28,27 +28,62 @@ pub struct ScoreMatrix {
 /// Scores or settings that cannot be replayed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SimulateError {
+    /// Fewer than two candidates, which leaves no choice.
     #[error("{0} candidates with scores; a choice needs at least two")]
     TooFewCandidates(usize),
+    /// The rows differ in length: leave out samples that not every candidate has.
     #[error(
         "candidate `{candidate}` has {found} scores, the first one has {expected}; every candidate needs the same samples"
     )]
-    Ragged { candidate: String, found: usize, expected: usize },
+    Ragged {
+        /// The first one that differs.
+        candidate: String,
+        /// Its number of scores.
+        found: usize,
+        /// That of the first candidate.
+        expected: usize,
+    },
+    /// The rows are empty.
     #[error("no samples: the first candidate has no scores")]
     NoSamples,
+    /// Two rows have the same name.
     #[error("candidate `{0}` is there twice")]
     Twice(String),
+    /// A score is NaN or infinite.
     #[error("candidate `{candidate}`, sample {place}: the score is not a finite number")]
-    NotFinite { candidate: String, place: usize },
+    NotFinite {
+        /// Whose score it is.
+        candidate: String,
+        /// Which of its scores, from 1.
+        place: usize,
+    },
+    /// Not every candidate can be scored once: raise `--budget`.
     #[error("a budget of {budget} samples is less than one sample for each of {candidates} candidates")]
-    SmallBudget { budget: u64, candidates: usize },
+    SmallBudget {
+        /// Samples in all.
+        budget: u64,
+        /// How many share them.
+        candidates: usize,
+    },
+    /// The recorded samples would be drawn over and over again: lower `--budget`.
     #[error(
         "a budget of {budget} samples is {each} for each of {candidates} candidates, more than {MOST_PASSES} times the {samples} \
          that are recorded; a replay of so many samples shows nothing new"
     )]
-    LargeBudget { budget: u64, each: u64, candidates: usize, samples: usize },
+    LargeBudget {
+        /// Samples in all.
+        budget: u64,
+        /// Samples a candidate.
+        each: u64,
+        /// How many share the budget.
+        candidates: usize,
+        /// Recorded samples a candidate.
+        samples: usize,
+    },
+    /// Below 2, so that a rung would keep all its candidates.
     #[error("eta is {0}, expected at least 2: each rung keeps one candidate of eta")]
     Eta(usize),
+    /// No repetition, no mean.
     #[error("a simulation needs at least one repetition")]
     NoRepetition,
 }

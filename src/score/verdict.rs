@@ -15,6 +15,7 @@ use crate::evaluate::Scores;
 pub enum Decision {
     /// The lower end of the 95 % interval is above zero.
     Improvement,
+    /// Everything else: the interval reaches to zero or below, there is none, or the best baseline is not known.
     NoEvidence,
     /// There is no hold-out: the search's own scores prove nothing.
     NoHoldout,
@@ -23,6 +24,7 @@ pub enum Decision {
 /// A candidate with its numbers, as the verdict shows it. Scores are objective values: higher is better.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VerdictCandidate {
+    /// First 16 hex digits of the recipe's hash; `export --candidate` takes it.
     pub candidate_id: String,
     /// Row of `trials.csv`.
     pub index: u64,
@@ -40,7 +42,9 @@ pub struct VerdictCandidate {
 /// `verdict.json`. All numbers in objective direction: higher is better, a difference above zero is a gain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
+    /// What the hold-out says.
     pub verdict: Decision,
+    /// The finalist that carries the verdict.
     pub winner: VerdictCandidate,
     /// The best baseline by search score; `None` if none was scored.
     pub baseline: Option<VerdictCandidate>,
@@ -69,10 +73,15 @@ pub struct Verdict {
 /// A candidate that a verdict is asked about.
 #[derive(Clone, Debug)]
 pub struct Contender<'a> {
+    /// First 16 hex digits of the recipe's hash.
     pub candidate_id: String,
+    /// Of its evaluation in the search.
     pub index: u64,
+    /// Who proposed it.
     pub origin: String,
+    /// Full-fidelity objective of the search.
     pub search_score: f64,
+    /// Objective by new answers to the same samples; `None`: not scored again.
     pub rescored: Option<f64>,
     /// Scores on the hold-out; `None` if it was not, or could not be, scored on it.
     pub holdout: Option<&'a Scores>,
@@ -81,6 +90,7 @@ pub struct Contender<'a> {
 /// Everything that a verdict is decided from.
 #[derive(Clone, Debug)]
 pub struct VerdictQuestion<'a> {
+    /// How the hold-out's scores become one number.
     pub objective: &'a Objective,
     /// Best first by search score, or by the mean of it and the second score; the first carries the verdict.
     pub finalists: Vec<Contender<'a>>,
@@ -90,6 +100,7 @@ pub struct VerdictQuestion<'a> {
     pub unscored_baselines: Vec<String>,
     /// Whether the run has a hold-out.
     pub has_holdout: bool,
+    /// Whether the hold-out had been opened before the search was continued.
     pub reused: bool,
     /// The run's seed, for the bootstrap.
     pub seed: u64,

@@ -19,7 +19,9 @@ use crate::strategy::{Content, Proposal};
 /// A proposal made concrete.
 #[derive(Clone, Debug)]
 pub struct Candidate {
+    /// What is merged.
     pub recipe: Recipe,
+    /// The recipe's canonical hash, in hex: the same for two proposals that are one candidate.
     pub recipe_sha256: String,
     /// First 16 hex digits of `recipe_sha256`.
     pub id: String,
@@ -35,6 +37,7 @@ pub struct Candidate {
     pub tasks: Vec<TaskRequest>,
     /// The share of the samples that the tasks are.
     pub fidelity: f64,
+    /// 0, and more where the same samples are to be answered anew.
     pub replicate: u32,
 }
 

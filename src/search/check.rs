@@ -19,11 +19,17 @@ const PAIRED_DEVIATION: f64 = 0.5;
 /// A run file that holds together, and what running it means.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Findings {
+    /// `name` of the run file.
     pub name: String,
+    /// Whether there is a base model.
     pub base: bool,
+    /// How many sources there are.
     pub sources: usize,
+    /// Names of all genes, in genome order; empty where only soups are made.
     pub genes: Vec<String>,
+    /// Kind of the evaluator.
     pub evaluator: String,
+    /// Evaluations that it takes at once.
     pub concurrency: usize,
     /// One line a task.
     pub tasks: Vec<String>,
@@ -31,6 +37,7 @@ pub struct Findings {
     pub baselines: u64,
     /// Whether a greedy soup follows them.
     pub greedy_soup: bool,
+    /// The limits and what they come to, in one line.
     pub budget: String,
     /// How candidates race; `None`: every candidate is scored in full.
     pub racing: Option<String>,
@@ -38,6 +45,7 @@ pub struct Findings {
     pub conflicts: Vec<Conflict>,
     /// What is scored again, outside the budget.
     pub repeats: String,
+    /// What is scored on it and how much it can show, in one line.
     pub holdout: String,
     /// Smallest gain in the objective that the hold-out shows with 80 % power, for scores of 0 or 1.
     pub smallest_gain: Option<f64>,
@@ -47,14 +55,18 @@ pub struct Findings {
     pub layers: Option<(usize, usize)>,
     /// Bytes of the largest candidate.
     pub candidate_bytes: u64,
+    /// Where candidates would lie while they are evaluated.
     pub candidate_folder: PathBuf,
+    /// Candidates there at once.
     pub slots: usize,
+    /// Bytes free there.
     pub free_bytes: u64,
 }
 
 /// Two sources' task vectors over all layers.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Conflict {
+    /// Their names.
     pub sources: [String; 2],
     /// Mean over layers of the cosine between their task vectors.
     pub cosine: f64,

@@ -15,58 +15,117 @@ use crate::strategy::StrategyError;
 /// Why a search (or a part of it) could not be done.
 #[derive(Debug, thiserror::Error)]
 pub enum SearchError {
+    /// The run file cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A model cannot be opened, or the models do not fit together.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A recipe, of a candidate or of the ledger, cannot be read or hashed.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
+    /// The space cannot be laid out over these models.
     #[error(transparent)]
     Space(#[from] SpaceError),
+    /// A merge failed for another reason than the candidate itself, which would only be infeasible.
     #[error(transparent)]
     Merge(#[from] MergeError),
+    /// The evaluator is out of reach or badly set up, or its task data cannot be read.
     #[error(transparent)]
     Evaluate(#[from] EvaluateError),
+    /// Settings that the strategy does not have, or a broken contract of ask and tell.
     #[error(transparent)]
     Strategy(#[from] StrategyError),
+    /// The record of the run cannot be read or written.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     /// Settings that are fine by themselves but not together.
     #[error("{0}")]
     Settings(String),
+    /// A model, hold-out or ledger with something wrong in it; the text says what, and what may help.
     #[error("{0}")]
     BadData(String),
+    /// What must stay as it was at the first start is different now.
     #[error(
         "run {name} was started with other settings:\n{}\n\
          continue it with the old ones, or start anew with --fresh (the old run moves to {name}.1)",
         differences.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
     )]
-    Changed { name: String, differences: Vec<String> },
+    Changed {
+        /// The run, as its run file names it.
+        name: String,
+        /// One line each, such as `space.genes.weight.high: 1.5 -> 2.0`.
+        differences: Vec<String>,
+    },
+    /// The recorded history leads to another proposal now.
     #[error(
         "run {name} does not replay: evaluation {index} was recorded as candidate {recorded}, but the same history now \
          proposes {proposed}; this is a bug or the work of another evomerge version: please report it, and start anew with --fresh"
     )]
-    Replay { name: String, index: u64, recorded: String, proposed: String },
+    Replay {
+        /// The run, as its run file names it.
+        name: String,
+        /// The first evaluation that differs.
+        index: u64,
+        /// Its candidate id in the ledger.
+        recorded: String,
+        /// The candidate id that is proposed now, or `nothing`.
+        proposed: String,
+    },
+    /// Another process searches in the run's folder.
     #[error("run {name} is in use by another process{owner}; `evomerge status` shows where it stands")]
-    InUse { name: String, owner: String },
+    InUse {
+        /// The run, as its run file names it.
+        name: String,
+        /// ` (process 123)`, or empty where nobody left a number.
+        owner: String,
+    },
+    /// The folder for candidates cannot be made or locked: `candidates.dir` chooses another one.
     #[error("candidate folder {path}: {source}")]
-    CandidateFolder { path: PathBuf, source: std::io::Error },
+    CandidateFolder {
+        /// The folder, or its parent.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// Something of the run's results cannot be written.
     #[error("cannot write {path}: {source}")]
-    Write { path: PathBuf, source: std::io::Error },
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// Somebody asked for the end (Ctrl-C, SIGTERM). What had ended is recorded.
     #[error("stopped by a signal; the same command continues the run")]
     Stopped,
+    /// More than five evaluations, and more than a fifth of all, were given up: mend the evaluator first.
     #[error(
         "{failed} of {finished} evaluations were given up after all their attempts: something is wrong with the evaluator; \
          the last one: {last}; the same command {}",
         if failed == finished { "asks for everything again, since nothing else came of it yet" } else { "continues the run" }
     )]
-    TooManyFailures { failed: u64, finished: u64, last: String },
+    TooManyFailures {
+        /// Evaluations given up.
+        failed: u64,
+        /// Evaluations that have ended, those included.
+        finished: u64,
+        /// Why the last one was given up.
+        last: String,
+    },
+    /// Base, sources and uniform soup are all infeasible: more likely, the evaluator cannot see them.
     #[error(
         "none of the {baselines} baselines (base, sources, uniform soup) can be scored, and they are models that exist; the \
          first one: {reason}. If the evaluator does not find them, set candidates.dir to a folder that it sees under the same \
          path; else look at how it runs them (its dtype, its prompts), and at the models themselves. Then start anew with --fresh"
     )]
-    BaselinesInfeasible { baselines: u64, reason: String },
+    BaselinesInfeasible {
+        /// How many these are.
+        baselines: u64,
+        /// What the first one failed with.
+        reason: String,
+    },
+    /// A thread of the program broke off, or found what cannot be: a bug.
     #[error("a worker of evomerge broke off: {0}")]
     Worker(String),
 }

@@ -17,6 +17,7 @@ pub struct Models {
     pub facts: ModelFacts,
     /// `None`: the evaluator works without checkpoints, and none was opened.
     pub merger: Option<Arc<Merger>>,
+    /// Of the weights, by model: what recipes are hashed with; `name:NAME` without checkpoints.
     pub content_ids: BTreeMap<ModelReference, String>,
     /// Of what is not weights ([`Checkpoint::settings_id`]); empty without checkpoints.
     pub settings_ids: Arc<BTreeMap<ModelReference, String>>,

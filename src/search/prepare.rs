@@ -19,14 +19,21 @@ use crate::strategy::{self, baseline_contents};
 
 /// A run file with everything it names opened.
 pub struct Prepared {
+    /// The run file, with what the command line says instead.
     pub config: RunConfig,
+    /// Base and sources, opened and compared.
     pub models: Models,
+    /// `None`: the strategy only makes soups.
     pub space: Option<Arc<SearchSpace>>,
+    /// What scores candidates; connected, and it knows the run's tasks.
     pub evaluator: Arc<dyn Evaluator>,
+    /// How the scores of the tasks become one number.
     pub objective: Objective,
+    /// What an evaluation in full asks for.
     pub tasks: Vec<TaskRequest>,
     /// Samples of one evaluation at full fidelity; 0 where the evaluator does not say.
     pub samples: u64,
+    /// How the hold-out is scored; `None`: the run has none.
     pub holdout: Option<HoldoutPlan>,
 }
 

@@ -5,11 +5,15 @@ use std::time::Duration;
 /// Where a run stands.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
+    /// Search evaluations that have ended, over all starts.
     pub finished: u64,
     /// Evaluations of the budget, where it has that limit.
     pub total: Option<u64>,
+    /// Candidates that are with the evaluator now.
     pub in_flight: usize,
+    /// Of those that have ended: their candidate was at fault.
     pub infeasible: u64,
+    /// Of those that have ended: given up.
     pub failed: u64,
     /// Objective of the best candidate so far, with its id.
     pub best: Option<(f64, String)>,
@@ -17,6 +21,7 @@ pub struct Snapshot {
     pub best_baseline: Option<(f64, String)>,
     /// Active time, summed over restarts.
     pub active: Duration,
+    /// Time left by the pace of this start and by the wall clock, the shorter one; `None`: nobody can say.
     pub remaining: Option<Duration>,
 }
 

@@ -64,6 +64,7 @@ pub struct RunReport {
     pub best: Option<Row>,
     /// Base, sources and soups, in order of index.
     pub baselines: Vec<Row>,
+    /// How the greedy soup went; `None`: there was none to make.
     pub soup: Option<SoupTrace>,
     /// What makes the scores doubtful.
     pub alarms: Vec<Alarm>,

@@ -16,7 +16,14 @@ const DUPLICATES_UNTIL_EXHAUSTED: u32 = 1_000;
 #[derive(Debug)]
 pub enum Step<C> {
     /// A new evaluation under this index.
-    New { index: u64, proposal: Proposal, candidate: C },
+    New {
+        /// From 0, without gaps.
+        index: u64,
+        /// What the strategy wants.
+        proposal: Proposal,
+        /// What `identify` made of it.
+        candidate: C,
+    },
     /// Outcomes are missing; call again when one has arrived.
     Blocked,
     /// The strategy has nothing more.

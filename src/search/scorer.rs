@@ -11,8 +11,11 @@ use crate::score::Objective;
 
 /// What scores, on which tasks, and how their scores become one number.
 pub struct Scorer {
+    /// Connected, and it takes checkpoints.
     pub evaluator: Arc<dyn Evaluator>,
+    /// What an evaluation in full asks for.
     pub tasks: Vec<TaskRequest>,
+    /// How the scores of the tasks become one number.
     pub objective: Objective,
 }
 

@@ -16,13 +16,16 @@ use crate::score::Objective;
 
 /// How the sealed hold-out is scored.
 pub struct HoldoutPlan {
+    /// The search's own where a fraction of its samples is kept back; else one of the hold-out's.
     pub evaluator: Arc<dyn Evaluator>,
+    /// What a hold-out evaluation asks for, under the evaluator's task names.
     pub tasks: Vec<TaskRequest>,
     /// What is compared, one for each of `tasks`: the search's objective, less tasks without a weight that have no
     /// hold-out.
     pub objective: Objective,
     /// The evaluator's task name by the run's task name, where they differ.
     pub names: BTreeMap<String, String>,
+    /// Candidates that are scored on it, beside the best baseline.
     pub finalists: usize,
     /// Samples of one hold-out evaluation.
     pub samples: u64,

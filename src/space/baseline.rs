@@ -13,6 +13,7 @@ const TOLERANCE: f64 = 1e-9;
 /// A baseline as a point of the search space.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Encoded {
+    /// What decodes to it.
     pub genome: Genome,
     /// Whether its weights are the baseline's, bit for bit, so that the baseline's score may stand for it. Otherwise
     /// they differ by rounding: a source is not always equal to base + (source - base).

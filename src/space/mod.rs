@@ -40,11 +40,26 @@ pub struct Genome(pub Vec<f64>);
 #[derive(Clone, Debug, PartialEq)]
 pub enum GeneKind {
     /// `low + u (high - low)`, or the same in the logarithm.
-    Real { low: f64, high: f64, log: bool },
+    Real {
+        /// Value at `u = 0`.
+        low: f64,
+        /// Value at `u = 1`.
+        high: f64,
+        /// Whether the logarithm is divided evenly; `low` is above 0 then.
+        log: bool,
+    },
     /// An integer of `low..=high`, each with an equal share of `[0, 1]`.
-    Integer { low: i64, high: i64 },
+    Integer {
+        /// Least value.
+        low: i64,
+        /// Greatest value.
+        high: i64,
+    },
     /// One of the choices, each with an equal share of `[0, 1]`.
-    Categorical { choices: Vec<String> },
+    Categorical {
+        /// What tables call them, in order.
+        choices: Vec<String>,
+    },
 }
 
 /// One searched quantity.
@@ -55,11 +70,13 @@ pub struct Gene {
     /// The parameter that the gene sets (`weight`, `density`, ...; `method`, `pair` and `source` for the categorical
     /// genes; `stack.1` and `scale.1` for the first pass of a stack).
     pub parameter: String,
+    /// What its number stands for.
     pub kind: GeneKind,
     /// Where a search without better knowledge starts, in `[0, 1]`.
     pub init: f64,
     /// Index into the run's sources.
     pub model: Option<usize>,
+    /// The layer group, from 0, that it is for; `None`: all of them.
     pub layer_group: Option<usize>,
     /// Index into the run's module filters; the number of filters stands for "everything else".
     pub module: Option<usize>,
@@ -70,17 +87,22 @@ pub struct Gene {
 /// A gene's decoded value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum GeneValue {
+    /// Of a [`GeneKind::Real`].
     Real(f64),
+    /// Of a [`GeneKind::Integer`].
     Integer(i64),
+    /// Of a [`GeneKind::Categorical`]: index into its choices.
     Choice(usize),
 }
 
 /// What the space must know of the run's models.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelFacts {
+    /// The base model, where the run has one.
     pub base: Option<ModelReference>,
     /// Name and reference of each source, in the run's order.
     pub sources: Vec<(String, ModelReference)>,
+    /// Which tensors are layers, and which come before and behind them.
     pub layers: LayerLayout,
     /// Names of all tensors; may be empty where no checkpoint is opened, and then the layout is taken as unknown.
     pub tensors: Vec<String>,
@@ -95,24 +117,51 @@ pub struct ModelFacts {
 /// A space that these models cannot be searched in.
 #[derive(Debug, thiserror::Error)]
 pub enum SpaceError {
+    /// There are fewer layers than groups.
     #[error("`space`: {groups} layer groups for {layers} layers; ask for at most {layers}")]
-    TooManyGroups { groups: usize, layers: usize },
+    TooManyGroups {
+        /// Groups asked for.
+        groups: usize,
+        /// Layers that the models have.
+        layers: usize,
+    },
+    /// A stack of models without numbered layers.
     #[error("`space.stack`: the models have no numbered layers that could be stacked")]
     NothingToStack,
+    /// The longest block of a stack would never fit.
     #[error(
         "`space.stack.max_layers` is {most}, but the longest block has {longest} layers; ask for at least {longest}"
     )]
-    LongBlock { most: usize, longest: usize },
+    LongBlock {
+        /// The most layers that a recipe may have.
+        most: usize,
+        /// Layers of the longest block.
+        longest: usize,
+    },
+    /// Factors for tensors that no layer has.
     #[error(
         "`space.stack.scale_modules`: no layer has a tensor with {} in its name; name what writes to the residual stream of \
          these models",
         modules.iter().map(|module| format!("{module:?}")).collect::<Vec<_>>().join(" or ")
     )]
-    NothingToScale { modules: Vec<String> },
+    NothingToScale {
+        /// The filters, none of which matches.
+        modules: Vec<String>,
+    },
+    /// A method that this version does not have.
     #[error("`space.method`: unknown merge method `{name}`")]
-    UnknownMethod { name: String },
+    UnknownMethod {
+        /// As the space names it.
+        name: String,
+    },
+    /// A method's recipes are not valid: the number of models, the base or a parameter does not fit.
     #[error("`space`: the method {method} cannot be used with these models: {source}")]
-    Recipe { method: String, source: RecipeError },
+    Recipe {
+        /// The method.
+        method: String,
+        /// What is wrong with its recipes.
+        source: RecipeError,
+    },
 }
 
 impl SpaceError {

@@ -21,6 +21,7 @@ use crate::space::Genome;
 /// A point of the search space that stands for a baseline.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SeedGenome {
+    /// The point, which decodes to the baseline or to something like it.
     pub genome: Genome,
     /// The baseline.
     pub content: Content,
@@ -44,6 +45,7 @@ pub struct Setup {
     pub evaluations: Option<u64>,
     /// Proposal k sees the outcomes up to k less this many.
     pub look_ahead: usize,
+    /// Base, sources and uniform soup as points of the space, as far as it has them.
     pub seeds: Vec<SeedGenome>,
     /// The tasks of the run's objective, for strategies that look at them one by one; empty: they see the objective
     /// only.

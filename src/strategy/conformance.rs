@@ -89,15 +89,20 @@ fn gene(name: &str, kind: GeneKind) -> Gene {
 /// What the miniature driver answers to a proposal.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Answer {
+    /// Scored, with this objective: higher is better, and it is finite.
     Score(f64),
+    /// The candidate's own fault: worst fitness.
     Infeasible,
+    /// Given up: no fitness.
     Failed,
 }
 
 /// One evaluation of the miniature driver.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
+    /// What the strategy proposed; its index is the row's place.
     pub proposal: Proposal,
+    /// What the oracle said of it.
     pub answer: Answer,
 }
 

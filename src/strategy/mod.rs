@@ -76,7 +76,10 @@ pub enum Ask {
     /// A candidate to be evaluated.
     Proposal(Box<Proposal>),
     /// Nothing to propose before every outcome up to and including this index has been told.
-    Wait { until: u64 },
+    Wait {
+        /// An evaluation that was asked for and not told yet.
+        until: u64,
+    },
     /// Nothing more to propose, with the reason for people.
     Done(String),
 }
@@ -85,11 +88,17 @@ pub enum Ask {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {
     /// It will be evaluated under this index; its outcome follows.
-    Asked { index: u64 },
+    Asked {
+        /// Its number in the run, from 0.
+        index: u64,
+    },
     /// The evaluation of this earlier index stands for it, and no outcome of its own follows. That is the first
     /// evaluation of the same candidate, at whatever fidelity; for a promotion or a replicate, one of the candidate on
     /// the same samples.
-    Duplicate { of: u64 },
+    Duplicate {
+        /// An index that was given before.
+        of: u64,
+    },
 }
 
 /// How an evaluation ended.
@@ -190,20 +199,53 @@ pub trait Strategy: Send {
 /// A broken contract or unusable settings.
 #[derive(Debug, thiserror::Error)]
 pub enum StrategyError {
+    /// An outcome is called scored, but its objective is no finite number.
     #[error("outcome of evaluation {index} has a score that is not finite")]
-    NotFinite { index: u64 },
+    NotFinite {
+        /// The evaluation told.
+        index: u64,
+    },
+    /// An outcome of an evaluation that was never asked for.
     #[error("outcome of evaluation {index}, which was never asked")]
-    Unknown { index: u64 },
+    Unknown {
+        /// The evaluation told.
+        index: u64,
+    },
+    /// [`Ask::Wait`] for what has been told already, or for what nobody was asked for.
     #[error("asked to wait for evaluation {until}, but {told} are told and {asked} asked")]
-    Wait { until: u64, told: u64, asked: u64 },
+    Wait {
+        /// The evaluation waited for.
+        until: u64,
+        /// Evaluations told so far, in order of index.
+        told: u64,
+        /// Evaluations asked for so far.
+        asked: u64,
+    },
+    /// An outcome told twice, or after a later one.
     #[error("outcome of evaluation {index} after that of {last}: outcomes come in ascending order, each once")]
-    OutOfOrder { index: u64, last: u64 },
+    OutOfOrder {
+        /// The evaluation told now.
+        index: u64,
+        /// The evaluation told last.
+        last: u64,
+    },
+    /// [`Strategy::ask`] or [`Strategy::tell`] where [`Strategy::place`] was due.
     #[error("the strategy was asked again before its last proposal was placed")]
     NotPlaced,
+    /// The run file needs a `[space]`, or a strategy that only makes soups.
     #[error("the strategy `{kind}` searches a space, and there is no `[space]`")]
-    NoSpace { kind: StrategyKind },
+    NoSpace {
+        /// The strategy that was asked for.
+        kind: StrategyKind,
+    },
+    /// A setting that the strategy does not have, or a value that it does not take.
     #[error("`strategy.{key}`: {reason}")]
-    Setting { key: String, reason: String },
+    Setting {
+        /// The key in `[strategy]`.
+        key: String,
+        /// What is wrong, and what is expected or may be meant.
+        reason: String,
+    },
 }
 
 impl StrategyError {

@@ -35,15 +35,18 @@ pub struct SoupTrace {
 /// One addition tried.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SoupStep {
+    /// The source that was tried.
     pub added: usize,
     /// Objective of the soup with it; `None` if that could not be scored.
     pub score: Option<f64>,
+    /// Whether it stayed.
     pub kept: bool,
 }
 
 /// One removal tried.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SoupRemoval {
+    /// The source left out for the trial.
     pub source: usize,
     /// Objective of the soup without it; `None` if that could not be scored.
     pub score: Option<f64>,

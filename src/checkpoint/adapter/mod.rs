@@ -33,19 +33,26 @@ const PICKLE_FILE: &str = "adapter_model.bin";
 /// one): `scale` times the product of a left factor (`rows` times `rank`) and a right factor (`rank` times `columns`).
 #[derive(Clone, Copy, Debug)]
 pub struct LowRank<'a> {
+    /// First dimension of the stored tensor.
     pub rows: usize,
+    /// Product of its other dimensions.
     pub columns: usize,
+    /// Rank of the product, at least 1.
     pub rank: usize,
     /// `alpha / rank`, with rank stabilization `alpha / sqrt(rank)`; rounded to float32 once.
     pub scale: f32,
+    /// The left factor, `rows` times `rank`.
     pub left: Factor<'a>,
+    /// The right factor, `rank` times `columns`.
     pub right: Factor<'a>,
 }
 
 /// A matrix as it is stored: little-endian, row-major.
 #[derive(Clone, Copy, Debug)]
 pub struct Factor<'a> {
+    /// Type of the stored numbers.
     pub dtype: Dtype,
+    /// The stored numbers, as they lie in the adapter's file.
     pub bytes: &'a [u8],
     /// Whether its columns are stored as rows.
     pub transposed: bool,
