@@ -11,8 +11,9 @@ use crate::document::join;
 impl RunConfig {
     /// Everything that may not change while a run goes on, as JSON: models, space, strategy with its settings, seed,
     /// tasks, hold-out, output and what can change a score in the evaluator. Left out, because they may change: budget,
-    /// endpoints, tokens, `in_flight`, threads, batches, timeouts, attempts, latencies and candidates. Contents of
-    /// models and data are not part of it: content ids and the evaluator's fingerprint stand for them.
+    /// endpoints, tokens, `in_flight`, threads, batches, timeouts, attempts, latencies, rates of made-up faults
+    /// and candidates. Contents of models and data are not part of it: content ids and the evaluator's fingerprint
+    /// stand for them.
     pub fn identity(&self) -> Value {
         json!({
             "name": self.name,

@@ -227,7 +227,8 @@ impl Default for RacingConfig {
 pub struct RepeatsConfig {
     /// Finalists and best baseline, once more before the verdict. `None`: unless the evaluator is deterministic.
     pub finalists: Option<bool>,
-    /// Evaluations in full between two scorings of the sentinel; 0: never. `None`: as the evaluator's kind suggests.
+    /// Evaluations in full between two scorings of the sentinel; 0: never. `None`: 50, or never
+    /// where the evaluator is deterministic.
     pub sentinel: Option<u64>,
 }
 

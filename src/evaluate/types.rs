@@ -113,7 +113,7 @@ pub struct TaskRequest {
 pub struct CandidateRequest {
     /// First 16 hex digits of `recipe_sha256`.
     pub id: String,
-    /// The recipe's canonical hash, in hex.
+    /// The recipe's canonical hash, in hex; the content id of a checkpoint that is scored by itself.
     pub recipe_sha256: String,
     /// The materialized checkpoint; `None` where [`super::Evaluator::needs_checkpoint`] is false.
     pub path: Option<PathBuf>,
@@ -359,7 +359,7 @@ pub struct Capabilities {
 pub struct EvaluatorTask {
     /// The evaluator's name of the task.
     pub name: String,
-    /// JSON-lines file; required by `native`, unused by `http` and `command`.
+    /// JSON-lines file; required by `native`, unused by the others.
     pub data: Option<PathBuf>,
     /// `None`: the task's first metric as the evaluator lists it.
     pub metric: Option<String>,

@@ -60,7 +60,8 @@ impl ParameterSpecification {
 /// What a method does with `base_model`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BaseUse {
-    /// Refused unless it is listed among the inputs.
+    /// Nothing. It is refused unless it is listed among the inputs, but for `slices`, where it gives configuration,
+    /// tokenizer and dtype.
     None,
     /// Merges task vectors.
     Required,
@@ -82,7 +83,7 @@ pub enum InputCount {
 /// What becomes of an optional tensor (an output head, a buffer) that too few of the models have for the method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Survivor {
-    /// It is refused.
+    /// It is refused; one that only a base outside the inputs has is written as it is.
     None,
     /// The only one is written as it is.
     Any,

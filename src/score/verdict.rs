@@ -46,7 +46,7 @@ pub struct Verdict {
     pub verdict: Decision,
     /// The finalist that carries the verdict.
     pub winner: VerdictCandidate,
-    /// The best baseline by search score; `None` if none was scored.
+    /// The best baseline by search score, by the mean of both scores where they were scored again; `None` if none was.
     pub baseline: Option<VerdictCandidate>,
     /// Winner minus baseline on the hold-out.
     pub difference: Option<f64>,

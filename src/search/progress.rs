@@ -21,7 +21,7 @@ pub struct Snapshot {
     pub best_baseline: Option<(f64, String)>,
     /// Active time, summed over restarts.
     pub active: Duration,
-    /// Time left by the pace of this start and by the wall clock, the shorter one; `None`: nobody can say.
+    /// Time left by the pace so far until the budget's first limit; `None`: nobody can say.
     pub remaining: Option<Duration>,
 }
 

@@ -46,7 +46,8 @@ use crate::space::{Gene, Genome};
 pub enum Content {
     /// The base model as it is.
     Base,
-    /// The uniform average of these sources (indices into the run's sources, ascending); one source alone: the source.
+    /// The uniform average of these sources (indices into the run's sources, ascending; one that stands there
+    /// twice weighs twice); one source alone: the source.
     Soup(Vec<usize>),
     /// A point of the search space.
     Genome(Genome),
