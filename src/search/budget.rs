@@ -119,7 +119,7 @@ pub(super) fn limits_document(limits: &BudgetConfig) -> Value {
     })
 }
 
-/// The limits in a document of [`limits_document`]; what is no limit is none.
+/// The limits of a start, in the ledger's document of them; what is no limit is none.
 pub fn recorded_limits(document: &Value) -> BudgetConfig {
     let wall_clock = document["wall_clock_s"].as_f64();
     BudgetConfig {
