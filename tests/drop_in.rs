@@ -45,6 +45,32 @@ fn a_command_line_of_mergekit_yaml_works_as_it_is() {
 }
 
 #[test]
+fn a_model_card_and_the_recipes_come_along_when_asked_for() {
+    let scratch = Scratch::new();
+    std::fs::write(scratch.path("config.yaml"), soup("dtype: bfloat16\n")).unwrap();
+    for (flags, is_written) in [
+        (&[][..], false),
+        (&["--write-model-card"], true),
+        (&["--write-model-card", "--no-write-model-card"], false),
+        (&["--no-write-model-card", "--write-model-card"], true),
+    ] {
+        let output = scratch.evomerge(&[&["merge", "config.yaml", "merged", "--force"], flags].concat());
+        assert!(output.status.success(), "{flags:?}: {}", stderr(&output));
+        for file in ["README.md", "recipe.toml", "mergekit_config.yml"] {
+            assert_eq!(scratch.path("merged").join(file).exists(), is_written, "{flags:?}: {file}");
+        }
+        if is_written {
+            let card = std::fs::read_to_string(scratch.path("merged/README.md")).unwrap();
+            assert!(card.contains("# merged") && card.contains("A merge of a, b by `linear`"), "{card}");
+            for recipe in ["merged/recipe.toml", "merged/mergekit_config.yml"] {
+                assert!(scratch.evomerge(&["merge", recipe, "again", "--force"]).status.success(), "{recipe}");
+                assert_eq!(weights(&scratch.path("again")), weights(&scratch.path("merged")), "{recipe}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_folder_with_something_in_it_is_in_the_way() {
     let scratch = Scratch::new();
     std::fs::write(scratch.path("config.yaml"), soup("")).unwrap();

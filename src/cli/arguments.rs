@@ -142,6 +142,12 @@ pub(super) struct Merge {
     /// Where vocabularies differ, merge the embedding rows that all models have
     #[arg(long, alias = "unsafe-truncate-embeddings")]
     pub truncate_embeddings: bool,
+    /// Write a model card, recipe.toml and mergekit_config.yml into the folder too
+    #[arg(long, overrides_with = "no_write_model_card")]
+    pub write_model_card: bool,
+    /// The default
+    #[arg(long, hide = true)]
+    pub no_write_model_card: bool,
     /// Replace an existing model, with everything in its folder
     #[arg(long)]
     pub force: bool,

@@ -2,13 +2,14 @@
 
 use super::arguments::Export;
 use super::error::CliError;
+use super::model_card;
 use super::models::{OpenModels, materialize};
 use super::output::Output;
 use crate::exit::ExitCode;
 use crate::ledger::{Ledger, fact};
 use crate::merge::{MergeOptions, MergerOptions, WriteMode};
 use crate::recipe::RecipeFile;
-use crate::search::{RunFolder, export_record, model_card};
+use crate::search::{RunFolder, export_record};
 
 pub(super) fn run(arguments: &Export, output: Output) -> Result<ExitCode, CliError> {
     let path = RunFolder::ledger_in(&arguments.results);
@@ -21,18 +22,9 @@ pub(super) fn run(arguments: &Export, output: Output) -> Result<ExitCode, CliErr
     models.refuse_to_replace(&arguments.out, &path)?;
     let merger = models.merger(MergerOptions::default())?;
     let verdict = std::fs::read_to_string(RunFolder::verdict_in(&arguments.results)).ok();
-    let card = model_card(
-        &ledger.fact(fact::RUN_NAME)?.unwrap_or_default(),
-        &asked,
-        told.as_ref(),
-        &recipe,
-        verdict.as_deref(),
-    );
-    let extra = vec![
-        ("recipe.toml".to_string(), asked.recipe.clone().into_bytes()),
-        ("mergekit_config.yml".to_string(), recipe.to_mergekit_yaml().into_bytes()),
-        ("README.md".to_string(), card.into_bytes()),
-    ];
+    let run = ledger.fact(fact::RUN_NAME)?.unwrap_or_default();
+    let card = model_card::of_run(&run, &asked, told.as_ref(), &recipe, verdict.as_deref());
+    let extra = model_card::files(&asked.recipe, &recipe, card);
     let options = MergeOptions { mode: WriteMode::durable(arguments.force), files: &extra, ..MergeOptions::default() };
     materialize(&merger, &recipe, &arguments.out, options, output)?;
     let json = serde_json::json!({

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::arguments::{MaskChoice, Merge};
 use super::duration::human_bytes;
 use super::error::CliError;
+use super::model_card;
 use super::models::{OpenModels, materialize};
 use super::output::{Output, say};
 use crate::checkpoint::CheckpointError;
@@ -38,6 +39,8 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
     let models = OpenModels::open(&recipe, folder).map_err(|error| with_other_folder(error, &recipe, arguments))?;
     models.check_content(&file.content_ids, &arguments.recipe)?;
     models.refuse_to_replace(out, &arguments.recipe)?;
+    let card = arguments.write_model_card.then(|| model_card::of_merge(&folder_name(out), &recipe));
+    let files = card.map(|card| model_card::files(&recipe.to_toml(&file.content_ids), &recipe, card));
     let options = MergerOptions {
         threads: arguments.threads,
         truncate_embeddings: arguments.truncate_embeddings,
@@ -48,6 +51,7 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
         mode: WriteMode::durable(arguments.force),
         shard_size: arguments.shard_size.or(arguments.out_shard_size),
         release_inputs: true,
+        files: files.as_deref().unwrap_or_default(),
         ..MergeOptions::default()
     };
     let report = materialize(&merger, &recipe, out, options, output)?;
@@ -65,6 +69,12 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
     }
     output.result(&describe(&report, out, output), &to_json(&report, out))?;
     Ok(ExitCode::Done)
+}
+
+/// The output's own name, which a path like `.` does not show.
+fn folder_name(out: &Path) -> String {
+    let path = std::path::absolute(out).unwrap_or_else(|_| out.to_owned());
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 /// mergekit looks for relative paths in the current folder; whoever has them there gets told how to say so.

@@ -6,7 +6,7 @@ const SAFE: &str = "safe-serialization";
 const NOT_SAFE: &str = "no-safe-serialization";
 
 /// Options without a value, and their opposites.
-const SWITCHES: [[&str; 2]; 13] = [
+const SWITCHES: [[&str; 2]; 12] = [
     ["allow-crimes", "no-allow-crimes"],
     ["async-write", "no-async-write"],
     ["clone-tensors", "no-clone-tensors"],
@@ -19,7 +19,6 @@ const SWITCHES: [[&str; 2]; 13] = [
     ["read-to-gpu", "no-read-to-gpu"],
     [SAFE, NOT_SAFE],
     ["trust-remote-code", "no-trust-remote-code"],
-    ["write-model-card", "no-write-model-card"],
 ];
 /// Options with a value.
 const SETTINGS: [&str; 5] = ["device", "lora-merge-cache", "lora-merge-dtype", "transformers-cache", "write-threads"];

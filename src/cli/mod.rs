@@ -9,6 +9,7 @@ mod export;
 mod merge;
 mod mergekit_flags;
 mod methods;
+mod model_card;
 mod models;
 mod output;
 mod progress;

@@ -1,0 +1,112 @@
+//! Model cards: a README in Hugging Face's form, and the recipes beside it.
+
+use crate::ledger::{AskedRecord, ToldRecord};
+use crate::recipe::{ModelReference, Recipe};
+
+/// The files that go with a merged model: `recipe.toml`, `mergekit_config.yml` and the card, each with its content.
+pub(super) fn files(recipe_toml: &str, recipe: &Recipe, card: String) -> Vec<(String, Vec<u8>)> {
+    let files = [
+        ("recipe.toml", recipe_toml.to_owned()),
+        ("mergekit_config.yml", recipe.to_mergekit_yaml()),
+        ("README.md", card),
+    ];
+    files.into_iter().map(|(name, text)| (name.to_owned(), text.into_bytes())).collect()
+}
+
+/// What was merged, and how to make it again.
+pub(super) fn of_merge(name: &str, recipe: &Recipe) -> String {
+    let made = format!("made by evomerge {}", env!("CARGO_PKG_VERSION"));
+    front_matter(recipe) + &format!("# {name}\n\n") + &merge_of(recipe, &made) + &how_to_make_it(recipe)
+}
+
+/// What was merged in a run, how it scored, and how to make it again.
+pub(super) fn of_run(
+    run: &str,
+    asked: &AskedRecord,
+    told: Option<&ToldRecord>,
+    recipe: &Recipe,
+    verdict: Option<&str>,
+) -> String {
+    let AskedRecord { candidate_id, index, origin, recipe_sha256, .. } = asked;
+    let found = format!("found by evomerge {} in evaluation {index} ({origin})", env!("CARGO_PKG_VERSION"));
+    let mut text = front_matter(recipe) + &format!("# {run}: candidate {candidate_id}\n\n") + &merge_of(recipe, &found);
+    if let Some(told) = told {
+        text.push_str(&scores(told));
+    }
+    let verdict = verdict.and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
+    let is_winner = |verdict: &serde_json::Value| verdict["winner"]["candidate_id"] == candidate_id.as_str();
+    if let Some(verdict) = verdict.filter(is_winner)
+        && let Some(sentence) = verdict["sentence"].as_str()
+    {
+        text.push_str(&format!("## Verdict\n\n{sentence}\n\n"));
+    }
+    text + &how_to_make_it(recipe) + &format!("\nrecipe sha256: `{recipe_sha256}`\n")
+}
+
+fn front_matter(recipe: &Recipe) -> String {
+    let mut text = String::from("---\nlibrary_name: transformers\n");
+    // The hub links to what it knows; folders of one machine are nobody else's business.
+    let on_the_hub: Vec<&str> = locations(recipe).filter(|location| is_repository(location)).collect();
+    if !on_the_hub.is_empty() {
+        text.push_str("base_model:\n");
+        on_the_hub.iter().for_each(|id| text.push_str(&format!("- {id}\n")));
+    }
+    text + "tags:\n- merge\n- evomerge\n---\n\n"
+}
+
+fn merge_of(recipe: &Recipe, made: &str) -> String {
+    let names: Vec<String> = recipe.models().into_iter().map(short_name).collect();
+    format!("A merge of {} by `{}`, {made}.\n\n", names.join(", "), recipe.merge_method)
+}
+
+fn how_to_make_it(recipe: &Recipe) -> String {
+    let is_relative = |location: &str| !location.starts_with('/') && !is_repository(location);
+    let models = if locations(recipe).any(is_relative) { " --models-dir MODELS" } else { "" };
+    format!(
+        "## Recipe\n\n`recipe.toml` and `mergekit_config.yml` beside this file. To make the model again:\n\n\
+         ```\nevomerge merge recipe.toml{models} --out MODEL\n```\n\n```yaml\n{}\n```\n",
+        recipe.to_mergekit_yaml().trim_end()
+    )
+}
+
+fn locations(recipe: &Recipe) -> impl Iterator<Item = &str> {
+    recipe
+        .models()
+        .into_iter()
+        .flat_map(move |model| [Some(model.location.as_str()), model.adapter.as_deref()])
+        .flatten()
+}
+
+/// `owner/name`, and nothing on this machine.
+fn is_repository(location: &str) -> bool {
+    let parts: Vec<&str> = location.split('/').collect();
+    let is_name = |part: &&str| {
+        part.starts_with(|first: char| first.is_ascii_alphanumeric())
+            && part.chars().all(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(letter))
+    };
+    parts.len() == 2 && parts.iter().all(is_name) && !std::path::Path::new(location).exists()
+}
+
+fn scores(told: &ToldRecord) -> String {
+    let Some(objective) = told.objective else {
+        return format!("It has no score: {}\n\n", told.error.as_deref().unwrap_or("not finished"));
+    };
+    let mut text = format!(
+        "## Scores of the search\n\nObjective {objective:.4}.\n\n| task | metric | score | samples |\n| --- | --- | --- | --- |\n"
+    );
+    for (task, scores) in &told.tasks {
+        for (metric, value) in &scores.metrics {
+            text.push_str(&format!("| {task} | {metric} | {:.4} | {} |\n", value.value, scores.n));
+        }
+    }
+    text.push_str("\nThe search chose by these scores: they overstate. The verdict is what counts.\n\n");
+    text
+}
+
+fn short_name(model: &ModelReference) -> String {
+    let short = |location: &str| match location.strip_prefix('/') {
+        Some(path) => path.rsplit('/').next().unwrap_or(path).to_owned(),
+        None => location.to_owned(),
+    };
+    ModelReference { location: short(&model.location), adapter: model.adapter.as_deref().map(short) }.to_string()
+}
