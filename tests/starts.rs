@@ -266,3 +266,21 @@ fn a_run_of_landscapes_has_no_model_to_export() {
     assert_eq!(output.status.code(), Some(65), "{}", stderr(&output));
     assert!(stderr(&output).contains("nothing to export"), "{}", stderr(&output));
 }
+
+/// A run file for soups alone has nothing to search in; a search with it is told so.
+#[test]
+fn soups_need_no_search_space() {
+    let scratch = Scratch::new();
+    let models = &SPACE[..SPACE.find("[space]").unwrap()];
+    for strategy in ["", "[strategy]\nkind = \"tpe\"\n"] {
+        let run_file = scratch.run_file("run", 12, SPHERE, &format!("{models}{TASKS}{strategy}"));
+        let run_file = run_file.to_str().unwrap();
+        let output = scratch.evomerge(&["soup", run_file, "--fresh"]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        for command in ["search", "check"] {
+            let output = scratch.evomerge(&[command, run_file]);
+            assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+            assert!(stderr(&output).contains("needs a search space"), "{}", stderr(&output));
+        }
+    }
+}

@@ -7,12 +7,13 @@ use super::duration::human_bytes;
 use super::error::CliError;
 use super::output::Output;
 use super::runtime::{run_to_end, scratch_folder};
-use super::search::read_run_file;
+use super::search::{read_run_file, require_space};
 use crate::exit::ExitCode;
 use crate::search::{Findings, Progress, check, prepare};
 
 pub(super) fn run(arguments: &Check, output: Output) -> Result<ExitCode, CliError> {
     let config = read_run_file(&arguments.run_file)?;
+    require_space(&config, &arguments.run_file)?;
     let scratch = scratch_folder()?;
     let results = arguments.results.clone();
     let findings = run_to_end(output, async |screen, stop| {

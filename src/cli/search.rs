@@ -18,6 +18,7 @@ use crate::strategy::{StrategyError, check_settings, origin};
 
 pub(super) fn run(arguments: &Search, output: Output) -> Result<ExitCode, CliError> {
     let config = load(&arguments.run)?;
+    require_space(&config, &arguments.run.run_file)?;
     execute(config, &arguments.run, RunOptions::default(), output)
 }
 
@@ -31,8 +32,13 @@ pub(super) fn read_run_file(path: &Path) -> Result<RunConfig, CliError> {
         }
         other => CliError::of_run(other.into(), path),
     })?;
-    config.search_space().map_err(|error| error.in_document(path.display().to_string()))?;
     Ok(config)
+}
+
+/// Refuses a run file without a search space, unless its strategy makes soups.
+pub(super) fn require_space(config: &RunConfig, path: &Path) -> Result<(), CliError> {
+    config.search_space().map_err(|error| error.in_document(path.display().to_string()))?;
+    Ok(())
 }
 
 /// The run file with what the command line says instead.

@@ -82,12 +82,8 @@ fn read(node: &Node, text: &str, directory: PathBuf) -> Result<RunConfig, FieldE
     let evaluator = evaluator::read(&fields.require("evaluator", "what scores the candidates")?, &directory)?;
     let models_field = fields.require("models", "the models to merge (`sources`)")?;
     let models = models::read(&models_field, &directory)?;
-    let strategy_field = fields.take("strategy");
-    let strategy = read_strategy(strategy_field.as_ref())?;
+    let strategy = read_strategy(fields.take("strategy").as_ref())?;
     let space = fields.take("space").map(|field| space::read(&field, &models)).transpose()?;
-    if space.is_none() && strategy_field.is_some() && !strategy.kind.is_soup() {
-        return Err(missing_space(strategy.kind));
-    }
     let budget = read_budget(&fields.require("budget", "when to stop (`evaluations`, `wall_clock` or `samples`)")?)?;
     let racing = fields.take("racing").map(|field| read_racing(&field)).transpose()?;
     let repeats = read_repeats(fields.take("repeats"))?;
