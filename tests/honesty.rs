@@ -309,14 +309,32 @@ fn a_baseline_that_was_given_up_leaves_no_evidence_until_it_has_a_score() {
     assert!(exported.status.success());
     let card = std::fs::read_to_string(scratch.path("model/README.md")).unwrap();
     assert!(card.contains("Objective 0.9900"), "{card}");
+    // It stays the best while the search goes on.
+    scratch.search(Path::new("run.toml"), &["--quiet", "--max-evaluations", "10"]);
+    assert_eq!(std::fs::read_to_string(scratch.path("results/run/best/recipe.toml")).unwrap(), best);
     // Given up twice, and once more at the next start, where it is the first to be asked; scored at the one after that.
     let (scratch, report) = start(&[3, 9, 15], "0.5");
     assert_eq!((&report["verdict"], &report["failed"]), (&"no_evidence".into(), &1.into()), "{report}");
     let alarms = report["alarms"].as_array().unwrap();
     assert!(alarms.iter().any(|alarm| alarm["kind"] == "baseline_unscored"), "{report}");
-    assert!(report["sentence"].as_str().unwrap().contains("source:b could not be scored"), "{report}");
+    assert!(report["sentence"].as_str().unwrap().contains("for want of a score of source:b"), "{report}");
     let again = scratch.search(Path::new("run.toml"), &["--quiet"]);
     assert_eq!(again["verdict"], "no_evidence", "{again}");
     let again = scratch.search(Path::new("run.toml"), &["--quiet"]);
     assert_eq!((&again["verdict"], &again["alarms"]), (&"improvement".into(), &none), "{again}");
+}
+
+/// A wall clock may strike before all baselines have a score.
+#[test]
+fn a_baseline_that_the_run_did_not_get_to_leaves_no_evidence() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 40, "name = \"sphere\"\nlatency = \"150ms\"", &format!("{SPACE}{TASKS}"));
+    let report = scratch.search(&run_file, &["--quiet", "--wall-clock", "200ms"]);
+    let alarms = report["alarms"].as_array().unwrap();
+    let message = alarms.iter().find(|alarm| alarm["kind"] == "baseline_unscored").unwrap()["message"].to_string();
+    assert!(message.contains("uniform_soup") && message.contains("larger budget"), "{message}");
+    assert_eq!(report["verdict"], "no_evidence", "{report}");
+    assert!(report["sentence"].as_str().unwrap().contains("uniform_soup"), "{report}");
+    let report = scratch.search(&run_file, &["--quiet", "--wall-clock", "60s"]);
+    assert!(report["alarms"].as_array().unwrap().iter().all(|alarm| alarm["kind"] != "baseline_unscored"), "{report}");
 }

@@ -129,7 +129,7 @@ fn describe(objective: &Objective, evaluation: &Evaluation) -> String {
                 metric.clone(),
                 number(Some(value.value)),
                 number(value.stderr),
-                scores.n.to_string(),
+                if scores.n > 0 { scores.n.to_string() } else { "-".to_owned() },
             ]);
         }
     }

@@ -96,7 +96,8 @@ fn scores(told: &ToldRecord) -> String {
     );
     for (task, scores) in &told.tasks {
         for (metric, value) in &scores.metrics {
-            text.push_str(&format!("| {task} | {metric} | {:.4} | {} |\n", value.value, scores.n));
+            let samples = if scores.n > 0 { scores.n.to_string() } else { "-".to_owned() };
+            text.push_str(&format!("| {task} | {metric} | {:.4} | {samples} |\n", value.value));
         }
     }
     text.push_str("\nThe search chose by these scores: they overstate. The verdict is what counts.\n\n");

@@ -10,7 +10,7 @@ use super::runtime::run_to_end;
 use crate::config::{ConfigError, RunConfig};
 use crate::exit::ExitCode;
 use crate::score::Decision;
-use crate::score::verdict::VerdictCandidate;
+use crate::score::verdict::{Verdict, VerdictCandidate};
 use crate::search::{
     Progress, Row, RunFolder, RunOptions, RunReport, move_aside, prepare, put_back, run as run_search,
 };
@@ -149,8 +149,21 @@ fn scores(report: &RunReport) -> String {
         text.push_str(&format!(
             "\nhold-out difference to the best baseline: {difference:+.4} [{low:+.4}, {high:+.4}] ({how}, 95 %)\n"
         ));
+        text.push_str(&by_task(verdict));
     }
     text
+}
+
+/// The same by task, where there are several.
+fn by_task(verdict: &Verdict) -> String {
+    if verdict.tasks.len() < 2 {
+        return String::new();
+    }
+    let interval =
+        |ends: Option<[f64; 2]>| ends.map_or(String::new(), |[low, high]| format!(" [{low:+.4}, {high:+.4}]"));
+    let tasks =
+        verdict.tasks.iter().map(|(name, task)| format!("{name} {:+.4}{}", task.difference, interval(task.interval)));
+    format!("by task: {}\n", tasks.collect::<Vec<_>>().join(", "))
 }
 
 /// Base and sources as they are; of the soups' many steps the uniform soup and the best greedy one.

@@ -10,7 +10,7 @@ use super::error::CliError;
 use crate::exit::ExitCode;
 use crate::search::Stop;
 
-/// How long evaluations under way may take after the first signal.
+/// How long evaluations under way may take after SIGTERM: whoever manages processes kills soon after.
 const GRACE: Duration = Duration::from_secs(30);
 
 /// Turns SIGINT and SIGTERM into wishes of `stop`; SIGHUP (a lost terminal) does not end a night's run.
@@ -20,15 +20,15 @@ pub(super) fn watch(stop: Stop) -> Result<(), CliError> {
     let mut hang_up = signal(SignalKind::hangup()).map_err(CliError::Runtime)?;
     tokio::spawn(async move { while hang_up.recv().await.is_some() {} });
     tokio::spawn(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
+        let is_terminated = tokio::select! {
+            _ = interrupt.recv() => false,
+            _ = terminate.recv() => true,
+        };
         stop.soon.cancel();
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
-            () = tokio::time::sleep(GRACE) => {}
+            () = tokio::time::sleep(GRACE), if is_terminated => {}
         }
         stop.now.cancel();
     });

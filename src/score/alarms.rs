@@ -143,6 +143,19 @@ pub fn baselines_unscored(names: &[String], reason: &str) -> Option<Alarm> {
     })
 }
 
+/// Baselines that the run ended before: it might have been them that the winner must beat.
+pub fn baselines_unreached(names: &[String]) -> Option<Alarm> {
+    (!names.is_empty()).then(|| Alarm {
+        kind: AlarmKind::BaselineUnscored,
+        task: None,
+        message: format!(
+            "the run ended before {} had a score: the winner is compared with the other baselines only; the same command with a larger \
+             budget asks for what is missing first",
+            names.join(", ")
+        ),
+    })
+}
+
 /// Tasks in which the winner's answers were truncated at another rate than the baseline's (pooled two-proportion z-test
 /// at 1 %). `set` names the samples (`search`, `hold-out`). Tasks without counts are passed over.
 pub fn truncation_asymmetry(set: &str, winner: &Scores, baseline: &Scores) -> Vec<Alarm> {

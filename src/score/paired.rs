@@ -40,8 +40,6 @@ pub struct Comparison {
     pub pairing: Pairing,
     /// Samples used, by task: the matched ones, or the smaller number where unpaired.
     pub n: BTreeMap<String, u64>,
-    /// Differences by task, in objective direction.
-    pub per_task: BTreeMap<String, f64>,
 }
 
 /// Whether samples could be matched.
@@ -77,17 +75,13 @@ pub fn compare(objective: &Objective, first: &Scores, second: &Scores, seed: u64
             Err(reason) => return unpaired(objective, first, second, reason),
         }
     }
-    let point: Vec<f64> = strata.iter().map(Stratum::mean).collect();
-    let share = |task: &ObjectiveTask| task.weight.abs() / objective.total_weight();
-    let per_task = objective.weighted_tasks().zip(&point).map(|(task, part)| (task.name.clone(), part / share(task)));
     let n = objective.weighted_tasks().zip(&strata).map(|(task, stratum)| (task.name.clone(), stratum.len() as u64));
     Ok(Comparison {
-        difference: point.iter().sum(),
+        difference: strata.iter().map(Stratum::mean).sum(),
         // Squares of the largest numbers overflow.
         interval: Some(interval(&strata, seed)).filter(|ends| ends.iter().all(|end| end.is_finite())),
         pairing: Pairing::Paired,
         n: n.collect(),
-        per_task: per_task.collect(),
     })
 }
 
@@ -201,18 +195,12 @@ fn unpaired(objective: &Objective, first: &Scores, second: &Scores, because: Str
         return Err(ScoreError::NoWeight);
     };
     let difference = first_value - second_value;
-    let sign = |task: &ObjectiveTask| task.signed_weight().signum();
-    let per_task = objective.weighted_tasks().filter_map(|task| {
-        let difference = task.metric(first)?.value - task.metric(second)?.value;
-        Some((task.name.clone(), sign(task) * difference))
-    });
     let n = objective.weighted_tasks().map(|task| (task.name.clone(), first[&task.name].n.min(second[&task.name].n)));
     Ok(Comparison {
         difference,
         interval: half_width(objective, [first, second]).map(|half| [difference - half, difference + half]),
         pairing: Pairing::Unpaired { because },
         n: n.collect(),
-        per_task: per_task.collect(),
     })
 }
 
@@ -272,7 +260,7 @@ mod tests {
         let up = compare(&objective(true, &["a"]), &first, &second, 7).unwrap();
         assert_eq!((up.difference, up.is_paired(), up.n["a"]), (0.75, true, 2));
         let down = compare(&objective(false, &["a"]), &first, &second, 7).unwrap();
-        assert_eq!((down.difference, down.per_task["a"]), (-0.75, -0.75));
+        assert_eq!(down.difference, -0.75);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::objective::Objective;
+use super::objective::{Objective, ObjectiveTask};
 use super::paired::compare;
 use super::{Comparison, ScoreError};
 use crate::evaluate::Scores;
@@ -39,6 +39,19 @@ pub struct VerdictCandidate {
     pub holdout_score: Option<f64>,
 }
 
+/// One task of the hold-out, by itself. In objective direction: higher is better.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskVerdict {
+    /// The winner's score.
+    pub winner: f64,
+    /// The best baseline's score.
+    pub baseline: f64,
+    /// Winner less baseline; on the samples that both have where they are paired.
+    pub difference: f64,
+    /// 95 % interval of the difference, of this task alone.
+    pub interval: Option<[f64; 2]>,
+}
+
 /// `verdict.json`. All numbers in objective direction: higher is better, a difference above zero is a gain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
@@ -54,8 +67,11 @@ pub struct Verdict {
     pub interval: Option<[f64; 2]>,
     /// Whether the interval is from per-sample differences; `false`: from standard errors, unpaired.
     pub paired: bool,
-    /// Hold-out samples compared, by task.
+    /// Hold-out samples compared, by task; 0 where the evaluator does not say.
     pub n: BTreeMap<String, u64>,
+    /// Winner and best baseline on each task of the hold-out that has a weight. A gain may hide a loss in one of them.
+    #[serde(default)]
+    pub tasks: BTreeMap<String, TaskVerdict>,
     /// The winner's search score less its hold-out score: the winner's curse, and any real shift between the two sets.
     pub over_statement: Option<f64>,
     /// The winner's search score less its score by new answers to the same samples: what chance in the evaluator's
@@ -135,6 +151,7 @@ pub fn decide(question: &VerdictQuestion<'_>) -> Result<Verdict, ScoreError> {
         interval: comparison.as_ref().and_then(|comparison| comparison.interval),
         paired: comparison.as_ref().is_some_and(Comparison::is_paired),
         n: comparison.map(|comparison| comparison.n).unwrap_or_default(),
+        tasks: by_task(question, first)?,
         reused: question.reused,
         finalists: question.finalists.iter().map(shown).collect(),
         sentence: String::new(),
@@ -142,7 +159,7 @@ pub fn decide(question: &VerdictQuestion<'_>) -> Result<Verdict, ScoreError> {
     answer.sentence = sentence(&answer);
     if question.has_holdout && !question.unscored_baselines.is_empty() {
         answer.sentence.push_str(&format!(
-            " {} could not be scored through no fault of theirs, so the best baseline is not known.",
+            " The best baseline is not known, for want of a score of {}.",
             question.unscored_baselines.join(", ")
         ));
     }
@@ -162,14 +179,44 @@ fn show(objective: &Objective, contender: &Contender<'_>) -> VerdictCandidate {
 
 /// Winner against baseline on the hold-out; `None` where one of them has no scores there.
 fn comparison(question: &VerdictQuestion<'_>, winner: &Contender<'_>) -> Result<Option<Comparison>, ScoreError> {
-    let Some(baseline) = question.baseline.as_ref().filter(|_| question.has_holdout) else { return Ok(None) };
-    let (Some(winner_scores), Some(baseline_scores)) = (winner.holdout, baseline.holdout) else { return Ok(None) };
-    compare(question.objective, winner_scores, baseline_scores, question.seed).map(Some)
+    let Some([winner, baseline]) = both_held_out(question, winner) else { return Ok(None) };
+    compare(question.objective, winner, baseline, question.seed).map(Some)
+}
+
+/// As [`comparison`], of each task by itself; nothing where there is none, or winner and baseline are one.
+fn by_task(
+    question: &VerdictQuestion<'_>,
+    winner: &Contender<'_>,
+) -> Result<BTreeMap<String, TaskVerdict>, ScoreError> {
+    let mut tasks = BTreeMap::new();
+    let is_baseline = question.baseline.as_ref().is_some_and(|baseline| baseline.candidate_id == winner.candidate_id);
+    let Some([winner, baseline]) = both_held_out(question, winner).filter(|_| !is_baseline) else { return Ok(tasks) };
+    for task in question.objective.weighted_tasks() {
+        let alone = Objective { tasks: vec![ObjectiveTask { weight: 1.0, ..task.clone() }] };
+        let Comparison { difference, interval, .. } = compare(&alone, winner, baseline, question.seed)?;
+        if let (Some(winner), Some(baseline)) = (alone.value(winner), alone.value(baseline)) {
+            tasks.insert(task.name.clone(), TaskVerdict { winner, baseline, difference, interval });
+        }
+    }
+    Ok(tasks)
+}
+
+/// Scores of winner and best baseline on the hold-out.
+fn both_held_out<'a>(question: &VerdictQuestion<'a>, winner: &Contender<'a>) -> Option<[&'a Scores; 2]> {
+    let baseline = question.baseline.as_ref().filter(|_| question.has_holdout)?;
+    Some([winner.holdout?, baseline.holdout?])
 }
 
 /// The verdict in one or two sentences, for people.
 pub fn sentence(verdict: &Verdict) -> String {
     let mut text = main_sentence(verdict);
+    text.extend(verdict.tasks.iter().filter(|_| verdict.tasks.len() > 1).filter_map(|(name, task)| {
+        let [low, high] = task.interval.filter(|[_, high]| *high < 0.0)?;
+        Some(format!(
+            " Task {name} is worse than with that baseline, by {:+.4} ({low:+.4} to {high:+.4}).",
+            task.difference
+        ))
+    }));
     if let (Decision::Improvement | Decision::NoEvidence, Some(over)) = (verdict.verdict, verdict.over_statement) {
         text.push_str(&format!(" The search score of the winner differs from its hold-out score by {over:+.4}."));
     }
@@ -183,6 +230,9 @@ pub fn sentence(verdict: &Verdict) -> String {
     }
     text
 }
+
+/// Squares of larger numbers overflow.
+const LARGEST_SQUARE: f64 = 1e154;
 
 fn main_sentence(verdict: &Verdict) -> String {
     let winner = &verdict.winner;
@@ -207,16 +257,20 @@ fn main_sentence(verdict: &Verdict) -> String {
         return format!("No evidence of improvement: the {missing} could not be scored on the hold-out.");
     };
     let n: u64 = verdict.n.values().sum();
-    let samples = format!("{n} hold-out samples");
+    let samples = |before: &str| if n > 0 { format!("{before} {n} hold-out samples") } else { String::new() };
     let Some([low, high]) = verdict.interval else {
+        let why = match difference.abs() < LARGEST_SQUARE {
+            true => "the evaluator gives neither per-sample scores nor standard errors from which one would follow",
+            false => "the scores are too large numbers for one",
+        };
         return format!(
-            "No evidence of improvement: {difference:+.4} over the best baseline ({}) on {samples}, and no interval: \
-             the evaluator gives neither per-sample scores nor standard errors from which one would follow, or too large numbers.",
-            baseline.origin
+            "No evidence of improvement: {difference:+.4} over the best baseline ({}){}, and no interval: {why}.",
+            baseline.origin,
+            samples(" on")
         );
     };
     let how = if verdict.paired { "paired" } else { "unpaired, from standard errors" };
-    let interval = format!("95 % interval {low:+.4} to {high:+.4}, {how}, {samples}");
+    let interval = format!("95 % interval {low:+.4} to {high:+.4}, {how}{}", samples(","));
     match verdict.verdict {
         Decision::Improvement => format!(
             "Improvement: the winner ({}) is better than the best baseline ({}) by {difference:+.4} ({interval}).",
@@ -299,6 +353,42 @@ mod tests {
     }
 
     #[test]
+    fn a_gain_that_hides_a_loss_says_so() {
+        let [all, half, none] = [vec![1.0; 40], [[1.0, 0.0]; 20].concat(), vec![0.0; 40]];
+        let of = |a: &[f64], b: &[f64]| {
+            let tasks = [("a", a), ("b", b)].map(|(name, values)| (name.to_owned(), scores(values)["a"].clone()));
+            BTreeMap::from(tasks)
+        };
+        let (winner, baseline) = (of(&all, &none), of(&none, &half));
+        let task =
+            |name: &str, weight: f64| ObjectiveTask { name: name.to_owned(), weight, ..objective().tasks[0].clone() };
+        let objective = Objective { tasks: vec![task("a", 3.0), task("b", 1.0)] };
+        let verdict =
+            ask(&objective, contender("w", 1.0, Some(&winner)), Some(contender("b", 0.6, Some(&baseline))), true);
+        assert_eq!((verdict.verdict, verdict.difference), (Decision::Improvement, Some(0.625)));
+        let loss = &verdict.tasks["b"];
+        assert_eq!((loss.winner, loss.baseline, loss.difference), (0.0, 0.5, -0.5));
+        assert!(loss.interval.unwrap()[1] < 0.0);
+        assert_eq!(verdict.tasks["a"].difference, 1.0);
+        assert!(verdict.sentence.contains("Task b is worse"), "{}", verdict.sentence);
+        assert!(!verdict.sentence.contains("Task a"), "{}", verdict.sentence);
+    }
+
+    #[test]
+    fn numbers_of_samples_that_nobody_knows_are_left_out() {
+        let unknown = |value: f64| {
+            let metrics = BTreeMap::from([("acc".to_owned(), MetricValue { value, stderr: None })]);
+            BTreeMap::from([("a".to_owned(), TaskScores { metrics, ..TaskScores::default() })])
+        };
+        let (winner, baseline) = (unknown(0.9), unknown(0.7));
+        let objective = objective();
+        let verdict =
+            ask(&objective, contender("w", 1.0, Some(&winner)), Some(contender("b", 0.6, Some(&baseline))), true);
+        assert!(!verdict.sentence.contains("samples on") && !verdict.sentence.contains(" 0 "), "{}", verdict.sentence);
+        assert!(verdict.sentence.contains("neither per-sample scores nor standard errors"), "{}", verdict.sentence);
+    }
+
+    #[test]
     fn a_baseline_without_a_score_might_be_the_best() {
         let (good, bad) = (scores(&[1.0; 40]), scores(&[[1.0, 0.0]; 20].concat()));
         let question = VerdictQuestion {
@@ -312,7 +402,7 @@ mod tests {
         };
         let verdict = decide(&question).unwrap();
         assert_eq!((verdict.verdict, verdict.difference), (Decision::NoEvidence, Some(0.5)));
-        assert!(verdict.sentence.contains("source:a could not be scored"), "{}", verdict.sentence);
+        assert!(verdict.sentence.contains("for want of a score of source:a"), "{}", verdict.sentence);
     }
 
     #[test]

@@ -7,7 +7,8 @@ use super::repeats::Standings;
 use super::run::Row;
 use crate::ledger::Ledger;
 use crate::score::alarms::{
-    Alarm, baselines_unscored, benchmark_test_sets, flat_fitness, nothing_scored, truncation_asymmetry,
+    Alarm, baselines_unreached, baselines_unscored, benchmark_test_sets, flat_fitness, nothing_scored,
+    truncation_asymmetry,
 };
 use crate::strategy::Status;
 
@@ -16,20 +17,25 @@ pub(super) fn before(prepared: &Prepared) -> Vec<Alarm> {
     benchmark_test_sets(prepared.objective.tasks.iter().map(|task| task.name.as_str()))
 }
 
-/// Alarms of a finished search. `objectives` are those of the candidates scored at full fidelity, each candidate once.
-pub(super) fn after(
-    prepared: &Prepared,
-    ledger: &Ledger,
-    objectives: &[f64],
-    best: Option<&Row>,
-    baseline: Option<&Row>,
-) -> Result<Vec<Alarm>, SearchError> {
+/// What a finished search came to.
+pub(super) struct Ended<'a> {
+    /// Of the candidates scored at full fidelity, each candidate once.
+    pub objectives: &'a [f64],
+    /// Origins of the baselines that the run ended before.
+    pub unreached_baselines: Vec<String>,
+    pub best: Option<&'a Row>,
+    pub baseline: Option<&'a Row>,
+}
+
+/// Alarms of a finished search.
+pub(super) fn after(prepared: &Prepared, ledger: &Ledger, ended: &Ended<'_>) -> Result<Vec<Alarm>, SearchError> {
     let mut alarms = before(prepared);
-    alarms.extend(flat_fitness(objectives));
+    alarms.extend(flat_fitness(ended.objectives));
     alarms.extend(failures(ledger)?);
     alarms.extend(baselines(ledger, prepared.baselines())?);
+    alarms.extend(baselines_unreached(&ended.unreached_baselines));
     alarms.extend(super::repeats::alarm(ledger)?);
-    let (Some(best), Some(baseline)) = (best, baseline) else { return Ok(alarms) };
+    let (Some(best), Some(baseline)) = (ended.best, ended.baseline) else { return Ok(alarms) };
     if best.candidate_id == baseline.candidate_id {
         return Ok(alarms);
     }

@@ -109,7 +109,11 @@ impl HoldoutOpening<'_> {
             }
         }
         if open > 0 {
-            self.progress.line(&format!("hold-out: scoring {open} candidates on {} samples each", plan.samples));
+            let samples = match plan.samples {
+                0 => "all samples".to_owned(),
+                samples => format!("{samples} samples each"),
+            };
+            self.progress.line(&format!("hold-out: scoring {open} candidates on {samples}"));
         }
         pipeline.finish(self.stop, |finished| self.record(plan, finished, &mut scores)).await?;
         Ok(scores)
