@@ -23,7 +23,7 @@ pub use trials::write_trials;
 /// What can go wrong with the record.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// SQLite failed for none of the reasons below: a bug, or a lock that somebody else keeps.
+    /// SQLite failed for none of the reasons below: a bug.
     #[error("ledger {path}: {source}")]
     Sqlite {
         /// The ledger's file.
@@ -38,6 +38,12 @@ pub enum LedgerError {
         path: PathBuf,
         /// What SQLite says.
         source: rusqlite::Error,
+    },
+    /// Another program writes it, and does not end: a copy, a backup, an SQLite shell.
+    #[error("the ledger {path} is locked by another program; try again when that has ended")]
+    Locked {
+        /// The ledger's file.
+        path: PathBuf,
     },
     /// Another version of evomerge wrote it, with tables that this one would misread: continue with that version.
     #[error("ledger {path}: written by format {found}; this evomerge reads format {expected}")]
@@ -81,6 +87,7 @@ impl LedgerError {
         match self {
             Self::NotWritable { .. } | Self::Export { .. } => ExitCode::NotWritable,
             Self::Missing { .. } | Self::Format { .. } | Self::Corrupt { .. } => ExitCode::BadData,
+            Self::Locked { .. } => ExitCode::Stopped,
             Self::Sqlite { .. } => ExitCode::Internal,
         }
     }
@@ -99,10 +106,23 @@ impl Ledger {
             let reason = "it is a folder".to_owned();
             return Err(LedgerError::Corrupt { path: path.to_owned(), what: "the file".into(), reason });
         }
-        let connection = Connection::open(path).map_err(|source| classify(path, source))?;
+        // Without SQLite's own names: `file:x` is a folder's name like others.
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).map_err(|source| classify(path, source))?;
         let ledger = Self { connection: Mutex::new(connection), path: path.to_path_buf() };
         schema::prepare(&ledger.lock(), path)?;
         Ok(ledger)
+    }
+
+    /// Whether nothing is recorded at `path`: there is no file, or one without a run. What lay in its log alone
+    /// (`ledger.sqlite-wal`) is gone when that is.
+    pub fn is_blank(path: &Path) -> bool {
+        if std::fs::metadata(path).map_or(0, |metadata| metadata.len()) == 0 {
+            return true;
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        // Whoever opens it for writing says what is wrong with it.
+        Connection::open_with_flags(path, flags).and_then(|connection| schema::has_no_run(&connection)).unwrap_or(false)
     }
 
     /// Opens the ledger for reading, beside a search that may be writing it.
@@ -405,10 +425,16 @@ fn immutable_uri(path: &Path) -> PathBuf {
 }
 
 fn classify(path: &Path, source: rusqlite::Error) -> LedgerError {
-    use rusqlite::ErrorCode::{CannotOpen, DatabaseCorrupt, DiskFull, NotADatabase, ReadOnly, SystemIoFailure};
+    use rusqlite::ErrorCode::{
+        CannotOpen, DatabaseBusy, DatabaseCorrupt, DatabaseLocked, DiskFull, NotADatabase, ReadOnly, SystemIoFailure,
+    };
     let path = path.to_path_buf();
+    if let rusqlite::Error::Utf8Error(..) = source {
+        return LedgerError::Corrupt { path, what: "a record".into(), reason: source.to_string() };
+    }
     match source.sqlite_error_code() {
         Some(DiskFull | ReadOnly | SystemIoFailure | CannotOpen) => LedgerError::NotWritable { path, source },
+        Some(DatabaseBusy | DatabaseLocked) => LedgerError::Locked { path },
         Some(DatabaseCorrupt | NotADatabase) => {
             LedgerError::Corrupt { path, what: "the file".into(), reason: source.to_string() }
         }
@@ -437,6 +463,33 @@ mod tests {
             samples: 10,
             asked_at: now(),
         }
+    }
+
+    #[test]
+    fn a_ledger_without_a_run_is_blank() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ledger.sqlite");
+        assert!(Ledger::is_blank(&path));
+        let ledger = Ledger::open(&path).unwrap();
+        assert!(Ledger::is_blank(&path));
+        ledger.set_fact(fact::IDENTITY, "{}").unwrap();
+        assert!(!Ledger::is_blank(&path));
+        let foreign = folder.path().join("other");
+        std::fs::write(&foreign, "no database").unwrap();
+        assert!(!Ledger::is_blank(&foreign));
+    }
+
+    /// A copy or a backup that does not end is not this program's fault.
+    #[test]
+    fn a_ledger_that_another_program_holds_is_said_to_be_locked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ledger.sqlite");
+        let ledger = Ledger::open(&path).unwrap();
+        ledger.lock().busy_timeout(std::time::Duration::ZERO).unwrap();
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let error = ledger.set_fact(fact::RUN_NAME, "x").unwrap_err();
+        assert_eq!(error.exit_code(), ExitCode::Stopped, "{error}");
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub mod fact {
     pub const EVOMERGE_VERSION: &str = "evomerge_version";
     /// Seconds that searches have run, over all starts.
     pub const ACTIVE_SECONDS: &str = "active_seconds";
+    /// The folder that the latest start's folder of candidates lies in.
+    pub const CANDIDATE_FOLDER: &str = "candidate_folder";
     /// The best finalist, as JSON.
     pub const WINNER: &str = "winner";
     /// How many evaluations there were when the hold-out was opened first.

@@ -40,6 +40,8 @@ pub(super) fn prepare(connection: &Connection, path: &Path) -> Result<(), Ledger
         connection.busy_timeout(std::time::Duration::from_secs(10))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
+        // Soon in the file itself: whoever copies that alone has most of the run.
+        connection.pragma_update(None, "wal_autocheckpoint", 100)?;
         connection.pragma_update(None, "foreign_keys", true)?;
         let format = format!("INSERT OR IGNORE INTO facts (key, value) VALUES ('format', '{FORMAT}');");
         connection.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} {format} COMMIT;"))
@@ -48,10 +50,19 @@ pub(super) fn prepare(connection: &Connection, path: &Path) -> Result<(), Ledger
     check_format(connection, path)
 }
 
+/// Whether there are no tables, or no run is in them.
+pub(super) fn has_no_run(connection: &Connection) -> rusqlite::Result<bool> {
+    let count = |query: &str| connection.query_row(query, [], |row| row.get::<_, i64>(0));
+    Ok(count(COUNT_TABLES)? == 0 || count("SELECT count(*) FROM facts WHERE key = 'identity'")? == 0)
+}
+
+const COUNT_TABLES: &str =
+    "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'";
+
 /// Refuses the database of another program, before anything is written into it.
 fn refuse_foreign(connection: &Connection, path: &Path) -> Result<(), LedgerError> {
-    let tables = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'";
-    let tables: i64 = connection.query_row(tables, [], |row| row.get(0)).map_err(|source| classify(path, source))?;
+    let tables: i64 =
+        connection.query_row(COUNT_TABLES, [], |row| row.get(0)).map_err(|source| classify(path, source))?;
     if tables == 0 { Ok(()) } else { recorded_format(connection, path).map(|_| ()) }
 }
 
