@@ -39,6 +39,9 @@ const TERM_GRACE: Duration = Duration::from_secs(10);
 /// Evaluations in a row that are given up without any success after which the program itself is taken to be ill.
 const GIVEN_UP_IN_A_ROW: u32 = 3;
 
+/// How the names of the folders begin in which programs get their requests.
+const DESK: &str = "attempt-";
+
 const PLACEHOLDERS: [&str; 8] =
     ["candidate_dir", "request_file", "result_file", "result_dir", "recipe_file", "slot", "seed", "replicate"];
 
@@ -93,12 +96,14 @@ impl CommandEvaluator {
         term_grace: Duration,
     ) -> Result<Self, EvaluateError> {
         let program = check_argv(config).map_err(EvaluateError::Configuration)?;
+        let scratch = context.directory.join("command");
+        remove_desks(&scratch);
         Ok(Self {
             argv: config.argv.clone(),
             program,
             setpriv: find_setpriv(),
             directory: config.directory.clone(),
-            scratch: context.directory.join("command"),
+            scratch,
             capabilities: Capabilities { deterministic: config.deterministic, ..capabilities_of(tasks) },
             fingerprint: fingerprint_of(config, tasks),
             in_flight: config.in_flight,
@@ -246,7 +251,7 @@ impl CommandEvaluator {
         document: &protocol::WireRequest,
     ) -> std::io::Result<tempfile::TempDir> {
         std::fs::create_dir_all(&self.scratch)?;
-        let desk = tempfile::Builder::new().prefix("attempt-").tempdir_in(&self.scratch)?;
+        let desk = tempfile::Builder::new().prefix(DESK).tempdir_in(&self.scratch)?;
         std::fs::write(desk.path().join("request.json"), serde_json::to_vec_pretty(document)?)?;
         std::fs::write(desk.path().join("recipe.json"), serde_json::to_vec_pretty(&request.candidate.recipe)?)?;
         Ok(desk)
@@ -376,6 +381,14 @@ fn capabilities_of(tasks: &[EvaluatorTask]) -> Capabilities {
         (task.name.clone(), task_capability)
     });
     Capabilities { tasks: tasks.collect(), deterministic: false }
+}
+
+/// Removes what a process that was killed left: the folder is this run's own.
+fn remove_desks(scratch: &Path) {
+    let Ok(entries) = std::fs::read_dir(scratch) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(DESK)) {
+        let _ = std::fs::remove_dir_all(entry.path());
+    }
 }
 
 fn fingerprint_of(config: &CommandConfig, tasks: &[EvaluatorTask]) -> String {

@@ -117,6 +117,16 @@ async fn a_program_scores() {
     assert_eq!(desks, 0, "the attempt's folder is gone");
 }
 
+#[test]
+fn what_a_killed_process_left_is_swept() {
+    let bench = Bench::new();
+    let desk = bench.folder.path().join("run/command/attempt-x");
+    std::fs::create_dir_all(&desk).unwrap();
+    std::fs::write(desk.join("request.json"), "{}").unwrap();
+    bench.script("true");
+    assert!(!desk.exists());
+}
+
 #[tokio::test]
 async fn one_number_a_task_is_enough() {
     let bench = Bench::new();

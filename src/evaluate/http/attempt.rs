@@ -13,6 +13,7 @@ use super::super::pool::Lease;
 use super::super::protocol::{WireEvaluation, WireRequest};
 use super::super::retry::RetryPolicy;
 use super::super::{Evaluation, EvaluationRequest, FaultClass};
+use super::TIME_FOR_LEAVE;
 
 /// Polls in a row that may fail before the evaluation counts as lost.
 const LOST_POLLS: u32 = 3;
@@ -21,7 +22,7 @@ const POLL_WAIT: Duration = Duration::from_secs(2);
 /// The shortest wait between polls, whatever the endpoint asks for.
 const LEAST_POLL_WAIT: Duration = Duration::from_millis(100);
 /// How long a cancelled evaluation's DELETE may take.
-const DELETE_WITHIN: Duration = Duration::from_secs(2);
+const DELETE_WITHIN: Duration = TIME_FOR_LEAVE;
 
 /// A checked answer with the server that gave it.
 pub(super) struct Answered {

@@ -25,6 +25,9 @@ use super::{
 };
 use crate::config::{HttpConfig, OnTimeout};
 
+/// How long a cancelled evaluation may take to say so to its endpoint.
+const TIME_FOR_LEAVE: Duration = Duration::from_secs(1);
+
 /// Scores candidates at HTTP endpoints that speak eval protocol v1.
 pub struct HttpEvaluator {
     pool: Arc<Pool>,
@@ -210,7 +213,14 @@ impl Evaluator for HttpEvaluator {
             let versions = if self.allow_different_fingerprints { &none } else { &facts.versions };
             let document = protocol::request_document(request, source, &facts.capabilities, versions)
                 .map_err(EvaluateError::Configuration)?;
-            course::Course::new(self, request, document, attempts, cancel).run().await
+            tokio::select! {
+                result = course::Course::new(self, request, document, attempts, cancel).run() => result,
+                // Whoever is cancelled in the middle of a health check does not wait for a server that hangs.
+                () = async {
+                    cancel.cancelled().await;
+                    tokio::time::sleep(TIME_FOR_LEAVE).await;
+                } => Err(EvaluateError::Cancelled),
+            }
         })
     }
 }
