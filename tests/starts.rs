@@ -284,3 +284,60 @@ fn soups_need_no_search_space() {
         }
     }
 }
+
+/// What was only in the ledger's log is lost with it; a search does not begin anew over the results of the old one.
+#[test]
+fn a_ledger_that_lost_its_records_is_refused() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 12, SPHERE, &format!("{SPACE}{TASKS}"));
+    scratch.search(&run_file, &[]);
+    let verdict = std::fs::read(scratch.path("results/run/verdict.json")).unwrap();
+    let ledger = scratch.path("results/run/ledger.sqlite");
+    std::fs::remove_file(&ledger).unwrap();
+    drop(evomerge::ledger::Ledger::open(&ledger).unwrap());
+    let output = scratch.evomerge(&["search", run_file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(65), "{}", stderr(&output));
+    assert!(stderr(&output).contains("ledger.sqlite-wal"), "{}", stderr(&output));
+    assert_eq!(std::fs::read(scratch.path("results/run/verdict.json")).unwrap(), verdict);
+}
+
+#[test]
+fn the_time_of_a_start_that_is_killed_before_anything_ends_counts() {
+    let scratch = Scratch::new();
+    let evaluator = "name = \"sphere\"\nlatency = \"60s\"";
+    let run_file = scratch.run_file("run", 12, evaluator, &format!("{SPACE}{TASKS}"));
+    let ledger = scratch.path("results/run/ledger.sqlite");
+    let active = || -> f64 {
+        let ledger = evomerge::ledger::Ledger::open_for_reading(&ledger);
+        let seconds = ledger.and_then(|ledger| ledger.fact(evomerge::ledger::fact::ACTIVE_SECONDS)).ok().flatten();
+        seconds.map_or(0.0, |seconds| seconds.parse().unwrap())
+    };
+    for start in 1..=2 {
+        let mut child =
+            runs::command(scratch.folder.path(), &["search", run_file.to_str().unwrap(), "-q"]).spawn().unwrap();
+        runs::wait_until(|| active() > 1.5 * f64::from(start));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_run_whose_folder_is_moved_away_ends() {
+    let scratch = Scratch::new();
+    let evaluator = "name = \"sphere\"\nlatency = \"100ms\"";
+    let run_file = scratch.run_file("run", 500, evaluator, &format!("{SPACE}{TASKS}"));
+    let child = runs::command(scratch.folder.path(), &["search", run_file.to_str().unwrap()])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    runs::wait_until(|| scratch.path("results/run/trials.csv").exists());
+    std::fs::rename(scratch.path("results/run"), scratch.path("results/moved")).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(73), "{}", stderr(&output));
+    assert!(stderr(&output).contains("was moved, removed or replaced"), "{}", stderr(&output));
+    assert!(!scratch.path("results/run/verdict.json").exists());
+    // Back at its place, it goes on.
+    let _ = std::fs::remove_dir_all(scratch.path("results/run"));
+    std::fs::rename(scratch.path("results/moved"), scratch.path("results/run")).unwrap();
+    scratch.search(&run_file, &["--max-evaluations", "12", "-q"]);
+}

@@ -13,7 +13,7 @@ use crate::digest::hex;
 use crate::evaluate::{CandidateRequest, EvaluationRequest, Samples, TaskRequest};
 use crate::ledger::AskedRecord;
 use crate::recipe::{ModelReference, Recipe};
-use crate::space::{Genome, SearchSpace, base_recipe, soup_recipe};
+use crate::space::{Genome, ModelFacts, SearchSpace, base_recipe, soup_recipe};
 use crate::strategy::{Content, Proposal};
 
 /// A proposal made concrete.
@@ -62,6 +62,20 @@ pub struct EvaluationContext {
     pub settings: Arc<BTreeMap<ModelReference, String>>,
 }
 
+/// First 16 hex digits of a recipe's hash: what people and file names call a candidate.
+pub fn candidate_id(recipe_sha256: &str) -> String {
+    recipe_sha256.chars().take(16).collect()
+}
+
+/// The recipe of base or soup. `None`: there is no base, or it is a point of the search space.
+pub fn baseline_recipe(content: &Content, facts: &ModelFacts) -> Option<Recipe> {
+    match content {
+        Content::Base => base_recipe(facts),
+        Content::Soup(members) => Some(soup_recipe(facts, members)),
+        Content::Genome(_) => None,
+    }
+}
+
 /// Whether a recorded evaluation is one of base, source or soup. What a strategy bred is none, even where all genes are
 /// frozen.
 pub fn is_baseline(asked: &AskedRecord) -> bool {
@@ -79,21 +93,20 @@ impl Candidate {
         tasks: Vec<TaskRequest>,
     ) -> Result<Self, SearchError> {
         let (recipe, genome, genes) = match &proposal.content {
-            Content::Base => {
-                let recipe = base_recipe(&models.facts)
-                    .ok_or_else(|| SearchError::Settings("the run has no base model".into()))?;
-                (recipe, Vec::new(), Vec::new())
-            }
-            Content::Soup(members) => (soup_recipe(&models.facts, members), Vec::new(), Vec::new()),
             Content::Genome(genome) => {
                 let space = space.ok_or_else(|| SearchError::Settings("a search needs a [space]".into()))?;
                 (space.decode(genome), genome.0.clone(), gene_values(space, genome))
+            }
+            baseline => {
+                let recipe = baseline_recipe(baseline, &models.facts)
+                    .ok_or_else(|| SearchError::Settings("the run has no base model".into()))?;
+                (recipe, Vec::new(), Vec::new())
             }
         };
         let canonical = recipe.canonical(&models.content_ids)?;
         let recipe_sha256 = recipe.sha256(&models.content_ids)?;
         Ok(Self {
-            id: recipe_sha256[..16].to_string(),
+            id: candidate_id(&recipe_sha256),
             evaluation_id: evaluation_id(
                 &recipe_sha256,
                 &context.settings_of(&recipe),

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use assembly::{materialize_stage, outcome_of, parts, setup};
+use assembly::{late_outcome, materialize_stage, outcome_of, parts, setup};
 
 use super::budget::limits_document;
 use super::candidate::{Candidate, EvaluationContext, is_baseline};
@@ -23,15 +23,19 @@ use super::repeats::Repeats;
 use super::run::Row;
 use super::run_folder::RunFolder;
 use super::schedule::{Schedule, Step};
+use super::stop::STOPPING;
 use super::{Budget, SearchError, Stop, alarms, export};
 use crate::evaluate::TaskRequest;
-use crate::ledger::{AskedRecord, Ledger, ToldRecord, event, fact, now};
+use crate::ledger::{AskedRecord, Ledger, RepeatPurpose, ToldRecord, event, fact, now};
 use crate::recipe::Recipe;
 use crate::score::samples;
-use crate::strategy::{self, Content, Outcome, PROMOTION, Proposal, Race, Status, origin};
+use crate::strategy::{self, Outcome, PROMOTION, Proposal, Race, Status, origin};
 
-/// How often the screen and the active time are brought up to date.
+/// How often the screen is brought up to date.
 const TICK: Duration = Duration::from_millis(500);
+
+/// How often the active time is recorded: so much of it a killed process forgets.
+const SAVE_TIME_EVERY: Duration = Duration::from_secs(2);
 
 /// One run between its start and its verdict.
 pub(super) struct Search {
@@ -55,6 +59,8 @@ pub(super) struct Search {
     rows: BTreeMap<u64, Row>,
     /// Objective and index of the best evaluation at full fidelity; the earliest among equals.
     best: Option<(f64, u64)>,
+    /// `best/` holds the winner of an earlier verdict.
+    has_winner: bool,
     /// What is scored again.
     repeats: Repeats,
     sentinel: sentinel::Sentinel,
@@ -62,6 +68,8 @@ pub(super) struct Search {
     reusable: Option<reuse::Reusable>,
     active_before: Duration,
     started: Instant,
+    /// When the active time was recorded last.
+    time_saved: Instant,
 }
 
 impl Search {
@@ -81,7 +89,7 @@ impl Search {
             seed: prepared.config.seed,
         });
         let strategy = strategy::build_raced(&prepared.config.strategy, setup(&prepared, &frozen), race)?;
-        let stage = materialize_stage(&prepared, &folder, &frozen, &progress)?;
+        let stage = materialize_stage(&prepared, &folder, &ledger, &frozen, &progress)?;
         let equipment = Equipment {
             evaluator: prepared.evaluator.clone(),
             context: EvaluationContext {
@@ -98,6 +106,7 @@ impl Search {
         };
         let active_before = ledger.fact(fact::ACTIVE_SECONDS)?.and_then(|text| text.parse().ok()).unwrap_or(0.0);
         let repeats = Repeats::of(&prepared);
+        let has_winner = ledger.fact(fact::WINNER)?.is_some();
         Ok(Self {
             schedule: Schedule::new(strategy, frozen.look_ahead),
             pipeline: Pipeline::new(equipment, stop.now.child_token()),
@@ -116,9 +125,11 @@ impl Search {
             asked: BTreeMap::new(),
             rows: BTreeMap::new(),
             best: None,
+            has_winner,
             reusable: None,
             active_before: Duration::try_from_secs_f64(active_before).unwrap_or_default(),
             started: Instant::now(),
+            time_saved: Instant::now(),
         })
     }
 
@@ -163,6 +174,7 @@ impl Search {
                 asked.len().saturating_sub(ended)
             ));
         }
+        let late = self.late_outcomes()?;
         for record in &asked {
             let Some((index, _, candidate)) = self.ask()? else {
                 return Err(self.mismatch(record, "nothing"));
@@ -176,13 +188,19 @@ impl Search {
             self.asked.insert(index, Asked::from_record(record, self.parts.as_ref()));
             match self.schedule.outcomes().get(&index) {
                 Some(outcome) => {
-                    let row = self.row(outcome);
+                    // Strategies have heard that it was given up; tables and best know better.
+                    let row = self.row(late.get(&index).unwrap_or(outcome));
                     self.note(row);
                 }
                 None => self.begin(index, candidate)?,
             }
         }
         self.restore_best()
+    }
+
+    fn late_outcomes(&self) -> Result<BTreeMap<u64, Outcome>, SearchError> {
+        let late = self.ledger.repeats_for(RepeatPurpose::Baseline)?;
+        late.iter().map(|repeat| Ok((repeat.index, late_outcome(repeat)?))).collect()
     }
 
     /// Whoever was stopped between the ledger and `best/` left an older candidate there.
@@ -246,12 +264,23 @@ impl Search {
                         self.finish(finished)?;
                     }
                 }
-                () = self.stop.requested(), if !already_stopping => {
-                    self.progress.line("stopping: what is being evaluated may finish; once more stops at once");
-                }
-                _ = ticks.tick() => {}
+                () = self.stop.requested(), if !already_stopping => self.progress.line(STOPPING),
+                _ = ticks.tick() => self.save_time()?,
             }
         }
+    }
+
+    fn save_time(&mut self) -> Result<(), SearchError> {
+        if self.time_saved.elapsed() >= SAVE_TIME_EVERY {
+            self.time_saved = Instant::now();
+            self.ledger.set_fact(fact::ACTIVE_SECONDS, &self.active_text())?;
+        }
+        Ok(())
+    }
+
+    /// The active time as the ledger keeps it.
+    fn active_text(&self) -> String {
+        format!("{:.3}", self.active().as_secs_f64())
     }
 
     fn end_reason(&mut self) -> Result<String, SearchError> {
@@ -327,13 +356,10 @@ impl Search {
 
     /// A source shows its name.
     fn origin_name(&self, proposal: &Proposal) -> String {
-        match &proposal.content {
-            Content::Soup(members) if members.len() == 1 && proposal.origin == origin::SOURCE => {
-                let name = self.prepared.models.facts.sources.get(members[0]).map_or("", |(name, _)| name.as_str());
-                format!("source:{name}")
-            }
-            _ => proposal.origin.clone(),
+        if proposal.origin == origin::SOURCE {
+            return self.baseline_name(&proposal.content);
         }
+        proposal.origin.clone()
     }
 
     /// The share of the samples that an evaluation asked for.
@@ -369,14 +395,19 @@ impl Search {
             attempts: finished.attempts,
             error: finished.error.clone(),
         };
-        self.ledger.told(&record, &[(fact::ACTIVE_SECONDS, &format!("{:.3}", self.active().as_secs_f64()))])?;
+        self.folder.check_place()?;
+        self.ledger.told(&record, &[(fact::ACTIVE_SECONDS, &self.active_text())])?;
         let outcome = outcome_of(record, self.fidelity(finished.index))?;
         let row = self.row(&outcome);
         let improved = self.note(row);
         self.tell_of(&finished, objective);
         self.schedule.finished(outcome);
+        // The verdict's winner, by two scores, is best until the search goes on.
+        let goes_on = std::mem::take(&mut self.has_winner);
         if improved {
             self.export_best(&finished.candidate)?;
+        } else if goes_on {
+            self.restore_best()?;
         }
         self.check_failures(&finished)
     }

@@ -80,6 +80,14 @@ pub enum SearchError {
         /// ` (process 123)`, or empty where nobody left a number.
         owner: String,
     },
+    /// A copy of the run's folder is searched by another process.
+    #[error(
+        "{} is in use: another process searches a copy of this run; wait until it ends, or start anew with --fresh", folder.display()
+    )]
+    CopyInUse {
+        /// The run's folder for candidates.
+        folder: PathBuf,
+    },
     /// The folder for candidates cannot be made or locked: `candidates.dir` chooses another one.
     #[error("candidate folder {path}: {source}")]
     CandidateFolder {
@@ -95,6 +103,15 @@ pub enum SearchError {
         path: PathBuf,
         /// The system's reason.
         source: std::io::Error,
+    },
+    /// The run's folder is not where it was.
+    #[error(
+        "{} was moved, removed or replaced while the search ran: put it back, and the same command continues the run as far as it \
+         is recorded", folder.display()
+    )]
+    Moved {
+        /// Where it was.
+        folder: PathBuf,
     },
     /// Somebody asked for the end (Ctrl-C, SIGTERM). What had ended is recorded.
     #[error("stopped by a signal; the same command continues the run")]
@@ -144,8 +161,10 @@ impl SearchError {
             Self::Ledger(error) => error.exit_code(),
             Self::Settings(_) | Self::Changed { .. } | Self::BaselinesInfeasible { .. } => ExitCode::BadConfiguration,
             Self::BadData(_) => ExitCode::BadData,
-            Self::CandidateFolder { .. } | Self::Write { .. } => ExitCode::NotWritable,
-            Self::InUse { .. } | Self::Stopped | Self::TooManyFailures { .. } => ExitCode::Stopped,
+            Self::CandidateFolder { .. } | Self::Moved { .. } | Self::Write { .. } => ExitCode::NotWritable,
+            Self::InUse { .. } | Self::CopyInUse { .. } | Self::Stopped | Self::TooManyFailures { .. } => {
+                ExitCode::Stopped
+            }
             Self::Replay { .. } | Self::Worker(_) => ExitCode::Internal,
         }
     }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::candidate::{Candidate, EvaluationContext};
 use super::progress::Progress;
 use super::slots::Slots;
+use super::stop::STOPPING;
 use super::{SearchError, Stop};
 use crate::evaluate::{Attempt, AttemptObserver, EvaluateError, Evaluation, Evaluator, Fault, FaultClass, TaskScores};
 use crate::ledger::{Ledger, LedgerError, event};
@@ -199,8 +200,14 @@ impl Pipeline {
             if self.idle() {
                 break;
             }
-            if let Some(finished) = self.next().await? {
-                take(finished)?;
+            let already_stopping = stop.wanted();
+            tokio::select! {
+                finished = self.next() => {
+                    if let Some(finished) = finished? {
+                        take(finished)?;
+                    }
+                }
+                () = stop.requested(), if !already_stopping => self.equipment.progress.line(STOPPING),
             }
         }
         if stop.wanted() { Err(SearchError::Stopped) } else { Ok(()) }

@@ -85,7 +85,8 @@ pub async fn run(
     folder.refuse_without_ledger()?;
     let ledger = Arc::new(Ledger::open(&folder.ledger())?);
     let (frozen, fresh) = freeze(&ledger, &prepared)?;
-    if fresh {
+    // A first start may have been killed before it wrote the file.
+    if fresh || !folder.run_file().exists() {
         export::write_run_file(&folder, &prepared.config, &prepared.models)?;
     }
     let mut search = Search::new(prepared, folder, ledger, frozen, progress, stop)?;

@@ -5,6 +5,7 @@ use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::SearchError;
+use crate::ledger::Ledger;
 
 const LOCK: &str = "run.lock";
 /// What the frozen copy of a run file says of itself.
@@ -14,7 +15,7 @@ pub(super) const FROZEN: &str = "# Frozen by evomerge when the run started.";
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl Drop for RunFolder {
@@ -53,13 +54,17 @@ impl RunFolder {
             }
             Err(std::fs::TryLockError::Error(source)) => return Err(fault(&lock_path, source)),
         }
+        // Another process may have moved the folder aside between the opening and the lock.
+        if !is_file_at(&lock, &lock_path) {
+            return Err(SearchError::InUse { name: name.to_string(), owner: String::new() });
+        }
         let write_owner = |lock: &mut File| {
             lock.set_len(0)?;
             lock.rewind()?;
             writeln!(lock, "{}", std::process::id())
         };
         write_owner(&mut lock).map_err(|source| fault(&lock_path, source))?;
-        Ok(Self { path, _lock: lock })
+        Ok(Self { path, lock })
     }
 
     /// Whether a living process holds the lock of the run in `path`. Looks without taking the lock, which a search that
@@ -71,6 +76,15 @@ impl RunFolder {
         let device = metadata.dev();
         let place = format!("{:02x}:{:02x}:{}", rustix::fs::major(device), rustix::fs::minor(device), metadata.ino());
         locks.lines().any(|line| line.contains("FLOCK") && line.split_whitespace().any(|word| word == place))
+    }
+
+    /// Refuses to go on where the folder was moved or replaced meanwhile: results would go to another run's folder, or
+    /// to one without a ledger.
+    pub fn check_place(&self) -> Result<(), SearchError> {
+        if is_file_at(&self.lock, &self.path.join(LOCK)) {
+            return Ok(());
+        }
+        Err(SearchError::Moved { folder: self.path.clone() })
     }
 
     /// Where the run's results are.
@@ -102,15 +116,15 @@ impl RunFolder {
     /// (The frozen run file is written after the ledger's first facts.)
     pub fn refuse_without_ledger(&self) -> Result<(), SearchError> {
         let ledger = self.ledger();
-        let is_there = std::fs::metadata(&ledger).is_ok_and(|metadata| metadata.len() > 0);
+        let is_there = !Ledger::is_blank(&ledger);
         // A run file without the note is the user's own.
         let is_frozen = std::fs::read_to_string(self.run_file()).is_ok_and(|text| text.contains(FROZEN));
         if is_there || !is_frozen {
             return Ok(());
         }
         Err(SearchError::BadData(format!(
-            "{} has the results of a run, but its ledger {} is {}: put it back to continue, or start anew with --fresh, which moves the \
-             old folder aside",
+            "{} has the results of a run, but its ledger {} is {}: put it back to continue, with the ledger.sqlite-wal that was beside it, or \
+             start anew with --fresh, which moves the old folder aside",
             self.path.display(),
             ledger.display(),
             if ledger.exists() { "empty" } else { "gone" }
@@ -126,6 +140,13 @@ impl RunFolder {
     pub fn verdict_in(folder: &Path) -> PathBuf {
         folder.join("verdict.json")
     }
+}
+
+fn is_file_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let place = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    let open = file.metadata().map(place);
+    open.is_ok_and(|open| std::fs::metadata(path).map(place).is_ok_and(|there| there == open))
 }
 
 /// Moves an existing run to the first free `NAME.1`, `NAME.2`, ...; refuses while another process uses it.
@@ -164,6 +185,18 @@ mod tests {
         let results = tempfile::tempdir().unwrap();
         drop(RunFolder::lock(results.path(), "run").unwrap());
         assert!(!results.path().join("run").exists());
+    }
+
+    #[test]
+    fn a_folder_that_was_moved_away_is_noticed() {
+        let results = tempfile::tempdir().unwrap();
+        let folder = RunFolder::lock(results.path(), "run").unwrap();
+        folder.check_place().unwrap();
+        std::fs::rename(folder.path(), results.path().join("aside")).unwrap();
+        assert_eq!(folder.check_place().unwrap_err().exit_code(), crate::exit::ExitCode::NotWritable);
+        std::fs::create_dir(folder.path()).unwrap();
+        std::fs::write(folder.path().join(LOCK), "").unwrap();
+        assert!(folder.check_place().is_err());
     }
 
     #[test]

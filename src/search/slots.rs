@@ -38,7 +38,13 @@ impl Slots {
         use std::os::unix::fs::PermissionsExt as _;
         std::fs::set_permissions(fresh.path(), std::fs::Permissions::from_mode(0o755))
             .map_err(|source| fault(fresh.path(), source))?;
-        std::fs::rename(fresh.path(), &folder).map_err(|source| fault(&folder, source))?;
+        std::fs::rename(fresh.path(), &folder).map_err(|source| match source.kind() {
+            // The sweep took what had no owner.
+            std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::AlreadyExists => {
+                SearchError::CopyInUse { folder: folder.clone() }
+            }
+            _ => fault(&folder, source),
+        })?;
         // Renamed away: nothing is left for the temporary folder's own clean-up.
         let _ = fresh.keep();
         Ok(Self { spares: SpareCheckpoints::in_folder(&folder), folder, _lock: lock })
@@ -101,7 +107,23 @@ pub fn choose_parent(run_folder: &Path, bytes: u64, slots: u64) -> PathBuf {
     let ram_disk = Path::new(RAM_DISK);
     let fits = free_bytes(ram_disk).is_some_and(|free| free > needed)
         && available_memory().is_some_and(|memory| memory / 2 > needed);
-    if fits { ram_disk.to_path_buf() } else { run_folder.join("candidates") }
+    if fits { ram_disk.to_path_buf() } else { in_run_folder(run_folder) }
+}
+
+/// Absolute: an evaluator has a working directory of its own.
+fn in_run_folder(run_folder: &Path) -> PathBuf {
+    let folder = run_folder.join("candidates");
+    std::path::absolute(&folder).unwrap_or(folder)
+}
+
+/// Removes what killed starts of the run left where a new one may choose another place: their candidates would make the
+/// RAM disk look too small. `earlier` is where the last start had them.
+pub fn sweep_earlier(run_folder: &Path, earlier: Option<&Path>) {
+    sweep(Path::new(RAM_DISK));
+    sweep(&in_run_folder(run_folder));
+    if let Some(earlier) = earlier {
+        sweep(earlier);
+    }
 }
 
 /// Bytes free for us on the file system of `path`.
@@ -161,9 +183,21 @@ mod tests {
         assert!(!slots.candidate("half.partial").exists());
     }
 
+    /// Two copies of one results folder have one run id.
+    #[test]
+    fn a_folder_that_another_process_owns_is_told_apart_from_a_fault() {
+        let parent = tempfile::tempdir().unwrap();
+        let slots = Slots::claim(parent.path(), "0123456789ab").unwrap();
+        let error = Slots::claim(parent.path(), "0123456789ab").unwrap_err();
+        assert_eq!(error.exit_code(), crate::exit::ExitCode::Stopped, "{error}");
+        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 1);
+        drop(slots);
+    }
+
     #[test]
     fn what_does_not_fit_goes_to_the_run_folder() {
         let run = Path::new("results/x");
-        assert_eq!(choose_parent(run, u64::MAX / 8, 2), run.join("candidates"));
+        let parent = choose_parent(run, u64::MAX / 8, 2);
+        assert!(parent.is_absolute() && parent.ends_with("results/x/candidates"), "{}", parent.display());
     }
 }

@@ -4,6 +4,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::SearchError;
 
+/// What is said at the first wish.
+pub(super) const STOPPING: &str = "stopping: what is being evaluated may finish; once more stops at once";
+
 /// The two wishes a caller can have. Cancelling `now` without `soon` works as well.
 #[derive(Clone, Debug, Default)]
 pub struct Stop {

@@ -1,10 +1,10 @@
 //! What a search is made of, and its records as plain data.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::ledger::ToldRecord;
+use crate::ledger::{Ledger, RepeatRecord, ToldRecord, fact};
 use crate::merge::Merger;
 use crate::search::SearchError;
 use crate::search::fidelity::Parts;
@@ -13,7 +13,7 @@ use crate::search::pipeline::MaterializeStage;
 use crate::search::prepare::{Prepared, candidate_parent};
 use crate::search::progress::Progress;
 use crate::search::run_folder::RunFolder;
-use crate::search::slots::Slots;
+use crate::search::slots::{Slots, sweep_earlier};
 use crate::strategy::{Landscape, Outcome, Setup, Status, baseline_contents};
 
 pub(super) fn parts(prepared: &Prepared, frozen: &Frozen, progress: &dyn Progress) -> Option<Parts> {
@@ -47,12 +47,17 @@ pub(super) fn setup(prepared: &Prepared, frozen: &Frozen) -> Setup {
 pub(super) fn materialize_stage(
     prepared: &Prepared,
     folder: &RunFolder,
+    ledger: &Ledger,
     frozen: &Frozen,
     progress: &Arc<dyn Progress>,
 ) -> Result<Option<MaterializeStage>, SearchError> {
     let Some(merger) = prepared.models.merger.clone() else { return Ok(None) };
     let capacity = prepared.slots();
+    let earlier = ledger.fact(fact::CANDIDATE_FOLDER)?.map(PathBuf::from);
+    sweep_earlier(folder.path(), earlier.as_deref());
     let parent = candidate_parent(prepared, folder.path(), capacity as u64);
+    // Before there is anything in it.
+    ledger.set_fact(fact::CANDIDATE_FOLDER, &parent.to_string_lossy())?;
     let slots = Arc::new(Slots::claim(&parent, &frozen.run_id)?);
     let save_statistics = keep_statistics(&merger, &folder.statistics(), progress)?;
     Ok(Some(MaterializeStage { merger, slots, capacity, save_statistics }))
@@ -90,6 +95,13 @@ fn keep_statistics(
 pub(super) fn status_of(name: &str, index: u64) -> Result<Status, SearchError> {
     Status::of_name(name)
         .ok_or_else(|| SearchError::BadData(format!("ledger: evaluation {index} has an unknown status `{name}`")))
+}
+
+/// What a baseline that had been given up got later.
+pub(super) fn late_outcome(repeat: &RepeatRecord) -> Result<Outcome, SearchError> {
+    let status = status_of(&repeat.status, repeat.index)?;
+    let RepeatRecord { index, objective, tasks, .. } = repeat;
+    Ok(Outcome { index: *index, status, objective: *objective, tasks: tasks.clone(), fidelity: 1.0 })
 }
 
 /// The outcome of an evaluation on the share `fidelity` of the samples.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Search;
-use super::assembly::status_of;
+use super::assembly::late_outcome;
 use crate::ledger::{AskedRecord, event, fact};
 use crate::recipe::Recipe;
 use crate::score::Verdict;
@@ -13,7 +13,7 @@ use crate::search::repeats::FinalRescoring;
 use crate::search::run::{Row, RunReport};
 use crate::search::run_folder::RunFolder;
 use crate::search::{SearchError, alarms, export, holdout};
-use crate::strategy::{Outcome, Status};
+use crate::strategy::Status;
 
 impl Search {
     /// Ends a run in good order, whatever ended it: nothing stays running, the tables are written.
@@ -23,7 +23,9 @@ impl Search {
     ) -> Result<RunReport, SearchError> {
         self.pipeline.stop_merging();
         self.stop_evaluations().await;
-        let timed = self.ledger.set_fact(fact::ACTIVE_SECONDS, &format!("{:.3}", self.active().as_secs_f64()));
+        // Nothing is written to where another run may be by now.
+        self.folder.check_place()?;
+        let timed = self.ledger.set_fact(fact::ACTIVE_SECONDS, &self.active_text());
         let written = export::write_table(self.folder.path(), &self.ledger, &self.prepared.config);
         let ledger = self.ledger.clone();
         let concluded = match outcome {
@@ -83,7 +85,13 @@ impl Search {
             None => None,
         };
         let baseline = choice.baseline.as_ref();
-        let alarms = alarms::after(&self.prepared, &self.ledger, &self.objectives(), best.as_ref(), baseline)?;
+        let ended = alarms::Ended {
+            objectives: &self.objectives(),
+            unreached_baselines: self.unreached_baselines()?,
+            best: best.as_ref(),
+            baseline,
+        };
+        let alarms = alarms::after(&self.prepared, &self.ledger, &ended)?;
         if let Some(verdict) = &verdict {
             let document = serde_json::json!({ "alarms": alarms });
             let text = verdict_document(verdict, document).map_err(|error| SearchError::Worker(error.to_string()))?;
@@ -115,13 +123,7 @@ impl Search {
         }
         let last = FinalRescoring { rescoring: self.rescoring(), stage: self.stage.clone(), asked, stop: &self.stop };
         for repeat in last.score_given_up(&given_up).await? {
-            let scored = Outcome {
-                index: repeat.index,
-                status: status_of(&repeat.status, repeat.index)?,
-                objective: repeat.objective,
-                tasks: repeat.tasks,
-                fidelity: 1.0,
-            };
+            let scored = late_outcome(&repeat)?;
             let row = self.row(&scored);
             if self.note(row)
                 && let Some(asked) = asked.iter().find(|asked| asked.index == scored.index)
@@ -187,7 +189,7 @@ impl Search {
             run_id: &self.frozen.run_id,
             asked,
             evaluations: self.rows.len() as u64,
-            unscored_baselines: self.given_up_baselines().map(|row| row.origin.clone()).collect(),
+            unscored_baselines: self.unknown_baselines()?,
             again: &choice.again,
             progress: &self.progress,
             stop: &self.stop,

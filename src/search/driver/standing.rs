@@ -1,13 +1,16 @@
 //! Where a run stands: its best, its failures, and what is shown of it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Search;
+use crate::search::candidate::{baseline_recipe, candidate_id};
+use crate::search::models::Models;
 use crate::search::pipeline::Finished;
 use crate::search::progress::Snapshot;
 use crate::search::run::Row;
 use crate::search::{Pace, SearchError};
-use crate::strategy::Status;
+use crate::strategy::{Content, Status, baseline_contents, origin};
 
 /// Evaluations that may be given up before their share counts.
 const FAILURES_ALLOWED: u64 = 5;
@@ -64,6 +67,40 @@ impl Search {
     /// Of these, who was given up.
     pub(super) fn given_up_baselines(&self) -> impl Iterator<Item = &Row> {
         self.first_baselines().filter(|row| row.status == Status::Failed)
+    }
+
+    /// Base, sources and uniform soup that the winner is not compared with: given up, or the run ended before they were
+    /// scored. By origin.
+    pub(super) fn unknown_baselines(&self) -> Result<Vec<String>, SearchError> {
+        let given_up = self.given_up_baselines().map(|row| row.origin.clone());
+        Ok(given_up.chain(self.unreached_baselines()?).collect())
+    }
+
+    /// Of these, who was not asked for, or whose answer did not come before the run ended. By origin.
+    pub(super) fn unreached_baselines(&self) -> Result<Vec<String>, SearchError> {
+        let Models { facts, content_ids, .. } = &self.prepared.models;
+        let ended: BTreeSet<&str> = self.first_baselines().map(|row| row.candidate_id.as_str()).collect();
+        let mut unreached = Vec::new();
+        for content in baseline_contents(facts.base.is_some(), facts.sources.len()) {
+            let Some(recipe) = baseline_recipe(&content, facts) else { continue };
+            let id = candidate_id(&recipe.sha256(content_ids)?);
+            if !ended.contains(id.as_str()) {
+                unreached.push(self.baseline_name(&content));
+            }
+        }
+        Ok(unreached)
+    }
+
+    /// As records name it.
+    pub(super) fn baseline_name(&self, content: &Content) -> String {
+        match content {
+            Content::Base => origin::BASE.to_owned(),
+            Content::Soup(members) if members.len() == 1 => {
+                let name = self.prepared.models.facts.sources.get(members[0]).map_or("", |(name, _)| name.as_str());
+                format!("{}:{name}", origin::SOURCE)
+            }
+            _ => origin::UNIFORM_SOUP.to_owned(),
+        }
     }
 
     /// Models that exist and cannot be scored: the fault is hardly theirs.
