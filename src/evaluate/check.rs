@@ -97,7 +97,11 @@ fn check_task(scores: WireTaskScores, task: &TaskRequest, expected: &Expected) -
     }
     let mean_of = capability.filter(|capability| capability.is_mean).map(|capability| (value, capability));
     let per_sample = match scores.per_sample {
-        Some(per_sample) => Some(check_per_sample(per_sample, task, n, mean_of)?),
+        Some(per_sample) => {
+            let known_ids =
+                known.filter(|known| known.supports_sample_ids).and_then(|known| known.sample_ids.as_deref());
+            Some(check_per_sample(per_sample, task, n, known_ids, mean_of)?)
+        }
         None if expected.completeness == Completeness::Endpoint
             && known.is_some_and(|known| known.supports_per_sample) =>
         {
@@ -151,11 +155,13 @@ fn check_n(n: Option<u64>, task: &TaskRequest, n_samples: u64, completeness: Com
     }
 }
 
-/// Per-sample scores in the order of the ids asked for, or in ascending order of ids where none were named.
+/// Per-sample scores in the order of the ids asked for; where none were named, in that of the ids that the task is known
+/// to have, or else in ascending order.
 fn check_per_sample(
     answer: WirePerSample,
     task: &TaskRequest,
     n: u64,
+    known_ids: Option<&[SampleId]>,
     mean_of: Option<(f64, &MetricCapability)>,
 ) -> Result<PerSample, Fault> {
     let name = &task.name;
@@ -176,9 +182,10 @@ fn check_per_sample(
             return Err(violation(format!("task {name}: sample {id} is answered twice")));
         }
     }
-    let ids = match &task.samples {
-        Samples::Ids(ids) => ids.clone(),
-        Samples::All | Samples::Limit(_) => {
+    let ids = match (&task.samples, known_ids) {
+        (Samples::Ids(ids), _) => ids.clone(),
+        (Samples::All, Some(ids)) => ids.to_vec(),
+        (Samples::All | Samples::Limit(_), _) => {
             let mut ids = answer.ids.clone();
             ids.sort_unstable();
             ids

@@ -80,6 +80,26 @@ fn a_program_may_say_less_but_nothing_wrong() {
     assert!(checked(other, Samples::All, 0, Completeness::Program).is_err());
 }
 
+/// A wrong id would never meet that of another candidate: the two could not be compared on it.
+#[test]
+fn samples_that_the_task_does_not_have_are_refused() {
+    let mut capabilities = capabilities(3, true);
+    capabilities.tasks.get_mut("t").unwrap().sample_ids = Some((0..3).map(SampleId::Number).collect());
+    let checked = |ids: [i64; 3]| {
+        let samples = json!({"ids": ids, "scores": {"m": [0.0, 0.5, 1.0]}});
+        let answer = answer(json!({"n": 3, "metrics": {"m": {"value": 0.5}}, "per_sample": samples}));
+        let (request, fingerprint) = (request(Samples::All), Some("fp"));
+        let completeness = Completeness::Endpoint;
+        let expected = Expected { request: &request, capabilities: &capabilities, fingerprint, completeness };
+        check(serde_json::from_value(answer).unwrap(), &expected)
+    };
+    let evaluation = checked([2, 0, 1]).unwrap();
+    let samples = evaluation.tasks["t"].per_sample.as_ref().unwrap();
+    assert_eq!(samples.scores["m"], [0.5, 1.0, 0.0]);
+    let fault = checked([1, 2, 99]).unwrap_err();
+    assert!(fault.detail.contains("sample 0 has no score"), "{fault}");
+}
+
 #[test]
 fn metrics_that_nobody_asked_for_are_not_recorded() {
     let task = json!({"n": 10, "metrics": {"m": {"value": 0.5}, "more": {"value": 7}}});

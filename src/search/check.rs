@@ -295,6 +295,9 @@ fn describe_holdout(prepared: &Prepared, smallest_gain: Option<f64>) -> String {
     };
     let samples = if plan.samples > 0 { format!("{} samples each", plan.samples) } else { "all samples".to_owned() };
     let mut text = format!("{} finalists and the best baseline, {samples}", plan.finalists);
+    if plan.evaluator.kind() == "command" {
+        text.push_str("; answers without `per_sample` or `stderr` give no interval, and so never an improvement");
+    }
     if let Some(gain) = smallest_gain {
         text.push_str(&format!("; shows gains from about {gain:.3} (80 % power, paired, for scores of 0 or 1)"));
     }
