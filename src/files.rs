@@ -1,4 +1,4 @@
-//! Files that a reader never sees half written.
+//! Files that a reader never sees half written, and paths as documents name them.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -15,6 +15,16 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.as_file().sync_data()?;
     file.persist(path).map_err(|error| error.error)?;
     std::fs::File::open(folder)?.sync_all()
+}
+
+/// A path in a JSON document, which holds text: bytes that are no UTF-8 become replacement characters, as in messages.
+pub fn path_text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// [`path_text`] for fields of documents; serde's own way fails where a path is not UTF-8.
+pub fn serialize_path<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path_text(path))
 }
 
 #[cfg(test)]

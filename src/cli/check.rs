@@ -23,7 +23,7 @@ pub(super) fn run(arguments: &Check, output: Output) -> Result<ExitCode, CliErro
         Ok(stop.unless_wanted(move || check(&prepared, &results)).await??)
     });
     let findings = findings.map_err(CliError::without_run)?;
-    output.result(&describe(&findings), &serde_json::to_value(&findings).unwrap_or_default())?;
+    output.result(&describe(&findings), &findings)?;
     Ok(ExitCode::Done)
 }
 

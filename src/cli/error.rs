@@ -43,6 +43,9 @@ pub(super) enum CliError {
     Usage(String),
     #[error("{path}: {source}")]
     Write { path: PathBuf, source: std::io::Error },
+    /// A field that JSON cannot hold: a bug.
+    #[error("cannot put the result in a JSON document: {0}")]
+    Document(serde_json::Error),
     #[error("cannot start the asynchronous runtime: {0}")]
     Runtime(std::io::Error),
 }
@@ -82,7 +85,7 @@ impl CliError {
             Self::Interrupted => ExitCode::Stopped,
             Self::Usage(_) => ExitCode::Usage,
             Self::Write { .. } => ExitCode::NotWritable,
-            Self::Runtime(_) => ExitCode::Internal,
+            Self::Runtime(_) | Self::Document(_) => ExitCode::Internal,
         }
     }
 }

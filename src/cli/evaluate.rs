@@ -13,7 +13,7 @@ use crate::checkpoint::{Checkpoint, ContentIds};
 use crate::config::RunConfig;
 use crate::evaluate::{Attempt, AttemptObserver, CandidateRequest, Evaluation, EvaluationRequest};
 use crate::exit::ExitCode;
-use crate::files::write_atomically;
+use crate::files::{path_text, write_atomically};
 use crate::score::Objective;
 use crate::search::{Progress, connect_evaluator, evaluation_id};
 
@@ -150,7 +150,7 @@ fn to_json(objective: &Objective, evaluation: &Evaluation, model: &Path) -> serd
         })
         .collect();
     serde_json::json!({
-        "model": model,
+        "model": path_text(model),
         "objective": objective.value(&evaluation.tasks),
         "stderr": objective.stderr(&evaluation.tasks),
         "tasks": tasks,

@@ -6,6 +6,7 @@ use super::model_card;
 use super::models::{OpenModels, materialize};
 use super::output::Output;
 use crate::exit::ExitCode;
+use crate::files::path_text;
 use crate::ledger::{Ledger, fact};
 use crate::merge::{MergeOptions, MergerOptions, WriteMode};
 use crate::recipe::RecipeFile;
@@ -28,7 +29,7 @@ pub(super) fn run(arguments: &Export, output: Output) -> Result<ExitCode, CliErr
     let options = MergeOptions { mode: WriteMode::durable(arguments.force), files: &extra, ..MergeOptions::default() };
     materialize(&merger, &recipe, &arguments.out, options, output)?;
     let json = serde_json::json!({
-        "out": arguments.out, "candidate_id": asked.candidate_id, "index": asked.index, "origin": asked.origin,
+        "out": path_text(&arguments.out), "candidate_id": asked.candidate_id, "index": asked.index, "origin": asked.origin,
         "objective": told.and_then(|record| record.objective),
     });
     output.result(&format!("{}\n", arguments.out.display()), &json)?;

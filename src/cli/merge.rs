@@ -1,6 +1,6 @@
 //! `evomerge merge`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::arguments::{MaskChoice, Merge};
 use super::duration::human_bytes;
@@ -10,6 +10,7 @@ use super::models::{OpenModels, materialize};
 use super::output::{Output, say};
 use crate::checkpoint::CheckpointError;
 use crate::exit::ExitCode;
+use crate::files::path_text;
 use crate::merge::{MergeOptions, MergeReport, MergerOptions, WriteMode};
 use crate::recipe::{MaskKind, Recipe, RecipeFile};
 
@@ -111,7 +112,7 @@ fn describe(report: &MergeReport, out: &Path, output: Output) -> String {
 
 fn to_json(report: &MergeReport, out: &Path) -> serde_json::Value {
     serde_json::json!({
-        "out": PathBuf::from(out),
+        "out": path_text(out),
         "tensors": report.tensors,
         "bytes_read": report.bytes_read,
         "bytes_written": report.bytes_written,

@@ -21,11 +21,11 @@ impl Output {
     /// The result: text for people, or one JSON document.
     ///
     /// # Errors
-    /// It cannot be written. A reader that went away (a closed pipe) has seen what it wanted, and is no error.
-    pub(super) fn result(self, text: &str, json: &serde_json::Value) -> Result<(), CliError> {
+    /// It cannot be put in JSON (a bug), or written. A reader that went away (a closed pipe) has seen what it wanted, and is no error.
+    pub(super) fn result(self, text: &str, document: &impl serde::Serialize) -> Result<(), CliError> {
         let mut stdout = std::io::stdout().lock();
         let written = if self.json {
-            let document = serde_json::to_string_pretty(json).unwrap_or_else(|_| json.to_string());
+            let document = serde_json::to_string_pretty(document).map_err(CliError::Document)?;
             writeln!(stdout, "{document}")
         } else {
             write!(stdout, "{text}")

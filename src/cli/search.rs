@@ -84,8 +84,7 @@ pub(super) fn execute(
         let ran = run_search(prepared, folder, options, progress, stop).await;
         ran.map_err(|error| CliError::of_run(error, &arguments.run_file))
     })?;
-    let json = serde_json::to_value(&report).unwrap_or_default();
-    output.result(&describe(&report), &json)?;
+    output.result(&describe(&report), &report)?;
     let improved = report.verdict.as_ref().is_some_and(|verdict| verdict.verdict == Decision::Improvement);
     Ok(if arguments.require_improvement && !improved { ExitCode::NoEvidence } else { ExitCode::Done })
 }

@@ -1,5 +1,7 @@
 //! What of a run file must stay as it is between two starts of a run, and in what two of them differ.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -7,6 +9,7 @@ use super::{
     SpaceConfig,
 };
 use crate::document::join;
+use crate::files::path_text;
 
 impl RunConfig {
     /// Everything that may not change while a run goes on, as JSON: models, space, strategy with its settings, seed,
@@ -32,7 +35,7 @@ impl RunConfig {
             "repeats": (self.repeats != RepeatsConfig::default()).then_some(&self.repeats),
             "evaluator": identify_evaluator(&self.evaluator.kind),
             "tasks": self.tasks.iter().map(|task| (task.name.clone(), json!({
-                "data": task.data,
+                "data": task.data.as_deref().map(path_text),
                 "metric": task.metric,
                 "weight": task.weight,
                 "goal": task.goal.map(Goal::name),
@@ -41,7 +44,10 @@ impl RunConfig {
             }))).collect::<Map<_, _>>(),
             "holdout": self.holdout.as_ref().map(|holdout| {
                 let mut value = match &holdout.source {
-                    HoldoutSource::Data(data) => json!({ "data": data }),
+                    HoldoutSource::Data(data) => {
+                        let data = data.iter().map(|(task, path)| (task, path_text(path)));
+                        json!({ "data": data.collect::<BTreeMap<_, _>>() })
+                    }
                     HoldoutSource::Tasks(tasks) => json!({ "tasks": tasks }),
                     // The addresses may change, that there are some may not.
                     HoldoutSource::Endpoints(_) => json!({ "endpoints": true }),

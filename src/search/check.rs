@@ -56,6 +56,7 @@ pub struct Findings {
     /// Bytes of the largest candidate.
     pub candidate_bytes: u64,
     /// Where candidates would lie while they are evaluated.
+    #[serde(serialize_with = "crate::files::serialize_path")]
     pub candidate_folder: PathBuf,
     /// Candidates there at once.
     pub slots: usize,

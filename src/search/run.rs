@@ -45,6 +45,7 @@ pub struct RunReport {
     /// Of the run.
     pub name: String,
     /// Where its results are.
+    #[serde(serialize_with = "crate::files::serialize_path")]
     pub folder: PathBuf,
     /// Whether candidates were models on disk; landscapes have none.
     pub has_models: bool,

@@ -1,0 +1,83 @@
+//! What the command line takes, and the documents that it gives.
+
+#[path = "support/runs.rs"]
+#[allow(dead_code, reason = "shared with the tests of whole searches")]
+mod runs;
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use runs::{SPACE, Scratch, TASKS, command, stderr};
+use serde_json::Value;
+
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+/// The JSON document on standard output.
+fn document(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", stderr(output)))
+}
+
+/// `evomerge ARGUMENTS --json`, which must succeed.
+fn succeeds(scratch: &Scratch, arguments: &[&OsStr]) -> Value {
+    let output = command(scratch.folder.path(), &[]).args(arguments).arg("--json").output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+    document(&output)
+}
+
+#[test]
+fn documents_name_paths_that_are_no_unicode() {
+    let scratch = Scratch::new();
+    let name = OsString::from(OsStr::from_bytes(b"not-\xff-unicode"));
+    let shown = "not-\u{fffd}-unicode";
+    let word = |text: &'static str| OsStr::new(text);
+    for model in ["a", "b"] {
+        copy_folder(&repository("tests/golden/models").join(model), &scratch.path(model));
+    }
+    std::fs::write(scratch.path("r.yml"), "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\n").unwrap();
+    let merged = succeeds(&scratch, &[word("merge"), word("r.yml"), word("--out"), &name]);
+    assert_eq!(merged["out"], shown);
+
+    scratch.run_file("run", 12, "name = \"sphere\"\nsamples = 50", &format!("{SPACE}{TASKS}"));
+    for (subcommand, folder) in [("search", "run"), ("soup", "run-soup")] {
+        let report = succeeds(&scratch, &[word(subcommand), word("run.toml"), word("--results"), &name]);
+        assert_eq!(report["folder"], format!("{shown}/{folder}"), "{report}");
+    }
+    let findings = succeeds(&scratch, &[word("check"), word("run.toml"), word("--results"), &name]);
+    assert_eq!(findings["name"], "run");
+}
+
+/// A run whose only candidate is the uniform soup of `a` and `b`.
+const SOUP: &str = "name = \"run\"\n[models]\nsources = [\"a\", \"b\"]\n[strategy]\nkind = \"uniform-soup\"\n[budget]\nevaluations = 3\n\
+    [evaluator]\nkind = \"command\"\nargv = [\"sh\", \"-c\", 'echo \"{\\\"tasks\\\": {\\\"t\\\": {\\\"metrics\\\": {\\\"m\\\": {\\\"value\\\": 0.5}}}}}\" > {result_file}']\n\
+    [[tasks]]\nname = \"t\"\n";
+
+#[test]
+fn an_export_and_a_score_may_lie_in_folders_that_are_no_unicode() {
+    let scratch = Scratch::new();
+    let name = OsString::from(OsStr::from_bytes(b"not-\xff-unicode"));
+    let word = |text: &'static str| OsStr::new(text);
+    for model in ["a", "b"] {
+        copy_folder(&repository("tests/golden/models").join(model), &scratch.path(model));
+    }
+    std::fs::write(scratch.path("run.toml"), SOUP).unwrap();
+    scratch.search(Path::new("run.toml"), &[]);
+    let exported = succeeds(&scratch, &[word("export"), word("results/run"), word("--out"), &name]);
+    assert_eq!(exported["out"], "not-\u{fffd}-unicode");
+    // A program gets its paths as text: an error that says so, and no panic.
+    let evaluate = [word("evaluate"), word("run.toml"), word("--model"), &name, word("--json")];
+    let output = command(scratch.folder.path(), &[]).args(evaluate).output().unwrap();
+    assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+    assert!(stderr(&output).contains("not UTF-8"), "{}", stderr(&output));
+}
