@@ -81,3 +81,19 @@ fn an_export_and_a_score_may_lie_in_folders_that_are_no_unicode() {
     assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
     assert!(stderr(&output).contains("not UTF-8"), "{}", stderr(&output));
 }
+
+#[test]
+fn a_usage_error_has_its_document() {
+    let scratch = Scratch::new();
+    for arguments in [&["search", "--json"][..], &["--json", "serch", "run.toml"], &["merge", "--json", "--threads", "x"]] {
+        let output = scratch.evomerge(arguments);
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        let error = document(&output);
+        assert_eq!(error["exit_code"], 2);
+        let text = error["error"].as_str().unwrap();
+        assert!(!text.starts_with("error") && stderr(&output).contains(text), "{text}");
+    }
+    assert_eq!(scratch.evomerge(&["search"]).stdout, b"");
+    let help = scratch.evomerge(&["search", "--help", "--json"]);
+    assert!(help.status.success() && serde_json::from_slice::<Value>(&help.stdout).is_err());
+}

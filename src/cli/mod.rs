@@ -26,7 +26,7 @@ use crate::checkpoint::explain_file_signals;
 use crate::exit::ExitCode;
 use arguments::{Arguments, Command};
 use error::CliError;
-use output::{Output, say};
+use output::{Output, error_document, say};
 
 /// Parses the process's arguments, runs the command, reports an error on stderr.
 pub fn main() -> ExitCode {
@@ -35,7 +35,15 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // Help and version are no errors; clap prints each to its proper stream.
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::Usage } else { ExitCode::Done };
+            if !error.use_stderr() {
+                return ExitCode::Done;
+            }
+            // What cannot be parsed still says which form the answer is to have.
+            if std::env::args_os().any(|argument| argument == "--json") {
+                let text = error.render().to_string();
+                error_document(text.strip_prefix("error: ").unwrap_or(&text).trim_end(), ExitCode::Usage);
+            }
+            return ExitCode::Usage;
         }
     };
     let output = Output::new(&arguments.common);

@@ -4,6 +4,7 @@ use std::io::Write as _;
 
 use super::arguments::Common;
 use super::error::CliError;
+use crate::exit::ExitCode;
 
 /// How much is printed, and in which form.
 #[derive(Clone, Copy, Debug)]
@@ -41,11 +42,16 @@ impl Output {
     pub(super) fn error(self, error: &CliError) {
         say(&format!("error: {error}"));
         if self.json {
-            let document = serde_json::json!({ "error": error.to_string(), "exit_code": error.exit_code() as u8 });
-            // The exit code and stderr say the same where this cannot be written.
-            let _ = writeln!(std::io::stdout().lock(), "{document}");
+            error_document(&error.to_string(), error.exit_code());
         }
     }
+}
+
+/// An error in the place of a result, for programs.
+pub(super) fn error_document(error: &str, code: ExitCode) {
+    let document = serde_json::json!({ "error": error, "exit_code": code as u8 });
+    // The exit code and stderr say the same where this cannot be written.
+    let _ = writeln!(std::io::stdout().lock(), "{document}");
 }
 
 /// A line for whoever watches. That nobody does any more (a closed terminal, a full disk) ends no run.
