@@ -97,3 +97,14 @@ fn a_usage_error_has_its_document() {
     let help = scratch.evomerge(&["search", "--help", "--json"]);
     assert!(help.status.success() && serde_json::from_slice::<Value>(&help.stdout).is_err());
 }
+
+#[test]
+fn the_environment_of_the_asynchronous_runtime_is_not_asked() {
+    let scratch = Scratch::new();
+    scratch.run_file("run", 12, "name = \"sphere\"\nsamples = 50", &format!("{SPACE}{TASKS}"));
+    for threads in ["0", "x"] {
+        let check = command(scratch.folder.path(), &["check", "run.toml"]).env("TOKIO_WORKER_THREADS", threads).output();
+        let output = check.unwrap();
+        assert!(output.status.success(), "{threads}: {}", stderr(&output));
+    }
+}

@@ -1,5 +1,6 @@
 //! What commands that evaluate run in.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use super::error::CliError;
@@ -21,7 +22,10 @@ pub(super) fn run_to_end<T>(
     output: Output,
     work: impl AsyncFnOnce(Arc<Screen>, Stop) -> Result<T, CliError>,
 ) -> Result<T, CliError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)?;
+    // Said outright, since tokio would ask TOKIO_WORKER_THREADS and panic where that is no number of threads.
+    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+    let runtime = runtime.map_err(CliError::Runtime)?;
     let screen = Arc::new(Screen::new(output));
     let result = runtime.block_on(async {
         let stop = Stop::default();
