@@ -108,3 +108,18 @@ fn the_environment_of_the_asynchronous_runtime_is_not_asked() {
         assert!(output.status.success(), "{threads}: {}", stderr(&output));
     }
 }
+
+#[test]
+fn a_count_of_zero_is_refused_in_words() {
+    let scratch = Scratch::new();
+    for arguments in [
+        "search run.toml --max-evaluations 0",
+        "merge recipe.toml --out merged --threads 0",
+        "simulate scores.csv --rungs 0",
+        "simulate scores.csv --repetitions 0",
+    ] {
+        let output = scratch.evomerge(&arguments.split(' ').collect::<Vec<_>>());
+        assert_eq!(output.status.code(), Some(2), "{arguments}: {}", stderr(&output));
+        assert!(stderr(&output).contains("must be at least 1"), "{arguments}: {}", stderr(&output));
+    }
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::duration::parse_duration;
+use super::duration::{parse_count, parse_duration};
 use super::mergekit_flags::MergekitFlags;
 use crate::checkpoint::Dtype;
 
@@ -68,7 +68,7 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "DIR", default_value = "results")]
     pub results: PathBuf,
     /// Evaluations of the whole run, instead of the run file's
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_count::<NonZeroU64>)]
     pub max_evaluations: Option<NonZeroU64>,
     /// Active time of the whole run (`90s`, `30m`, `8h`), instead of the run file's
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
@@ -119,7 +119,7 @@ pub(super) struct Merge {
     #[arg(long, value_name = "DIR")]
     pub models_dir: Option<PathBuf>,
     /// Threads; the result does not depend on them [default: all cores]
-    #[arg(long, value_name = "N", alias = "num-threads", short_alias = 'j')]
+    #[arg(long, value_name = "N", alias = "num-threads", short_alias = 'j', value_parser = parse_count::<NonZeroUsize>)]
     pub threads: Option<NonZeroUsize>,
     /// Seed of sampled masks, instead of the recipe's
     #[arg(long, value_name = "N", alias = "random-seed")]
@@ -240,10 +240,10 @@ pub(super) struct Simulate {
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub eta: usize,
     /// Rungs of halving [default: until eta candidates or fewer are left]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_count::<NonZeroUsize>)]
     pub rungs: Option<NonZeroUsize>,
     /// Repetitions, each with samples drawn anew
-    #[arg(long, value_name = "N", default_value = "1000")]
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = parse_count::<NonZeroU32>)]
     pub repetitions: NonZeroU32,
     /// Seed of the draws
     #[arg(long, value_name = "N", default_value_t = 1)]

@@ -1,5 +1,6 @@
-//! Times and sizes as people write them.
+//! Times, sizes and counts as people write them.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 /// `90s`, `30m`, `8h`, `2d`, and sums like `1h30m`.
@@ -45,6 +46,14 @@ pub(super) fn parse_mergekit_size(text: &str) -> Result<u64, String> {
     size.filter(|size| (1..1 << 63).contains(size)).ok_or_else(expected)
 }
 
+/// A whole number of at least 1.
+pub(super) fn parse_count<N: TryFrom<NonZeroU64>>(text: &str) -> Result<N, String> {
+    let number: u128 = text.parse().map_err(|_| "expected a whole number".to_owned())?;
+    let number = u64::try_from(number).map_err(|_| "is too large".to_owned())?;
+    let number = NonZeroU64::new(number).ok_or("must be at least 1")?;
+    N::try_from(number).map_err(|_| "is too large".to_owned())
+}
+
 /// A duration for people: `3 s`, `2 min 05 s`, `1 h 20 min`.
 pub(super) fn human(duration: Duration) -> String {
     let seconds = duration.as_secs();
@@ -68,6 +77,8 @@ pub(super) fn human_bytes(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
 
     #[test]
@@ -85,6 +96,19 @@ mod tests {
         assert_eq!(parse_mergekit_size("77"), Ok(77));
         for bad in ["", "B", "0", "5GB", "99999999999B", "1.5B"] {
             assert!(parse_mergekit_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn counts() {
+        let count = |text: &str| parse_count::<NonZeroU32>(text).map(NonZeroU32::get);
+        assert_eq!(count("4294967295"), Ok(u32::MAX));
+        assert_eq!(count("0").unwrap_err(), "must be at least 1");
+        for large in ["4294967296", "18446744073709551616"] {
+            assert_eq!(count(large).unwrap_err(), "is too large");
+        }
+        for bad in ["", "x", "-1", "1.5"] {
+            assert_eq!(count(bad).unwrap_err(), "expected a whole number");
         }
     }
 
