@@ -123,3 +123,42 @@ fn a_count_of_zero_is_refused_in_words() {
         assert!(stderr(&output).contains("must be at least 1"), "{arguments}: {}", stderr(&output));
     }
 }
+
+#[test]
+fn evaluate_takes_an_id_of_the_local_cache() {
+    let scratch = Scratch::new();
+    let snapshot = scratch.path("hub/models--org--a/snapshots/0123abcd");
+    copy_folder(&repository("tests/golden/models/a"), &snapshot);
+    std::fs::write(scratch.path("run.toml"), SOUP).unwrap();
+    let evaluate = |model: &str| {
+        let mut command = command(scratch.folder.path(), &["evaluate", "run.toml", "--json", "--model", model]);
+        command.env("HF_HUB_CACHE", scratch.path("hub")).output().unwrap()
+    };
+    let output = evaluate("org/a@0123abcd");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(document(&output)["objective"], 0.5);
+    assert_eq!(document(&output)["model"], "org/a@0123abcd");
+    let output = evaluate("org/other");
+    assert_eq!(output.status.code(), Some(65), "{}", stderr(&output));
+    assert!(stderr(&output).contains("`hf download org/other`"), "{}", stderr(&output));
+}
+
+#[test]
+fn evaluate_has_adapters_merged_first() {
+    let scratch = Scratch::new();
+    let models = repository("tests/peft");
+    copy_folder(&models.join("model"), &scratch.path("model"));
+    copy_folder(&models.join("plain"), &scratch.path("adapter"));
+    std::fs::write(scratch.path("run.toml"), SOUP).unwrap();
+    for model in ["model+adapter", "adapter"] {
+        let output = scratch.evomerge(&["evaluate", "run.toml", "--model", model]);
+        assert_eq!(output.status.code(), Some(65), "{}", stderr(&output));
+        assert!(stderr(&output).contains("`merge_method: passthrough` and `models: [{model:"), "{}", stderr(&output));
+    }
+    let recipe = "merge_method: passthrough\nmodels: [{model: \"model+adapter\"}]\n";
+    std::fs::write(scratch.path("recipe.yml"), recipe).unwrap();
+    let output = scratch.evomerge(&["merge", "recipe.yml", "--out", "merged"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let output = scratch.evomerge(&["evaluate", "run.toml", "--model", "merged"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+}

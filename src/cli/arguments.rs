@@ -181,8 +181,8 @@ pub(super) struct Evaluate {
     /// The run file whose evaluator and tasks are used
     #[arg(value_name = "RUN.toml")]
     pub run_file: PathBuf,
-    /// The checkpoint to score
-    #[arg(long, value_name = "DIR")]
+    /// The checkpoint to score: a folder, or a Hugging Face id in the local cache
+    #[arg(long, value_name = "MODEL")]
     pub model: PathBuf,
     /// Write the scores sample by sample to a CSV file (task, sample, metric, score), where the evaluator gives them
     #[arg(long, value_name = "FILE")]

@@ -1,7 +1,7 @@
 //! `evomerge evaluate`: one checkpoint, a run's evaluator and tasks.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::arguments::Evaluate;
@@ -9,11 +9,12 @@ use super::error::CliError;
 use super::output::{Output, say, table};
 use super::progress::Screen;
 use super::runtime::{run_to_end, scratch_folder};
-use crate::checkpoint::{Checkpoint, ContentIds};
+use crate::checkpoint::{Checkpoint, ContentIds, is_adapter_folder, resolve_location};
 use crate::config::RunConfig;
 use crate::evaluate::{Attempt, AttemptObserver, CandidateRequest, Evaluation, EvaluationRequest};
 use crate::exit::ExitCode;
 use crate::files::{path_text, write_atomically};
+use crate::recipe::ModelReference;
 use crate::score::Objective;
 use crate::search::{Progress, connect_evaluator, evaluation_id};
 
@@ -22,8 +23,7 @@ pub(super) fn run(arguments: &Evaluate, output: Output) -> Result<ExitCode, CliE
     if let Some(path) = &arguments.samples {
         check_writable(path)?;
     }
-    let model = std::path::absolute(&arguments.model)
-        .map_err(|error| CliError::Data { path: arguments.model.clone(), reason: error.to_string() })?;
+    let model = find_model(&arguments.model)?;
     let checkpoint = Checkpoint::open(&model)?;
     let (content, settings) = (checkpoint.content_id(&ContentIds::in_user_cache())?, checkpoint.settings_id()?);
     drop(checkpoint);
@@ -64,6 +64,30 @@ pub(super) fn run(arguments: &Evaluate, output: Output) -> Result<ExitCode, CliE
         say(&format!("error: {error}"));
     }
     Ok(code)
+}
+
+/// The folder of a model, which is what evaluators take: a path, or a Hugging Face id in the local cache.
+fn find_model(named: &Path) -> Result<PathBuf, CliError> {
+    let refused = |reason: String| CliError::Data { path: named.to_owned(), reason };
+    let found = match named.to_str() {
+        Some(text) if !named.exists() => match ModelReference::parse(text) {
+            Ok(ModelReference { adapter: Some(_), .. }) => return Err(refused(merge_first(text))),
+            _ => resolve_location(text, Path::new(""))?,
+        },
+        _ => named.to_owned(),
+    };
+    if is_adapter_folder(&found) {
+        return Err(refused(format!("a LoRA adapter, not a whole model; {}", merge_first("BASE+ADAPTER"))));
+    }
+    std::path::absolute(found).map_err(|error| refused(error.to_string()))
+}
+
+/// What to do about a model that is in no folder yet.
+fn merge_first(model: &str) -> String {
+    format!(
+        "an evaluator takes a folder with a whole model: merge the adapter into its base first, by a recipe of two lines, \
+         `merge_method: passthrough` and `models: [{{model: {model:?}}}]`, and `evomerge merge RECIPE.yml --out DIR`; then score DIR"
+    )
 }
 
 /// Looks whether a file can be written before scores are paid for.
