@@ -146,9 +146,9 @@ fn evaluate_takes_an_id_of_the_local_cache() {
 #[test]
 fn evaluate_has_adapters_merged_first() {
     let scratch = Scratch::new();
-    let models = repository("tests/peft");
-    copy_folder(&models.join("model"), &scratch.path("model"));
-    copy_folder(&models.join("plain"), &scratch.path("adapter"));
+    let peft = repository("tests/peft");
+    copy_folder(&peft.join("models/llama"), &scratch.path("model"));
+    copy_folder(&peft.join("adapters/plain"), &scratch.path("adapter"));
     std::fs::write(scratch.path("run.toml"), SOUP).unwrap();
     for model in ["model+adapter", "adapter"] {
         let output = scratch.evomerge(&["evaluate", "run.toml", "--model", model]);

@@ -82,9 +82,9 @@ fn status_bears_an_active_time_that_no_clock_gave() {
 }
 
 /// Scores belong to a model with its configuration and tokenizer, not to weights alone.
+/// Copies of the tiny Llama models, and a run file that has their texts scored natively.
 #[cfg(feature = "native")]
-#[test]
-fn another_configuration_of_a_model_is_a_change() {
+fn tiny_llamas() -> Scratch {
     let scratch = Scratch::new();
     let zoo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("evals/tiny-llama");
     for model in ["base", "expert-add", "expert-rev"] {
@@ -99,6 +99,38 @@ fn another_configuration_of_a_model_is_a_change() {
                 [space.genes]\nweight = { low = 0, high = 1, per = [\"model\"] }\n[budget]\nevaluations = 6\n\
                 [evaluator]\nkind = \"native\"\n[[tasks]]\nname = \"texts\"\ndata = \"texts.jsonl\"\n";
     std::fs::write(scratch.path("run.toml"), text).unwrap();
+    scratch
+}
+
+#[cfg(feature = "native")]
+#[test]
+fn models_that_the_evaluator_cannot_score_are_found_before_the_search() {
+    let scratch = tiny_llamas();
+    let check = || scratch.evomerge(&["check", "run.toml"]);
+    let output = check();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let refused = |words: &[&str]| {
+        let output = check();
+        assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+        assert!(words.iter().all(|word| stderr(&output).contains(word)), "{}", stderr(&output));
+    };
+    let tokenizer = scratch.path("base/tokenizer.json");
+    std::fs::rename(&tokenizer, scratch.path("tokenizer.json")).unwrap();
+    refused(&[&format!("{} has no tokenizer.json", scratch.path("base").display())]);
+    std::fs::rename(scratch.path("tokenizer.json"), &tokenizer).unwrap();
+    for model in ["base", "expert-add", "expert-rev"] {
+        let config = scratch.path(model).join("config.json");
+        let text = std::fs::read_to_string(&config).unwrap();
+        std::fs::write(&config, text.replace("\"llama\"", "\"gpt_neox\"")).unwrap();
+    }
+    let config = scratch.path("base/config.json").display().to_string();
+    refused(&[&config, "model_type `gpt_neox` is not known to the native evaluator"]);
+}
+
+#[cfg(feature = "native")]
+#[test]
+fn another_configuration_of_a_model_is_a_change() {
+    let scratch = tiny_llamas();
     let first = scratch.search(&scratch.path("run.toml"), &["--max-evaluations", "5"]);
     let evaluate = || {
         let arguments = ["evaluate", "run.toml", "--model", "base", "--json"];

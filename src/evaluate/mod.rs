@@ -28,7 +28,7 @@ mod test_function;
 pub mod types;
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -69,6 +69,15 @@ pub trait Evaluator: Send + Sync {
     /// tell: there the run file's `goal` decides, and no contradiction is possible.
     fn knows_direction(&self) -> bool {
         true
+    }
+
+    /// Whether models with the configuration and the tokenizer in `folder` can be scored at all; asked before the first
+    /// candidate is made of them. Evaluators that cannot tell take every model.
+    ///
+    /// # Errors
+    /// What a candidate of that kind would fail with, naming the file.
+    fn check_model(&self, _folder: &Path) -> Result<(), Fault> {
+        Ok(())
     }
 
     /// Scores one candidate, retrying infrastructure faults inside. Cancel-safe; the same request may be sent again.

@@ -1,6 +1,7 @@
 //! The models of a run: opened once, compared, identified.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use super::SearchError;
@@ -81,6 +82,11 @@ impl Models {
         let profiles = OnceLock::new();
         let settings_ids = Arc::new(settings_ids);
         Ok(Self { facts, merger: Some(merger), content_ids, settings_ids, checkpoints, candidate_bytes, profiles })
+    }
+
+    /// Where base and sources lie; empty without checkpoints.
+    pub fn folders(&self) -> Vec<PathBuf> {
+        self.checkpoints.iter().map(|checkpoint| checkpoint.path().to_owned()).collect()
     }
 
     /// Makes room for candidates of that many layers, all of them like the largest one.

@@ -75,6 +75,8 @@ pub async fn prepare(
         let config = config.clone();
         stop.unless_wanted(move || open_models(&config, needs_checkpoint)).await??
     };
+    let (of_evaluator, folders) = (evaluator.clone(), models.folders());
+    stop.unless_wanted(move || check_models(of_evaluator.as_ref(), &folders)).await??;
     let space = match config.search_space()? {
         Some(space) => Some(Arc::new(SearchSpace::new(&with_blocks(space, &models, progress), &models.facts)?)),
         None => None,
@@ -102,6 +104,13 @@ fn open_models(config: &RunConfig, checkpoints: bool) -> Result<Models, SearchEr
         models.profiles();
     }
     Ok(models)
+}
+
+/// Refuses models that the evaluator could score nothing of: every one is a baseline by itself, and gives candidates its
+/// configuration and its tokenizer.
+fn check_models(evaluator: &dyn Evaluator, folders: &[PathBuf]) -> Result<(), SearchError> {
+    let check = |folder: &PathBuf| evaluator.check_model(folder).map_err(|fault| configuration(&fault.code, fault.detail));
+    folders.iter().try_for_each(check)
 }
 
 /// Layers that automatic groups are found for: the time that it takes grows with their cube.

@@ -36,6 +36,7 @@ mod workers;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -142,6 +143,10 @@ impl Evaluator for NativeEvaluator {
     /// One: an evaluation uses all threads.
     fn concurrency(&self) -> NonZeroUsize {
         NonZeroUsize::MIN
+    }
+
+    fn check_model(&self, folder: &Path) -> Result<(), Fault> {
+        self.engine.check_model(folder)
     }
 
     fn evaluate<'a>(

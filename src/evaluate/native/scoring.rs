@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::architecture::Architecture;
 use super::data::{Content, TaskData, TaskKind};
 use super::model::Model;
 use super::stop::Stop;
@@ -64,6 +65,13 @@ impl Engine {
         batch: NonZeroUsize,
     ) -> Result<Self, Fault> {
         Ok(Self { tasks, workers: Workers::new(threads)?, batch, tokenizers: Tokenizers::default() })
+    }
+
+    /// Whether models with this folder's configuration and tokenizer can be scored.
+    pub(super) fn check_model(&self, folder: &Path) -> Result<(), Fault> {
+        let architecture = Architecture::read(folder)?;
+        self.tokenizers.of(folder)?;
+        check_end(folder, &architecture, self.tasks.values())
     }
 
     /// Scores the request's candidate.
@@ -162,17 +170,27 @@ fn load(folder: &Path, asked: &[Asked<'_>]) -> Result<Model, Fault> {
             model.architecture.vocabulary
         )));
     }
-    if model.architecture.eos.is_empty() && asked.iter().any(|asked| asked.task.data.kind == TaskKind::ExactMatch) {
-        return Err(Fault::configuration(
-            "tokenizer_invalid",
-            format!(
-                "{}: neither generation_config.json nor config.json names an eos_token_id, so no answer would ever end; add \
-                 it to the base model (or the first source)",
-                folder.display()
-            ),
-        ));
-    }
+    check_end(folder, &model.architecture, asked.iter().map(|asked| asked.task))?;
     Ok(model)
+}
+
+/// Answers that are generated must be able to end.
+fn check_end<'a>(
+    folder: &Path,
+    architecture: &Architecture,
+    mut tasks: impl Iterator<Item = &'a Task>,
+) -> Result<(), Fault> {
+    if !architecture.eos.is_empty() || !tasks.any(|task| task.data.kind == TaskKind::ExactMatch) {
+        return Ok(());
+    }
+    Err(Fault::configuration(
+        "tokenizer_invalid",
+        format!(
+            "{}: neither generation_config.json nor config.json names an eos_token_id, so no answer would ever end; add it to \
+             the base model (or the first source)",
+            folder.display()
+        ),
+    ))
 }
 
 /// Splits a task into units that do not depend on the number of threads: prompts of equal length together, likelihoods
