@@ -45,7 +45,11 @@ fn documents_name_paths_that_are_no_unicode() {
     for model in ["a", "b"] {
         copy_folder(&repository("tests/golden/models").join(model), &scratch.path(model));
     }
-    std::fs::write(scratch.path("r.yml"), "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\n").unwrap();
+    std::fs::write(
+        scratch.path("r.yml"),
+        "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\n",
+    )
+    .unwrap();
     let merged = succeeds(&scratch, &[word("merge"), word("r.yml"), word("--out"), &name]);
     assert_eq!(merged["out"], shown);
 
@@ -85,7 +89,9 @@ fn an_export_and_a_score_may_lie_in_folders_that_are_no_unicode() {
 #[test]
 fn a_usage_error_has_its_document() {
     let scratch = Scratch::new();
-    for arguments in [&["search", "--json"][..], &["--json", "serch", "run.toml"], &["merge", "--json", "--threads", "x"]] {
+    for arguments in
+        [&["search", "--json"][..], &["--json", "serch", "run.toml"], &["merge", "--json", "--threads", "x"]]
+    {
         let output = scratch.evomerge(arguments);
         assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
         let error = document(&output);
@@ -103,7 +109,8 @@ fn the_environment_of_the_asynchronous_runtime_is_not_asked() {
     let scratch = Scratch::new();
     scratch.run_file("run", 12, "name = \"sphere\"\nsamples = 50", &format!("{SPACE}{TASKS}"));
     for threads in ["0", "x"] {
-        let check = command(scratch.folder.path(), &["check", "run.toml"]).env("TOKIO_WORKER_THREADS", threads).output();
+        let check =
+            command(scratch.folder.path(), &["check", "run.toml"]).env("TOKIO_WORKER_THREADS", threads).output();
         let output = check.unwrap();
         assert!(output.status.success(), "{threads}: {}", stderr(&output));
     }

@@ -4,6 +4,8 @@
 #[allow(dead_code, reason = "shared with the tests of whole searches")]
 mod runs;
 
+use std::path::Path;
+
 use runs::{SPACE, Scratch, TASKS, stderr};
 
 const SPHERE: &str = "name = \"sphere\"\nsamples = 50";
@@ -82,17 +84,64 @@ fn status_bears_an_active_time_that_no_clock_gave() {
 }
 
 /// Scores belong to a model with its configuration and tokenizer, not to weights alone.
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for file in std::fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
+}
+
+/// A run of a program that gives every model the same score; `models` are folders of the golden merges and the names
+/// that they get, the base first.
+fn program_run(models: &[(&str, &str)], evaluations: u64) -> Scratch {
+    let scratch = Scratch::new();
+    for (model, name) in models {
+        copy_folder(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(model),
+            &scratch.path(name),
+        );
+    }
+    write_program_run(&scratch, &models.iter().map(|(_, name)| *name).collect::<Vec<_>>(), evaluations);
+    scratch
+}
+
+fn write_program_run(scratch: &Scratch, models: &[&str], evaluations: u64) {
+    let score = "echo '{\"tasks\": {\"t\": {\"metrics\": {\"m\": {\"value\": 0.5}}}}}' > $1\n";
+    std::fs::write(scratch.path("score.sh"), score).unwrap();
+    let text = format!(
+        "name = \"run\"\n[models]\nbase = {:?}\nsources = {:?}\n[space]\nmethod = \"task_arithmetic\"\n[budget]\n\
+         evaluations = {evaluations}\n[evaluator]\nkind = \"command\"\nargv = [\"sh\", \"score.sh\", \"{{result_file}}\"]\n\
+         [[tasks]]\nname = \"t\"\n",
+        models[0],
+        &models[1..]
+    );
+    std::fs::write(scratch.path("run.toml"), text).unwrap();
+}
+
+#[test]
+fn copies_of_models_are_told_and_not_counted_as_baselines() {
+    let scratch = program_run(&[("base", "base"), ("base", "copy"), ("a", "a"), ("a", "again")], 3);
+    let output = scratch.evomerge(&["check", "run.toml", "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let findings: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(findings["baselines"], 3, "base, a and the uniform soup: {findings}");
+    for line in ["source copy is a copy of the base", "source again is a copy of source a"] {
+        assert!(stderr(&output).contains(line), "{}", stderr(&output));
+    }
+    let report = scratch.search(&scratch.path("run.toml"), &[]);
+    assert_eq!((&report["evaluations"], report["baselines"].as_array().unwrap().len()), (&serde_json::json!(3), 3));
+    let output = scratch.evomerge(&["check", "run.toml", "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
 /// Copies of the tiny Llama models, and a run file that has their texts scored natively.
 #[cfg(feature = "native")]
 fn tiny_llamas() -> Scratch {
     let scratch = Scratch::new();
-    let zoo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("evals/tiny-llama");
+    let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("evals/tiny-llama");
     for model in ["base", "expert-add", "expert-rev"] {
-        std::fs::create_dir(scratch.path(model)).unwrap();
-        for file in std::fs::read_dir(zoo.join(model)).unwrap() {
-            let file = file.unwrap();
-            std::fs::copy(file.path(), scratch.path(model).join(file.file_name())).unwrap();
-        }
+        copy_folder(&zoo.join(model), &scratch.path(model));
     }
     std::fs::write(scratch.path("texts.jsonl"), "{\"text\": \"12+34=46\"}\n{\"text\": \"1+3=4\"}\n").unwrap();
     let text = "name = \"run\"\n[models]\nbase = \"base\"\nsources = [\"expert-add\", \"expert-rev\"]\n[space]\nmethod = \"linear\"\n\
@@ -183,7 +232,7 @@ fn decisions_of_the_first_start_that_cannot_be_read_are_bad_data() {
 #[test]
 fn a_race_of_a_program_that_knows_no_sizes_counts_its_limit() {
     let scratch = Scratch::new();
-    let zoo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("evals/digits/tasks");
+    let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("evals/digits/tasks");
     let text = format!(
         r#"
 name = "run"

@@ -105,7 +105,7 @@ pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchErro
         evaluator: prepared.evaluator.kind().to_string(),
         concurrency,
         tasks: prepared.objective.tasks.iter().map(|task| describe_task(prepared, task)).collect(),
-        baselines: prepared.baselines(),
+        baselines: prepared.distinct_baselines,
         greedy_soup: makes_greedy_soup(prepared.config.strategy.kind, prepared.models.facts.sources.len()),
         budget: describe_budget(prepared),
         racing: describe_racing(prepared),
@@ -157,7 +157,7 @@ fn describe_budget(prepared: &Prepared) -> String {
                 format!("{evaluations} evaluations of {samples} samples ({all} in all)")
             }
             (samples, Some(price)) => {
-                let in_full = evaluations.min(prepared.baselines());
+                let in_full = evaluations.min(prepared.distinct_baselines);
                 let raced = (evaluations - in_full) as f64 / price.evaluations * price.samples;
                 let all = in_full.saturating_mul(samples) as f64 + raced;
                 format!("{evaluations} evaluations of up to {samples} samples (about {all:.0} in all)")
@@ -227,7 +227,7 @@ fn describe_racing(prepared: &Prepared) -> Option<String> {
         text.push_str(&format!(", one in {ONE_REFERENCE_IN} is scored in full at once"));
     }
     let limits = &prepared.config.budget;
-    let baselines = prepared.baselines();
+    let baselines = prepared.distinct_baselines;
     let by_samples = limits
         .samples
         .filter(|_| price.samples > 0.0)

@@ -89,6 +89,21 @@ impl Models {
         self.checkpoints.iter().map(|checkpoint| checkpoint.path().to_owned()).collect()
     }
 
+    /// A line for every source that has the weights of the base or of an earlier source.
+    pub fn copies(&self) -> Vec<String> {
+        let base = self.facts.base.iter().map(|base| ("the base".to_owned(), base));
+        let sources = self.facts.sources.iter().map(|(name, model)| (format!("source {name}"), model));
+        let models: Vec<(String, &ModelReference)> = base.chain(sources).collect();
+        let first_sources = usize::from(self.facts.base.is_some());
+        let copy = |at: usize| {
+            let (name, model) = &models[at];
+            let content = self.content_ids.get(*model);
+            let (of, _) = models[..at].iter().find(|(_, other)| self.content_ids.get(*other) == content)?;
+            Some(format!("{name} is a copy of {of}: they have the same weights"))
+        };
+        (first_sources..models.len()).filter_map(copy).collect()
+    }
+
     /// Makes room for candidates of that many layers, all of them like the largest one.
     pub fn expect_layers(&mut self, layers: usize) -> Result<(), SearchError> {
         let Some(merger) = &self.merger else { return Ok(()) };

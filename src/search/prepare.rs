@@ -1,5 +1,6 @@
 //! Opens everything a run needs and checks that it fits together, before a night is spent.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,8 +15,8 @@ use crate::evaluate::{
 use crate::merge::structure::group_layers;
 use crate::merge::{BaseUse, find_method};
 use crate::score::{Objective, ObjectiveTask};
-use crate::space::SearchSpace;
-use crate::strategy::{self, baseline_contents};
+use crate::space::{SearchSpace, base_recipe, soup_recipe};
+use crate::strategy::{self, Content, baseline_contents};
 
 /// A run file with everything it names opened.
 pub struct Prepared {
@@ -35,6 +36,8 @@ pub struct Prepared {
     pub samples: u64,
     /// How the hold-out is scored; `None`: the run has none.
     pub holdout: Option<HoldoutPlan>,
+    /// Of [`Self::baselines`], those that are evaluated: copies of a model are not asked for twice.
+    pub distinct_baselines: u64,
 }
 
 impl Prepared {
@@ -88,9 +91,14 @@ pub async fn prepare(
         progress.line(notice);
     }
 
-    let mut prepared = Prepared { config, models, space, evaluator, objective, tasks, samples, holdout: None };
+    for notice in models.copies() {
+        progress.line(&notice);
+    }
+    let distinct_baselines = count_baselines(&models)?;
+    let mut prepared =
+        Prepared { config, models, space, evaluator, objective, tasks, samples, holdout: None, distinct_baselines };
     prepared.holdout = holdout_plan(&prepared, scratch, progress, stop).await?;
-    Budget::new(prepared.config.budget.clone()).check_minimum(prepared.baselines(), prepared.samples)?;
+    Budget::new(prepared.config.budget.clone()).check_minimum(distinct_baselines, prepared.samples)?;
     Ok(prepared)
 }
 
@@ -106,10 +114,27 @@ fn open_models(config: &RunConfig, checkpoints: bool) -> Result<Models, SearchEr
     Ok(models)
 }
 
+/// Baselines that are evaluated: of those with one recipe and the same settings of its models, the first.
+fn count_baselines(models: &Models) -> Result<u64, SearchError> {
+    let facts = &models.facts;
+    let mut distinct = BTreeSet::new();
+    for content in baseline_contents(facts.base.is_some(), facts.sources.len()) {
+        let recipe = match content {
+            Content::Soup(members) => Some(soup_recipe(facts, &members)),
+            _ => base_recipe(facts),
+        };
+        let Some(recipe) = recipe else { continue };
+        let settings = recipe.models().into_iter().map(|model| models.settings_ids.get(model).cloned());
+        distinct.insert((recipe.sha256(&models.content_ids)?, settings.collect::<Vec<_>>()));
+    }
+    Ok(distinct.len() as u64)
+}
+
 /// Refuses models that the evaluator could score nothing of: every one is a baseline by itself, and gives candidates its
 /// configuration and its tokenizer.
 fn check_models(evaluator: &dyn Evaluator, folders: &[PathBuf]) -> Result<(), SearchError> {
-    let check = |folder: &PathBuf| evaluator.check_model(folder).map_err(|fault| configuration(&fault.code, fault.detail));
+    let check =
+        |folder: &PathBuf| evaluator.check_model(folder).map_err(|fault| configuration(&fault.code, fault.detail));
     folders.iter().try_for_each(check)
 }
 
