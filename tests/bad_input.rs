@@ -240,7 +240,7 @@ fn a_source_that_changed_is_refused_on_resume() {
     let run_file = run.write(&server.url(), 6, "");
     expect(&run.search(&run_file), 0, &[]);
     std::fs::copy(run.weights("b"), run.weights("a")).unwrap();
-    expect(&run.search(&run_file), 78, &["content of models", "--fresh"]);
+    expect(&run.search(&run_file), 78, &["models.sources: a has other weights", "--fresh"]);
 }
 
 #[test]

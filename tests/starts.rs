@@ -131,8 +131,17 @@ fn copies_of_models_are_told_and_not_counted_as_baselines() {
     }
     let report = scratch.search(&scratch.path("run.toml"), &[]);
     assert_eq!((&report["evaluations"], report["baselines"].as_array().unwrap().len()), (&serde_json::json!(3), 3));
-    let output = scratch.evomerge(&["check", "run.toml", "--json"]);
-    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+#[test]
+fn a_model_that_is_gone_is_named() {
+    let scratch = program_run(&[("base", "base"), ("a", "chat"), ("b", "code")], 5);
+    scratch.search(&scratch.path("run.toml"), &[]);
+    write_program_run(&scratch, &["base", "code"], 5);
+    let output = scratch.evomerge(&["search", "run.toml"]);
+    assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+    let lines: Vec<String> = stderr(&output).lines().filter(|line| line.starts_with("  ")).map(str::to_owned).collect();
+    assert_eq!(lines, ["  models.sources: chat is gone"]);
 }
 
 /// Copies of the tiny Llama models, and a run file that has their texts scored natively.
@@ -197,11 +206,8 @@ fn another_configuration_of_a_model_is_a_change() {
     assert_ne!(evaluate(), unchanged);
     let output = scratch.evomerge(&["search", "run.toml"]);
     assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("config.json, tokenizer or template of a model are others"),
-        "{}",
-        stderr(&output)
-    );
+    let line = "models.base: base has another config.json, tokenizer or template";
+    assert!(stderr(&output).contains(line), "{}", stderr(&output));
 
     std::fs::write(&config, before).unwrap();
     let second = scratch.search(&scratch.path("run.toml"), &[]);

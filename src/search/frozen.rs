@@ -4,17 +4,20 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::SearchError;
 use super::prepare::Prepared;
+use super::{SearchError, model_changes};
 use crate::config::{RacingConfig, RunConfig, differences};
 use crate::ledger::{Ledger, fact};
 use crate::recipe::ModelReference;
 
 /// Parts of a run's identity that do not stand in the run file.
-const CONTENTS: &str = "content of models";
-const SETTINGS: &str = "settings of models";
+pub(super) const CONTENTS: &str = "content of models";
+pub(super) const SETTINGS: &str = "settings of models";
 const FINGERPRINT: &str = "evaluator fingerprint";
 const HOLDOUT_FINGERPRINT: &str = "hold-out fingerprint";
+
+/// The keys that say what the models are.
+const MODELS: [&str; 3] = ["models", CONTENTS, SETTINGS];
 
 /// Decisions of a run's first start that later starts keep.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,7 +58,7 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
     };
     let recorded: Value = serde_json::from_str(&recorded)
         .map_err(|error| SearchError::BadData(format!("ledger: the run's identity cannot be read: {error}")))?;
-    let mut differences: Vec<String> = differences(&recorded, &identity).into_iter().map(explained).collect();
+    let mut differences = changes(&recorded, &identity);
     differences.extend(moved(ledger, fact::TASKS, "tasks", &task_names(prepared))?);
     differences.extend(moved(ledger, fact::GENES, "space.genes", &gene_names(prepared))?);
     if differences.is_empty() {
@@ -82,6 +85,22 @@ fn decided(ledger: &Ledger) -> Result<Frozen, SearchError> {
         planned_evaluations: (!planned.is_empty()).then(|| number(fact::PLANNED_EVALUATIONS, &planned)).transpose()?,
         racing: serde_json::from_str(&racing).map_err(|_| unreadable(fact::RACING, &racing))?,
     })
+}
+
+/// In what two identities differ: of the models by name, of all else by key.
+fn changes(recorded: &Value, identity: &Value) -> Vec<String> {
+    let mut lines = model_changes::between(recorded, identity);
+    let follows = |line: &String| {
+        let is_of = |key: &&str| line.starts_with(key) || line.starts_with(&format!("\"{key}\""));
+        MODELS.iter().any(is_of)
+    };
+    let (of_models, others): (Vec<_>, Vec<_>) = differences(recorded, identity).into_iter().partition(follows);
+    if lines.is_empty() {
+        // Whatever it is: it is another run.
+        lines = of_models;
+    }
+    lines.extend(others);
+    lines.into_iter().map(explained).collect()
 }
 
 /// Fingerprints and content ids tell nobody what changed.

@@ -15,6 +15,7 @@ mod fidelity;
 mod frozen;
 mod holdout;
 mod landscape;
+mod model_changes;
 mod models;
 mod pipeline;
 mod prepare;

@@ -134,7 +134,7 @@ fn a_search_over_adapters_runs_resumes_and_exports() {
     zoo_adapter(&scratch.path("adapters/it"), 3, json!({ "lora_alpha": 4 }));
     let changed = scratch.evomerge(&["search", run]);
     assert_eq!(changed.status.code(), Some(78), "{}", stderr(&changed));
-    assert!(stderr(&changed).contains("content of models"), "{}", stderr(&changed));
+    assert!(stderr(&changed).contains("models.sources: it has other weights"), "{}", stderr(&changed));
 
     let soup = scratch.evomerge(&["soup", run, "--json"]);
     assert!(soup.status.success(), "{}", stderr(&soup));
