@@ -64,7 +64,7 @@ fn documents_name_paths_that_are_no_unicode() {
 
 /// A run whose only candidate is the uniform soup of `a` and `b`.
 const SOUP: &str = "name = \"run\"\n[models]\nsources = [\"a\", \"b\"]\n[strategy]\nkind = \"uniform-soup\"\n[budget]\nevaluations = 3\n\
-    [evaluator]\nkind = \"command\"\nargv = [\"sh\", \"-c\", 'echo \"{\\\"tasks\\\": {\\\"t\\\": {\\\"metrics\\\": {\\\"m\\\": {\\\"value\\\": 0.5}}}}}\" > {result_file}']\n\
+    [evaluator]\nkind = \"command\"\nargv = [\"sh\", \"-c\", 'echo \"{\\\"tasks\\\": {\\\"t\\\": {\\\"metrics\\\": {\\\"score\\\": {\\\"value\\\": 0.5}}}}}\" > {result_file}']\n\
     [[tasks]]\nname = \"t\"\n";
 
 #[test]
@@ -168,4 +168,45 @@ fn evaluate_has_adapters_merged_first() {
     assert!(output.status.success(), "{}", stderr(&output));
     let output = scratch.evomerge(&["evaluate", "run.toml", "--model", "merged"]);
     assert!(output.status.success(), "{}", stderr(&output));
+}
+
+#[test]
+fn masks_that_may_be_expected_are_told_of() {
+    let scratch = Scratch::new();
+    let golden = repository("tests/golden/models");
+    for model in ["base", "a", "b"] {
+        copy_folder(&golden.join(model), &scratch.path(model));
+    }
+    let dare = |density: &str| {
+        format!(
+            "merge_method: dare_linear\nbase_model: base\nmodels: [{{model: a}}, {{model: b}}]\n\
+             parameters: {{weight: 0.5, density: {density}}}\n"
+        )
+    };
+    std::fs::write(scratch.path("dare.yml"), dare("0.5")).unwrap();
+    std::fs::write(scratch.path("whole.yml"), dare("1.0")).unwrap();
+    std::fs::write(scratch.path("dare.toml"), "merge_method = 'dare_linear'\nbase_model = 'base'\nmodels = [{ model = 'a' }]\n\
+        parameters = { weight = 0.5, density = 0.5 }\n").unwrap();
+    let own = "note: masks are evomerge's own, whatever the seed; --dare-masks mergekit draws mergekit's";
+    let none = "without effect, since this merge (dare_linear) draws no masks";
+    for (arguments, expected) in [
+        ("dare.yml", Some(own)),
+        ("dare.yml --random-seed 7", Some(own)),
+        ("dare.yml --dare-masks mergekit --random-seed 7", None),
+        ("dare.yml --dare-masks native", None),
+        ("dare.toml --seed 7", None),
+        ("whole.yml", None),
+        ("whole.yml --random-seed 7", Some(none)),
+        ("whole.yml --dare-masks mergekit", Some(none)),
+        ("whole.yml --seed 7 --quiet", None),
+    ] {
+        let arguments = format!("merge {arguments} --out merged --force");
+        let output = scratch.evomerge(&arguments.split(' ').collect::<Vec<_>>());
+        assert!(output.status.success(), "{arguments}: {}", stderr(&output));
+        let told = stderr(&output);
+        match expected {
+            Some(note) => assert!(told.contains(note), "{arguments}: {told}"),
+            None => assert!(!told.contains("masks"), "{arguments}: {told}"),
+        }
+    }
 }

@@ -107,7 +107,7 @@ fn program_run(models: &[(&str, &str)], evaluations: u64) -> Scratch {
 }
 
 fn write_program_run(scratch: &Scratch, models: &[&str], evaluations: u64) {
-    let score = "echo '{\"tasks\": {\"t\": {\"metrics\": {\"m\": {\"value\": 0.5}}}}}' > $1\n";
+    let score = "echo '{\"tasks\": {\"t\": {\"metrics\": {\"score\": {\"value\": 0.5}}}}}' > $1\n";
     std::fs::write(scratch.path("score.sh"), score).unwrap();
     let text = format!(
         "name = \"run\"\n[models]\nbase = {:?}\nsources = {:?}\n[space]\nmethod = \"task_arithmetic\"\n[budget]\n\

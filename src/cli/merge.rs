@@ -35,6 +35,9 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
     }
     recipe.dtype = arguments.dtype.or(recipe.dtype);
     recipe.out_dtype = arguments.out_dtype.or(recipe.out_dtype);
+    if !output.quiet {
+        mask_note(arguments, &recipe).iter().for_each(|note| say(&format!("note: {note}")));
+    }
     let own_folder = arguments.recipe.parent().unwrap_or_else(|| Path::new("."));
     let folder = arguments.models_dir.as_deref().unwrap_or(own_folder);
     let models = OpenModels::open(&recipe, folder).map_err(|error| with_other_folder(error, &recipe, arguments))?;
@@ -70,6 +73,21 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
     }
     output.result(&describe(&report, out, output), &to_json(&report, out))?;
     Ok(ExitCode::Done)
+}
+
+/// What masks are drawn where somebody may expect others: mergekit's from its configuration, or any at all.
+fn mask_note(arguments: &Merge, recipe: &Recipe) -> Option<String> {
+    let is_toml = arguments.recipe.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("toml"));
+    if recipe.draws_masks() {
+        let is_surprise = !is_toml && arguments.dare_masks.is_none() && recipe.masks.kind == MaskKind::Native;
+        return is_surprise.then(|| {
+            "masks are evomerge's own, whatever the seed; --dare-masks mergekit draws mergekit's".to_owned()
+        });
+    }
+    let flags = [("--seed", arguments.seed.is_some()), ("--dare-masks", arguments.dare_masks.is_some())];
+    let given: Vec<&str> = flags.into_iter().filter(|(_, is_given)| *is_given).map(|(flag, _)| flag).collect();
+    let what = format!("without effect, since this merge ({}) draws no masks", recipe.merge_method);
+    (!given.is_empty()).then(|| format!("{}: {what}", given.join(", ")))
 }
 
 /// The output's own name, which a path like `.` does not show.
