@@ -259,7 +259,7 @@ pub(super) fn bearer_token(config: &HttpConfig, urls: &[Url]) -> Result<Option<H
     let token = match source {
         TokenSource::Environment(variable) => std::env::var(variable).map_err(|error| {
             let reason = if error == VarError::NotPresent { "is not set" } else { "holds no UTF-8 text" };
-            refuse(format!("token_env: the environment variable {variable} {reason}"))
+            refuse(format!("the environment variable {variable} (token_env) {reason}"))
         })?,
         TokenSource::File(file) => token_of_file(file).map_err(refuse)?,
     };
@@ -340,6 +340,14 @@ mod tests {
             blot_out(&mut blotted, b"sesame");
             assert_eq!(String::from_utf8(blotted).unwrap(), seen);
         }
+    }
+
+    #[test]
+    fn a_token_that_is_nowhere_is_told_once() {
+        let token = Some(TokenSource::Environment("EVOMERGE_TEST_NO_SUCH_TOKEN".into()));
+        let error = bearer_token(&HttpConfig { token, ..config(PathBuf::new(), false) }, &[]).unwrap_err();
+        let expected = "evaluator configuration: token: the environment variable EVOMERGE_TEST_NO_SUCH_TOKEN (token_env) is not set";
+        assert_eq!(error.to_string(), expected);
     }
 
     #[test]

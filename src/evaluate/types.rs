@@ -245,6 +245,10 @@ pub enum EvaluateError {
     /// Nothing answered for longer than allowed; the run can be continued later.
     #[error("the evaluator is out of reach: {0}")]
     Outage(Fault),
+    /// What runs on this machine (a program, the native evaluator's threads) gives no scores; the run can be continued
+    /// once it does.
+    #[error("the evaluator cannot be used: {0}")]
+    Unusable(Fault),
     /// The caller cancelled.
     #[error("cancelled")]
     Cancelled,
@@ -267,7 +271,7 @@ impl EvaluateError {
             Self::Candidate(_) => ExitCode::BadData,
             Self::GivenUp(_) => ExitCode::Stopped,
             Self::Configuration(_) => ExitCode::BadConfiguration,
-            Self::Outage(_) | Self::Cancelled => ExitCode::Stopped,
+            Self::Outage(_) | Self::Unusable(_) | Self::Cancelled => ExitCode::Stopped,
             Self::TaskData { .. } => ExitCode::BadData,
         }
     }

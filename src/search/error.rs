@@ -30,7 +30,7 @@ pub enum SearchError {
     /// A merge failed for another reason than the candidate itself, which would only be infeasible.
     #[error(transparent)]
     Merge(#[from] MergeError),
-    /// The evaluator is out of reach or badly set up, or its task data cannot be read.
+    /// The evaluator is out of reach, gives no scores or is badly set up, or its task data cannot be read.
     #[error(transparent)]
     Evaluate(#[from] EvaluateError),
     /// Settings that the strategy does not have, or a broken contract of ask and tell.

@@ -247,7 +247,7 @@ impl FinalRescoring<'_> {
             })
             .await;
         match asked {
-            Err(SearchError::Evaluate(EvaluateError::Outage(fault))) => self
+            Err(SearchError::Evaluate(EvaluateError::Outage(fault) | EvaluateError::Unusable(fault))) => self
                 .rescoring
                 .progress
                 .line(&format!("they were given up again: {fault}; the same command asks for them once more")),

@@ -186,7 +186,7 @@ impl CommandEvaluator {
                 format!("that makes {count} evaluations in a row without a score")
             }
         };
-        EvaluateError::Outage(Fault { detail: format!("{}; {ill}", fault.detail), ..fault })
+        EvaluateError::Unusable(Fault { detail: format!("{}; {ill}", fault.detail), ..fault })
     }
 
     fn health(&self) -> MutexGuard<'_, Health> {
@@ -337,7 +337,7 @@ fn fill(argument: &str, value: &dyn Fn(&str) -> Option<OsString>) -> OsString {
 
 /// The program's path.
 fn check_argv(config: &CommandConfig) -> Result<PathBuf, Fault> {
-    let refuse = |detail: String| Fault::configuration("argv", detail);
+    let refuse = |detail: String| Fault::configuration("command", detail);
     let Some(program) = config.argv.first() else {
         return Err(refuse("argv is empty; name a program and its arguments".into()));
     };

@@ -173,7 +173,7 @@ fn an_argv_that_cannot_work_is_refused_at_the_start() {
     ] {
         let error = bench.argv(&argv).err().unwrap();
         assert!(matches!(error, EvaluateError::Configuration(_)));
-        assert!(error.to_string().contains(text), "{error}");
+        assert!(error.to_string().contains(text) && !error.to_string().contains("argv: argv"), "{error}");
     }
 }
 
@@ -243,14 +243,15 @@ async fn a_program_that_never_scored_stops_the_run_and_one_that_did_does_not() {
     let evaluator = bench.script("[ -e broken ] && { echo cuda lost; exit 1; }; cp good.json $1");
     std::fs::write(bench.folder.path().join("broken"), "").unwrap();
     let error = bench.score(&evaluator).await.unwrap_err();
-    assert!(matches!(&error, EvaluateError::Outage(fault) if fault.detail.contains("cuda lost")), "{error}");
+    assert!(matches!(&error, EvaluateError::Unusable(fault) if fault.detail.contains("cuda lost")), "{error}");
+    assert!(error.to_string().starts_with("the evaluator cannot be used: "), "{error}");
     std::fs::remove_file(bench.folder.path().join("broken")).unwrap();
     bench.score(&evaluator).await.unwrap();
     std::fs::write(bench.folder.path().join("broken"), "").unwrap();
     for _ in 0..2 {
         assert!(matches!(bench.score(&evaluator).await, Err(EvaluateError::GivenUp(_))));
     }
-    assert!(matches!(bench.score(&evaluator).await, Err(EvaluateError::Outage(_))));
+    assert!(matches!(bench.score(&evaluator).await, Err(EvaluateError::Unusable(_))));
 }
 
 /// Whether the process is gone (or only waits to be reaped).
@@ -283,7 +284,7 @@ async fn a_program_that_takes_too_long_is_killed_with_its_children() {
     let mut bench = Bench::new();
     bench.patience.timeout = Duration::from_millis(300);
     let error = bench.run(&format!("{STUBBORN_CHILD} trap '' TERM; wait; sleep 600")).await.unwrap_err();
-    assert!(matches!(&error, EvaluateError::Outage(fault) if fault.code == "timeout"), "{error}");
+    assert!(matches!(&error, EvaluateError::Unusable(fault) if fault.code == "timeout"), "{error}");
     assert_eq!(bench.codes(), ["timeout", "timeout"]);
     until_gone(&bench.read("pid"));
 }

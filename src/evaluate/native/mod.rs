@@ -105,7 +105,7 @@ impl NativeEvaluator {
             }
         }
         let threads = config.threads.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
-        let engine = Engine::new(known, threads, config.batch).map_err(EvaluateError::Outage)?;
+        let engine = Engine::new(known, threads, config.batch).map_err(EvaluateError::Unusable)?;
         Ok(Self { engine: Arc::new(engine), fingerprint: hash.finish(), capabilities, patience: patience.clone() })
     }
 
