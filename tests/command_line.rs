@@ -185,8 +185,12 @@ fn masks_that_may_be_expected_are_told_of() {
     };
     std::fs::write(scratch.path("dare.yml"), dare("0.5")).unwrap();
     std::fs::write(scratch.path("whole.yml"), dare("1.0")).unwrap();
-    std::fs::write(scratch.path("dare.toml"), "merge_method = 'dare_linear'\nbase_model = 'base'\nmodels = [{ model = 'a' }]\n\
-        parameters = { weight = 0.5, density = 0.5 }\n").unwrap();
+    std::fs::write(
+        scratch.path("dare.toml"),
+        "merge_method = 'dare_linear'\nbase_model = 'base'\nmodels = [{ model = 'a' }]\n\
+        parameters = { weight = 0.5, density = 0.5 }\n",
+    )
+    .unwrap();
     let own = "note: masks are evomerge's own, whatever the seed; --dare-masks mergekit draws mergekit's";
     let none = "without effect, since this merge (dare_linear) draws no masks";
     for (arguments, expected) in [

@@ -177,6 +177,23 @@ fn models_of_other_shapes_are_refused_by_name() {
 }
 
 #[test]
+fn models_of_other_architectures_are_refused_by_these() {
+    let typed = |seed, kind: &str| {
+        let mut model = Model::new(2, seed);
+        model.config(serde_json::json!({ "model_type": kind }));
+        model
+    };
+    let mut other = typed(2, "qwen2");
+    other.add("model.layers.0.bias", &[4], 1);
+    let family = Family::new([("a", typed(1, "llama")), ("b", other)]);
+    let error = family.refusal(AVERAGE).to_string();
+    let [a, b] = ["a", "b"].map(|name| family.folder.path().join(name).display().to_string());
+    assert!(error.starts_with(&format!("`b` ({b}) is a qwen2 model, `a` ({a}) a llama model")), "{error}");
+    // The same tensors under another name are merged.
+    Family::new([("a", typed(1, "llama")), ("b", typed(2, "mistral"))]).merge(AVERAGE);
+}
+
+#[test]
 fn integer_buffers_are_copied_when_they_agree() {
     let with_buffer = |seed, buffer: i64| {
         let mut model = Model::new(1, seed);

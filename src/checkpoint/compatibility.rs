@@ -9,39 +9,65 @@ use super::model::{Checkpoint, is_head};
 /// of them is no difference.
 ///
 /// # Errors
-/// [`CheckpointError::Incompatible`] with every difference; models are called by the names given.
+/// [`CheckpointError::Incompatible`] with every difference, or with the architectures where these are others; models are
+/// called by the names given.
 pub fn compare(models: &[(&str, &Checkpoint)]) -> Result<(), CheckpointError> {
     let Some((&(reference_name, reference), others)) = models.split_first() else {
         return Ok(());
     };
-    let mut differences = Vec::new();
     let tied = models.iter().all(|(_, model)| model.ties_head());
-    for (name, model) in others {
-        let word = |model: &Checkpoint| if model.ties_head() { "ties" } else { "does not tie" };
-        if reference.ties_head() != model.ties_head() {
-            differences.push(format!(
-                "{name} {} its head to its input embedding, {reference_name} {} (tie_word_embeddings)",
-                word(model),
-                word(reference)
-            ));
+    let (mut differences, mut folders) = (Vec::new(), Vec::new());
+    for &(name, model) in others {
+        let found = differences_of((name, model), (reference_name, reference), tied);
+        if found.is_empty() {
+            continue;
         }
-        let absent = |tensor: &str| !(tied && is_head(tensor));
-        for (tensor, expected) in reference.tensors() {
-            match model.tensors().get(tensor) {
-                None if absent(tensor) => {
-                    differences.push(format!("{name} lacks {}, which {reference_name} has", quote(tensor)));
-                }
-                None => {}
-                Some(found) => differences.extend(difference((name, found), (reference_name, expected))),
-            }
-        }
-        for tensor in model.tensors().keys() {
-            if !reference.tensors().contains_key(tensor) && absent(tensor) {
-                differences.push(format!("{name} has {}, which {reference_name} lacks", quote(tensor)));
-            }
+        folders.push(format!("{name}: {}", model.path().display()));
+        match (model.model_type(), reference.model_type()) {
+            (Some(own), Some(expected)) if own != expected => differences.push(format!(
+                "{name} is of another architecture than {reference_name}: {own} against {expected} (model_type in config.json)"
+            )),
+            _ => differences.extend(found),
         }
     }
-    if differences.is_empty() { Ok(()) } else { Err(CheckpointError::Incompatible { differences }) }
+    if differences.is_empty() {
+        return Ok(());
+    }
+    folders.push(format!("{reference_name}: {}", reference.path().display()));
+    Err(CheckpointError::Incompatible { differences, folders })
+}
+
+/// A sentence for each way in which `model` differs from `reference`; `tied` where all models of the run tie their heads.
+fn differences_of(
+    (name, model): (&str, &Checkpoint),
+    (reference_name, reference): (&str, &Checkpoint),
+    tied: bool,
+) -> Vec<String> {
+    let mut differences = Vec::new();
+    let word = |model: &Checkpoint| if model.ties_head() { "ties" } else { "does not tie" };
+    if reference.ties_head() != model.ties_head() {
+        differences.push(format!(
+            "{name} {} its head to its input embedding, {reference_name} {} (tie_word_embeddings)",
+            word(model),
+            word(reference)
+        ));
+    }
+    let absent = |tensor: &str| !(tied && is_head(tensor));
+    for (tensor, expected) in reference.tensors() {
+        match model.tensors().get(tensor) {
+            None if absent(tensor) => {
+                differences.push(format!("{name} lacks {}, which {reference_name} has", quote(tensor)));
+            }
+            None => {}
+            Some(found) => differences.extend(difference((name, found), (reference_name, expected))),
+        }
+    }
+    for tensor in model.tensors().keys() {
+        if !reference.tensors().contains_key(tensor) && absent(tensor) {
+            differences.push(format!("{name} has {}, which {reference_name} lacks", quote(tensor)));
+        }
+    }
+    differences
 }
 
 fn difference((name, found): (&str, &TensorInfo), (reference, expected): (&str, &TensorInfo)) -> Option<String> {
@@ -75,7 +101,7 @@ mod tests {
     fn differences(models: &[(&str, &Checkpoint)]) -> Vec<String> {
         match compare(models) {
             Ok(()) => Vec::new(),
-            Err(CheckpointError::Incompatible { differences }) => differences,
+            Err(CheckpointError::Incompatible { differences, .. }) => differences,
             Err(other) => panic!("{other}"),
         }
     }
@@ -96,6 +122,21 @@ mod tests {
             "other has `d`, which base lacks",
         ];
         assert_eq!(differences(&[("base", &base), ("same", &same), ("other", &other)]), expected);
+    }
+
+    #[test]
+    fn another_architecture_is_told_by_its_name_and_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = |kind: &str| format!(r#"{{"model_type": "{kind}"}}"#);
+        let base = model(folder.path(), "base", &config("llama"), &[("a", &[2, 2]), ("b", &[1])]);
+        let alike = model(folder.path(), "alike", &config("mistral"), &[("a", &[2, 2]), ("b", &[1])]);
+        let other = model(folder.path(), "other", &config("qwen2"), &[("a", &[4]), ("c", &[1])]);
+        assert_eq!(differences(&[("base", &base), ("alike", &alike)]), [""; 0], "the tensors decide");
+        let expected = ["other is of another architecture than base: qwen2 against llama (model_type in config.json)"];
+        assert_eq!(differences(&[("base", &base), ("alike", &alike), ("other", &other)]), expected);
+        let text = compare(&[("base", &base), ("other", &other)]).unwrap_err().to_string();
+        let [base, other] = ["base", "other"].map(|name| folder.path().join(name).display().to_string());
+        assert!(text.ends_with(&format!("\n(other: {other}, base: {base})")), "{text}");
     }
 
     #[test]

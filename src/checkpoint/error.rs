@@ -7,7 +7,7 @@ use crate::exit::ExitCode;
 /// Longest part of a foreign name that a message shows, in characters.
 const SHOWN: usize = 160;
 /// Differences that a message lists.
-const LISTED: usize = 20;
+const LISTED: usize = 5;
 
 /// Failure to open, compare, find or write a checkpoint.
 #[derive(Debug, thiserror::Error)]
@@ -80,10 +80,12 @@ pub enum CheckpointError {
         path: PathBuf,
     },
     /// Checkpoints that cannot be merged with each other.
-    #[error("these models cannot be merged tensor by tensor:\n{}", list(differences))]
+    #[error("these models cannot be merged tensor by tensor:\n{}\n({})", list(differences), folders.join(", "))]
     Incompatible {
-        /// Every difference found, a sentence each.
+        /// Every difference found, a sentence each; of models of another architecture, this alone.
         differences: Vec<String>,
+        /// Where the models lie that they speak of: a name and its folder each.
+        folders: Vec<String>,
     },
     /// Neither a path nor a model in the local Hugging Face cache.
     #[error("model {location} not found: {reason}")]
@@ -199,9 +201,12 @@ mod tests {
 
     #[test]
     fn long_lists_of_differences_are_cut_with_a_count() {
-        let error = CheckpointError::Incompatible { differences: (0..25).map(|n| n.to_string()).collect() };
+        let error = CheckpointError::Incompatible {
+            differences: (0..25).map(|n| n.to_string()).collect(),
+            folders: vec!["a: /models/a".to_owned()],
+        };
         let text = error.to_string();
-        assert!(text.contains("  - 19\n") && text.ends_with("and 5 more"), "{text}");
+        assert!(text.contains("  - 4\n  - and 20 more\n") && text.ends_with("(a: /models/a)"), "{text}");
         assert_eq!(error.exit_code(), ExitCode::BadData);
     }
 }

@@ -174,6 +174,11 @@ impl Checkpoint {
         &self.config
     }
 
+    /// The architecture's name, `model_type` of the configuration.
+    pub fn model_type(&self) -> Option<&str> {
+        self.config.get("model_type").and_then(Value::as_str)
+    }
+
     /// All tensors, by name.
     pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
         &self.tensors

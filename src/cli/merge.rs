@@ -80,9 +80,8 @@ fn mask_note(arguments: &Merge, recipe: &Recipe) -> Option<String> {
     let is_toml = arguments.recipe.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("toml"));
     if recipe.draws_masks() {
         let is_surprise = !is_toml && arguments.dare_masks.is_none() && recipe.masks.kind == MaskKind::Native;
-        return is_surprise.then(|| {
-            "masks are evomerge's own, whatever the seed; --dare-masks mergekit draws mergekit's".to_owned()
-        });
+        return is_surprise
+            .then(|| "masks are evomerge's own, whatever the seed; --dare-masks mergekit draws mergekit's".to_owned());
     }
     let flags = [("--seed", arguments.seed.is_some()), ("--dare-masks", arguments.dare_masks.is_some())];
     let given: Vec<&str> = flags.into_iter().filter(|(_, is_given)| *is_given).map(|(flag, _)| flag).collect();

@@ -112,6 +112,34 @@ struct Stage<'a> {
 /// do not fit together.
 pub(crate) fn plan(recipe: &Recipe, models: &[Model], truncate_embeddings: bool) -> Result<MergePlan, MergeError> {
     recipe.validate()?;
+    plan_valid(recipe, models, truncate_embeddings).map_err(|error| match error {
+        MergeError::Incompatible(reason) => match other_architecture(recipe, models) {
+            Some(architectures) => MergeError::Incompatible(format!("{architectures}; {reason}")),
+            None => MergeError::Incompatible(reason),
+        },
+        other => other,
+    })
+}
+
+/// Two models of the recipe whose configurations name different architectures, where models do not fit together. Others
+/// may: what counts is their tensors.
+fn other_architecture(recipe: &Recipe, models: &[Model]) -> Option<String> {
+    let named = recipe.models();
+    let mut used = named.iter().filter_map(|name| models.iter().find(|model| model.name == **name));
+    let typed = |model: &'_ Model| model.checkpoint.model_type().map(str::to_owned);
+    let first = used.next()?;
+    let expected = typed(first)?;
+    let (other, found) = used.find_map(|model| Some((model, typed(model).filter(|found| *found != expected)?)))?;
+    Some(format!(
+        "`{}` ({}) is a {found} model, `{}` ({}) a {expected} model (model_type in config.json)",
+        other.name,
+        other.checkpoint.path().display(),
+        first.name,
+        first.checkpoint.path().display()
+    ))
+}
+
+fn plan_valid(recipe: &Recipe, models: &[Model], truncate_embeddings: bool) -> Result<MergePlan, MergeError> {
     let method = super::find_method(&recipe.merge_method)
         .ok_or_else(|| MergeError::Plan(super::unknown_method(&recipe.merge_method)))?;
     let planner = Planner { recipe, method, models, truncate_embeddings };
