@@ -143,7 +143,7 @@ impl<'a> Field<'a> {
     /// When it is no table.
     pub fn fields(&self) -> Result<Fields<'a>, FieldError> {
         let Content::Table(entries) = &self.node.content else { return Err(self.expected("a table of keys")) };
-        Ok(Fields { entries, path: self.path.clone(), line: self.line, known: Vec::new() })
+        Ok(Fields { entries, path: self.path.clone(), line: self.line, known: Vec::new(), passed_over: None })
     }
 
     /// All keys of a table whose keys are names, in file order.
@@ -167,6 +167,8 @@ pub struct Fields<'a> {
     path: String,
     line: Option<usize>,
     known: Vec<&'static str>,
+    /// How keys begin that nobody has to ask for.
+    passed_over: Option<&'static str>,
 }
 
 impl<'a> Fields<'a> {
@@ -190,14 +192,20 @@ impl<'a> Fields<'a> {
         Err(FieldError { key: join(&self.path, key), line: self.line, reason: format!("missing: {meaning}{hint}") })
     }
 
+    /// Lets keys pass that begin with `prefix`, and gives them in file order.
+    pub fn pass_over(&mut self, prefix: &'static str) -> Vec<&'a str> {
+        self.passed_over = Some(prefix);
+        self.entries.iter().map(|entry| entry.key.as_str()).filter(|key| key.starts_with(prefix)).collect()
+    }
+
     /// Ends the reading.
     ///
     /// # Errors
     /// On the first key that nobody asked for, with the nearest key that is known.
     pub fn finish(self) -> Result<(), FieldError> {
-        let Some(entry) = self.entries.iter().find(|entry| !self.known.contains(&entry.key.as_str())) else {
-            return Ok(());
-        };
+        let passes = |key: &str| self.passed_over.is_some_and(|prefix| key.starts_with(prefix));
+        let is_unknown = |entry: &&Entry| !self.known.contains(&entry.key.as_str()) && !passes(&entry.key);
+        let Some(entry) = self.entries.iter().find(is_unknown) else { return Ok(()) };
         let hint = hint(&entry.key, self.known.iter().copied());
         let known = if hint.is_empty() { format!("; known here: {}", self.known.join(", ")) } else { hint };
         Err(entry_field(&self.path, entry).error(format!("unknown key{known}")))

@@ -20,6 +20,21 @@ const WEIGHTS: [&str; 5] = ["safetensors", "bin", "gguf", "pt", "pth"];
 /// Keys beside the method that configurations carry although mergekit does not know them there.
 const PASSED_OVER: [&str; 2] = ["random_seed", "int8_mask"];
 
+/// How top-level keys begin that hold anchors for the rest of the file.
+const ANCHORS: &str = "x-";
+
+/// Keys of configurations that other tools of mergekit read, and what to do with these.
+const OTHER_TOOLS: [(&str, &str); 3] = [
+    ("experts", MIXTURE),
+    ("gate_mode", MIXTURE),
+    (
+        "genome",
+        "this is a configuration of mergekit-evolve; a search has a run file here (docs/run-file.md): `evomerge search RUN.toml`",
+    ),
+];
+const MIXTURE: &str = "this is a configuration of mergekit-moe, which builds a mixture of experts; evomerge merges models into one \
+    of their own architecture, so make the mixture with mergekit-moe";
+
 /// A recipe with what its file says of the models' contents.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RecipeFile {
@@ -99,6 +114,9 @@ enum Syntax {
 
 fn read_document(node: &Node, syntax: Syntax) -> Result<RecipeFile, RecipeError> {
     let root = node.root();
+    if syntax == Syntax::Yaml {
+        refuse_other_tools(&root)?;
+    }
     let mut fields = root.fields()?;
     let method = read_method(&mut fields)?;
     let base_model = fields.take("base_model").map(|field| read_model(&field, syntax)).transpose()?;
@@ -116,6 +134,11 @@ fn read_document(node: &Node, syntax: Syntax) -> Result<RecipeFile, RecipeError>
     if syntax == Syntax::Yaml {
         // Configurations in one file have names, which are mergekit-multi's; mergekit-yaml passes over them.
         let _ = fields.take("name");
+        for key in fields.pass_over(ANCHORS) {
+            reader
+                .ignored
+                .push(format!("`{key}`: passed over, as keys are that begin with {ANCHORS} (they hold anchors)"));
+        }
         for key in PASSED_OVER {
             if fields.take(key).is_some() {
                 reader.ignored.push(format!("`{key}`: has no effect in a configuration, here as in mergekit"));
@@ -137,6 +160,19 @@ fn read_document(node: &Node, syntax: Syntax) -> Result<RecipeFile, RecipeError>
     recipe.validate()?;
     let content_ids = read_content(content, &recipe)?;
     Ok(RecipeFile { recipe, content_ids, ignored: reader.ignored })
+}
+
+/// Says whose configuration it is where it is not one of mergekit-yaml.
+fn refuse_other_tools(root: &Field<'_>) -> Result<(), FieldError> {
+    let entries = root.named()?;
+    if entries.iter().any(|(key, _)| *key == "merge_method") {
+        return Ok(());
+    }
+    let found = OTHER_TOOLS.iter().find_map(|(key, what)| {
+        let (_, field) = entries.iter().find(|(name, _)| name == key)?;
+        Some(field.error(*what))
+    });
+    found.map_or(Ok(()), Err)
 }
 
 fn read_method(fields: &mut Fields<'_>) -> Result<&'static MethodSpecification, FieldError> {

@@ -171,6 +171,34 @@ fn says_what_has_no_effect_in_mergekit() {
 }
 
 #[test]
+fn configurations_of_other_tools_are_known() {
+    for (text, words) in [
+        ("base_model: a\ngate_mode: hidden\nexperts: []\n", ["line 3", "`experts`", "mergekit-moe"]),
+        ("base_model: a\ngate_mode: hidden\n", ["line 2", "`gate_mode`", "mergekit-moe"]),
+        ("genome: {models: [a, b]}\ntasks: []\n", ["`genome`", "mergekit-evolve", "evomerge search"]),
+    ] {
+        let message = refused(text);
+        assert!(words.iter().all(|word| message.contains(word)), "{text}: {message}");
+    }
+}
+
+#[test]
+fn holders_of_anchors_pass_at_the_top() {
+    let text = "x-weight: &half {weight: 0.5}\nmerge_method: linear\nmodels:\n- {model: a, parameters: *half}\n\
+                - {model: b, parameters: *half}\n";
+    let file = RecipeFile::from_mergekit_yaml(text).unwrap();
+    let plain = text.replace("x-weight: &half {weight: 0.5}\n", "").replace("*half", "{weight: 0.5}");
+    assert_eq!(file.recipe, Recipe::from_mergekit_yaml(&plain).unwrap());
+    let [note] = file.ignored.as_slice() else { panic!("{:?}", file.ignored) };
+    assert!(note.contains("`x-weight`: passed over"), "{note}");
+    assert!(refused(&plain.replace("- {model: a", "- {x-b: 1, model: a")).contains("x-b"));
+    assert!(
+        Recipe::from_toml("x-a = 1\nmerge_method = 'linear'\nmodels = [{ model = 'a', parameters = { weight = 1 } }]")
+            .is_err()
+    );
+}
+
+#[test]
 fn tolerates_what_mergekit_writes_without_effect() {
     let text = "merge_method: slerp\nbase_model: a\ndtype: bfloat16\ntokenizer: {source: base}\nslices:\n\
                 - sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 2]}]\n  parameters: {t: '1e-1'}\n\
