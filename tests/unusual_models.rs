@@ -388,6 +388,34 @@ fn one_tokenizer_is_not_given_to_models_with_other_ids() {
 }
 
 #[test]
+fn the_union_of_equal_vocabularies_is_any_of_them() {
+    let own = || tokenizer(json!({"x": 0, "y": 1}), 2);
+    for source in ["tokenizer_source: union", "tokenizer: {source: union}"] {
+        let recipe = format!("{AVERAGE}{source}\n");
+        let family = with_tokenizers(own(), Some(tokenizer(json!({"y": 1, "x": 0}), 2)));
+        family.merge(&recipe);
+        assert_eq!(std::fs::read_to_string(family.output().join("tokenizer.json")).unwrap(), own());
+        for (other, found) in [
+            (Some(tokenizer(json!({"x": 1, "y": 0}), 2)), r#"the id of "x" is 1 in `b`, 0 in `a`"#),
+            (Some(tokenizer(json!({"x": 0, "y": 1, "z": 3}), 2)), r#"the id of "z" is 3 in `b`, none in `a`"#),
+            (Some(tokenizer(json!({"x": 0}), 2)), r#"the id of "y" is none in `b`, 1 in `a`"#),
+            (None, "`b` has no tokenizer.json"),
+        ] {
+            let error = with_tokenizers(own(), other).refusal(&recipe);
+            let text = error.to_string();
+            assert!(text.contains("joining vocabularies is not supported") && text.contains(found), "{text}");
+            assert_eq!(error.exit_code(), ExitCode::BadData);
+        }
+    }
+    // The recipe that comes with the model says the same.
+    let yaml = format!("{AVERAGE}tokenizer_source: union\n");
+    let file = evomerge::recipe::RecipeFile::from_mergekit_yaml(&yaml).unwrap();
+    assert!(file.ignored[0].contains("`tokenizer_source`"), "{:?}", file.ignored);
+    let toml = file.recipe.to_toml(&std::collections::BTreeMap::new());
+    assert_eq!(evomerge::recipe::Recipe::from_toml(&toml).unwrap(), file.recipe);
+}
+
+#[test]
 fn one_tokenizer_is_given_to_models_whose_ids_agree_as_far_as_they_go() {
     let own = || tokenizer(json!({"x": 0, "y": 1}), 2);
     for other in [Some(own()), Some(tokenizer(json!({"y": 1, "x": 0, "z": 3}), 2)), None] {

@@ -180,8 +180,8 @@ fn untie(config: &mut Map<String, Value>, plan: &MergePlan, models: &[Model]) {
 /// # Errors
 /// `tokenizer_source` names neither `base` nor one of the models.
 pub(crate) fn tokenizer_donor(plan: &MergePlan, recipe: &Recipe) -> Result<usize, MergeError> {
-    match recipe.tokenizer_source.as_deref() {
-        None | Some("base") => Ok(plan.donor),
+    match recipe.named_tokenizer() {
+        None => Ok(plan.donor),
         Some(name) => plan.models.iter().position(|model| model.to_string() == name).ok_or_else(|| {
             MergeError::Plan(format!(
                 "tokenizer_source `{name}` is neither `base` nor a model that has been opened for this merge"

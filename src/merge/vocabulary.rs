@@ -9,22 +9,24 @@ use super::model::Model;
 use super::output::tokenizer_donor;
 use super::plan::MergePlan;
 use crate::checkpoint::Checkpoint;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, UNION};
 
 const TOKENIZER: &str = "tokenizer.json";
 /// Most bytes of it that are read; those of large vocabularies have some 35 MB.
 const LARGEST_TOKENIZER: u64 = 256 << 20;
 
 /// Refuses a recipe that asks for one model's tokenizer (`tokenizer_source`) where another model has other ids for its
-/// tokens. Models without a `tokenizer.json` are taken at their word.
+/// tokens, and one that asks for that of all where they differ in any token. Models without a `tokenizer.json` are taken at their word.
 ///
 /// # Errors
 /// Tokens have different ids.
 pub(crate) fn check_tokenizers(plan: &MergePlan, models: &[Model], recipe: &Recipe) -> Result<(), MergeError> {
-    if recipe.tokenizer_source.is_none() {
-        return Ok(());
-    }
     let donor = tokenizer_donor(plan, recipe)?;
+    match recipe.tokenizer_source.as_deref() {
+        None => return Ok(()),
+        Some(UNION) => return refuse_to_join(plan, models, donor),
+        Some(_) => {}
+    }
     let Some(expected) = token_ids(&models[donor].checkpoint)? else { return Ok(()) };
     for index in plan.used_models().into_iter().filter(|index| *index != donor) {
         let Some(found) = token_ids(&models[index].checkpoint)? else { continue };
@@ -45,6 +47,34 @@ pub(crate) fn check_tokenizers(plan: &MergePlan, models: &[Model], recipe: &Reci
                 "tokenizer_source: the id {id} is the token {token:?} in `{name}`, {own:?} in `{of}`; {fix}"
             )));
         }
+    }
+    Ok(())
+}
+
+/// The union of vocabularies is any of them where all models have the same tokens with the same ids; others are not
+/// joined.
+fn refuse_to_join(plan: &MergePlan, models: &[Model], donor: usize) -> Result<(), MergeError> {
+    let refused = |why: String| {
+        MergeError::Plan(format!(
+            "tokenizer_source: joining vocabularies is not supported, and {why}; give `base` or a model whose tokenizer is copied"
+        ))
+    };
+    let unknown = |model: &Model| refused(format!("`{}` has no {TOKENIZER} that tells its tokens", model.name));
+    let expected = token_ids(&models[donor].checkpoint)?.ok_or_else(|| unknown(&models[donor]))?;
+    for index in plan.used_models().into_iter().filter(|index| *index != donor) {
+        let found = token_ids(&models[index].checkpoint)?.ok_or_else(|| unknown(&models[index]))?;
+        let own = found.iter().find(|(token, id)| expected.get(*token) != Some(*id));
+        let Some((token, _)) = own.or_else(|| expected.iter().find(|(token, _)| !found.contains_key(*token))) else {
+            continue;
+        };
+        let place = |ids: &BTreeMap<String, u64>| ids.get(token).map_or("none".to_owned(), u64::to_string);
+        return Err(refused(format!(
+            "these differ: the id of {token:?} is {} in `{}`, {} in `{}`",
+            place(&found),
+            models[index].name,
+            place(&expected),
+            models[donor].name
+        )));
     }
     Ok(())
 }

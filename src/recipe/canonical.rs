@@ -115,12 +115,12 @@ impl Recipe {
 
     /// The model whose tokenizer files are copied.
     fn tokenizer_donor(&self) -> Option<ModelReference> {
-        match self.tokenizer_source.as_deref() {
-            Some(name) if name != "base" => {
+        match self.named_tokenizer() {
+            Some(name) => {
                 let named = self.models().into_iter().find(|model| model.to_string() == name);
                 Some(named.cloned().unwrap_or_else(|| ModelReference::new(name)))
             }
-            _ => self.base_model.clone().or_else(|| self.body.inputs().next().map(|input| input.model.clone())),
+            None => self.base_model.clone().or_else(|| self.body.inputs().next().map(|input| input.model.clone())),
         }
     }
 

@@ -129,13 +129,16 @@ pub struct Recipe {
     pub dtype: Option<Dtype>,
     /// Overrides `dtype` for the file written.
     pub out_dtype: Option<Dtype>,
-    /// `base` or a model whose tokenizer files are copied; `None`: as `base`.
+    /// `base`, [`UNION`] or a model whose tokenizer files are copied; `None`: as `base`.
     pub tokenizer_source: Option<String>,
     /// Copied as it is.
     pub chat_template: Option<String>,
     /// Without effect, and no part of the hash, where no masks are drawn.
     pub masks: Masks,
 }
+
+/// The `tokenizer_source` of all models: as `base`, but refused where they do not have the same tokens with the same ids.
+pub const UNION: &str = "union";
 
 impl Body {
     /// All inputs in order; a model may come more than once in the `slices` form.
@@ -163,6 +166,11 @@ impl Recipe {
             }
         }
         models
+    }
+
+    /// The model that `tokenizer_source` names; `None`: it is the base's, or that of all.
+    pub fn named_tokenizer(&self) -> Option<&str> {
+        self.tokenizer_source.as_deref().filter(|source| !["base", UNION].contains(source))
     }
 }
 

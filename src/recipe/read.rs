@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Body, Input, Masks, ModelReference, Parameters, Recipe, RecipeError, Slice, parameters};
+use super::{Body, Input, Masks, ModelReference, Parameters, Recipe, RecipeError, Slice, UNION, parameters};
 use crate::checkpoint::Dtype;
 use crate::document::{Content, Field, FieldError, Fields, Node};
 use crate::merge::{BaseUse, MethodSpecification, find_method, methods, unknown_method};
@@ -131,6 +131,11 @@ fn read_document(node: &Node, syntax: Syntax) -> Result<RecipeFile, RecipeError>
         Syntax::Toml => (read_masks(fields.take("masks"))?, fields.take("content")),
         Syntax::Yaml => (Masks::default(), None),
     };
+    if syntax == Syntax::Yaml && tokenizer_source.as_deref() == Some(UNION) {
+        let note = "`tokenizer_source`: the base's tokenizer is the union where all models have the same tokens, as is checked; \
+                    vocabularies that differ are not joined";
+        reader.ignored.push(note.to_owned());
+    }
     if syntax == Syntax::Yaml {
         // Configurations in one file have names, which are mergekit-multi's; mergekit-yaml passes over them.
         let _ = fields.take("name");
@@ -247,11 +252,6 @@ fn read_tokenizer_source(fields: &mut Fields<'_>, syntax: Syntax) -> Result<Opti
         }
     };
     let model = read_model(&field, syntax)?.to_string();
-    if model == "union" {
-        return Err(
-            field.error("joining vocabularies is not supported; give `base` or a model whose tokenizer is copied")
-        );
-    }
     Ok(Some(model))
 }
 

@@ -78,7 +78,6 @@ fn what_is_not_supported_is_refused_by_name() {
         ("modules: {}", vec!["`modules`"]),
         ("tokenizer: {source: base, tokens: {x: {source: a}}}", vec!["`tokenizer.tokens`"]),
         ("tokenizer_source: d", vec!["`tokenizer_source`", "`d`"]),
-        ("tokenizer_source: union", vec!["`tokenizer_source`", "vocabularies"]),
         ("tokenizer_source: base\ntokenizer: {source: base}", vec!["`tokenizer`", "tokenizer_source"]),
         ("chat_template: chatml", vec!["`chat_template`", "Jinja"]),
         ("dtype: int64", vec!["`dtype`", "int64", "float32"]),

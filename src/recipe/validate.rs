@@ -61,7 +61,7 @@ impl Recipe {
             }
             self.check_required(stage, method)?;
         }
-        if let Some(source) = self.tokenizer_source.as_deref().filter(|source| *source != "base")
+        if let Some(source) = self.named_tokenizer()
             && !self.models().iter().any(|model| model.to_string() == source)
         {
             let reason = format!(
