@@ -26,6 +26,7 @@ pub mod ledger;
 mod lock;
 pub mod merge;
 mod natural_order;
+mod plural;
 mod python_json;
 pub mod random;
 pub mod recipe;

@@ -214,3 +214,19 @@ fn masks_that_may_be_expected_are_told_of() {
         }
     }
 }
+
+#[test]
+fn the_recipe_is_no_folder_for_the_output() {
+    let scratch = Scratch::new();
+    for model in ["a", "b"] {
+        copy_folder(&repository("tests/golden/models").join(model), &scratch.path(model));
+    }
+    std::fs::write(
+        scratch.path("one.yml"),
+        "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\n",
+    )
+    .unwrap();
+    let output = scratch.evomerge(&["merge", "one.yml", "--out", "one.yml", "--force"]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("is the recipe itself; give a folder"), "{}", stderr(&output));
+}

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use evomerge::checkpoint::{Checkpoint, ContentIds};
 use evomerge::exit::ExitCode;
 use evomerge::merge::{BaseUse, InputCount, MergeOptions, Merger, MergerOptions, Survivor, methods};
-use evomerge::recipe::{MaskKind, ModelReference, Recipe};
+use evomerge::recipe::{MaskKind, ModelReference, Recipe, RecipeFile};
 use models::{AVERAGE, Family, Model, average, values};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -409,10 +409,26 @@ fn the_union_of_equal_vocabularies_is_any_of_them() {
     }
     // The recipe that comes with the model says the same.
     let yaml = format!("{AVERAGE}tokenizer_source: union\n");
-    let file = evomerge::recipe::RecipeFile::from_mergekit_yaml(&yaml).unwrap();
+    let file = RecipeFile::from_mergekit_yaml(&yaml).unwrap();
     assert!(file.ignored[0].contains("`tokenizer_source`"), "{:?}", file.ignored);
     let toml = file.recipe.to_toml(&std::collections::BTreeMap::new());
-    assert_eq!(evomerge::recipe::Recipe::from_toml(&toml).unwrap(), file.recipe);
+    assert_eq!(Recipe::from_toml(&toml).unwrap(), file.recipe);
+}
+
+#[test]
+fn an_output_without_a_tokenizer_is_told() {
+    let text = tokenizer(json!({"x": 0}), 1);
+    let mut with = Model::new(1, 2);
+    with.files.insert("tokenizer.json".into(), text);
+    let missing = |family: &Family, more: &str| {
+        family.try_merge(&format!("{AVERAGE}{more}"), &MergeOptions::default()).unwrap().missing_tokenizer
+    };
+    let of = |first: &Model, second: &Model| Family::new([("a", first.clone()), ("b", second.clone())]);
+    let without = Model::new(1, 1);
+    assert_eq!(missing(&of(&without, &with), ""), Some(ModelReference::new("b")));
+    assert_eq!(missing(&of(&without, &with), "tokenizer_source: b\n"), None);
+    assert_eq!(missing(&of(&with, &without), ""), None);
+    assert_eq!(missing(&of(&without, &without), ""), None);
 }
 
 #[test]

@@ -34,17 +34,22 @@ pub(super) fn no_space(path: &Path, directory: &Path, needed: u64) -> Checkpoint
 pub(super) fn write_error(path: &Path, directory: &Path, needed: u64, source: std::io::Error) -> CheckpointError {
     match source.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => no_space(path, directory, needed),
-        _ => CheckpointError::Write { path: path.to_owned(), source },
+        _ => refused(path, source),
+    }
+}
+
+/// The error of a file that cannot be opened or written; the disk is not to blame where too many files are open.
+fn refused(path: &Path, source: std::io::Error) -> CheckpointError {
+    let path = path.to_owned();
+    match source.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::MFILE | Errno::NFILE) => CheckpointError::TooManyFiles { path, source },
+        _ => CheckpointError::Write { path, source },
     }
 }
 
 /// Creates a file that must not exist (a link in its place is not followed), with the mode that the umask leaves.
 pub(super) fn create_new(path: &Path) -> Result<File, CheckpointError> {
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .map_err(|source| CheckpointError::Write { path: path.to_owned(), source })
+    OpenOptions::new().write(true).create_new(true).open(path).map_err(|source| refused(path, source))
 }
 
 /// Reserves a file's blocks, or at least sets its size where the file system cannot.
@@ -70,6 +75,19 @@ pub(super) fn sync(path: &Path, file: &File) -> Result<(), CheckpointError> {
 
 /// Waits until a directory's entries are on the disk.
 pub(super) fn sync_directory(path: &Path) -> Result<(), CheckpointError> {
-    let opened = File::open(path).map_err(|source| CheckpointError::Write { path: path.to_owned(), source })?;
+    let opened = File::open(path).map_err(|source| refused(path, source))?;
     sync(path, &opened)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_many_open_files_are_no_full_disk() {
+        let error = |errno: Errno| write_error(Path::new("shard"), Path::new("."), 1, errno.into()).to_string();
+        assert!(error(Errno::MFILE).contains("cannot open shard") && error(Errno::MFILE).contains("ulimit -n"));
+        assert!(error(Errno::NOSPC).contains("not enough disk space"));
+        assert!(error(Errno::ACCESS).starts_with("cannot write shard"));
+    }
 }

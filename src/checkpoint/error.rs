@@ -124,6 +124,18 @@ pub enum CheckpointError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// The process, or the system, has as many files open as it may.
+    #[error(
+        "cannot open {}: {source}; a merge has every shard of its output open: raise the limit (`ulimit -n`), or write larger \
+         shards (--shard-size)",
+        path.display()
+    )]
+    TooManyFiles {
+        /// What was to be opened.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// The writer was asked for something that no safetensors file can hold, or was given other bytes than it was
     /// promised: a mistake of the caller, not of the user.
     #[error("{}: {reason}", path.display())]
@@ -149,7 +161,9 @@ impl CheckpointError {
             | Self::Changed { .. }
             | Self::Incompatible { .. }
             | Self::Unresolved { .. } => ExitCode::BadData,
-            Self::Exists { .. } | Self::NoSpace { .. } | Self::Write { .. } => ExitCode::NotWritable,
+            Self::Exists { .. } | Self::NoSpace { .. } | Self::TooManyFiles { .. } | Self::Write { .. } => {
+                ExitCode::NotWritable
+            }
             Self::Output { .. } => ExitCode::Internal,
         }
     }

@@ -9,6 +9,7 @@ use super::output::Output;
 use super::runtime::{run_to_end, scratch_folder};
 use super::search::{read_run_file, require_space};
 use crate::exit::ExitCode;
+use crate::plural::counted;
 use crate::search::{Findings, Progress, check, prepare};
 
 pub(super) fn run(arguments: &Check, output: Output) -> Result<ExitCode, CliError> {
@@ -33,7 +34,8 @@ const CONFLICTS_SHOWN: usize = 5;
 fn describe(findings: &Findings) -> String {
     let mut text = format!("{}: ready\n", findings.name);
     let mut line = |label: &str, value: String| text.push_str(&format!("{label:<12} {value}\n"));
-    line("models", format!("{} sources{}", findings.sources, if findings.base { " and a base" } else { "" }));
+    let sources = counted(findings.sources as u64, "source");
+    line("models", format!("{sources}{}", if findings.base { " and a base" } else { "" }));
     if findings.candidate_bytes > 0 {
         line(
             "candidates",
@@ -56,7 +58,7 @@ fn describe(findings: &Findings) -> String {
         line("task", task.clone());
     }
     let soup = if findings.greedy_soup { ", then the greedy soup" } else { "" };
-    line("baselines", format!("{} evaluations{soup}", findings.baselines));
+    line("baselines", format!("{}{soup}", counted(findings.baselines, "evaluation")));
     line("budget", findings.budget.clone());
     if let Some(racing) = &findings.racing {
         line("racing", racing.clone());

@@ -71,6 +71,12 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
              model's, where mergekit promotes (bfloat16 and float32: float32); `dtype` or --dtype says which is meant",
         );
     }
+    if let Some(model) = report.missing_tokenizer.as_ref().filter(|_| !output.quiet) {
+        say(&format!(
+            "note: the output has no tokenizer, since the model that gives configuration and tokenizer has none; `{model}` has \
+             one, and `tokenizer_source` names the model whose tokenizer is copied"
+        ));
+    }
     output.result(&describe(&report, out, output), &to_json(&report, out))?;
     Ok(ExitCode::Done)
 }

@@ -70,6 +70,9 @@ impl OpenModels {
                 )));
             }
         }
+        if recipe.canonicalize().is_ok_and(|recipe| recipe == out) {
+            return Err(CliError::Usage(format!("--out {} is the recipe itself; give a folder", out.display())));
+        }
         if inside(recipe) {
             return Err(CliError::Usage(format!(
                 "--out {} would replace the folder that {} lies in; give another folder",

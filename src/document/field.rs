@@ -27,7 +27,12 @@ impl<'a> Field<'a> {
     }
 
     fn expected(&self, what: &str) -> FieldError {
-        self.error(format!("expected {what}, found {}", self.node.content.kind()))
+        let found = match &self.node.content {
+            Content::Integer(number) => number.to_string(),
+            Content::Float(number) => number.to_string(),
+            other => other.kind().to_owned(),
+        };
+        self.error(format!("expected {what}, found {found}"))
     }
 
     /// The value as text.
@@ -244,6 +249,11 @@ mod tests {
             root.take("a").unwrap().number().unwrap_err().to_string(),
             "line 1: `a`: expected a number, found text"
         );
+        let fraction = Node::from_toml("n = 20.5\nm = 3\n").unwrap();
+        let mut numbers = fraction.root().fields().unwrap();
+        let error = numbers.take("n").unwrap().count().unwrap_err().to_string();
+        assert_eq!(error, "line 1: `n`: expected a whole number, found 20.5");
+        assert_eq!(numbers.take("m").unwrap().list().unwrap_err().to_string(), "line 2: `m`: expected a list, found 3");
         let items = root.take("b").unwrap().list().unwrap();
         assert_eq!(items[0].count().unwrap().get(), 1);
         let error = items[1].unsigned().unwrap_err().to_string();

@@ -16,7 +16,7 @@ use super::failure::Failure;
 use super::mergekit_order::{fills_head, in_order_of_inputs};
 use super::methods::{Context, MaskSource, MergeMethod, implementation};
 use super::model::Model;
-use super::output::{merged_config, pretty, tokenizer_donor, write_side_files};
+use super::output::{merged_config, missing_tokenizer, pretty, tokenizer_donor, write_side_files};
 use super::plan::{Action, MergePlan, PlannedInput, PlannedTensor, plan};
 use super::simd::Isa;
 use super::sparsify::MersenneStream;
@@ -108,7 +108,7 @@ pub struct MergeOptions<'a> {
 }
 
 /// What a merge did.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct MergeReport {
     /// Output tensors.
     pub tensors: usize,
@@ -124,6 +124,8 @@ pub struct MergeReport {
     /// The recipe names no dtype, and some output tensors have the type of one model where another model stores a wider
     /// or another one, to which mergekit promotes.
     pub is_narrowed: bool,
+    /// A model with a tokenizer, where the output has none because the model that gives it has none.
+    pub missing_tokenizer: Option<ModelReference>,
 }
 
 /// The merge core of one run: checkpoints are mapped once, statistics of whole tensors are computed once.
@@ -294,6 +296,7 @@ impl Merger {
             seconds: start.elapsed().as_secs_f64(),
             uncertain_masks: draws_as_mergekit(recipe, method) && fills_head(&plan),
             is_narrowed: self.is_narrowed(recipe, &plan),
+            missing_tokenizer: missing_tokenizer(&plan, &self.models, recipe)?,
         })
     }
 

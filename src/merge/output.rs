@@ -9,11 +9,21 @@ use super::model::Model;
 use super::plan::MergePlan;
 use crate::checkpoint::{CheckpointError, CheckpointWriter, Dtype, is_head, is_input_embedding};
 use crate::python_json::unmark_nonfinite;
-use crate::recipe::Recipe;
+use crate::recipe::{ModelReference, Recipe};
 
 const GENERATION_CONFIG: &str = "generation_config.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
 const OLD_CHAT_TEMPLATE: &str = "chat_template.json";
+/// Files that hold a vocabulary.
+const TOKENIZERS: [&str; 7] = [
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tekken.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+];
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// Names that configurations use for the number of layers of their only tower.
 const LAYER_COUNTS: [&str; 4] = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
@@ -188,6 +198,22 @@ pub(crate) fn tokenizer_donor(plan: &MergePlan, recipe: &Recipe) -> Result<usize
             ))
         }),
     }
+}
+
+/// A model with a tokenizer, where the one whose tokenizer the output takes has none.
+pub(crate) fn missing_tokenizer(
+    plan: &MergePlan,
+    models: &[Model],
+    recipe: &Recipe,
+) -> Result<Option<ModelReference>, MergeError> {
+    let has_one = |index: usize| {
+        let files = models[index].checkpoint.sidecars();
+        files.iter().any(|file| TOKENIZERS.iter().any(|name| file.file_name().is_some_and(|own| own == *name)))
+    };
+    if has_one(tokenizer_donor(plan, recipe)?) {
+        return Ok(None);
+    }
+    Ok(plan.used_models().into_iter().find(|index| has_one(*index)).map(|index| models[index].name.clone()))
 }
 
 /// Copies tokenizer, template and generation settings, and writes the recipe's chat template where it has one.

@@ -7,6 +7,7 @@ use super::prepare::{Prepared, candidate_parent};
 use super::repeats::Repeats;
 use super::{SearchError, alarms, slots};
 use crate::evaluate::TaskCapability;
+use crate::plural::counted;
 use crate::score::alarms::Alarm;
 use crate::strategy::{ONE_REFERENCE_IN, makes_greedy_soup};
 
@@ -141,8 +142,8 @@ fn refuse_unwritable(folder: &Path) -> Result<(), SearchError> {
 fn describe_task(prepared: &Prepared, task: &crate::score::ObjectiveTask) -> String {
     let samples = prepared.evaluator.capabilities().tasks.get(&task.name).map_or(0, |known| known.n_samples);
     let direction = if task.maximize { "higher" } else { "lower" };
-    let samples = if samples == 0 { "an unknown number of".to_string() } else { samples.to_string() };
-    format!("{}: {} ({direction} is better), weight {}, {samples} samples", task.name, task.metric, task.weight)
+    let samples = if samples == 0 { "an unknown number of samples".to_owned() } else { counted(samples, "sample") };
+    format!("{}: {} ({direction} is better), weight {}, {samples}", task.name, task.metric, task.weight)
 }
 
 fn describe_budget(prepared: &Prepared) -> String {
@@ -151,22 +152,25 @@ fn describe_budget(prepared: &Prepared) -> String {
     if let Some(evaluations) = limits.evaluations {
         let raced = race_price(prepared).and_then(Result::ok);
         parts.push(match (prepared.samples, raced) {
-            (0, _) => format!("{evaluations} evaluations"),
+            (0, _) => counted(evaluations, "evaluation"),
             (samples, None) => {
                 let all = evaluations.saturating_mul(samples);
-                format!("{evaluations} evaluations of {samples} samples ({all} in all)")
+                let (evaluations, samples) = (counted(evaluations, "evaluation"), counted(samples, "sample"));
+                format!("{evaluations} of {samples} ({all} in all)")
             }
             (samples, Some(price)) => {
                 let in_full = evaluations.min(prepared.distinct_baselines);
                 let raced = (evaluations - in_full) as f64 / price.evaluations * price.samples;
                 let all = in_full.saturating_mul(samples) as f64 + raced;
-                format!("{evaluations} evaluations of up to {samples} samples (about {all:.0} in all)")
+                let (evaluations, samples) = (counted(evaluations, "evaluation"), counted(samples, "sample"));
+                format!("{evaluations} of up to {samples} (about {all:.0} in all)")
             }
         });
     }
     if let Some(samples) = limits.samples {
         let evaluations = samples / prepared.samples.max(1);
-        parts.push(format!("{samples} samples ({evaluations} evaluations of {})", prepared.samples));
+        let (samples, evaluations) = (counted(samples, "sample"), counted(evaluations, "evaluation"));
+        parts.push(format!("{samples} ({evaluations} of {})", prepared.samples));
     }
     if let Some(limit) = limits.wall_clock {
         parts.push(format!("{} s of active time", limit.as_secs()));
@@ -265,12 +269,12 @@ fn conflicts(prepared: &Prepared) -> Vec<Conflict> {
 fn describe_repeats(prepared: &Prepared) -> String {
     let repeats = Repeats::of(prepared);
     let samples = prepared.samples;
-    let each = if samples > 0 { format!(", {samples} samples each") } else { String::new() };
+    let each = if samples > 0 { format!(", {} each", counted(samples, "sample")) } else { String::new() };
     let mut parts = Vec::new();
     let mut most = Some(0);
     if repeats.finalists {
         let finalists = repeats.finalists_of(prepared);
-        parts.push(format!("{finalists} finalists and the best baseline before the verdict"));
+        parts.push(format!("{} and the best baseline before the verdict", counted(finalists as u64, "finalist")));
         most = most.map(|most| most + finalists as u64 + 1);
     }
     if let Some(every) = repeats.sentinel {
@@ -286,7 +290,8 @@ fn describe_repeats(prepared: &Prepared) -> String {
         let deterministic = prepared.evaluator.capabilities().deterministic;
         return if deterministic { "nothing: the evaluator is deterministic" } else { "nothing" }.into();
     }
-    let most = most.map(|most| format!("; {most} evaluations at most, outside the budget")).unwrap_or_default();
+    let most =
+        most.map(|most| format!("; {} at most, outside the budget", counted(most, "evaluation"))).unwrap_or_default();
     format!("{}{each}{most}", parts.join(", "))
 }
 
@@ -294,8 +299,9 @@ fn describe_holdout(prepared: &Prepared, smallest_gain: Option<f64>) -> String {
     let Some(plan) = &prepared.holdout else {
         return "none: nothing will show that the winner is better on other data".into();
     };
-    let samples = if plan.samples > 0 { format!("{} samples each", plan.samples) } else { "all samples".to_owned() };
-    let mut text = format!("{} finalists and the best baseline, {samples}", plan.finalists);
+    let samples =
+        if plan.samples > 0 { format!("{} each", counted(plan.samples, "sample")) } else { "all samples".to_owned() };
+    let mut text = format!("{} and the best baseline, {samples}", counted(plan.finalists as u64, "finalist"));
     if plan.evaluator.kind() == "command" {
         text.push_str("; answers without `per_sample` or `stderr` give no interval, and so never an improvement");
     }

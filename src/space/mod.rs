@@ -20,7 +20,7 @@ mod tests;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Dtype, LayerLayout};
-use crate::config::{LayerGrouping, SpaceConfig};
+use crate::config::{GeneConfig, GenePer, LayerGrouping, SpaceConfig};
 use crate::exit::ExitCode;
 use crate::merge::structure::LayerProfile;
 use crate::merge::{MethodSpecification, find_method};
@@ -292,6 +292,18 @@ fn notices(config: &SpaceConfig, facts: &ModelFacts, known: bool, plans: &[Plan]
     } else if config.stack.is_none() && config.layers != one && !plans.iter().any(Plan::per_group) {
         let why = "there is one layer group, or no gene varies per \"layer_group\"";
         notices.push(format!("{why}: the layer groups have no effect"));
+    }
+    if config.layers == one {
+        let varies =
+            |gene: &GeneConfig| matches!(gene, GeneConfig::Search(gene) if gene.per.contains(&GenePer::LayerGroup));
+        let genes: Vec<&str> =
+            config.genes.iter().filter(|(_, gene)| varies(gene)).map(|(name, _)| name.as_str()).collect();
+        if !genes.is_empty() {
+            let genes = genes.join(", ");
+            notices.push(format!(
+                "{genes}: per \"layer_group\" has no effect with one layer group; `layer_groups` or `granularity` makes more"
+            ));
+        }
     }
     if !config.modules.is_empty() && !plans.iter().any(Plan::per_module) {
         notices.push("no gene varies per \"module\", so `modules` has no effect".to_owned());

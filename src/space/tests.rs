@@ -245,6 +245,16 @@ fn too_many_groups_and_idle_groups_are_told() {
 }
 
 #[test]
+fn a_gene_per_layer_group_of_one_group_is_told() {
+    let text = "method = 'linear'\ngenes = { weight = { per = ['model', 'layer_group'] } }\n";
+    let one = space(&["a", "b"], None, text);
+    assert_eq!(one.genes().len(), 2);
+    let [notice] = one.notices() else { panic!("{:?}", one.notices()) };
+    assert!(notice.starts_with("weight: per \"layer_group\" has no effect with one layer group"), "{notice}");
+    assert!(space(&["a", "b"], None, &format!("layer_groups = 2\n{text}")).notices().is_empty());
+}
+
+#[test]
 fn a_source_that_is_in_a_soup_twice_has_twice_the_weight() {
     let facts = facts(&["a", "b", "c"], None);
     let weights = |members: &[usize]| {
