@@ -428,3 +428,14 @@ fn a_run_whose_folder_is_moved_away_ends() {
     std::fs::rename(scratch.path("results/moved"), scratch.path("results/run")).unwrap();
     scratch.search(&run_file, &["--max-evaluations", "12", "-q"]);
 }
+
+/// SQLite takes names that begin so for addresses.
+#[test]
+fn results_may_lie_in_a_folder_whose_name_looks_like_an_address() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 12, SPHERE, &format!("{SPACE}{TASKS}"));
+    scratch.search(&run_file, &["--results", "file:x"]);
+    assert!(scratch.path("file:x/run/ledger.sqlite").exists());
+    let output = scratch.evomerge(&["status", "file:x/run"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+}

@@ -24,7 +24,7 @@ pub(super) fn run(arguments: &Export, output: Output) -> Result<ExitCode, CliErr
     let merger = models.merger(MergerOptions::default())?;
     let verdict = std::fs::read_to_string(RunFolder::verdict_in(&arguments.results)).ok();
     let run = ledger.fact(fact::RUN_NAME)?.unwrap_or_default();
-    let card = model_card::of_run(&run, &asked, told.as_ref(), &recipe, verdict.as_deref());
+    let card = model_card::of_run(&run, &asked, told.as_ref(), &recipe, verdict.as_deref(), &arguments.results);
     let extra = model_card::files(&asked.recipe, &recipe, card);
     let options = MergeOptions { mode: WriteMode::durable(arguments.force), files: &extra, ..MergeOptions::default() };
     materialize(&merger, &recipe, &arguments.out, options, output)?;

@@ -43,7 +43,7 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
     let models = OpenModels::open(&recipe, folder).map_err(|error| with_other_folder(error, &recipe, arguments))?;
     models.check_content(&file.content_ids, &arguments.recipe)?;
     models.refuse_to_replace(out, &arguments.recipe)?;
-    let card = arguments.write_model_card.then(|| model_card::of_merge(&folder_name(out), &recipe));
+    let card = arguments.write_model_card.then(|| model_card::of_merge(&folder_name(out), &recipe, folder));
     let files = card.map(|card| model_card::files(&recipe.to_toml(&file.content_ids), &recipe, card));
     let options = MergerOptions {
         threads: arguments.threads,

@@ -39,7 +39,7 @@ pub fn main() -> ExitCode {
                 return ExitCode::Done;
             }
             // What cannot be parsed still says which form the answer is to have.
-            if std::env::args_os().any(|argument| argument == "--json") {
+            if std::env::args_os().take_while(|argument| argument != "--").any(|argument| argument == "--json") {
                 let text = error.render().to_string();
                 error_document(text.strip_prefix("error: ").unwrap_or(&text).trim_end(), ExitCode::Usage);
             }

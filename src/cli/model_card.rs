@@ -1,5 +1,7 @@
 //! Model cards: a README in Hugging Face's form, and the recipes beside it.
 
+use std::path::Path;
+
 use crate::ledger::{AskedRecord, ToldRecord};
 use crate::recipe::{ModelReference, Recipe};
 
@@ -13,23 +15,25 @@ pub(super) fn files(recipe_toml: &str, recipe: &Recipe, card: String) -> Vec<(St
     files.into_iter().map(|(name, text)| (name.to_owned(), text.into_bytes())).collect()
 }
 
-/// What was merged, and how to make it again.
-pub(super) fn of_merge(name: &str, recipe: &Recipe) -> String {
+/// What was merged, and how to make it again. Relative names start at `folder`.
+pub(super) fn of_merge(name: &str, recipe: &Recipe, folder: &Path) -> String {
     let made = format!("made by evomerge {}", env!("CARGO_PKG_VERSION"));
-    front_matter(recipe) + &format!("# {name}\n\n") + &merge_of(recipe, &made) + &how_to_make_it(recipe)
+    front_matter(recipe, folder) + &format!("# {name}\n\n") + &merge_of(recipe, &made) + &how_to_make_it(recipe, folder)
 }
 
-/// What was merged in a run, how it scored, and how to make it again.
+/// What was merged in a run, how it scored, and how to make it again. Relative names start at `folder`.
 pub(super) fn of_run(
     run: &str,
     asked: &AskedRecord,
     told: Option<&ToldRecord>,
     recipe: &Recipe,
     verdict: Option<&str>,
+    folder: &Path,
 ) -> String {
     let AskedRecord { candidate_id, index, origin, recipe_sha256, .. } = asked;
     let found = format!("found by evomerge {} in evaluation {index} ({origin})", env!("CARGO_PKG_VERSION"));
-    let mut text = front_matter(recipe) + &format!("# {run}: candidate {candidate_id}\n\n") + &merge_of(recipe, &found);
+    let mut text =
+        front_matter(recipe, folder) + &format!("# {run}: candidate {candidate_id}\n\n") + &merge_of(recipe, &found);
     if let Some(told) = told {
         text.push_str(&scores(told));
     }
@@ -40,13 +44,13 @@ pub(super) fn of_run(
     {
         text.push_str(&format!("## Verdict\n\n{sentence}\n\n"));
     }
-    text + &how_to_make_it(recipe) + &format!("\nrecipe sha256: `{recipe_sha256}`\n")
+    text + &how_to_make_it(recipe, folder) + &format!("\nrecipe sha256: `{recipe_sha256}`\n")
 }
 
-fn front_matter(recipe: &Recipe) -> String {
+fn front_matter(recipe: &Recipe, folder: &Path) -> String {
     let mut text = String::from("---\nlibrary_name: transformers\n");
     // The hub links to what it knows; folders of one machine are nobody else's business.
-    let on_the_hub: Vec<&str> = locations(recipe).filter(|location| is_repository(location)).collect();
+    let on_the_hub: Vec<&str> = locations(recipe).filter(|location| is_repository(location, folder)).collect();
     if !on_the_hub.is_empty() {
         text.push_str("base_model:\n");
         on_the_hub.iter().for_each(|id| text.push_str(&format!("- {id}\n")));
@@ -59,8 +63,8 @@ fn merge_of(recipe: &Recipe, made: &str) -> String {
     format!("A merge of {} by `{}`, {made}.\n\n", names.join(", "), recipe.merge_method)
 }
 
-fn how_to_make_it(recipe: &Recipe) -> String {
-    let is_relative = |location: &str| !location.starts_with('/') && !is_repository(location);
+fn how_to_make_it(recipe: &Recipe, folder: &Path) -> String {
+    let is_relative = |location: &str| !location.starts_with('/') && !is_repository(location, folder);
     let models = if locations(recipe).any(is_relative) { " --models-dir MODELS" } else { "" };
     format!(
         "## Recipe\n\n`recipe.toml` and `mergekit_config.yml` beside this file. To make the model again:\n\n\
@@ -78,13 +82,13 @@ fn locations(recipe: &Recipe) -> impl Iterator<Item = &str> {
 }
 
 /// `owner/name`, and nothing on this machine.
-fn is_repository(location: &str) -> bool {
+fn is_repository(location: &str, folder: &Path) -> bool {
     let parts: Vec<&str> = location.split('/').collect();
     let is_name = |part: &&str| {
         part.starts_with(|first: char| first.is_ascii_alphanumeric())
             && part.chars().all(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(letter))
     };
-    parts.len() == 2 && parts.iter().all(is_name) && !std::path::Path::new(location).exists()
+    parts.len() == 2 && parts.iter().all(is_name) && !folder.join(location).exists()
 }
 
 fn scores(told: &ToldRecord) -> String {

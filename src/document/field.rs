@@ -29,7 +29,7 @@ impl<'a> Field<'a> {
     fn expected(&self, what: &str) -> FieldError {
         let found = match &self.node.content {
             Content::Integer(number) => number.to_string(),
-            Content::Float(number) => number.to_string(),
+            Content::Float(number) => format!("{number:?}"),
             other => other.kind().to_owned(),
         };
         self.error(format!("expected {what}, found {found}"))

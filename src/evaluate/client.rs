@@ -106,7 +106,8 @@ impl HttpClient {
         }
     }
 
-    /// Sends a request and reads the whole answer within `total`. What it says of the token is blotted out.
+    /// Sends a request and reads the whole answer within `total`. What an error says of the token is
+    /// blotted out.
     ///
     /// # Errors
     /// A judgement of class infrastructure or resource: nobody listens, the connection died, too slow, too large.
@@ -120,28 +121,36 @@ impl HttpClient {
             Ok(answer) => answer?,
             Err(_) => return Err(too_slow(format!("no complete answer within {:.1} s", total.as_secs_f64()))),
         };
-        if let Some(token) = self.token.as_ref().and_then(|token| token.as_bytes().strip_prefix(SCHEME.as_bytes())) {
-            blot_out(&mut answer.body, token);
+        if !matches!(answer.status, 200 | 202)
+            && let Some(token) = self.token.as_ref().and_then(|token| token.as_bytes().strip_prefix(SCHEME.as_bytes()))
+        {
+            answer.body = blotted(&answer.body, token);
         }
         Ok(answer)
     }
 }
 
-/// Servers that show the request in their errors would bring the token to terminals, ledger and tables. A token that is part
-/// of a longer word was hardly meant.
-fn blot_out(body: &mut Vec<u8>, token: &[u8]) {
+/// The body of an error without the token: servers that show the request in their errors would bring it to terminals,
+/// ledger and tables. One that is part of a longer word, or as short as a word of the error's own, was hardly meant.
+fn blotted(body: &[u8], token: &[u8]) -> Vec<u8> {
     const BLOT: &[u8] = b"[token]";
-    let is_word = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
-    let mut at = 0;
+    const SHORTEST: usize = 8;
+    let is_word = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let is_shown = |start: usize| {
+        let before = &body[..start];
+        (token.len() >= SHORTEST || before.ends_with(SCHEME.as_bytes()))
+            && !is_word(before.last())
+            && !is_word(body.get(start + token.len()))
+    };
+    let (mut blotted, mut at) = (Vec::with_capacity(body.len()), 0);
     while let Some(found) = body[at..].windows(token.len()).position(|window| window == token) {
-        let (start, end) = (at + found, at + found + token.len());
-        if is_word(start.checked_sub(1).and_then(|before| body.get(before))) || is_word(body.get(end)) {
-            at = end;
-        } else {
-            body.splice(start..end, BLOT.iter().copied());
-            at = start + BLOT.len();
-        }
+        let start = at + found;
+        blotted.extend_from_slice(&body[at..start]);
+        blotted.extend_from_slice(if is_shown(start) { BLOT } else { token });
+        at = start + token.len();
     }
+    blotted.extend_from_slice(&body[at..]);
+    blotted
 }
 
 fn too_slow(detail: String) -> Judgement {
@@ -328,18 +337,18 @@ mod tests {
     }
 
     #[test]
-    fn a_token_in_an_answer_is_blotted_out() {
-        for (body, seen) in [
-            ("Authorization: Bearer sesame; sesame", "Authorization: Bearer [token]; [token]"),
-            ("sesame", "[token]"),
-            ("sesames of sesame street", "sesames of [token] street"),
+    fn a_token_in_an_error_is_blotted_out() {
+        let seen = |body: &str, token: &str| String::from_utf8(blotted(body.as_bytes(), token.as_bytes())).unwrap();
+        for (body, expected) in [
+            ("Authorization: Bearer open-sesame; open-sesame", "Authorization: Bearer [token]; [token]"),
+            ("open-sesame", "[token]"),
+            ("reopen-sesame, open-sesames", "reopen-sesame, open-sesames"),
             ("nothing", "nothing"),
             ("", ""),
         ] {
-            let mut blotted = body.as_bytes().to_vec();
-            blot_out(&mut blotted, b"sesame");
-            assert_eq!(String::from_utf8(blotted).unwrap(), seen);
+            assert_eq!(seen(body, "open-sesame"), expected);
         }
+        assert_eq!(seen("task acc: Bearer acc is wrong", "acc"), "task acc: Bearer [token] is wrong");
     }
 
     #[test]

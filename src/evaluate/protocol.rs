@@ -342,7 +342,8 @@ impl WireTaskCapability {
             };
             (metric.name.clone(), capability)
         });
-        let numbered = supports("sample_ids") && self.n_samples <= MOST_GENERATED_IDS;
+        // 0 stands for a number that nobody knows.
+        let numbered = supports("sample_ids") && (1..=MOST_GENERATED_IDS).contains(&self.n_samples);
         TaskCapability {
             n_samples: self.n_samples,
             sample_ids: numbered.then(|| (0..self.n_samples as i64).map(SampleId::Number).collect()),
@@ -465,6 +466,10 @@ mod tests {
         assert_eq!(task.sample_ids.as_deref().unwrap()[2], SampleId::Number(2));
         assert!(task.metrics["z"].is_mean && !task.metrics["a"].is_mean);
         assert_eq!((task.metrics["z"].min, task.metrics["a"].max), (Some(0.0), None));
+        // How many there are is not known, nor which.
+        let unknown = CAPABILITIES.replace("\"n_samples\": 3", "\"n_samples\": 0");
+        let wire: WireCapabilities = serde_json::from_str(&unknown).unwrap();
+        assert_eq!(wire.to_capabilities().tasks["t"].sample_ids, None);
     }
 
     #[test]

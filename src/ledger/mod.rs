@@ -106,9 +106,7 @@ impl Ledger {
             let reason = "it is a folder".to_owned();
             return Err(LedgerError::Corrupt { path: path.to_owned(), what: "the file".into(), reason });
         }
-        // Without SQLite's own names: `file:x` is a folder's name like others.
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(path, flags).map_err(|source| classify(path, source))?;
+        let connection = Connection::open(plain(path)).map_err(|source| classify(path, source))?;
         let ledger = Self { connection: Mutex::new(connection), path: path.to_path_buf() };
         schema::prepare(&ledger.lock(), path)?;
         Ok(ledger)
@@ -122,7 +120,8 @@ impl Ledger {
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         // Whoever opens it for writing says what is wrong with it.
-        Connection::open_with_flags(path, flags).and_then(|connection| schema::has_no_run(&connection)).unwrap_or(false)
+        let connection = Connection::open_with_flags(plain(path), flags);
+        connection.and_then(|connection| schema::has_no_run(&connection)).unwrap_or(false)
     }
 
     /// Opens the ledger for reading, beside a search that may be writing it.
@@ -137,7 +136,7 @@ impl Ledger {
             schema::check_format(&connection, path)?;
             Ok(Self { connection: Mutex::new(connection), path: path.to_path_buf() })
         };
-        let opened = open(path, OpenFlags::empty());
+        let opened = open(&plain(path), OpenFlags::empty());
         let log = path.with_file_name(format!("{}-wal", path.file_name().unwrap_or_default().to_string_lossy()));
         match opened {
             // Readers of a log in memory write to the folder. Where they may not and nobody has the file open, it can
@@ -376,6 +375,11 @@ impl Ledger {
     }
 }
 
+/// The path in a form in which SQLite finds no address in it (`file:x` is a folder's name like others).
+fn plain(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
 /// Maps of names, numbers and texts always have a JSON form.
 fn scores_json(tasks: &BTreeMap<String, TaskScores>) -> String {
     serde_json::to_string(tasks).unwrap_or_default()
@@ -477,6 +481,15 @@ mod tests {
         let foreign = folder.path().join("other");
         std::fs::write(&foreign, "no database").unwrap();
         assert!(!Ledger::is_blank(&foreign));
+    }
+
+    /// SQLite takes names that begin so for addresses.
+    #[test]
+    fn a_path_is_no_address() {
+        assert_eq!(
+            plain(Path::new("file:x/ledger.sqlite")),
+            std::env::current_dir().unwrap().join("file:x/ledger.sqlite")
+        );
     }
 
     /// A copy or a backup that does not end is not this program's fault.

@@ -192,7 +192,8 @@ fn by_task(
     let is_baseline = question.baseline.as_ref().is_some_and(|baseline| baseline.candidate_id == winner.candidate_id);
     let Some([winner, baseline]) = both_held_out(question, winner).filter(|_| !is_baseline) else { return Ok(tasks) };
     for task in question.objective.weighted_tasks() {
-        let alone = Objective { tasks: vec![ObjectiveTask { weight: 1.0, ..task.clone() }] };
+        // A weight below zero turns the direction, here as in the whole.
+        let alone = Objective { tasks: vec![ObjectiveTask { weight: task.weight.signum(), ..task.clone() }] };
         let Comparison { difference, interval, .. } = compare(&alone, winner, baseline, question.seed)?;
         if let (Some(winner), Some(baseline)) = (alone.value(winner), alone.value(baseline)) {
             tasks.insert(task.name.clone(), TaskVerdict { winner, baseline, difference, interval });
@@ -259,7 +260,8 @@ fn main_sentence(verdict: &Verdict) -> String {
     let n: u64 = verdict.n.values().sum();
     let samples = |before: &str| if n > 0 { format!("{before} {n} hold-out samples") } else { String::new() };
     let Some([low, high]) = verdict.interval else {
-        let why = match difference.abs() < LARGEST_SQUARE {
+        let scores = [winner.holdout_score, baseline.holdout_score];
+        let why = match scores.iter().flatten().all(|score| score.abs() < LARGEST_SQUARE) {
             true => "the evaluator gives neither per-sample scores nor standard errors from which one would follow",
             false => "the scores are too large numbers for one",
         };
@@ -372,6 +374,19 @@ mod tests {
         assert_eq!(verdict.tasks["a"].difference, 1.0);
         assert!(verdict.sentence.contains("Task b is worse"), "{}", verdict.sentence);
         assert!(!verdict.sentence.contains("Task a"), "{}", verdict.sentence);
+    }
+
+    /// Tasks by themselves point where the objective does.
+    #[test]
+    fn a_task_by_itself_keeps_its_direction() {
+        let (more, less) = (scores(&[1.0; 40]), scores(&[[1.0, 0.0]; 20].concat()));
+        let task = |weight: f64, maximize: bool| ObjectiveTask { weight, maximize, ..objective().tasks[0].clone() };
+        for (task, expected) in [(task(-1.0, true), -0.5), (task(2.0, false), -0.5), (task(-2.0, false), 0.5)] {
+            let objective = Objective { tasks: vec![task] };
+            let verdict =
+                ask(&objective, contender("w", 1.0, Some(&more)), Some(contender("b", 0.6, Some(&less))), true);
+            assert_eq!((verdict.difference, verdict.tasks["a"].difference), (Some(expected), expected));
+        }
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub(super) fn after(prepared: &Prepared, ledger: &Ledger, ended: &Ended<'_>) -> 
     let mut alarms = before(prepared);
     alarms.extend(flat_fitness(ended.objectives));
     alarms.extend(failures(ledger)?);
-    alarms.extend(baselines(ledger, prepared.baselines())?);
+    alarms.extend(baselines(ledger, prepared.baselines)?);
     alarms.extend(baselines_unreached(&ended.unreached_baselines));
     alarms.extend(super::repeats::alarm(ledger)?);
     let (Some(best), Some(baseline)) = (ended.best, ended.baseline) else { return Ok(alarms) };

@@ -106,7 +106,7 @@ pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchErro
         evaluator: prepared.evaluator.kind().to_string(),
         concurrency,
         tasks: prepared.objective.tasks.iter().map(|task| describe_task(prepared, task)).collect(),
-        baselines: prepared.distinct_baselines,
+        baselines: prepared.baselines,
         greedy_soup: makes_greedy_soup(prepared.config.strategy.kind, prepared.models.facts.sources.len()),
         budget: describe_budget(prepared),
         racing: describe_racing(prepared),
@@ -159,7 +159,7 @@ fn describe_budget(prepared: &Prepared) -> String {
                 format!("{evaluations} of {samples} ({all} in all)")
             }
             (samples, Some(price)) => {
-                let in_full = evaluations.min(prepared.distinct_baselines);
+                let in_full = evaluations.min(prepared.baselines);
                 let raced = (evaluations - in_full) as f64 / price.evaluations * price.samples;
                 let all = in_full.saturating_mul(samples) as f64 + raced;
                 let (evaluations, samples) = (counted(evaluations, "evaluation"), counted(samples, "sample"));
@@ -231,7 +231,7 @@ fn describe_racing(prepared: &Prepared) -> Option<String> {
         text.push_str(&format!(", one in {ONE_REFERENCE_IN} is scored in full at once"));
     }
     let limits = &prepared.config.budget;
-    let baselines = prepared.distinct_baselines;
+    let baselines = prepared.baselines;
     let by_samples = limits
         .samples
         .filter(|_| price.samples > 0.0)

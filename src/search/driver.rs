@@ -265,17 +265,17 @@ impl Search {
                     }
                 }
                 () = self.stop.requested(), if !already_stopping => self.progress.line(STOPPING),
-                _ = ticks.tick() => self.save_time()?,
+                _ = ticks.tick() => self.save_time(),
             }
         }
     }
 
-    fn save_time(&mut self) -> Result<(), SearchError> {
+    fn save_time(&mut self) {
         if self.time_saved.elapsed() >= SAVE_TIME_EVERY {
+            // A fault that lasts will show when there is an outcome to record; this one costs some seconds at worst.
+            let _ = self.ledger.set_fact(fact::ACTIVE_SECONDS, &self.active_text());
             self.time_saved = Instant::now();
-            self.ledger.set_fact(fact::ACTIVE_SECONDS, &self.active_text())?;
         }
-        Ok(())
     }
 
     /// The active time as the ledger keeps it.

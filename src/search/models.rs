@@ -84,9 +84,13 @@ impl Models {
         Ok(Self { facts, merger: Some(merger), content_ids, settings_ids, checkpoints, candidate_bytes, profiles })
     }
 
-    /// Where base and sources lie; empty without checkpoints.
+    /// Where base and sources lie, copies of earlier ones left out, which are never scored; empty without checkpoints.
     pub fn folders(&self) -> Vec<PathBuf> {
-        self.checkpoints.iter().map(|checkpoint| checkpoint.path().to_owned()).collect()
+        let models = self.facts.base.iter().chain(self.facts.sources.iter().map(|(_, model)| model));
+        let mut seen = BTreeSet::new();
+        let distinct =
+            self.checkpoints.iter().zip(models).filter(|(_, model)| seen.insert(self.content_ids.get(*model)));
+        distinct.map(|(checkpoint, _)| checkpoint.path().to_owned()).collect()
     }
 
     /// A line for every source that has the weights of the base or of an earlier source.

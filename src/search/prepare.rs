@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::candidate::baseline_recipe;
 use super::models::Models;
 use super::progress::Progress;
 use super::sealed::{HoldoutPlan, holdout_plan, keep_some, split};
@@ -15,8 +16,8 @@ use crate::evaluate::{
 use crate::merge::structure::group_layers;
 use crate::merge::{BaseUse, find_method};
 use crate::score::{Objective, ObjectiveTask};
-use crate::space::{SearchSpace, base_recipe, soup_recipe};
-use crate::strategy::{self, Content, baseline_contents};
+use crate::space::SearchSpace;
+use crate::strategy::{self, baseline_contents};
 
 /// A run file with everything it names opened.
 pub struct Prepared {
@@ -37,15 +38,10 @@ pub struct Prepared {
     /// How the hold-out is scored; `None`: the run has none.
     pub holdout: Option<HoldoutPlan>,
     /// Of [`Self::baselines`], those that are evaluated: copies of a model are not asked for twice.
-    pub distinct_baselines: u64,
+    pub baselines: u64,
 }
 
 impl Prepared {
-    /// Baselines that every search evaluates first: base, sources, uniform soup.
-    pub fn baselines(&self) -> u64 {
-        baseline_contents(self.models.facts.base.is_some(), self.models.facts.sources.len()).len() as u64
-    }
-
     /// Candidates on disk at once: one more than the evaluator takes, so that the next is ready when it is.
     pub fn slots(&self) -> usize {
         self.config.candidates.slots.map_or(self.evaluator.concurrency().get() + 1, std::num::NonZeroUsize::get)
@@ -94,11 +90,11 @@ pub async fn prepare(
     for notice in models.copies() {
         progress.line(&notice);
     }
-    let distinct_baselines = count_baselines(&models)?;
+    let baselines = count_baselines(&models)?;
     let mut prepared =
-        Prepared { config, models, space, evaluator, objective, tasks, samples, holdout: None, distinct_baselines };
+        Prepared { config, models, space, evaluator, objective, tasks, samples, holdout: None, baselines };
     prepared.holdout = holdout_plan(&prepared, scratch, progress, stop).await?;
-    Budget::new(prepared.config.budget.clone()).check_minimum(distinct_baselines, prepared.samples)?;
+    Budget::new(prepared.config.budget.clone()).check_minimum(baselines, prepared.samples)?;
     Ok(prepared)
 }
 
@@ -114,18 +110,14 @@ fn open_models(config: &RunConfig, checkpoints: bool) -> Result<Models, SearchEr
     Ok(models)
 }
 
-/// Baselines that are evaluated: of those with one recipe and the same settings of its models, the first.
+/// Baselines that are evaluated: of those with one recipe, the first.
 fn count_baselines(models: &Models) -> Result<u64, SearchError> {
     let facts = &models.facts;
     let mut distinct = BTreeSet::new();
     for content in baseline_contents(facts.base.is_some(), facts.sources.len()) {
-        let recipe = match content {
-            Content::Soup(members) => Some(soup_recipe(facts, &members)),
-            _ => base_recipe(facts),
-        };
-        let Some(recipe) = recipe else { continue };
-        let settings = recipe.models().into_iter().map(|model| models.settings_ids.get(model).cloned());
-        distinct.insert((recipe.sha256(&models.content_ids)?, settings.collect::<Vec<_>>()));
+        if let Some(recipe) = baseline_recipe(&content, facts) {
+            distinct.insert(recipe.sha256(&models.content_ids)?);
+        }
     }
     Ok(distinct.len() as u64)
 }

@@ -15,7 +15,10 @@ pub(super) const FROZEN: &str = "# Frozen by evomerge when the run started.";
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
-    lock: File,
+    /// Device and inode of the folder.
+    place: (u64, u64),
+    /// Held as long as the run is ours.
+    _lock: File,
 }
 
 impl Drop for RunFolder {
@@ -64,7 +67,8 @@ impl RunFolder {
             writeln!(lock, "{}", std::process::id())
         };
         write_owner(&mut lock).map_err(|source| fault(&lock_path, source))?;
-        Ok(Self { path, lock })
+        let place = place_of(&std::fs::metadata(&path).map_err(|source| fault(&path, source))?);
+        Ok(Self { path, place, _lock: lock })
     }
 
     /// Whether a living process holds the lock of the run in `path`. Looks without taking the lock, which a search that
@@ -81,7 +85,7 @@ impl RunFolder {
     /// Refuses to go on where the folder was moved or replaced meanwhile: results would go to another run's folder, or
     /// to one without a ledger.
     pub fn check_place(&self) -> Result<(), SearchError> {
-        if is_file_at(&self.lock, &self.path.join(LOCK)) {
+        if std::fs::metadata(&self.path).is_ok_and(|there| place_of(&there) == self.place) {
             return Ok(());
         }
         Err(SearchError::Moved { folder: self.path.clone() })
@@ -143,10 +147,13 @@ impl RunFolder {
 }
 
 fn is_file_at(file: &File, path: &Path) -> bool {
+    let (Ok(open), Ok(there)) = (file.metadata(), std::fs::metadata(path)) else { return false };
+    place_of(&open) == place_of(&there)
+}
+
+fn place_of(metadata: &std::fs::Metadata) -> (u64, u64) {
     use std::os::unix::fs::MetadataExt as _;
-    let place = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-    let open = file.metadata().map(place);
-    open.is_ok_and(|open| std::fs::metadata(path).map(place).is_ok_and(|there| there == open))
+    (metadata.dev(), metadata.ino())
 }
 
 /// Moves an existing run to the first free `NAME.1`, `NAME.2`, ...; refuses while another process uses it.
@@ -195,8 +202,10 @@ mod tests {
         std::fs::rename(folder.path(), results.path().join("aside")).unwrap();
         assert_eq!(folder.check_place().unwrap_err().exit_code(), crate::exit::ExitCode::NotWritable);
         std::fs::create_dir(folder.path()).unwrap();
-        std::fs::write(folder.path().join(LOCK), "").unwrap();
         assert!(folder.check_place().is_err());
+        let folder = RunFolder::lock(results.path(), "other").unwrap();
+        std::fs::remove_file(folder.path().join(LOCK)).unwrap();
+        folder.check_place().unwrap();
     }
 
     #[test]

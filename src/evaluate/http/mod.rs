@@ -25,8 +25,8 @@ use super::{
 };
 use crate::config::{HttpConfig, OnTimeout};
 
-/// How long a cancelled evaluation may take to say so to its endpoint.
-const TIME_FOR_LEAVE: Duration = Duration::from_secs(1);
+/// How long a cancelled evaluation may take to say so to its endpoint; twice that, and nobody waits for it any more.
+const TIME_FOR_LEAVE: Duration = Duration::from_millis(500);
 
 /// Scores candidates at HTTP endpoints that speak eval protocol v1.
 pub struct HttpEvaluator {
@@ -148,7 +148,7 @@ async fn meet_all(pool: &Pool, startup_timeout: Duration) -> Result<(), Evaluate
         match down {
             Some(_) if left.is_zero() && met => return Ok(()),
             Some(fault) if left.is_zero() => {
-                let waited = startup_timeout.as_secs_f64();
+                let waited = started.elapsed().as_secs_f64();
                 let detail = format!("{}; waited {waited:.0} s for it (evaluator.startup_timeout)", fault.detail);
                 return Err(EvaluateError::Outage(Fault { detail, ..fault }));
             }
@@ -218,7 +218,7 @@ impl Evaluator for HttpEvaluator {
                 // Whoever is cancelled in the middle of a health check does not wait for a server that hangs.
                 () = async {
                     cancel.cancelled().await;
-                    tokio::time::sleep(TIME_FOR_LEAVE).await;
+                    tokio::time::sleep(2 * TIME_FOR_LEAVE).await;
                 } => Err(EvaluateError::Cancelled),
             }
         })

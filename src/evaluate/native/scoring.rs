@@ -187,7 +187,7 @@ fn check_end<'a>(
         "tokenizer_invalid",
         format!(
             "{}: neither generation_config.json nor config.json names an eos_token_id, so no answer would ever end; add it to \
-             the base model (or the first source)",
+             the model that candidates take these files from (the base, or a source by itself)",
             folder.display()
         ),
     ))

@@ -152,8 +152,8 @@ impl Tokenizers {
 }
 
 fn missing(folder: &Path) -> String {
-    let advice = "put the tokenizer.json of the models' family beside the weights of the base model (or of the first \
-                  source); `AutoTokenizer.from_pretrained(...).save_pretrained(...)` writes one";
+    let advice = "put the one of the models' family into the folder of the model that candidates take it from (the \
+                  base, or a source by itself); `AutoTokenizer.from_pretrained(...).save_pretrained(...)` writes one";
     format!("{} has no tokenizer.json, which the native evaluator needs: {advice}", folder.display())
 }
 

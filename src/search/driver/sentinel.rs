@@ -60,7 +60,7 @@ impl Search {
 
     /// The uniform soup, whose score is neither at the bottom nor at the top; else the first baseline that has a score.
     fn choose_sentinel(&self) -> Option<u64> {
-        let baselines = self.prepared.baselines();
+        let baselines = self.prepared.baselines;
         let told = || self.rows.range(..baselines).map(|(_, row)| row);
         // Drift is measured from the score that the search itself has taken.
         let searched = |index: &u64| self.schedule.outcomes().get(index).is_some_and(|first| first.objective.is_some());

@@ -60,7 +60,7 @@ impl Search {
     /// Base, sources and uniform soup, as far as they have an outcome. Those that are copies of others were not asked
     /// for.
     pub(super) fn first_baselines(&self) -> impl Iterator<Item = &Row> {
-        let first = self.rows.range(..self.prepared.baselines()).map(|(_, row)| row);
+        let first = self.rows.range(..self.prepared.baselines).map(|(_, row)| row);
         first.filter(|row| self.asked.get(&row.index).is_some_and(|asked| asked.baseline))
     }
 
@@ -105,10 +105,10 @@ impl Search {
 
     /// Models that exist and cannot be scored: the fault is hardly theirs.
     pub(super) fn check_baselines(&self) -> Result<(), SearchError> {
-        let first = self.asked.range(..self.prepared.baselines());
+        let first = self.asked.range(..self.prepared.baselines);
         let wanted = first.filter(|(_, asked)| asked.baseline).count() as u64;
         let infeasible = self.first_baselines().filter(|row| row.status == Status::Infeasible).count() as u64;
-        let all_asked = self.asked.len() as u64 >= self.prepared.baselines();
+        let all_asked = self.asked.len() as u64 >= self.prepared.baselines;
         if wanted == 0 || infeasible < wanted || !all_asked {
             return Ok(());
         }
