@@ -1,6 +1,7 @@
 //! The durable record of a run, in SQLite: every asked, materialized, attempted and told event is committed and synced
 //! before anything depends on it. The ledger does not know what its records mean; replaying them is the driver's work.
 
+mod error;
 mod names;
 mod records;
 mod schema;
@@ -13,85 +14,13 @@ use std::sync::{Mutex, MutexGuard};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Params, Row, params};
 
 use crate::evaluate::TaskScores;
-use crate::exit::ExitCode;
 use crate::lock::lock;
+use error::classify;
 
+pub use error::LedgerError;
 pub use names::{event, fact};
 pub use records::{AskedRecord, EventRecord, HoldoutRecord, RepeatPurpose, RepeatRecord, ToldRecord};
 pub use trials::write_trials;
-
-/// What can go wrong with the record.
-#[derive(Debug, thiserror::Error)]
-pub enum LedgerError {
-    /// SQLite failed for none of the reasons below: a bug.
-    #[error("ledger {path}: {source}")]
-    Sqlite {
-        /// The ledger's file.
-        path: PathBuf,
-        /// What SQLite says.
-        source: rusqlite::Error,
-    },
-    /// The file cannot be opened or written: no space, no permission, a failing disk. What is recorded stays.
-    #[error("ledger {path}: disk full or not writable: {source}; free some space and start the same command again")]
-    NotWritable {
-        /// The ledger's file.
-        path: PathBuf,
-        /// What SQLite says.
-        source: rusqlite::Error,
-    },
-    /// Another program writes it, and does not end: a copy, a backup, an SQLite shell.
-    #[error("the ledger {path} is locked by another program; try again when that has ended")]
-    Locked {
-        /// The ledger's file.
-        path: PathBuf,
-    },
-    /// Another version of evomerge wrote it, with tables that this one would misread: continue with that version.
-    #[error("ledger {path}: written by format {found}; this evomerge reads format {expected}")]
-    Format {
-        /// The ledger's file.
-        path: PathBuf,
-        /// The format that it names, or `unknown`.
-        found: String,
-        /// The one format that this version reads.
-        expected: u32,
-    },
-    /// It is damaged, or no ledger of evomerge.
-    #[error("ledger {path}: {what} cannot be read: {reason}")]
-    Corrupt {
-        /// The ledger's file.
-        path: PathBuf,
-        /// What of it: `the file`, or a kind of record (`an outcome`).
-        what: String,
-        /// What is wrong with that.
-        reason: String,
-    },
-    /// There is no file to read.
-    #[error("no ledger at {path}: not a results folder of evomerge, or its search never started")]
-    Missing {
-        /// Where it was looked for.
-        path: PathBuf,
-    },
-    /// `trials.csv` cannot be made from the ledger.
-    #[error("cannot write {path}: {reason}")]
-    Export {
-        /// The table's file.
-        path: PathBuf,
-        /// The system's reason, or that of the CSV writer.
-        reason: String,
-    },
-}
-
-impl LedgerError {
-    /// What the process tells its caller.
-    pub fn exit_code(&self) -> ExitCode {
-        match self {
-            Self::NotWritable { .. } | Self::Export { .. } => ExitCode::NotWritable,
-            Self::Missing { .. } | Self::Format { .. } | Self::Corrupt { .. } => ExitCode::BadData,
-            Self::Locked { .. } => ExitCode::Stopped,
-            Self::Sqlite { .. } => ExitCode::Internal,
-        }
-    }
-}
 
 /// An open ledger. Cheap to share; calls are serialized.
 pub struct Ledger {
@@ -428,27 +357,10 @@ fn immutable_uri(path: &Path) -> PathBuf {
     PathBuf::from(format!("file:{path}?immutable=1"))
 }
 
-fn classify(path: &Path, source: rusqlite::Error) -> LedgerError {
-    use rusqlite::ErrorCode::{
-        CannotOpen, DatabaseBusy, DatabaseCorrupt, DatabaseLocked, DiskFull, NotADatabase, ReadOnly, SystemIoFailure,
-    };
-    let path = path.to_path_buf();
-    if let rusqlite::Error::Utf8Error(..) = source {
-        return LedgerError::Corrupt { path, what: "a record".into(), reason: source.to_string() };
-    }
-    match source.sqlite_error_code() {
-        Some(DiskFull | ReadOnly | SystemIoFailure | CannotOpen) => LedgerError::NotWritable { path, source },
-        Some(DatabaseBusy | DatabaseLocked) => LedgerError::Locked { path },
-        Some(DatabaseCorrupt | NotADatabase) => {
-            LedgerError::Corrupt { path, what: "the file".into(), reason: source.to_string() }
-        }
-        _ => LedgerError::Sqlite { path, source },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exit::ExitCode;
 
     fn record(index: u64) -> AskedRecord {
         AskedRecord {

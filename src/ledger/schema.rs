@@ -4,7 +4,8 @@ use std::path::Path;
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::{LedgerError, classify};
+use super::LedgerError;
+use super::error::classify;
 
 /// Raised when a reader of the old format would misread the new one.
 const FORMAT: u32 = 1;

@@ -2,6 +2,7 @@
 
 mod assembly;
 mod conclusion;
+mod replay;
 mod reuse;
 mod sentinel;
 mod standing;
@@ -10,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use assembly::{late_outcome, materialize_stage, outcome_of, parts, setup};
+use assembly::{materialize_stage, outcome_of, parts, setup};
 
 use super::budget::limits_document;
 use super::candidate::{Candidate, EvaluationContext, is_baseline};
@@ -26,8 +27,7 @@ use super::schedule::{Schedule, Step};
 use super::stop::STOPPING;
 use super::{Budget, SearchError, Stop, alarms, export};
 use crate::evaluate::TaskRequest;
-use crate::ledger::{AskedRecord, Ledger, RepeatPurpose, ToldRecord, event, fact, now};
-use crate::recipe::Recipe;
+use crate::ledger::{AskedRecord, Ledger, ToldRecord, event, fact, now};
 use crate::score::samples;
 use crate::strategy::{self, Outcome, PROMOTION, Proposal, Race, Status, origin};
 
@@ -154,68 +154,6 @@ impl Search {
             self.progress.line(&format!("warning: {}", alarm.message));
         }
         Ok(())
-    }
-
-    /// Takes the recorded history through ask and tell again, comparing every proposal with the record.
-    pub(super) fn replay(&mut self) -> Result<(), SearchError> {
-        let asked = self.ledger.all_asked()?;
-        // One at a time, so that those on the same samples share their ids at once.
-        for record in &asked {
-            if let Some(told) = self.ledger.outcome(record.index)? {
-                self.schedule.finished(outcome_of(told, record.fidelity)?);
-            }
-        }
-        let ended = self.schedule.outcomes().len();
-        if !asked.is_empty() {
-            self.progress.line(&format!(
-                "continuing run {} ({} evaluations recorded, {} of them to be made again)",
-                self.prepared.config.name,
-                asked.len(),
-                asked.len().saturating_sub(ended)
-            ));
-        }
-        let late = self.late_outcomes()?;
-        for record in &asked {
-            let Some((index, _, candidate)) = self.ask()? else {
-                return Err(self.mismatch(record, "nothing"));
-            };
-            if index != record.index || candidate.evaluation_id != record.evaluation_id {
-                return Err(self.mismatch(record, &candidate.id));
-            }
-            // Earlier versions did not count what only a limit tells.
-            let samples = if record.samples > 0 { record.samples } else { self.price(&candidate.tasks) };
-            self.budget.spend(samples);
-            self.asked.insert(index, Asked::from_record(record, self.parts.as_ref()));
-            match self.schedule.outcomes().get(&index) {
-                Some(outcome) => {
-                    // Strategies have heard that it was given up; tables and best know better.
-                    let row = self.row(late.get(&index).unwrap_or(outcome));
-                    self.note(row);
-                }
-                None => self.begin(index, candidate)?,
-            }
-        }
-        self.restore_best()
-    }
-
-    fn late_outcomes(&self) -> Result<BTreeMap<u64, Outcome>, SearchError> {
-        let late = self.ledger.repeats_for(RepeatPurpose::Baseline)?;
-        late.iter().map(|repeat| Ok((repeat.index, late_outcome(repeat)?))).collect()
-    }
-
-    /// Whoever was stopped between the ledger and `best/` left an older candidate there.
-    fn restore_best(&self) -> Result<(), SearchError> {
-        let Some((asked, _)) = export::best_record(&self.ledger)? else { return Ok(()) };
-        export::write_best(self.folder.path(), &Recipe::from_toml(&asked.recipe)?, &asked.recipe)
-    }
-
-    fn mismatch(&self, record: &AskedRecord, proposed: &str) -> SearchError {
-        SearchError::Replay {
-            name: self.prepared.config.name.clone(),
-            index: record.index,
-            recorded: record.candidate_id.clone(),
-            proposed: proposed.to_string(),
-        }
     }
 
     /// The next new proposal, if there may be one now.

@@ -1,0 +1,74 @@
+//! A start that continues a run: its recorded history goes through ask and tell again.
+
+use std::collections::BTreeMap;
+
+use super::assembly::{late_outcome, outcome_of};
+use super::{Asked, Search};
+use crate::ledger::{AskedRecord, RepeatPurpose};
+use crate::recipe::Recipe;
+use crate::search::{SearchError, export};
+use crate::strategy::Outcome;
+
+impl Search {
+    /// Takes the recorded history through ask and tell again, comparing every proposal with the record.
+    pub(in crate::search) fn replay(&mut self) -> Result<(), SearchError> {
+        let asked = self.ledger.all_asked()?;
+        // One at a time, so that those on the same samples share their ids at once.
+        for record in &asked {
+            if let Some(told) = self.ledger.outcome(record.index)? {
+                self.schedule.finished(outcome_of(told, record.fidelity)?);
+            }
+        }
+        let ended = self.schedule.outcomes().len();
+        if !asked.is_empty() {
+            self.progress.line(&format!(
+                "continuing run {} ({} evaluations recorded, {} of them to be made again)",
+                self.prepared.config.name,
+                asked.len(),
+                asked.len().saturating_sub(ended)
+            ));
+        }
+        let late = self.late_outcomes()?;
+        for record in &asked {
+            let Some((index, _, candidate)) = self.ask()? else {
+                return Err(self.mismatch(record, "nothing"));
+            };
+            if index != record.index || candidate.evaluation_id != record.evaluation_id {
+                return Err(self.mismatch(record, &candidate.id));
+            }
+            // Earlier versions did not count what only a limit tells.
+            let samples = if record.samples > 0 { record.samples } else { self.price(&candidate.tasks) };
+            self.budget.spend(samples);
+            self.asked.insert(index, Asked::from_record(record, self.parts.as_ref()));
+            match self.schedule.outcomes().get(&index) {
+                Some(outcome) => {
+                    // Strategies have heard that it was given up; tables and best know better.
+                    let row = self.row(late.get(&index).unwrap_or(outcome));
+                    self.note(row);
+                }
+                None => self.begin(index, candidate)?,
+            }
+        }
+        self.restore_best()
+    }
+
+    fn late_outcomes(&self) -> Result<BTreeMap<u64, Outcome>, SearchError> {
+        let late = self.ledger.repeats_for(RepeatPurpose::Baseline)?;
+        late.iter().map(|repeat| Ok((repeat.index, late_outcome(repeat)?))).collect()
+    }
+
+    /// Whoever was stopped between the ledger and `best/` left an older candidate there.
+    pub(super) fn restore_best(&self) -> Result<(), SearchError> {
+        let Some((asked, _)) = export::best_record(&self.ledger)? else { return Ok(()) };
+        export::write_best(self.folder.path(), &Recipe::from_toml(&asked.recipe)?, &asked.recipe)
+    }
+
+    fn mismatch(&self, record: &AskedRecord, proposed: &str) -> SearchError {
+        SearchError::Replay {
+            name: self.prepared.config.name.clone(),
+            index: record.index,
+            recorded: record.candidate_id.clone(),
+            proposed: proposed.to_string(),
+        }
+    }
+}
