@@ -24,6 +24,7 @@ pub(super) struct Arguments {
 
 /// Options of every command.
 #[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
 pub(super) struct Common {
     /// Print results and errors only
     #[arg(short, long, global = true)]

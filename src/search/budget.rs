@@ -45,8 +45,13 @@ impl Budget {
 
     /// Why one more evaluation of `samples` samples would be too much, if it would.
     pub fn refuses(&self, samples: u64) -> Option<String> {
-        if self.limits.evaluations.is_some_and(|limit| self.evaluations >= limit) {
-            return Some(format!("budget of {} evaluations used", self.evaluations));
+        if let Some(limit) = self.limits.evaluations.filter(|limit| self.evaluations >= *limit) {
+            let more = if self.evaluations > limit {
+                format!(" ({} were asked for)", self.evaluations)
+            } else {
+                String::new()
+            };
+            return Some(format!("budget of {limit} evaluations used{more}"));
         }
         let limit = self.limits.samples.filter(|limit| self.samples + samples > *limit)?;
         Some(format!("{} of {limit} samples used, an evaluation takes {samples}", self.samples))
@@ -147,7 +152,10 @@ mod tests {
         assert!(budget.refuses(10).is_some_and(|reason| reason.contains("samples")));
         assert_eq!(budget.refuses(5), None);
         budget.spend(5);
-        assert!(budget.refuses(0).is_some_and(|reason| reason.contains("3 evaluations")));
+        assert_eq!(budget.refuses(0).as_deref(), Some("budget of 3 evaluations used"));
+        // A budget may be lowered between two starts.
+        budget.limits.evaluations = Some(2);
+        assert_eq!(budget.refuses(0).as_deref(), Some("budget of 2 evaluations used (3 were asked for)"));
     }
 
     #[test]
