@@ -272,7 +272,7 @@ pub(super) fn count_samples(tasks: &[TaskRequest], evaluator: &dyn Evaluator) ->
         let known = evaluator.capabilities().tasks.get(&task.name);
         task.samples.count(known.map_or(0, |known| known.n_samples))
     };
-    tasks.iter().map(count).sum::<Option<u64>>().unwrap_or(0)
+    tasks.iter().map(count).try_fold(0_u64, |sum, samples| Some(sum.saturating_add(samples?))).unwrap_or(0)
 }
 
 /// One source without anything to merge it with is the only candidate there is.

@@ -191,9 +191,14 @@ fn check_demand(wire: &WireCapabilities, demand: &Demand) -> Result<(), Fault> {
 
 fn check_task(wire: &WireCapabilities, task: &EvaluatorTask) -> Result<(), Fault> {
     let names: Vec<&str> = wire.tasks.iter().map(|known| known.name.as_str()).collect();
-    let Some(known) = wire.tasks.iter().find(|known| known.name == task.name) else {
+    let mut of_that_name = wire.tasks.iter().filter(|known| known.name == task.name);
+    let Some(known) = of_that_name.next() else {
         return Err(Fault::configuration("unknown_task", unknown("task", &task.name, &names)));
     };
+    if of_that_name.next().is_some() {
+        let detail = format!("its capabilities have task {} more than once; nobody knows which is scored", task.name);
+        return Err(Fault::configuration("repeated_task", shortened(&detail)));
+    }
     let metrics: Vec<&str> = known.metrics.iter().map(|metric| metric.name.as_str()).collect();
     match &task.metric {
         _ if metrics.is_empty() => {

@@ -378,6 +378,21 @@ async fn the_token_goes_to_the_endpoint_and_nowhere_else() {
 }
 
 #[tokio::test]
+async fn a_task_that_is_announced_twice_is_a_configuration_error() {
+    let server = FaultServer::start(vec![]);
+    {
+        let mut capabilities = server.inner.capabilities.lock().unwrap();
+        let task = capabilities["tasks"][0].clone();
+        capabilities["tasks"].as_array_mut().unwrap().push(task);
+    }
+    let error = Bench::of(&[&server]).evaluate().await.unwrap_err();
+    assert!(
+        matches!(&error, EvaluateError::Configuration(fault) if fault.detail.contains("more than once")),
+        "{error}"
+    );
+}
+
+#[tokio::test]
 async fn a_task_that_cannot_do_what_is_asked_is_a_configuration_error() {
     let server = FaultServer::start(vec![]);
     server.inner.capabilities.lock().unwrap()["tasks"][0]["supports"] = json!(["per_sample"]);
