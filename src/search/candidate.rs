@@ -14,7 +14,7 @@ use crate::evaluate::{CandidateRequest, EvaluationRequest, Samples, TaskRequest}
 use crate::ledger::AskedRecord;
 use crate::recipe::{ModelReference, Recipe};
 use crate::space::{Genome, ModelFacts, SearchSpace, base_recipe, soup_recipe};
-use crate::strategy::{Content, Proposal};
+use crate::strategy::{Content, Proposal, baseline_contents};
 
 /// A proposal made concrete.
 #[derive(Clone, Debug)]
@@ -63,17 +63,25 @@ pub struct EvaluationContext {
 }
 
 /// First 16 hex digits of a recipe's hash: what people and file names call a candidate.
-pub fn candidate_id(recipe_sha256: &str) -> String {
+fn candidate_id(recipe_sha256: &str) -> String {
     recipe_sha256.chars().take(16).collect()
 }
 
 /// The recipe of base or soup. `None`: there is no base, or it is a point of the search space.
-pub fn baseline_recipe(content: &Content, facts: &ModelFacts) -> Option<Recipe> {
+fn baseline_recipe(content: &Content, facts: &ModelFacts) -> Option<Recipe> {
     match content {
         Content::Base => base_recipe(facts),
         Content::Soup(members) => Some(soup_recipe(facts, members)),
         Content::Genome(_) => None,
     }
+}
+
+/// Base, sources and uniform soup, each with its candidate's id; copies among the models share one.
+pub fn baselines(models: &Models) -> Result<Vec<(Content, String)>, SearchError> {
+    let facts = &models.facts;
+    let contents = baseline_contents(facts.base.is_some(), facts.sources.len()).into_iter();
+    let with_recipe = contents.filter_map(|content| baseline_recipe(&content, facts).map(|recipe| (content, recipe)));
+    with_recipe.map(|(content, recipe)| Ok((content, candidate_id(&recipe.sha256(&models.content_ids)?)))).collect()
 }
 
 /// Whether a recorded evaluation is one of base, source or soup. What a strategy bred is none, even where all genes are

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::candidate::baseline_recipe;
+use super::candidate::baselines;
 use super::models::Models;
 use super::progress::Progress;
 use super::sealed::{HoldoutPlan, holdout_plan, keep_some, split};
@@ -17,7 +17,7 @@ use crate::merge::structure::group_layers;
 use crate::merge::{BaseUse, find_method};
 use crate::score::{Objective, ObjectiveTask};
 use crate::space::SearchSpace;
-use crate::strategy::{self, baseline_contents};
+use crate::strategy;
 
 /// A run file with everything it names opened.
 pub struct Prepared {
@@ -112,13 +112,7 @@ fn open_models(config: &RunConfig, checkpoints: bool) -> Result<Models, SearchEr
 
 /// Baselines that are evaluated: of those with one recipe, the first.
 fn count_baselines(models: &Models) -> Result<u64, SearchError> {
-    let facts = &models.facts;
-    let mut distinct = BTreeSet::new();
-    for content in baseline_contents(facts.base.is_some(), facts.sources.len()) {
-        if let Some(recipe) = baseline_recipe(&content, facts) {
-            distinct.insert(recipe.sha256(&models.content_ids)?);
-        }
-    }
+    let distinct: BTreeSet<String> = baselines(models)?.into_iter().map(|(_, id)| id).collect();
     Ok(distinct.len() as u64)
 }
 

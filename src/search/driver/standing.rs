@@ -4,13 +4,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Search;
-use crate::search::candidate::{baseline_recipe, candidate_id};
-use crate::search::models::Models;
+use crate::search::candidate::baselines;
 use crate::search::pipeline::Finished;
 use crate::search::progress::Snapshot;
 use crate::search::run::Row;
 use crate::search::{Pace, SearchError};
-use crate::strategy::{Content, Status, baseline_contents, origin};
+use crate::strategy::{Content, Status, origin};
 
 /// Evaluations that may be given up before their share counts.
 const FAILURES_ALLOWED: u64 = 5;
@@ -78,17 +77,10 @@ impl Search {
 
     /// Of these, who was not asked for, or whose answer did not come before the run ended. By origin.
     pub(super) fn unreached_baselines(&self) -> Result<Vec<String>, SearchError> {
-        let Models { facts, content_ids, .. } = &self.prepared.models;
         let ended: BTreeSet<&str> = self.first_baselines().map(|row| row.candidate_id.as_str()).collect();
-        let mut unreached = Vec::new();
-        for content in baseline_contents(facts.base.is_some(), facts.sources.len()) {
-            let Some(recipe) = baseline_recipe(&content, facts) else { continue };
-            let id = candidate_id(&recipe.sha256(content_ids)?);
-            if !ended.contains(id.as_str()) {
-                unreached.push(self.baseline_name(&content));
-            }
-        }
-        Ok(unreached)
+        let all = baselines(&self.prepared.models)?.into_iter();
+        let unreached = all.filter(|(_, id)| !ended.contains(id.as_str()));
+        Ok(unreached.map(|(content, _)| self.baseline_name(&content)).collect())
     }
 
     /// As records name it.
