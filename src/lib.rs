@@ -31,6 +31,7 @@ mod python_json;
 pub mod random;
 pub mod recipe;
 pub mod score;
+pub mod scores;
 pub mod search;
 pub mod space;
 pub mod strategy;

@@ -9,11 +9,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use evomerge::config::Patience;
 use evomerge::config::{EvaluatorConfig, EvaluatorKind, HttpConfig, OnTimeout};
 use evomerge::evaluate::{
     Attempt, AttemptObserver, CandidateRequest, ConnectContext, EvaluateError, Evaluation, EvaluationRequest,
-    Evaluator, EvaluatorTask, Patience, SampleId, Samples, TaskRequest, connect,
+    Evaluator, EvaluatorTask, Samples, TaskRequest, connect,
 };
+use evomerge::scores::SampleId;
 use tokio_util::sync::CancellationToken;
 
 /// Validation accuracies of `individual.json`, tasks clean, rot90, fog, uci, parity.

@@ -8,10 +8,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use evomerge::config::NativeConfig;
+use evomerge::config::Patience;
 use evomerge::evaluate::{
     Attempt, AttemptObserver, CandidateRequest, EvaluateError, Evaluation, EvaluationRequest, Evaluator, EvaluatorTask,
-    FaultClass, Patience, SAMPLE_WEIGHT, SampleId, Samples, TaskRequest, native,
+    FaultClass, Samples, TaskRequest, native,
 };
+use evomerge::scores::{SAMPLE_WEIGHT, SampleId};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 

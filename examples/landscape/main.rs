@@ -20,13 +20,14 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 use clap::Parser;
 use evomerge::config::{RunConfig, StrategyConfig, StrategyKind};
-use evomerge::evaluate::{MetricValue, PerSample, SampleId, TaskScores};
 use evomerge::merge::{MergeOptions, Merger, WriteMode};
 use evomerge::recipe::Recipe;
 use evomerge::score::ObjectiveTask;
+use evomerge::scores::Status;
+use evomerge::scores::{MetricValue, PerSample, SampleId, TaskScores};
 use evomerge::search::Models;
 use evomerge::space::{Genome, SearchSpace, base_recipe, soup_recipe};
-use evomerge::strategy::{self, Ask, Content, Landscape, Outcome, Placement, Setup, Status, Strategy};
+use evomerge::strategy::{self, Ask, Content, Landscape, Outcome, Placement, Setup, Strategy};
 
 /// The best so far is reported at these numbers of evaluations.
 const BUDGETS: [u64; 6] = [50, 100, 200, 300, 500, 1000];

@@ -5,17 +5,17 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::arguments::Status;
+use super::arguments;
 use super::duration::human;
 use super::error::CliError;
 use super::output::Output;
 use crate::config::BudgetConfig;
 use crate::exit::ExitCode;
 use crate::ledger::{AskedRecord, Ledger, event, fact};
+use crate::scores::Status;
 use crate::search::{Pace, RunFolder, Standings, best_record, is_baseline, recorded_limits, repeats_alarm};
-use crate::strategy;
 
-pub(super) fn run(arguments: &Status, output: Output) -> Result<ExitCode, CliError> {
+pub(super) fn run(arguments: &arguments::Status, output: Output) -> Result<ExitCode, CliError> {
     let summary = Summary::read(&arguments.results)?;
     output.result(&summary.text(), &summary.json())?;
     Ok(ExitCode::Done)
@@ -81,14 +81,14 @@ impl Summary {
         // In this order: a search that is running asks before it is told.
         let told = ledger.all_told_in_short()?;
         let asked = ledger.all_asked()?;
-        let count = |status: strategy::Status| told.values().filter(|record| record.status == status.name()).count();
+        let count = |status: Status| told.values().filter(|record| record.status == status.name()).count();
         let counts = Counts {
             asked: asked.len(),
             finished: told.len(),
             samples: asked.iter().filter(|record| told.contains_key(&record.index)).map(|record| record.samples).sum(),
-            scored: count(strategy::Status::Scored),
-            infeasible: count(strategy::Status::Infeasible),
-            failed: count(strategy::Status::Failed),
+            scored: count(Status::Scored),
+            infeasible: count(Status::Infeasible),
+            failed: count(Status::Failed),
         };
         let running = RunFolder::is_locked(results);
         let begun = ledger.events(event::STARTED)?.pop();

@@ -4,12 +4,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::fault::shortened;
+use super::judgement::shortened;
 use super::protocol::{WireEvaluation, WireMetric, WirePerSample, WireTaskScores};
-use super::{
-    Capabilities, Evaluation, EvaluationRequest, Fault, FaultClass, MetricCapability, MetricValue, PerSample, SampleId,
-    Samples, TaskRequest, TaskScores,
-};
+use super::{Capabilities, Evaluation, EvaluationRequest, Fault, FaultClass, MetricCapability, Samples, TaskRequest};
+use crate::scores::{MetricValue, PerSample, SampleId, TaskScores};
 
 /// How far the mean of the per-sample scores may lie from the value, relative to it where it is above 1.
 const MEAN_TOLERANCE: f64 = 1e-6;

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use reqwest::header::{AUTHORIZATION, DATE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Client, Method, RequestBuilder, Url};
 
-use super::fault::{Judgement, Loss, Reaction, shortened};
+use super::judgement::{Judgement, Loss, Reaction, shortened};
 use super::retry::parse_retry_after;
 use super::{EvaluateError, Fault, FaultClass};
 use crate::config::{self, HttpConfig, TokenSource};

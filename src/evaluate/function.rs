@@ -18,11 +18,12 @@ use tokio_util::sync::CancellationToken;
 use super::retry::{AttemptLog, Jitter, RetryPolicy};
 use super::{
     AttemptObserver, CandidateRequest, Capabilities, ConnectContext, EvaluateError, Evaluation, EvaluationRequest,
-    Evaluator, EvaluatorTask, Fault, FaultClass, MetricCapability, MetricValue, Patience, PerSample, SampleId, Samples,
-    TaskCapability, TaskRequest, TaskScores,
+    Evaluator, EvaluatorTask, Fault, FaultClass, MetricCapability, Samples, TaskCapability, TaskRequest,
 };
+use crate::config::Patience;
 use crate::config::{FunctionConfig, TestFunction};
 use crate::random::stream;
+use crate::scores::{MetricValue, PerSample, SampleId, TaskScores};
 
 /// The metric of a task for which the run file names none.
 const DEFAULT_METRIC: &str = "score";

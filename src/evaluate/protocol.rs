@@ -7,7 +7,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Capabilities, EvaluationRequest, Fault, MetricCapability, SampleId, Samples, TaskCapability};
+use super::{Capabilities, EvaluationRequest, Fault, MetricCapability, Samples, TaskCapability};
+use crate::scores::SampleId;
 
 /// The version that this program speaks.
 pub const VERSION: &str = "1.0";

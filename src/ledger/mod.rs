@@ -13,8 +13,8 @@ use std::sync::{Mutex, MutexGuard};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Params, Row, params};
 
-use crate::evaluate::TaskScores;
 use crate::lock::lock;
+use crate::scores::TaskScores;
 use error::classify;
 
 pub use error::LedgerError;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rusqlite::Row;
 use rusqlite::types::Type;
 
-use crate::evaluate::{MetricValue, TaskScores};
+use crate::scores::{MetricValue, TaskScores};
 
 /// An evaluation asked for.
 #[derive(Clone, Debug, PartialEq)]

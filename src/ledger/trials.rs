@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{AskedRecord, Ledger, LedgerError, ToldRecord};
-use crate::evaluate::TaskScores;
+use crate::scores::Scores;
 
 /// Writes `trials.csv` from the ledger, atomically. `tasks` gives the order of the score columns.
 pub fn write_trials(ledger: &Ledger, path: &Path, tasks: &[String]) -> Result<(), LedgerError> {
@@ -17,8 +17,6 @@ pub fn write_trials(ledger: &Ledger, path: &Path, tasks: &[String]) -> Result<()
 fn export_error(path: &Path, reason: &str) -> LedgerError {
     LedgerError::Export { path: path.to_path_buf(), reason: reason.to_string() }
 }
-
-type Scores = BTreeMap<String, TaskScores>;
 
 fn render(asked: &[AskedRecord], told: &BTreeMap<u64, ToldRecord>, tasks: &[String]) -> Result<Vec<u8>, String> {
     let genes = gene_columns(asked);

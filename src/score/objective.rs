@@ -1,6 +1,6 @@
 //! The objective: one number from the scores of several tasks.
 
-use crate::evaluate::{MetricValue, Scores};
+use crate::scores::{MetricValue, Scores};
 
 /// One task of the objective.
 #[derive(Clone, Debug, PartialEq)]
@@ -107,7 +107,7 @@ pub(super) fn rounded(value: f64) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evaluate::TaskScores;
+    use crate::scores::TaskScores;
     use std::collections::BTreeMap;
 
     fn scores(entries: &[(&str, f64, Option<f64>)]) -> Scores {

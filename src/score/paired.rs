@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::ScoreError;
 use super::objective::{Objective, ObjectiveTask};
 use super::resample::{Stratum, interval, student_975};
-use crate::evaluate::{SAMPLE_WEIGHT, SampleId, Scores, TaskScores};
+use crate::scores::{SAMPLE_WEIGHT, SampleId, Scores, TaskScores};
 
 /// Relative difference at which a metric's value still counts as the mean of its samples (evaluators print rounded
 /// numbers).
@@ -223,8 +223,8 @@ fn half_width(objective: &Objective, candidates: [&Scores; 2]) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evaluate::{MetricValue, PerSample};
     use crate::random;
+    use crate::scores::{MetricValue, PerSample};
     use proptest::prelude::*;
     use rand::Rng;
 

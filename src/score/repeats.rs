@@ -3,7 +3,7 @@
 
 use super::objective::Objective;
 use super::paired::difference_by_chance;
-use crate::evaluate::Scores;
+use crate::scores::Scores;
 
 /// Standard errors beyond which a difference is no chance any more: 0.3 % of repeats are by chance.
 const BEYOND_CHANCE: f64 = 3.0;
@@ -93,9 +93,9 @@ pub fn order(finalists: &[TwoScores]) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evaluate::{MetricValue, PerSample, SampleId, TaskScores};
     use crate::random;
     use crate::score::ObjectiveTask;
+    use crate::scores::{MetricValue, PerSample, SampleId, TaskScores};
     use rand::Rng as _;
     use std::collections::BTreeMap;
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::evaluate::{MetricValue, PerSample, SampleId, TaskScores};
+use crate::scores::{MetricValue, PerSample, SampleId, TaskScores};
 
 /// One task's scores over the samples of both parts, which must not overlap, for a metric that is the plain mean of its
 /// per-sample scores; ids ascend. `None` where one part lacks per-sample scores of `metric`, or a sample is in both.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::objective::{Objective, ObjectiveTask};
 use super::paired::compare;
 use super::{Comparison, ScoreError};
-use crate::evaluate::Scores;
+use crate::scores::Scores;
 
 /// What the hold-out says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -288,8 +288,8 @@ fn main_sentence(verdict: &Verdict) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evaluate::{MetricValue, PerSample, SampleId, TaskScores};
     use crate::score::ObjectiveTask;
+    use crate::scores::{MetricValue, PerSample, SampleId, TaskScores};
 
     fn scores(values: &[f64]) -> Scores {
         let value = values.iter().sum::<f64>() / values.len() as f64;

@@ -10,7 +10,7 @@ use crate::score::alarms::{
     Alarm, baselines_unreached, baselines_unscored, benchmark_test_sets, flat_fitness, nothing_scored,
     truncation_asymmetry,
 };
-use crate::strategy::Status;
+use crate::scores::Status;
 
 /// Alarms that are there before anything is evaluated.
 pub(super) fn before(prepared: &Prepared) -> Vec<Alarm> {

@@ -29,7 +29,8 @@ use super::{Budget, SearchError, Stop, alarms, export};
 use crate::evaluate::TaskRequest;
 use crate::ledger::{AskedRecord, Ledger, ToldRecord, event, fact, now};
 use crate::score::samples;
-use crate::strategy::{self, Outcome, PROMOTION, Proposal, Race, Status, origin};
+use crate::scores::Status;
+use crate::strategy::{self, Outcome, PROMOTION, Proposal, Race, origin};
 
 /// How often the screen is brought up to date.
 const TICK: Duration = Duration::from_millis(500);

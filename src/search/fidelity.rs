@@ -2,7 +2,8 @@
 
 use super::sealed::sample_hash;
 use crate::config::RacingConfig;
-use crate::evaluate::{Evaluator, SampleId, Samples, TaskRequest};
+use crate::evaluate::{Evaluator, Samples, TaskRequest};
+use crate::scores::SampleId;
 
 /// Rungs where the run file names none.
 const RUNGS: u32 = 2;

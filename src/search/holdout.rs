@@ -11,10 +11,9 @@ use super::progress::Progress;
 use super::run::Row;
 use super::sealed::HoldoutPlan;
 use super::{SearchError, Stop};
-use crate::evaluate::TaskScores;
 use crate::ledger::{AskedRecord, HoldoutRecord, Ledger, event, fact, now};
 use crate::score::{Contender, Verdict, VerdictQuestion, decide};
-use crate::strategy::Status;
+use crate::scores::{Status, TaskScores};
 
 /// Hold-out scores by candidate.
 type Scores = BTreeMap<String, BTreeMap<String, TaskScores>>;

@@ -14,11 +14,11 @@ use super::progress::Progress;
 use super::slots::Slots;
 use super::stop::STOPPING;
 use super::{SearchError, Stop};
-use crate::evaluate::{Attempt, AttemptObserver, EvaluateError, Evaluation, Evaluator, Fault, FaultClass, TaskScores};
+use crate::evaluate::{Attempt, AttemptObserver, EvaluateError, Evaluation, Evaluator, Fault, FaultClass};
 use crate::ledger::{Ledger, LedgerError, event};
 use crate::lock::{lock, unlocked};
 use crate::merge::{MergeError, MergeOptions, Merger, WriteMode};
-use crate::strategy::Status;
+use crate::scores::{Status, TaskScores};
 
 /// An evaluation to be made.
 #[derive(Clone, Debug)]

@@ -5,10 +5,9 @@ use std::path::Path;
 
 use super::SearchError;
 use super::repeats::Standings;
-use crate::evaluate::SampleId;
 use crate::ledger::{Ledger, ToldRecord, fact};
 use crate::score::paired::mean_samples;
-use crate::strategy::Status;
+use crate::scores::{SampleId, Status};
 
 /// Names of candidates, and a row of scores for each.
 pub type ScoreTable = (Vec<String>, Vec<Vec<f64>>);

@@ -12,11 +12,12 @@ use super::pipeline::{Equipment, Finished, MaterializeStage, Pipeline, Work};
 use super::prepare::Prepared;
 use super::progress::Progress;
 use super::{SearchError, Stop};
-use crate::evaluate::{EvaluateError, Scores};
+use crate::evaluate::EvaluateError;
 use crate::ledger::{AskedRecord, Ledger, RepeatPurpose, RepeatRecord, ToldRecord, event, now};
 use crate::score::alarms::{Alarm, AlarmKind};
 use crate::score::repeats::drift;
-use crate::strategy::{Outcome, Status};
+use crate::scores::{Scores, Status};
+use crate::strategy::Outcome;
 
 /// Evaluations in full between two scorings of the sentinel, for evaluators whose answers may vary.
 const SENTINEL_EVERY: NonZeroU64 = NonZeroU64::new(50).unwrap();

@@ -13,7 +13,8 @@ use super::{SearchError, Stop, export};
 use crate::ledger::Ledger;
 use crate::score::Verdict;
 use crate::score::alarms::Alarm;
-use crate::strategy::{SoupTrace, Status};
+use crate::scores::Status;
+use crate::strategy::SoupTrace;
 
 /// How a run is started.
 #[derive(Clone, Debug, Default)]

@@ -173,8 +173,9 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scores::Status;
     use crate::space::Genome;
-    use crate::strategy::{Content, Status};
+    use crate::strategy::Content;
 
     struct Key(String);
     impl Identity for Key {

@@ -11,8 +11,9 @@ use super::prepare::{Prepared, capability, configuration, connect, count_samples
 use super::progress::Progress;
 use super::{SearchError, Stop};
 use crate::config::{HoldoutSource, TaskConfig};
-use crate::evaluate::{Evaluator, SampleId, Samples, TaskCapability, TaskRequest, is_same_server};
+use crate::evaluate::{Evaluator, Samples, TaskCapability, TaskRequest, is_same_server};
 use crate::score::Objective;
+use crate::scores::SampleId;
 
 /// How the sealed hold-out is scored.
 pub struct HoldoutPlan {

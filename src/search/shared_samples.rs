@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use crate::evaluate::{SampleIds, TaskScores};
+use crate::scores::{SampleIds, TaskScores};
 
 /// Lists kept for each task, the latest: a race has one for each part and one for each part put together.
 const MOST_LISTS: usize = 8;
@@ -33,7 +33,7 @@ impl SharedSamples {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evaluate::{PerSample, SampleId};
+    use crate::scores::{PerSample, SampleId};
 
     fn answer(ids: std::ops::Range<i64>) -> BTreeMap<String, TaskScores> {
         let ids: SampleIds = ids.map(SampleId::Number).collect();

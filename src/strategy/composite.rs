@@ -253,7 +253,7 @@ mod tests {
     use super::super::conformance::{Answer, outcome, real};
     use super::super::space_filling::sobol;
     use super::*;
-    use crate::evaluate::{MetricValue, TaskScores};
+    use crate::scores::{MetricValue, TaskScores};
 
     fn task(name: &str, weight: f64, maximize: bool) -> ObjectiveTask {
         ObjectiveTask { name: name.to_owned(), metric: "acc".to_owned(), weight, maximize }

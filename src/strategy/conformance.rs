@@ -5,9 +5,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::{
-    Ask, Content, Landscape, Outcome, Placement, Proposal, SeedGenome, Setup, Status, Strategy, StrategyError,
-};
+use super::{Ask, Content, Landscape, Outcome, Placement, Proposal, SeedGenome, Setup, Strategy, StrategyError};
+use crate::scores::Status;
 use crate::space::{Gene, GeneKind, Genome};
 
 /// A search space of loose genes.

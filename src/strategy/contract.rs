@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::{Ask, Content, Outcome, Placement, SoupTrace, Status, Strategy, StrategyError};
+use super::{Ask, Content, Outcome, Placement, SoupTrace, Strategy, StrategyError};
+use crate::scores::Status;
 
 /// A strategy whose callers are checked.
 pub(super) struct Checked {

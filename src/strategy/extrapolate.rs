@@ -9,9 +9,9 @@
 use std::collections::HashMap;
 
 use super::linear_algebra::{Cholesky, dot};
-use crate::evaluate::{SampleId, Scores};
 use crate::score::Objective;
 use crate::score::paired::mean_samples;
+use crate::scores::{SampleId, Scores};
 
 /// Ridge penalties, in mean squares of what the references differ by from their mean.
 const PENALTIES: [f64; 7] = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0];
@@ -233,9 +233,9 @@ mod tests {
     use rand::{Rng as _, RngExt as _};
 
     use super::*;
-    use crate::evaluate::{MetricValue, PerSample, TaskScores};
     use crate::random;
     use crate::score::ObjectiveTask;
+    use crate::scores::{MetricValue, PerSample, TaskScores};
     use std::collections::BTreeMap;
 
     fn objective() -> Objective {

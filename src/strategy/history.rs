@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::archive::{Archive, Fitness, Point};
 use super::composite::{self, Contributions};
 use super::contract::objective;
-use super::{Ask, Content, Landscape, Outcome, Placement, Proposal, SeedGenome, Setup, Status, StrategyError};
+use super::{Ask, Content, Landscape, Outcome, Placement, Proposal, SeedGenome, Setup, StrategyError};
 use crate::score::ObjectiveTask;
+use crate::scores::Status;
 use crate::space::Genome;
 
 /// Archive, baselines and the open proposal of one strategy.

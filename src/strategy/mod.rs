@@ -36,8 +36,8 @@ pub use racing::{ONE_REFERENCE_IN, Race};
 pub use soup::{SoupRemoval, SoupStep, SoupTrace};
 
 use crate::config::StrategyKind;
-use crate::evaluate::Scores;
 use crate::exit::ExitCode;
+use crate::scores::{Scores, Status};
 use crate::space::{Gene, Genome};
 
 /// What a proposal stands for. Ledgers have it as JSON: `"base"`, `{"soup": [0, 2]}`, `{"genome": [0.5, ...]}`.
@@ -100,36 +100,6 @@ pub enum Placement {
         /// An index that was given before.
         of: u64,
     },
-}
-
-/// How an evaluation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Status {
-    /// It has scores.
-    Scored,
-    /// The candidate's own fault: worst fitness.
-    Infeasible,
-    /// Given up after retries: no fitness, says nothing of the candidate.
-    Failed,
-}
-
-impl Status {
-    const ALL: [Self; 3] = [Self::Scored, Self::Infeasible, Self::Failed];
-
-    /// As records and tables have it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Scored => "scored",
-            Self::Infeasible => "infeasible",
-            Self::Failed => "failed",
-        }
-    }
-
-    /// The status of that name.
-    pub fn of_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|status| status.name() == name)
-    }
 }
 
 /// A finished evaluation.

@@ -13,12 +13,10 @@ use sha2::{Digest as _, Sha256};
 use super::genetic::{crossover, mutation};
 use super::history::History;
 use super::settings::Settings;
-use super::{
-    Ask, Content, Landscape, Outcome, Placement, Setup, Status, Strategy, StrategyError, pareto, space_filling,
-};
-use crate::evaluate::SampleId;
+use super::{Ask, Content, Landscape, Outcome, Placement, Setup, Strategy, StrategyError, pareto, space_filling};
 use crate::random;
 use crate::score::ObjectiveTask;
+use crate::scores::{SampleId, Status};
 use crate::space::Genome;
 
 /// Draws for one proposal before a space counts as exhausted; the last ones are uniform.
@@ -274,7 +272,7 @@ impl Strategy for Nsga2 {
 mod tests {
     use super::super::conformance::{Answer, TestSpace, outcome, setup};
     use super::*;
-    use crate::evaluate::{MetricValue, PerSample, TaskScores};
+    use crate::scores::{MetricValue, PerSample, TaskScores};
 
     fn tasks() -> Vec<ObjectiveTask> {
         let task = |name: &str, maximize| ObjectiveTask {

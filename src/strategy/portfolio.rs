@@ -365,7 +365,7 @@ mod tests {
         let mut portfolio = Portfolio::new(parameters, setup.landscape.clone().unwrap(), &setup);
         let outcome = |index| Outcome {
             index,
-            status: crate::strategy::Status::Scored,
+            status: crate::scores::Status::Scored,
             objective: Some(0.5),
             tasks: BTreeMap::new(),
             fidelity: 1.0,

@@ -17,10 +17,10 @@ use rand::Rng as _;
 use super::contract::objective;
 use super::extrapolate::{Reference, RungSamples, extrapolate};
 use super::origin::PROMOTION;
-use super::{Ask, Content, Outcome, Placement, Proposal, SoupTrace, Status, Strategy, StrategyError};
-use crate::evaluate::Scores;
+use super::{Ask, Content, Outcome, Placement, Proposal, SoupTrace, Strategy, StrategyError};
 use crate::random;
 use crate::score::Objective;
+use crate::scores::{Scores, Status};
 use crate::space::Genome;
 
 /// Latest results of a rung that a result is ranked among.

@@ -5,8 +5,8 @@ use super::super::build::build_raced;
 use super::super::conformance::{TestSpace, check, setup};
 use super::*;
 use crate::config::{StrategyConfig, StrategyKind};
-use crate::evaluate::{MetricValue, PerSample, SampleId, TaskScores};
 use crate::score::ObjectiveTask;
+use crate::scores::{MetricValue, PerSample, SampleId, TaskScores};
 
 const SAMPLES: u64 = 160;
 

@@ -7,8 +7,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::check::{Completeness, Expected, check, violation};
 use super::super::client::Answer;
-use super::super::fault::{Judgement, Loss, Reaction, of_error_answer, of_problem, shortened};
 use super::super::json::refuse_repeated_keys;
+use super::super::judgement::{Judgement, Loss, Reaction, of_error_answer, of_problem, shortened};
 use super::super::pool::Lease;
 use super::super::protocol::{WireEvaluation, WireRequest};
 use super::super::retry::RetryPolicy;

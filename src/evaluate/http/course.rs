@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::super::fault::{Judgement, Loss, Reaction};
+use super::super::judgement::{Judgement, Loss, Reaction};
 use super::super::pool::{Lease, OutageClock, Refusal};
 use super::super::protocol::WireRequest;
 use super::super::retry::{AttemptLog, Jitter};

@@ -21,8 +21,9 @@ use super::pool::{Demand, Endpoint, Facts, Pool, Refusal};
 use super::retry::RetryPolicy;
 use super::{
     AttemptObserver, Capabilities, ConnectContext, EvaluateError, Evaluation, EvaluationRequest, Evaluator,
-    EvaluatorTask, Fault, Patience, protocol,
+    EvaluatorTask, Fault, protocol,
 };
+use crate::config::Patience;
 use crate::config::{HttpConfig, OnTimeout};
 
 /// How long a cancelled evaluation may take to say so to its endpoint; twice that, and nobody waits for it any more.

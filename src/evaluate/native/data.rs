@@ -16,7 +16,8 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::digest::hex;
-use crate::evaluate::{EvaluateError, MetricCapability, SampleId, TaskCapability, hash_parts};
+use crate::evaluate::{EvaluateError, MetricCapability, TaskCapability, hash_parts};
+use crate::scores::SampleId;
 
 /// How a sample is asked and judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -48,9 +48,10 @@ use self::data::TaskData;
 use self::scoring::{Engine, Task};
 use self::stop::Stop;
 use crate::config::NativeConfig;
+use crate::config::Patience;
 use crate::evaluate::{
     Attempt, AttemptObserver, Capabilities, EvaluateError, Evaluation, EvaluationRequest, Evaluator, EvaluatorTask,
-    Fault, FaultClass, Patience,
+    Fault, FaultClass,
 };
 
 /// Reads the tasks' data and returns the evaluator.

@@ -4,8 +4,9 @@ use std::collections::{HashMap, HashSet};
 
 use rand::Rng;
 
-use crate::evaluate::{Fault, SampleId, Samples};
+use crate::evaluate::{Fault, Samples};
 use crate::random::stream;
+use crate::scores::SampleId;
 
 /// Positions in `ids` that `samples` asks for. [`Samples::Ids`] keep their order; the others are in data order.
 ///

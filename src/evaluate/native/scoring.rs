@@ -13,9 +13,8 @@ use super::stop::Stop;
 use super::tokens::{Encoded, Tokenizers, Tokens};
 use super::workers::Workers;
 use super::{exact_match, fault, likelihood, samples};
-use crate::evaluate::{
-    Evaluation, EvaluationRequest, Fault, MetricValue, PerSample, SAMPLE_WEIGHT, TaskRequest, TaskScores,
-};
+use crate::evaluate::{Evaluation, EvaluationRequest, Fault, TaskRequest};
+use crate::scores::{MetricValue, PerSample, SAMPLE_WEIGHT, TaskScores};
 
 /// A task as it is scored.
 pub(super) struct Task {

@@ -167,7 +167,7 @@ fn likelihoods_agree_with_transformers() {
     let reference: Reference = reference("likelihood.json");
     let model = Model::load(&zoo("base")).unwrap();
     let tokens = Tokenizers::default().of(&zoo("base")).unwrap();
-    let sample = |content| super::data::Sample { id: crate::evaluate::SampleId::Number(0), content };
+    let sample = |content| super::data::Sample { id: crate::scores::SampleId::Number(0), content };
     let near = |ours: f64, theirs: f64, what: &str| {
         assert!((ours - theirs).abs() < 1e-5 * (1.0 + theirs.abs()), "{what}: {ours} is not {theirs}");
     };

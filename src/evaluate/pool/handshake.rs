@@ -6,7 +6,7 @@ use std::time::Duration;
 use reqwest::Method;
 use serde::de::DeserializeOwned;
 
-use super::super::fault::{Loss, Reaction, of_error_answer, shortened};
+use super::super::judgement::{Loss, Reaction, of_error_answer, shortened};
 use super::super::protocol::{WireCapabilities, WireHealth};
 use super::super::{EvaluatorTask, Fault, FaultClass};
 use super::{AgreedTask, Demand, Endpoint, Facts, Pool};

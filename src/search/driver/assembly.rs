@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::ledger::{Ledger, RepeatRecord, ToldRecord, fact};
 use crate::merge::Merger;
+use crate::scores::Status;
 use crate::search::SearchError;
 use crate::search::fidelity::Parts;
 use crate::search::frozen::Frozen;
@@ -14,7 +15,7 @@ use crate::search::prepare::{Prepared, candidate_parent};
 use crate::search::progress::Progress;
 use crate::search::run_folder::RunFolder;
 use crate::search::slots::{Slots, sweep_earlier};
-use crate::strategy::{Landscape, Outcome, Setup, Status, baseline_contents};
+use crate::strategy::{Landscape, Outcome, Setup, baseline_contents};
 
 pub(super) fn parts(prepared: &Prepared, frozen: &Frozen, progress: &dyn Progress) -> Option<Parts> {
     match Parts::plan(frozen.racing.as_ref()?, &prepared.tasks, prepared.evaluator.as_ref()) {

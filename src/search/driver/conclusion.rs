@@ -9,11 +9,11 @@ use crate::ledger::{AskedRecord, event, fact};
 use crate::recipe::Recipe;
 use crate::score::Verdict;
 use crate::score::repeats::{TwoScores, order};
+use crate::scores::Status;
 use crate::search::repeats::FinalRescoring;
 use crate::search::run::{Row, RunReport};
 use crate::search::run_folder::RunFolder;
 use crate::search::{SearchError, alarms, export, holdout};
-use crate::strategy::Status;
 
 impl Search {
     /// Ends a run in good order, whatever ended it: nothing stays running, the tables are written.

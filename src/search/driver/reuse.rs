@@ -6,11 +6,12 @@ use std::sync::Arc;
 use super::Search;
 use super::assembly::outcome_of;
 use crate::ledger::{Ledger, ToldRecord};
+use crate::scores::Status;
 use crate::search::SearchError;
 use crate::search::candidate::Candidate;
 use crate::search::pipeline::{Finished, Work};
 use crate::search::run::RunOptions;
-use crate::strategy::{Outcome, Status};
+use crate::strategy::Outcome;
 
 /// The evaluations of another run that were not given up. Their scores stay on disk until they are wanted.
 pub(super) struct Reusable {

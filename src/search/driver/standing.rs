@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Search;
+use crate::scores::Status;
 use crate::search::candidate::baselines;
 use crate::search::pipeline::Finished;
 use crate::search::progress::Snapshot;
 use crate::search::run::Row;
 use crate::search::{Pace, SearchError};
-use crate::strategy::{Content, Status, origin};
+use crate::strategy::{Content, origin};
 
 /// Evaluations that may be given up before their share counts.
 const FAILURES_ALLOWED: u64 = 5;

@@ -3,8 +3,8 @@
 
 use rand::{Rng, RngExt};
 
-use crate::evaluate::SampleId;
 use crate::score::ObjectiveTask;
+use crate::scores::SampleId;
 use crate::strategy::Outcome;
 
 /// Who breeds with whom, as weights.

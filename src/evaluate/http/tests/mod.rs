@@ -7,8 +7,9 @@ use std::sync::Mutex;
 
 use serde_json::{Value, json};
 
-use super::super::{Attempt, CandidateRequest, FaultClass, SampleId, Samples, TaskRequest};
+use super::super::{Attempt, CandidateRequest, FaultClass, Samples, TaskRequest};
 use super::*;
+use crate::scores::SampleId;
 
 mod answers;
 #[path = "../../../../tests/support/fault_server.rs"]
