@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use evomerge::ledger::{Ledger, RepeatPurpose, RepeatRecord};
+use evomerge::scores::Status;
 use fault_server::{FaultServer, Reply, capabilities};
 use runs::{SPACE, Scratch, TASKS, cell, command, stderr, wait_until};
 use serde_json::{Value, json};
@@ -214,9 +215,9 @@ fn a_finalist_that_cannot_be_scored_again_is_no_winner() {
     let scores = trials.iter().map(|row| cell(row, "objective").parse::<f64>().unwrap());
     assert!(scores.clone().any(|score| score > 0.4), "the test needs one");
     let expected = scores.filter(|score| *score <= 0.4).fold(0.0, f64::max);
-    assert!(repeats(&scratch, "results").iter().any(|repeat| repeat.status == "scored"), "the test needs one");
+    assert!(repeats(&scratch, "results").iter().any(|repeat| repeat.status == Status::Scored), "the test needs one");
     assert_eq!(best, expected);
-    assert!(repeats(&scratch, "results").iter().any(|repeat| repeat.status == "infeasible"));
+    assert!(repeats(&scratch, "results").iter().any(|repeat| repeat.status == Status::Infeasible));
 }
 
 /// Killed while finalists are being scored again: nothing that was answered is asked again, and what was on its way is

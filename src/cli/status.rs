@@ -81,7 +81,7 @@ impl Summary {
         // In this order: a search that is running asks before it is told.
         let told = ledger.all_told_in_short()?;
         let asked = ledger.all_asked()?;
-        let count = |status: Status| told.values().filter(|record| record.status == status.name()).count();
+        let count = |status: Status| told.values().filter(|record| record.status == status).count();
         let counts = Counts {
             asked: asked.len(),
             finished: told.len(),

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use rusqlite::Row;
-use rusqlite::types::Type;
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, Type, ValueRef};
 
-use crate::scores::{MetricValue, TaskScores};
+use crate::scores::{MetricValue, Status, TaskScores};
 
 /// An evaluation asked for.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,8 +45,8 @@ pub struct AskedRecord {
 pub struct ToldRecord {
     /// That of the [`AskedRecord`].
     pub index: u64,
-    /// `scored`, `infeasible` or `failed`.
-    pub status: String,
+    /// How it ended.
+    pub status: Status,
     /// Higher is better; `None` unless scored.
     pub objective: Option<f64>,
     /// Scores by task.
@@ -74,8 +74,8 @@ pub struct HoldoutRecord {
     pub evaluation_id: String,
     /// As in [`AskedRecord`].
     pub candidate_id: String,
-    /// `scored`, `infeasible` or `failed`.
-    pub status: String,
+    /// How it ended.
+    pub status: Status,
     /// Scores by task.
     pub tasks: BTreeMap<String, TaskScores>,
     /// Why it has no score.
@@ -123,8 +123,8 @@ pub struct RepeatRecord {
     pub replicate: u32,
     /// What the search had spent when it was made, in evaluations in full.
     pub after: u64,
-    /// `scored`, `infeasible` or `failed`.
-    pub status: String,
+    /// How it ended.
+    pub status: Status,
     /// Higher is better; `None` unless scored.
     pub objective: Option<f64>,
     /// Scores by task.
@@ -150,6 +150,20 @@ pub struct EventRecord {
     pub index: Option<u64>,
     /// What there is to say of it; its shape follows from `kind`.
     pub payload: serde_json::Value,
+}
+
+/// By its name.
+impl ToSql for Status {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(self.name().into())
+    }
+}
+
+impl FromSql for Status {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let name = value.as_str()?;
+        Self::of_name(name).ok_or_else(|| FromSqlError::Other(format!("unknown status {name:?}").into()))
+    }
 }
 
 pub(super) fn asked_from_row(row: &Row<'_>) -> rusqlite::Result<AskedRecord> {
@@ -272,4 +286,23 @@ fn json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqlite
     let text: String = row.get(column)?;
     serde_json::from_str(&text)
         .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_read_as_it_was_written_and_none_other() {
+        let connection = rusqlite::Connection::open_in_memory().unwrap();
+        let read = |status: &dyn ToSql| {
+            connection.query_row("SELECT ?1 AS status", [status], |row| row.get::<_, Status>("status"))
+        };
+        for status in [Status::Scored, Status::Infeasible, Status::Failed] {
+            assert_eq!(read(&status).unwrap(), status);
+        }
+        let error = read(&"pleased").unwrap_err();
+        assert!(matches!(error, rusqlite::Error::FromSqlConversionFailure(..)), "{error}");
+        assert!(error.to_string().contains("pleased"), "{error}");
+    }
 }

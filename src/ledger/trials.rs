@@ -85,7 +85,7 @@ fn row(
         asked.origin.clone(),
         asked.generation.to_string(),
         asked.fidelity.to_string(),
-        told.status.clone(),
+        told.status.name().to_owned(),
         told.objective.map(|value| value.to_string()).unwrap_or_default(),
     ];
     let values: BTreeMap<&str, &str> =

@@ -45,7 +45,7 @@ pub(super) fn after(prepared: &Prepared, ledger: &Ledger, ended: &Ended<'_>) -> 
     }
     let recorded = ledger.all_holdout()?;
     let held_out = |row: &Row| {
-        let mut scored = recorded.values().filter(|record| record.status == Status::Scored.name());
+        let mut scored = recorded.values().filter(|record| record.status == Status::Scored);
         scored.find(|record| record.candidate_id == row.candidate_id)
     };
     if let (Some(winner), Some(other)) = (held_out(best), held_out(baseline)) {
@@ -58,7 +58,7 @@ fn failures(ledger: &Ledger) -> Result<Option<Alarm>, SearchError> {
     let told = ledger.all_told_in_short()?;
     let own = ledger.all_asked()?.into_iter().filter(|asked| !is_baseline(asked));
     let own: Vec<_> = own.filter_map(|asked| told.get(&asked.index)).collect();
-    let scored = own.iter().filter(|record| record.status == Status::Scored.name()).count();
+    let scored = own.iter().filter(|record| record.status == Status::Scored).count();
     let reason = own.last().and_then(|record| record.error.as_deref()).unwrap_or_default();
     Ok(nothing_scored(own.len(), scored, reason))
 }

@@ -323,7 +323,7 @@ impl Search {
         }
         let record = ToldRecord {
             index: finished.index,
-            status: finished.status.name().into(),
+            status: finished.status,
             objective,
             n_samples: finished.tasks.values().map(|task| task.n).sum(),
             tasks: std::mem::take(&mut finished.tasks),
@@ -336,7 +336,7 @@ impl Search {
         };
         self.folder.check_place()?;
         self.ledger.told(&record, &[(fact::ACTIVE_SECONDS, &self.active_text())])?;
-        let outcome = outcome_of(record, self.fidelity(finished.index))?;
+        let outcome = outcome_of(record, self.fidelity(finished.index));
         let row = self.row(&outcome);
         let improved = self.note(row);
         self.tell_of(&finished, objective);

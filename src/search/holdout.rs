@@ -97,7 +97,7 @@ impl HoldoutOpening<'_> {
             let candidate = self.candidate(row, pipeline.context())?;
             match recorded.get(&candidate.evaluation_id) {
                 Some(record) => {
-                    if record.status == Status::Scored.name() {
+                    if record.status == Status::Scored {
                         scores.insert(row.candidate_id.clone(), record.tasks.clone());
                     }
                 }
@@ -161,7 +161,7 @@ impl HoldoutOpening<'_> {
         self.ledger.holdout(&HoldoutRecord {
             evaluation_id: finished.candidate.evaluation_id.clone(),
             candidate_id: finished.candidate.id.clone(),
-            status: finished.status.name().to_owned(),
+            status: finished.status,
             tasks: tasks.clone(),
             error: finished.error.clone(),
             finished_at: now(),

@@ -39,7 +39,7 @@ pub fn recorded_scores(path: &Path) -> Result<ScoreTable, SearchError> {
             continue;
         }
         // One outcome at a time: those of a long run are large together.
-        let record = standings.outcome(asked.index)?.filter(|record| record.status == Status::Scored.name());
+        let record = standings.outcome(asked.index)?.filter(|record| record.status == Status::Scored);
         let Some(record) = record else { continue };
         let scores = samples_of(path, &record, &tasks)?;
         let order =

@@ -101,7 +101,7 @@ impl Rescoring<'_> {
         let repeats = self.ledger.all_repeats()?;
         let of_it =
             repeats.iter().filter(|repeat| repeat.index == finished.index && repeat.purpose == RepeatPurpose::Sentinel);
-        let known = of_it.filter(|repeat| repeat.status == Status::Scored.name()).map(|repeat| &repeat.tasks);
+        let known = of_it.filter(|repeat| repeat.status == Status::Scored).map(|repeat| &repeat.tasks);
         let earlier: Vec<&Scores> = std::iter::once(&first.tasks).chain(known).collect();
         let what = match finished.status {
             Status::Failed => return Ok(None),
@@ -150,7 +150,7 @@ impl Rescoring<'_> {
             purpose,
             replicate: finished.candidate.replicate,
             after: self.spent,
-            status: finished.status.name().to_owned(),
+            status: finished.status,
             objective,
             tasks: finished.tasks.clone(),
             alarm: serde_json::to_value(alarm).unwrap_or_default(),
@@ -315,7 +315,7 @@ impl<'a> Standings<'a> {
 
 fn overtake(record: &mut ToldRecord, late: &RepeatRecord) {
     record.n_samples = late.tasks.values().map(|scores| scores.n).sum();
-    record.status.clone_from(&late.status);
+    record.status = late.status;
     record.objective = late.objective;
     record.tasks.clone_from(&late.tasks);
     record.error.clone_from(&late.error);

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::ledger::{Ledger, RepeatRecord, ToldRecord, fact};
 use crate::merge::Merger;
-use crate::scores::Status;
 use crate::search::SearchError;
 use crate::search::fidelity::Parts;
 use crate::search::frozen::Frozen;
@@ -92,21 +91,14 @@ fn keep_statistics(
     }))
 }
 
-/// A recorded status.
-pub(super) fn status_of(name: &str, index: u64) -> Result<Status, SearchError> {
-    Status::of_name(name)
-        .ok_or_else(|| SearchError::BadData(format!("ledger: evaluation {index} has an unknown status `{name}`")))
-}
-
 /// What a baseline that had been given up got later.
-pub(super) fn late_outcome(repeat: &RepeatRecord) -> Result<Outcome, SearchError> {
-    let status = status_of(&repeat.status, repeat.index)?;
-    let RepeatRecord { index, objective, tasks, .. } = repeat;
-    Ok(Outcome { index: *index, status, objective: *objective, tasks: tasks.clone(), fidelity: 1.0 })
+pub(super) fn late_outcome(repeat: &RepeatRecord) -> Outcome {
+    let RepeatRecord { index, status, objective, tasks, .. } = repeat;
+    Outcome { index: *index, status: *status, objective: *objective, tasks: tasks.clone(), fidelity: 1.0 }
 }
 
 /// The outcome of an evaluation on the share `fidelity` of the samples.
-pub(super) fn outcome_of(record: ToldRecord, fidelity: f64) -> Result<Outcome, SearchError> {
-    let status = status_of(&record.status, record.index)?;
-    Ok(Outcome { index: record.index, status, objective: record.objective, tasks: record.tasks, fidelity })
+pub(super) fn outcome_of(record: ToldRecord, fidelity: f64) -> Outcome {
+    let ToldRecord { index, status, objective, tasks, .. } = record;
+    Outcome { index, status, objective, tasks, fidelity }
 }

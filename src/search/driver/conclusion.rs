@@ -123,7 +123,7 @@ impl Search {
         }
         let last = FinalRescoring { rescoring: self.rescoring(), stage: self.stage.clone(), asked, stop: &self.stop };
         for repeat in last.score_given_up(&given_up).await? {
-            let scored = late_outcome(&repeat)?;
+            let scored = late_outcome(&repeat);
             let row = self.row(&scored);
             if self.note(row)
                 && let Some(asked) = asked.iter().find(|asked| asked.index == scored.index)

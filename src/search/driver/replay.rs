@@ -16,7 +16,7 @@ impl Search {
         // One at a time, so that those on the same samples share their ids at once.
         for record in &asked {
             if let Some(told) = self.ledger.outcome(record.index)? {
-                self.schedule.finished(outcome_of(told, record.fidelity)?);
+                self.schedule.finished(outcome_of(told, record.fidelity));
             }
         }
         let ended = self.schedule.outcomes().len();
@@ -54,7 +54,7 @@ impl Search {
 
     fn late_outcomes(&self) -> Result<BTreeMap<u64, Outcome>, SearchError> {
         let late = self.ledger.repeats_for(RepeatPurpose::Baseline)?;
-        late.iter().map(|repeat| Ok((repeat.index, late_outcome(repeat)?))).collect()
+        Ok(late.iter().map(|repeat| (repeat.index, late_outcome(repeat))).collect())
     }
 
     /// Whoever was stopped between the ledger and `best/` left an older candidate there.

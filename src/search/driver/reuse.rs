@@ -23,7 +23,7 @@ pub(super) struct Reusable {
 impl Reusable {
     fn new(ledger: Ledger) -> Result<Self, SearchError> {
         let told = ledger.all_told_in_short()?;
-        let usable = |index: &u64| told.get(index).is_some_and(|record| record.status != Status::Failed.name());
+        let usable = |index: &u64| told.get(index).is_some_and(|record| record.status != Status::Failed);
         let asked = ledger.all_asked()?.into_iter().filter(|asked| usable(&asked.index));
         let evaluations = asked.map(|asked| (asked.evaluation_id, asked.index)).collect();
         Ok(Self { ledger, evaluations })
@@ -59,7 +59,7 @@ impl Search {
     fn take_over(&mut self, index: u64, candidate: Candidate, record: ToldRecord) -> Result<(), SearchError> {
         let (error, started_at) = (record.error.clone(), record.started_at.clone());
         let (materialize_s, evaluate_s) = (record.materialize_s, record.evaluate_s);
-        let Outcome { status, tasks, .. } = outcome_of(record, self.fidelity(index))?;
+        let Outcome { status, tasks, .. } = outcome_of(record, self.fidelity(index));
         self.finish(Finished {
             index,
             again: false,
