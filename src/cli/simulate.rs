@@ -82,15 +82,15 @@ fn read(path: &Path, minimize: bool) -> Result<ScoreMatrix, CliError> {
     if is_ledger && minimize {
         return Err(CliError::Usage("--minimize is for CSV files; a ledger knows the direction of its tasks".into()));
     }
-    let (names, rows) = if is_ledger { recorded_scores(path)? } else { from_csv(path, minimize)? };
-    ScoreMatrix::new(names, rows).map_err(|error| bad(path, error.to_string()))
+    let ScoreTable { candidates, rows } = if is_ledger { recorded_scores(path)? } else { from_csv(path, minimize)? };
+    ScoreMatrix::new(candidates, rows).map_err(|error| bad(path, error.to_string()))
 }
 
 /// One row a candidate; the first column is its name, every other one a sample.
 fn from_csv(path: &Path, minimize: bool) -> Result<ScoreTable, CliError> {
     let mut reader = csv::Reader::from_path(path).map_err(|error| bad(path, error.to_string()))?;
     let header = reader.headers().map_err(|error| bad(path, error.to_string()))?.clone();
-    let (mut names, mut rows) = (Vec::new(), Vec::new());
+    let mut table = ScoreTable { candidates: Vec::new(), rows: Vec::new() };
     for record in reader.records() {
         let record = record.map_err(|error| bad(path, error.to_string()))?;
         let name = record.get(0).unwrap_or_default().to_string();
@@ -100,8 +100,8 @@ fn from_csv(path: &Path, minimize: bool) -> Result<ScoreTable, CliError> {
                 bad(path, format!("candidate `{name}`, sample `{sample}`: {cell:?} is not a number"))
             })
         };
-        rows.push(record.iter().skip(1).enumerate().map(score).collect::<Result<_, _>>()?);
-        names.push(name);
+        table.rows.push(record.iter().skip(1).enumerate().map(score).collect::<Result<_, _>>()?);
+        table.candidates.push(name);
     }
-    Ok((names, rows))
+    Ok(table)
 }

@@ -9,8 +9,13 @@ use crate::ledger::{Ledger, ToldRecord, fact};
 use crate::score::paired::mean_samples;
 use crate::scores::{SampleId, Status};
 
-/// Names of candidates, and a row of scores for each.
-pub type ScoreTable = (Vec<String>, Vec<Vec<f64>>);
+/// Scores by candidate and sample.
+pub struct ScoreTable {
+    /// Names of the candidates.
+    pub candidates: Vec<String>,
+    /// A row for each of them, in the same order: its scores, each column a sample.
+    pub rows: Vec<Vec<f64>>,
+}
 
 /// A task of the recorded run's objective.
 #[derive(serde::Deserialize)]
@@ -32,7 +37,7 @@ pub fn recorded_scores(path: &Path) -> Result<ScoreTable, SearchError> {
         .map_err(|error| bad(path, format!("the run's objective cannot be read: {error}")))?;
     let standings = Standings::of(&ledger)?;
     let mut order: Option<Vec<Vec<SampleId>>> = None;
-    let (mut names, mut rows) = (Vec::new(), Vec::new());
+    let mut table = ScoreTable { candidates: Vec::new(), rows: Vec::new() };
     let mut seen = BTreeSet::new();
     for asked in ledger.all_asked()? {
         if asked.fidelity < 1.0 || seen.contains(&asked.candidate_id) {
@@ -47,14 +52,14 @@ pub fn recorded_scores(path: &Path) -> Result<ScoreTable, SearchError> {
         let row = row(order, &tasks, &scores).map_err(|task| {
             bad(path, format!("candidate {} was not scored on the same samples of task `{task}`", asked.candidate_id))
         })?;
-        rows.push(row);
+        table.rows.push(row);
         seen.insert(asked.candidate_id.clone());
-        names.push(asked.candidate_id);
+        table.candidates.push(asked.candidate_id);
     }
-    if rows.is_empty() {
+    if table.rows.is_empty() {
         return Err(bad(path, "no candidate was scored at full fidelity"));
     }
-    Ok((names, rows))
+    Ok(table)
 }
 
 /// A candidate's scores in the order of the ids, scaled; the task whose samples are others, if there is one.
