@@ -17,7 +17,7 @@ use super::budget::limits_document;
 use super::candidate::{Candidate, EvaluationContext, is_baseline};
 use super::fidelity::Parts;
 use super::frozen::Frozen;
-use super::pipeline::{Equipment, Finished, MaterializeStage, Pipeline};
+use super::pipeline::{Equipment, Finished, MaterializeStage, Pipeline, WorkKind};
 use super::prepare::{Prepared, count_samples};
 use super::progress::Progress;
 use super::repeats::Repeats;
@@ -102,7 +102,6 @@ impl Search {
             },
             ledger: ledger.clone(),
             stage: stage.clone(),
-            attempt_event: event::ATTEMPTED,
             progress: progress.clone(),
         };
         let active_before = ledger.fact(fact::ACTIVE_SECONDS)?.and_then(|text| text.parse().ok()).unwrap_or(0.0);
@@ -308,7 +307,7 @@ impl Search {
 
     /// An evaluation ended: to the ledger first, then to everyone else.
     fn finish(&mut self, finished: Finished) -> Result<(), SearchError> {
-        if finished.again {
+        if finished.kind == WorkKind::Repeat {
             return self.finish_sentinel(&finished);
         }
         let mut finished = finished;

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::candidate::{Candidate, EvaluationContext};
-use super::pipeline::{Equipment, Finished, MaterializeStage, Pipeline, Work};
+use super::pipeline::{Equipment, Finished, MaterializeStage, Pipeline, Work, WorkKind};
 use super::prepare::Prepared;
 use super::progress::Progress;
 use super::run::Row;
 use super::sealed::HoldoutPlan;
 use super::{SearchError, Stop};
-use crate::ledger::{AskedRecord, HoldoutRecord, Ledger, event, fact, now};
+use crate::ledger::{AskedRecord, HoldoutRecord, Ledger, fact, now};
 use crate::score::{Contender, Verdict, VerdictQuestion, decide};
 use crate::scores::{Status, TaskScores};
 
@@ -103,7 +103,7 @@ impl HoldoutOpening<'_> {
                 }
                 None => {
                     open += 1;
-                    pipeline.add(Work { index: row.index, candidate: Arc::new(candidate), again: false });
+                    pipeline.add(Work { index: row.index, candidate: Arc::new(candidate), kind: WorkKind::Holdout });
                 }
             }
         }
@@ -131,7 +131,6 @@ impl HoldoutOpening<'_> {
             context,
             ledger: self.ledger.clone(),
             stage: self.stage.clone(),
-            attempt_event: event::HOLDOUT_ATTEMPTED,
             progress: self.progress.clone(),
         };
         Pipeline::new(equipment, self.stop.now.child_token())
@@ -185,6 +184,7 @@ mod tests {
 
     use super::*;
     use crate::config::RunConfig;
+    use crate::ledger::event;
     use crate::search::{Snapshot, prepare};
     use crate::strategy::{Content, Proposal};
 

@@ -1,6 +1,5 @@
 //! Evaluations on their way: materialized ahead of being evaluated, in order of index, in a bounded set of slots.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -20,27 +19,48 @@ use crate::lock::{lock, unlocked};
 use crate::merge::{MergeError, MergeOptions, Merger, WriteMode};
 use crate::scores::{Status, TaskScores};
 
+/// What an evaluation is made for, in the order in which they are started: repeats are few.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WorkKind {
+    /// It repeats an evaluation of the search and is none itself.
+    Repeat,
+    /// An evaluation of the search.
+    Search,
+    /// A scoring on the hold-out.
+    Holdout,
+}
+
+impl WorkKind {
+    /// Kind of the attempts' events in the ledger.
+    fn attempt_event(self) -> &'static str {
+        match self {
+            Self::Repeat => event::REPEAT_ATTEMPTED,
+            Self::Search => event::ATTEMPTED,
+            Self::Holdout => event::HOLDOUT_ATTEMPTED,
+        }
+    }
+}
+
 /// An evaluation to be made.
 #[derive(Clone, Debug)]
 pub struct Work {
     /// The evaluation's index, or that of the evaluation that it repeats.
     pub index: u64,
     pub candidate: Arc<Candidate>,
-    /// It repeats an evaluation of the search and is none itself.
-    pub again: bool,
+    pub kind: WorkKind,
 }
 
-/// Open evaluations in the order in which they are started: repeats first, which are few, then by index.
+/// Open evaluations in the order in which they are started: by what they are made for, then by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Turn {
-    again: Reverse<bool>,
+    kind: WorkKind,
     index: u64,
     replicate: u32,
 }
 
 impl Work {
     fn turn(&self) -> Turn {
-        Turn { again: Reverse(self.again), index: self.index, replicate: self.candidate.replicate }
+        Turn { kind: self.kind, index: self.index, replicate: self.candidate.replicate }
     }
 }
 
@@ -48,7 +68,7 @@ impl Work {
 #[derive(Clone, Debug)]
 pub struct Finished {
     pub index: u64,
-    pub again: bool,
+    pub kind: WorkKind,
     pub candidate: Arc<Candidate>,
     pub status: Status,
     pub tasks: BTreeMap<String, TaskScores>,
@@ -66,8 +86,6 @@ pub struct Equipment {
     pub ledger: Arc<Ledger>,
     /// `None`: the evaluator needs no checkpoints.
     pub stage: Option<MaterializeStage>,
-    /// Kind of the attempts' events in the ledger; repeats have their own.
-    pub attempt_event: &'static str,
     /// Is told of attempts that failed through no fault of the candidate.
     pub progress: Arc<dyn Progress>,
 }
@@ -256,11 +274,10 @@ impl Pipeline {
         let path = self.equipment.stage.as_ref().map(|stage| stage.slots.candidate(&slot_name(&work)));
         let request = work.candidate.request(&self.equipment.context, path);
         let evaluator = self.equipment.evaluator.clone();
-        let event = if work.again { event::REPEAT_ATTEMPTED } else { self.equipment.attempt_event };
         let observer = LedgerAttempts {
             ledger: self.equipment.ledger.clone(),
             progress: self.equipment.progress.clone(),
-            event,
+            event: work.kind.attempt_event(),
             index: work.index,
             evaluation_id: request.evaluation_id.clone(),
             count: AtomicU32::new(0),
@@ -349,7 +366,7 @@ fn slot_name(work: &Work) -> String {
 fn end(open: Open, status: Status, tasks: BTreeMap<String, TaskScores>, error: Option<String>) -> Finished {
     Finished {
         index: open.work.index,
-        again: open.work.again,
+        kind: open.work.kind,
         candidate: open.work.candidate,
         status,
         tasks,

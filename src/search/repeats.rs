@@ -8,12 +8,12 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::candidate::{Candidate, EvaluationContext};
-use super::pipeline::{Equipment, Finished, MaterializeStage, Pipeline, Work};
+use super::pipeline::{Equipment, Finished, MaterializeStage, Pipeline, Work, WorkKind};
 use super::prepare::Prepared;
 use super::progress::Progress;
 use super::{SearchError, Stop};
 use crate::evaluate::EvaluateError;
-use crate::ledger::{AskedRecord, Ledger, RepeatPurpose, RepeatRecord, ToldRecord, event, now};
+use crate::ledger::{AskedRecord, Ledger, RepeatPurpose, RepeatRecord, ToldRecord, now};
 use crate::score::alarms::{Alarm, AlarmKind};
 use crate::score::repeats::drift;
 use crate::scores::{Scores, Status};
@@ -84,7 +84,7 @@ impl Rescoring<'_> {
     fn work(&self, asked: &AskedRecord, replicate: u32) -> Result<Work, SearchError> {
         let replicate = asked.replicate + replicate;
         let candidate = Candidate::from_record(asked, &self.prepared.models, self.context, replicate)?;
-        Ok(Work { index: asked.index, candidate: Arc::new(candidate), again: true })
+        Ok(Work { index: asked.index, candidate: Arc::new(candidate), kind: WorkKind::Repeat })
     }
 
     /// Takes a sentinel's scores in and says so if they are not what they were.
@@ -264,7 +264,6 @@ impl FinalRescoring<'_> {
             context: self.rescoring.context.clone(),
             ledger: self.rescoring.ledger.clone(),
             stage: self.stage.clone(),
-            attempt_event: event::ATTEMPTED,
             progress: self.rescoring.progress.clone(),
         };
         Pipeline::new(equipment, self.stop.now.child_token())

@@ -9,7 +9,7 @@ use crate::ledger::{Ledger, ToldRecord};
 use crate::scores::Status;
 use crate::search::SearchError;
 use crate::search::candidate::Candidate;
-use crate::search::pipeline::{Finished, Work};
+use crate::search::pipeline::{Finished, Work, WorkKind};
 use crate::search::run::RunOptions;
 use crate::strategy::Outcome;
 
@@ -50,7 +50,7 @@ impl Search {
         match known {
             Some(record) => self.take_over(index, candidate, record),
             None => {
-                self.pipeline.add(Work { index, candidate: Arc::new(candidate), again: false });
+                self.pipeline.add(Work { index, candidate: Arc::new(candidate), kind: WorkKind::Search });
                 Ok(())
             }
         }
@@ -62,7 +62,7 @@ impl Search {
         let Outcome { status, tasks, .. } = outcome_of(record, self.fidelity(index));
         self.finish(Finished {
             index,
-            again: false,
+            kind: WorkKind::Search,
             candidate: Arc::new(candidate),
             status,
             tasks,
