@@ -287,7 +287,6 @@ fn json_value(value: &Value) -> Json {
     match value {
         Value::Number(number) => json!(number),
         Value::Bool(truth) => json!(truth),
-        Value::Text(text) => json!(text),
     }
 }
 

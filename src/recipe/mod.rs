@@ -36,8 +36,6 @@ pub enum Value {
     Number(f64),
     /// A truth value.
     Bool(bool),
-    /// Text, which no method has a parameter for: [`Recipe::validate`] refuses it.
-    Text(String),
 }
 
 /// A value, or a gradient over the layers of a slice (mergekit semantics: piecewise linear, at least one value).

@@ -147,10 +147,10 @@ fn toml_parameters(text: &mut String, table: &str, parameters: &Parameters) {
     let _ = writeln!(text, "\n[{table}]");
     for (name, setting) in given {
         let value = match plain(setting) {
-            Some(value) => gradient(value, &toml_number, &quote),
+            Some(value) => gradient(value, &toml_number),
             None => list(setting.0.iter().map(|entry| {
                 let filter = entry.filter.as_ref().map(|filter| format!("filter = {}, ", quote(filter)));
-                let value = gradient(&entry.value, &toml_number, &quote);
+                let value = gradient(&entry.value, &toml_number);
                 format!("{{ {}value = {value} }}", filter.unwrap_or_default())
             })),
         };
@@ -174,12 +174,12 @@ fn yaml_parameters(text: &mut String, indent: &str, parameters: &Parameters) {
     let _ = writeln!(text, "{indent}parameters:");
     for (name, setting) in given {
         if let Some(value) = plain(setting) {
-            let _ = writeln!(text, "{indent}  {name}: {}", gradient(value, &yaml_number, &yaml_text));
+            let _ = writeln!(text, "{indent}  {name}: {}", gradient(value, &yaml_number));
             continue;
         }
         let _ = writeln!(text, "{indent}  {name}:");
         for entry in &setting.0 {
-            let value = gradient(&entry.value, &yaml_number, &yaml_text);
+            let value = gradient(&entry.value, &yaml_number);
             let _ = match &entry.filter {
                 Some(filter) => writeln!(text, "{indent}  - filter: {}\n{indent}    value: {value}", yaml_text(filter)),
                 None => writeln!(text, "{indent}  - value: {value}"),
@@ -196,11 +196,10 @@ fn plain(setting: &Setting) -> Option<&Gradient> {
     }
 }
 
-fn gradient(gradient: &Gradient, number: &dyn Fn(f64) -> String, text: &dyn Fn(&str) -> String) -> String {
+fn gradient(gradient: &Gradient, number: &dyn Fn(f64) -> String) -> String {
     let show = |value: &Value| match value {
         Value::Number(value) => number(*value),
         Value::Bool(truth) => truth.to_string(),
-        Value::Text(value) => text(value),
     };
     match gradient {
         Gradient::Scalar(value) => show(value),

@@ -101,7 +101,6 @@ fn resolve(recipe: &Recipe, tensor: &str, parameter: &str, model: Option<&ModelR
     let number = |value: &Value| match value {
         Value::Number(number) => *number,
         Value::Bool(truth) => f64::from(u8::from(*truth)),
-        Value::Text(text) => panic!("{text}"),
     };
     match &matching.next()?.value {
         Gradient::Scalar(value) => Some(number(value)),
