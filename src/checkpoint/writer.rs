@@ -109,11 +109,6 @@ impl CheckpointWriter {
         })
     }
 
-    /// Where the checkpoint will be.
-    pub fn destination(&self) -> &Path {
-        &self.destination
-    }
-
     /// Writes a part of a tensor: `bytes` from byte `offset` of it on. Any thread, any order; every byte exactly once.
     ///
     /// # Errors

@@ -75,11 +75,6 @@ impl Schedule {
         }
     }
 
-    /// Evaluations asked for so far.
-    pub fn asked(&self) -> u64 {
-        self.next_index
-    }
-
     /// Whoever proposes.
     pub fn strategy(&self) -> &dyn Strategy {
         self.strategy.as_ref()
@@ -328,6 +323,6 @@ mod tests {
         assert!(matches!(schedule.next(identify).unwrap(), Step::New { index: 0, .. }));
         let Step::Done(reason) = schedule.next(identify).unwrap() else { panic!("not done") };
         assert!(reason.contains("exhausted"));
-        assert_eq!(schedule.asked(), 1);
+        assert_eq!(schedule.next_index, 1);
     }
 }

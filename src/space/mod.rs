@@ -254,13 +254,9 @@ impl SearchSpace {
         &self.genes
     }
 
-    /// The methods, in the run file's order.
-    pub fn methods(&self) -> &[String] {
-        &self.methods
-    }
-
     /// Number of layer groups.
-    pub fn groups(&self) -> usize {
+    #[cfg(test)]
+    fn groups(&self) -> usize {
         self.groups.len()
     }
 
