@@ -185,8 +185,7 @@ impl Checkpoint {
     }
 
     /// A tensor's bytes: little-endian, row-major, mapped from the file; not necessarily aligned to its element type.
-    /// Where
-    /// [`Self::low_rank`] has a change, it is still to be added.
+    /// Where [`Self::low_rank`] has a change, it is still to be added.
     pub fn bytes(&self, name: &str) -> Option<&[u8]> {
         let info = self.tensors.get(name)?;
         let file = self.files.get(info.shard).or(self.adapter.as_ref().map(Adapter::file))?;

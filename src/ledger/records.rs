@@ -57,7 +57,7 @@ pub struct ToldRecord {
     pub materialize_s: Option<f64>,
     /// Seconds that the scoring took.
     pub evaluate_s: Option<f64>,
-    /// When its merge began, as `finished_at`.
+    /// When its scoring began, as `finished_at`.
     pub started_at: Option<String>,
     /// In UTC, RFC 3339.
     pub finished_at: String,

@@ -4,8 +4,8 @@
 //! digits, and fewer the nearer the rows are. Which elements a threshold on it selects is therefore decided by
 //! roundings. So that models stored in at most float32 select the elements that mergekit selects, the float32 path
 //! makes the same ones: those of PyTorch on a processor with AVX-512, which are the exponential and the sum in sixteen
-//! lanes below, the product with a reciprocal, and
-//! [`CascadeSum`]. (Its logarithm is a library's that is correctly rounded in all but a few cases in a thousand; ours always is.)
+//! lanes below, the product with a reciprocal, and [`CascadeSum`]. (Its logarithm is a library's that is correctly rounded
+//! in all but a few cases in a thousand; ours always is.)
 
 use std::ops::Range;
 

@@ -156,7 +156,7 @@ impl Sparsifier<'_> {
         }
     }
 
-    /// What [`Self::apply`] needs for the elements of the block that starts at `first`, in order.
+    /// What [`Self::subtract`] needs for the elements of the block that starts at `first`, in order.
     pub(crate) fn begin<W: Element>(&self, first: u64) -> Course {
         match self {
             Self::Mersenne(mask) => Course::Stream(Box::new(mask.generator_at(first))),

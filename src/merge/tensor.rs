@@ -1,8 +1,7 @@
 //! Stored tensors as kernels see them, and how they are cut.
 //!
 //! A tensor is cut into blocks of [`BLOCK`] elements, the unit of parallel work and of writing, and a block into tiles
-//! of
-//! [`TILE`] elements, which stay in the nearest cache while they are decoded, merged and encoded.
+//! of [`TILE`] elements, which stay in the nearest cache while they are decoded, merged and encoded.
 
 use std::cell::Cell;
 use std::ops::Range;

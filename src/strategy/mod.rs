@@ -119,7 +119,7 @@ pub struct Outcome {
 
 /// What a strategy may know of the search space.
 pub trait Landscape: Send + Sync {
-    /// The genes, in genome order. At least one.
+    /// The genes, in genome order.
     fn genes(&self) -> &[Gene];
 
     /// Which genes have an effect, given the values of the others; one flag a gene.

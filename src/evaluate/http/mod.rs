@@ -1,8 +1,8 @@
 //! The `http` evaluator: eval protocol v1 against a pool of endpoints.
 //!
 //! One evaluation is a course of attempts. Every attempt takes a place at an endpoint, sends the same document under
-//! the same idempotency key, and ends with checked scores or with a verdict that says who is to blame. The course turns
-//! verdicts into what happens next; nothing but checked scores and the candidate's own faults ever leave it as
+//! the same idempotency key, and ends with checked scores or with a judgement that says who is to blame. The course
+//! turns judgements into what happens next; nothing but checked scores and the candidate's own faults ever leave it as
 //! outcomes.
 
 mod attempt;

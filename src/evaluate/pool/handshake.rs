@@ -112,22 +112,22 @@ impl Pool {
         let request = endpoint.client.request(Method::GET, url);
         let answer = match endpoint.client.exchange(request, self.limits.short, &self.limits).await {
             Ok(answer) => answer,
-            Err(verdict) => {
-                let gone = verdict.reaction == Reaction::Unreachable || verdict.loss == Some(Loss::Connection);
-                let fault = verdict.fault.at(&endpoint.label);
+            Err(judgement) => {
+                let gone = judgement.reaction == Reaction::Unreachable || judgement.loss == Some(Loss::Connection);
+                let fault = judgement.fault.at(&endpoint.label);
                 return Err(if gone { Refusal::Gone(fault) } else { Refusal::Down(fault) });
             }
         };
         if answer.status != 200 {
-            let verdict = of_error_answer(&answer);
+            let judgement = of_error_answer(&answer);
             let hint = match (answer.status, endpoint.url.path().trim_end_matches('/').ends_with("/v1")) {
                 (404, true) => "; `endpoints` are base URLs, without /v1",
                 (404, false) => "; is this an eval endpoint?",
                 _ => "",
             };
-            let fault = Fault { detail: format!("GET /{path}: {}{hint}", verdict.fault.detail), ..verdict.fault };
+            let fault = Fault { detail: format!("GET /{path}: {}{hint}", judgement.fault.detail), ..judgement.fault };
             let fault = fault.at(&endpoint.label);
-            return Err(if verdict.reaction == Reaction::Pause {
+            return Err(if judgement.reaction == Reaction::Pause {
                 Refusal::Credentials(fault)
             } else {
                 Refusal::Down(fault)
