@@ -185,7 +185,7 @@ impl Search {
             self.check_baselines()?;
             let may_start = !self.stop.wanted() && !self.budget.out_of_time(self.active());
             if may_start {
-                while self.ask_one().await? {}
+                while self.ask_one()? {}
                 self.start_sentinel()?;
                 self.pipeline.start();
             } else {
@@ -254,7 +254,7 @@ impl Search {
     }
 
     /// Asks for one more evaluation; false when there is none for now.
-    async fn ask_one(&mut self) -> Result<bool, SearchError> {
+    fn ask_one(&mut self) -> Result<bool, SearchError> {
         if self.refusal().is_some() {
             return Ok(false);
         }
