@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::duration::{parse_count, parse_duration};
 use super::mergekit_flags::MergekitFlags;
+use super::quantities::{parse_count, parse_duration};
 use crate::checkpoint::Dtype;
 
 /// Finds the best way to merge a set of fine-tuned language models, and proves that it did.
@@ -135,10 +135,10 @@ pub(super) struct Merge {
     #[arg(long, value_name = "DTYPE")]
     pub out_dtype: Option<Dtype>,
     /// Largest shard (`5GB`, `500MB`, `2GiB`, or a number of bytes) [default: the shards of the base]
-    #[arg(long, value_name = "SIZE", value_parser = super::duration::parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = super::quantities::parse_size)]
     pub shard_size: Option<u64>,
     /// The same as mergekit writes it (`5B`: 5 billion bytes)
-    #[arg(long, value_name = "SIZE", value_parser = super::duration::parse_mergekit_size, conflicts_with = "shard_size", hide = true)]
+    #[arg(long, value_name = "SIZE", value_parser = super::quantities::parse_mergekit_size, conflicts_with = "shard_size", hide = true)]
     pub out_shard_size: Option<u64>,
     /// Where vocabularies differ, merge the embedding rows that all models have
     #[arg(long, alias = "unsafe-truncate-embeddings")]

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::arguments::Check;
-use super::duration::human_bytes;
 use super::error::CliError;
 use super::output::Output;
+use super::quantities::human_bytes;
 use super::runtime::{run_to_end, scratch_folder};
 use super::search::{read_run_file, require_space};
 use crate::exit::ExitCode;

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use super::arguments::{MaskChoice, Merge};
-use super::duration::human_bytes;
 use super::error::CliError;
 use super::model_card;
 use super::models::{OpenModels, materialize};
 use super::output::{Output, say};
+use super::quantities::human_bytes;
 use crate::checkpoint::CheckpointError;
 use crate::exit::ExitCode;
 use crate::files::path_text;

@@ -2,7 +2,6 @@
 
 mod arguments;
 mod check;
-mod duration;
 mod error;
 mod evaluate;
 mod export;
@@ -13,6 +12,7 @@ mod model_card;
 mod models;
 mod output;
 mod progress;
+mod quantities;
 mod runtime;
 mod search;
 mod signals;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::duration::human;
 use super::output::{Output, say};
+use super::quantities::human;
 use crate::lock::lock;
 use crate::search::{Progress, Snapshot};
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::arguments;
-use super::duration::human;
 use super::error::CliError;
 use super::output::Output;
+use super::quantities::human;
 use crate::config::BudgetConfig;
 use crate::exit::ExitCode;
 use crate::ledger::{AskedRecord, Ledger, event, fact};
