@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::{
-    EvaluatorKind, GeneConfig, GenePer, Goal, HoldoutSource, LayerGrouping, ModelSource, RepeatsConfig, RunConfig,
-    SpaceConfig,
+    EvaluatorKind, GeneConfig, Goal, HoldoutSource, LayerGrouping, ModelSource, RepeatsConfig, RunConfig, SpaceConfig,
 };
 use crate::document::join;
 use crate::files::path_text;
@@ -58,27 +57,6 @@ impl RunConfig {
             }),
             "output": { "dtype": self.output.dtype },
         })
-    }
-}
-
-impl Goal {
-    /// The word in the run file.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Maximize => "maximize",
-            Self::Minimize => "minimize",
-        }
-    }
-}
-
-impl GenePer {
-    /// The word in the run file.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Model => "model",
-            Self::LayerGroup => "layer_group",
-            Self::Module => "module",
-        }
     }
 }
 

@@ -97,6 +97,19 @@ pub enum GenePer {
     Module,
 }
 
+impl GenePer {
+    const ALL: [Self; 3] = [Self::Model, Self::LayerGroup, Self::Module];
+
+    /// The word in the run file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::LayerGroup => "layer_group",
+            Self::Module => "module",
+        }
+    }
+}
+
 /// How layers are grouped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LayerGrouping {
@@ -371,6 +384,18 @@ pub enum Goal {
     Maximize,
     /// Lower scores are better.
     Minimize,
+}
+
+impl Goal {
+    const ALL: [Self; 2] = [Self::Maximize, Self::Minimize];
+
+    /// The word in the run file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Maximize => "maximize",
+            Self::Minimize => "minimize",
+        }
+    }
 }
 
 /// One of `[[tasks]]`.

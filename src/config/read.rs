@@ -24,10 +24,7 @@ impl RunConfig {
         let text = std::fs::read_to_string(path).map_err(read)?;
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let directory = std::fs::canonicalize(directory).map_err(read)?;
-        Self::parse(&text, &directory).map_err(|error| match error {
-            ConfigError::Field { field, .. } => ConfigError::Field { document: path.display().to_string(), field },
-            other @ ConfigError::Read { .. } => other,
-        })
+        Self::parse(&text, &directory).map_err(|error| error.in_document(path.display().to_string()))
     }
 
     /// Reads and checks a run file's text; relative paths in it start at `directory`.

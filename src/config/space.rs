@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
-use super::read::one_of;
+use super::read::{named, one_of};
 use super::{GeneConfig, GenePer, GeneSearch, LayerGrouping, ModelsConfig, SpaceConfig};
 use crate::document::{Content, Field, FieldError, Fields};
 use crate::merge::{
@@ -393,15 +393,13 @@ fn read_per(
     };
     let mut per = Vec::new();
     for item in items {
-        let one = match one_of(&item, &["model", "layer_group", "module"])? {
-            "model" if parameter.scope == ParameterScope::Tensor => {
-                return Err(item.error(format!("`{}` has one value for all models", parameter.name)));
-            }
-            "model" => GenePer::Model,
-            "layer_group" => GenePer::LayerGroup,
-            _ if !context.modules => return Err(item.error("\"module\" needs `space.modules`")),
-            _ => GenePer::Module,
-        };
+        let one = named(&item, &GenePer::ALL, GenePer::name)?;
+        if one == GenePer::Model && parameter.scope == ParameterScope::Tensor {
+            return Err(item.error(format!("`{}` has one value for all models", parameter.name)));
+        }
+        if one == GenePer::Module && !context.modules {
+            return Err(item.error("\"module\" needs `space.modules`"));
+        }
         if per.contains(&one) {
             return Err(item.error("is listed twice"));
         }

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use super::evaluator::read_endpoints;
-use super::read::one_of;
+use super::read::named;
 use super::{EvaluatorKind, Goal, HoldoutConfig, HoldoutSource, TaskConfig};
 use crate::document::{Field, FieldError};
 use crate::suggestion::hint;
@@ -48,16 +48,12 @@ fn read_task(field: &Field<'_>, directory: &Path, kind: &EvaluatorKind) -> Resul
         data,
         metric: fields.take("metric").map(|field| field.word().map(str::to_owned)).transpose()?,
         weight: fields.take("weight").map_or(Ok(1.0), |field| field.number())?,
-        goal: fields.take("goal").map(|field| read_goal(&field)).transpose()?,
+        goal: fields.take("goal").map(|field| named(&field, &Goal::ALL, Goal::name)).transpose()?,
         max_new_tokens: fields.take("max_new_tokens").map(|field| Ok(field.count()?.get())).transpose()?,
         limit: fields.take("limit").map(|field| Ok(field.count()?.get() as u64)).transpose()?,
     };
     fields.finish()?;
     Ok(task)
-}
-
-fn read_goal(field: &Field<'_>) -> Result<Goal, FieldError> {
-    Ok(if one_of(field, &["maximize", "minimize"])? == "maximize" { Goal::Maximize } else { Goal::Minimize })
 }
 
 /// A data file. Only `native` opens it, so only there it must exist.
