@@ -1,7 +1,7 @@
 //! Baselines: soups and the base, as recipes of their own and as points of the search space.
 
 use super::decode::Decoded;
-use super::plan::{Cell, Plan};
+use super::plan::{Cell, Place, Plan};
 use super::stack::{Origin, Stack};
 use super::{GeneKind, GeneValue, Genome, ModelFacts, SearchSpace};
 use crate::merge::Untrimmed;
@@ -210,9 +210,9 @@ impl SearchSpace {
     /// Whether the genome, decoded again, has the values that were aimed at: genes may be bounded, frozen or tied.
     fn reaches(&self, decoded: &Decoded<'_>, members: &[usize], target: Target) -> bool {
         let method = decoded.method();
-        let near = |parameter: &str, default: f64, source: usize, group: usize, module: usize, wanted: f64| {
+        let near = |parameter: &str, place: Place, default: f64, wanted: f64| {
             method.parameter(parameter).is_none()
-                || (decoded.number(parameter, source, group, module).unwrap_or(default) - wanted).abs() <= TOLERANCE
+                || (decoded.number(parameter, place).unwrap_or(default) - wanted).abs() <= TOLERANCE
         };
         let normalizes = method
             .parameter("normalize")
@@ -225,14 +225,15 @@ impl SearchSpace {
             && (0..self.groups.len()).all(|group| {
                 (0..=self.modules.len()).all(|module| {
                     let sources = decoded.sources().all(|source| {
-                        let member = members.contains(&source);
-                        near("weight", f64::NAN, source, group, module, target.weight[usize::from(member)])
-                            && (!member || near("density", 1.0, source, group, module, 1.0))
+                        let (place, member) = (Place { source, group, module }, members.contains(&source));
+                        near("weight", place, f64::NAN, target.weight[usize::from(member)])
+                            && (!member || near("density", place, 1.0, 1.0))
                     });
-                    let normalize = f64::from(u8::from(target.normalize));
+                    let (place, normalize) =
+                        (Place { source: 0, group, module }, f64::from(u8::from(target.normalize)));
                     sources
-                        && near("lambda", 1.0, 0, group, module, target.lambda)
-                        && near("normalize", f64::from(u8::from(normalizes)), 0, group, module, normalize)
+                        && near("lambda", place, 1.0, target.lambda)
+                        && near("normalize", place, f64::from(u8::from(normalizes)), normalize)
                 })
             })
     }
@@ -249,7 +250,7 @@ impl SearchSpace {
                 let wanted = target.weight[usize::from(members.contains(&source))];
                 (0..self.groups.len()).all(|group| {
                     (0..=self.modules.len())
-                        .all(|module| decoded.number("weight", source, group, module) == Some(wanted))
+                        .all(|module| decoded.number("weight", Place { source, group, module }) == Some(wanted))
                 })
             })
     }
@@ -275,7 +276,8 @@ impl SearchSpace {
             let whole = self.stack.as_ref().is_none_or(|stack| stack.is_whole(decoded.pieces(), Origin::Merged));
             let reached = whole
                 && (0..self.groups.len()).all(|group| {
-                    (0..=self.modules.len()).all(|module| decoded.number("t", 0, group, module) == Some(end as f64))
+                    (0..=self.modules.len())
+                        .all(|module| decoded.number("t", Place { source: 0, group, module }) == Some(end as f64))
                 });
             reached.then_some(Encoded { genome, exact: false })
         })
@@ -301,7 +303,7 @@ impl SearchSpace {
 fn genes_of(plan: &Plan, source: usize) -> impl Iterator<Item = usize> {
     let [_, groups, modules] = plan.sizes;
     (0..groups).flat_map(move |group| (0..modules).map(move |module| (group, module))).filter_map(
-        move |(group, module)| match plan.cell(source, group, module) {
+        move |(group, module)| match plan.cell(Place { source, group, module }) {
             Cell::Gene(index) => Some(index),
             Cell::Frozen(_) => None,
         },

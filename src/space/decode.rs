@@ -1,6 +1,6 @@
 //! The total map from genomes to recipes.
 
-use super::plan::{Cell, Plan, is_input, takes_one, takes_pair};
+use super::plan::{Cell, Place, Plan, is_input, takes_one, takes_pair};
 use super::stack::{Origin, Piece, Stack, joined};
 use super::{Gene, GeneValue, Genome, SearchSpace};
 use crate::merge::{BaseUse, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification};
@@ -141,8 +141,8 @@ impl Decoded<'_> {
     }
 
     /// A parameter's number before any repair.
-    pub(super) fn written(&self, plan: &Plan, source: usize, group: usize, module: usize) -> f64 {
-        let written = match plan.cell(source, group, module) {
+    pub(super) fn written(&self, plan: &Plan, place: Place) -> f64 {
+        let written = match plan.cell(place) {
             Cell::Frozen(number) => number,
             Cell::Gene(index) => match self.space.genes[index].value(self.units[index]) {
                 GeneValue::Real(number) => number,
@@ -154,11 +154,11 @@ impl Decoded<'_> {
     }
 
     /// A parameter's number, or nothing where neither a gene nor a frozen value says one.
-    pub(super) fn number(&self, parameter: &str, source: usize, group: usize, module: usize) -> Option<f64> {
+    pub(super) fn number(&self, parameter: &str, place: Place) -> Option<f64> {
         let plan = self.space.plan(parameter)?;
-        let repaired = parameter == "weight" && self.has_no_sum(plan, group, module);
-        let written = if repaired { 1.0 } else { self.written(plan, source, group, module) };
-        match self.epsilon(source, group, module).filter(|_| parameter == DENSITY) {
+        let repaired = parameter == "weight" && self.has_no_sum(plan, place);
+        let written = if repaired { 1.0 } else { self.written(plan, place) };
+        match self.epsilon(place).filter(|_| parameter == DENSITY) {
             Some(epsilon) => {
                 Some(repaired_density(written, epsilon, self.space.interpolate && self.dimensions(plan).0))
             }
@@ -167,23 +167,24 @@ impl Decoded<'_> {
     }
 
     /// How far the chances to keep an element lie from the density, for methods that have such a parameter.
-    fn epsilon(&self, source: usize, group: usize, module: usize) -> Option<f64> {
+    fn epsilon(&self, place: Place) -> Option<f64> {
         self.method.parameter(DENSITY)?;
         let specification = self.method.parameter(EPSILON)?;
         let default = match specification.kind {
             ParameterKind::Number { default, .. } => default?,
             _ => return None,
         };
-        Some(self.space.plan(EPSILON).map_or(default, |plan| self.written(plan, source, group, module)).abs())
+        Some(self.space.plan(EPSILON).map_or(default, |plan| self.written(plan, place)).abs())
     }
 
-    /// Whether a normalized linear merge could not divide by the sum of its weights.
-    fn has_no_sum(&self, weights: &Plan, group: usize, module: usize) -> bool {
+    /// Whether a normalized linear merge could not divide by the sum of its weights, all sources' in that place.
+    fn has_no_sum(&self, weights: &Plan, place: Place) -> bool {
         if self.method.name != "linear" {
             return false;
         }
-        let normalizes = self.space.plan("normalize").is_none_or(|plan| self.written(plan, 0, group, module) != 0.0);
-        let sum: f64 = self.sources().map(|source| self.written(weights, source, group, module)).sum();
+        let normalizes =
+            self.space.plan("normalize").is_none_or(|plan| self.written(plan, Place { source: 0, ..place }) != 0.0);
+        let sum: f64 = self.sources().map(|source| self.written(weights, Place { source, ..place })).sum();
         normalizes && sum.abs() < SMALLEST_SUM
     }
 
@@ -323,8 +324,8 @@ impl Decoded<'_> {
         parameters
     }
 
-    fn value(&self, parameter: &ParameterSpecification, source: usize, group: usize, module: usize) -> Value {
-        let number = self.number(parameter.name, source, group, module).unwrap_or_default();
+    fn value(&self, parameter: &ParameterSpecification, place: Place) -> Value {
+        let number = self.number(parameter.name, place).unwrap_or_default();
         match parameter.kind {
             ParameterKind::Bool { .. } => Value::Bool(number != 0.0),
             ParameterKind::Number { .. } | ParameterKind::Integer { .. } => Value::Number(number),
@@ -333,7 +334,7 @@ impl Decoded<'_> {
 
     /// One value, or one a module.
     fn setting(&self, parameter: &ParameterSpecification, plan: &Plan, source: usize, group: usize) -> Setting {
-        let scalar = |module| Gradient::Scalar(self.value(parameter, source, group, module));
+        let scalar = |module| Gradient::Scalar(self.value(parameter, Place { source, group, module }));
         self.by_module(plan, scalar)
     }
 
@@ -359,12 +360,12 @@ impl Decoded<'_> {
             modules.iter().position(|module| name.contains(module.as_str())).unwrap_or(modules.len())
         };
         let gradient = |module: usize| {
-            Gradient::Points((0..groups).map(|group| self.value(parameter, source, group, module)).collect())
+            Gradient::Points((0..groups).map(|group| self.value(parameter, Place { source, group, module })).collect())
         };
         let named = self.space.named_tensors.iter().map(|(name, in_last_group)| FilteredValue {
             filter: Some(name.clone()),
             value: if *in_last_group {
-                Gradient::Scalar(self.value(parameter, source, groups - 1, module_of(name)))
+                Gradient::Scalar(self.value(parameter, Place { source, group: groups - 1, module: module_of(name) }))
             } else {
                 gradient(module_of(name))
             },

@@ -10,6 +10,17 @@ use crate::merge::{BaseUse, InputCount, MethodSpecification, ParameterKind, Para
 const DROP_RATE: &str = "drop_rate";
 const DENSITY: &str = "density";
 
+/// What one value of a parameter is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Of parameters that sources share: any.
+    pub source: usize,
+    /// Layer group.
+    pub group: usize,
+    /// As the space tells modules apart; the last is everything else.
+    pub module: usize,
+}
+
 /// Where one value of a parameter comes from.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Cell {
@@ -42,10 +53,11 @@ impl Plan {
         }
     }
 
-    /// The cell for a source, a layer group and a module.
-    pub fn cell(&self, model: usize, group: usize, module: usize) -> Cell {
+    /// The cell that a place reads.
+    pub fn cell(&self, place: Place) -> Cell {
+        let Place { source, group, module } = place;
         let at = |index: usize, dimension: usize| index.min(self.sizes[dimension] - 1);
-        let index = (at(model, 0) * self.sizes[1] + at(group, 1)) * self.sizes[2] + at(module, 2);
+        let index = (at(source, 0) * self.sizes[1] + at(group, 1)) * self.sizes[2] + at(module, 2);
         self.cells[index]
     }
 
