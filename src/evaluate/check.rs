@@ -4,8 +4,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::judgement::shortened;
 use super::protocol::{WireEvaluation, WireMetric, WirePerSample, WireTaskScores};
+use super::text::shortened;
 use super::{Capabilities, Evaluation, EvaluationRequest, Fault, FaultClass, MetricCapability, Samples, TaskRequest};
 use crate::scores::{MetricValue, PerSample, SampleId, TaskScores};
 

@@ -20,8 +20,7 @@ use super::{
     AttemptObserver, CandidateRequest, Capabilities, ConnectContext, EvaluateError, Evaluation, EvaluationRequest,
     Evaluator, EvaluatorTask, Fault, FaultClass, MetricCapability, Samples, TaskCapability, TaskRequest,
 };
-use crate::config::Patience;
-use crate::config::{FunctionConfig, TestFunction};
+use crate::config::{FunctionConfig, Patience, TestFunction};
 use crate::random::stream;
 use crate::scores::{MetricValue, PerSample, SampleId, TaskScores};
 

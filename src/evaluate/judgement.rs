@@ -1,15 +1,12 @@
-//! Who is to blame: every way in which an endpoint can say no, mapped to what the client does about it.
+//! Who is to blame for a fault, and what the client does about it.
 //!
-//! A known `code` decides by the protocol's table; else the `class`; else the HTTP status. Bodies that are not the
-//! protocol's (OpenAI's error object, SGLang's flat one, FastAPI's `detail`, plain text, HTML) only lend their text.
+//! A known `code` decides by the protocol's table; else the `class`.
 
 use std::time::Duration;
 
-use serde_json::Value;
-
-use super::client::Answer;
 use super::protocol::WireProblem;
 use super::retry::wait_of_seconds;
+use super::text::shortened;
 use super::{Fault, FaultClass};
 
 /// The protocol's code for a worker that died, or an evaluation that the endpoint no longer knows.
@@ -123,53 +120,6 @@ fn by_class(class: &str) -> Option<(FaultClass, Reaction)> {
     })
 }
 
-/// What a status says when the body says nothing. The candidate is never blamed by a bare status.
-fn by_status(status: u16) -> (&'static str, FaultClass, Reaction) {
-    use FaultClass::{Configuration, Infrastructure};
-    match status {
-        401 => ("unauthorized", Configuration, Reaction::Pause),
-        403 => ("forbidden", Configuration, Reaction::Pause),
-        412 => ("fingerprint_mismatch", Configuration, Reaction::Stop),
-        413 => ("payload_too_large", Configuration, Reaction::Stop),
-        // 409: the same evaluation is still running there. 425: too early.
-        409 | 425 | 429 | 503 => ("overloaded", Infrastructure, Reaction::Wait),
-        // A path that answered the handshake and is gone now, or a method that was fine: a proxy is in between.
-        404 | 405 | 408 | 421 => ("unexpected_status", Infrastructure, Reaction::Retry),
-        400..=499 => ("invalid_request", Configuration, Reaction::Stop),
-        300..=399 => ("redirected", Infrastructure, Reaction::Retry),
-        _ => ("internal", Infrastructure, Reaction::Retry),
-    }
-}
-
-/// The judgement on an error answer.
-pub(super) fn of_error_answer(answer: &Answer) -> Judgement {
-    let (code, class, reaction) = by_status(answer.status);
-    let guess = |text| Judgement::new(reaction, class, code, describe(answer, text));
-    let (mut judgement, is_guess) = match serde_json::from_slice::<Value>(&answer.body) {
-        Ok(Value::Object(body)) => {
-            let problem = serde_json::from_value::<WireProblem>(Value::Object(body.clone())).ok();
-            match problem.and_then(|problem| of_known_problem(&problem)) {
-                Some(judgement) => (judgement, false),
-                None => (guess(message_of(&Value::Object(body))), true),
-            }
-        }
-        _ => (guess(text_of(answer)), true),
-    };
-    if let Some(wait) = answer.retry_after {
-        judgement.retry_after = Some(wait);
-    }
-    match answer.should_retry {
-        Some(false) if matches!(judgement.reaction, Reaction::Retry | Reaction::Timeout) => judgement.hopeless = true,
-        // Only a guess from the status is overruled; a code or class of the protocol is not.
-        Some(true) if is_guess && judgement.reaction == Reaction::Stop => {
-            judgement = Judgement { reaction: Reaction::Retry, ..judgement };
-            judgement.fault.class = FaultClass::Infrastructure;
-        }
-        _ => {}
-    }
-    judgement
-}
-
 /// The judgement on a problem document that an evaluation ended with.
 pub(super) fn of_problem(problem: &WireProblem) -> Judgement {
     of_known_problem(problem).unwrap_or_else(|| {
@@ -177,7 +127,8 @@ pub(super) fn of_problem(problem: &WireProblem) -> Judgement {
     })
 }
 
-fn of_known_problem(problem: &WireProblem) -> Option<Judgement> {
+/// `None`: neither its code nor its class is known.
+pub(super) fn of_known_problem(problem: &WireProblem) -> Option<Judgement> {
     let code = problem.code.as_deref().unwrap_or_default();
     let class = problem.class.as_deref().unwrap_or_default();
     let (class, reaction) = by_code(code).or_else(|| by_class(class))?;
@@ -195,162 +146,4 @@ fn of_known_problem(problem: &WireProblem) -> Option<Judgement> {
 fn text(problem: &WireProblem) -> String {
     let text = problem.detail.as_deref().or(problem.title.as_deref()).unwrap_or("no detail given");
     shortened(text)
-}
-
-/// The text of an error object in one of the shapes that servers use.
-fn message_of(body: &Value) -> Option<String> {
-    let inside = body.get("error").unwrap_or(body);
-    for field in ["message", "detail", "title", "error"] {
-        match inside.get(field) {
-            Some(Value::String(text)) => return Some(shortened(text)),
-            Some(other @ (Value::Array(_) | Value::Object(_))) => return Some(shortened(&other.to_string())),
-            _ => {}
-        }
-    }
-    inside.as_str().map(shortened)
-}
-
-fn text_of(answer: &Answer) -> Option<String> {
-    let text = String::from_utf8_lossy(&answer.body);
-    let text = text.trim();
-    (!text.is_empty()).then(|| shortened(text))
-}
-
-fn describe(answer: &Answer, text: Option<String>) -> String {
-    let text = text.map(|text| format!(": {text}")).unwrap_or_default();
-    let location = answer.location.as_deref().filter(|_| (300..400).contains(&answer.status));
-    match location {
-        Some(to) => {
-            format!("HTTP {} to {}; redirects are not followed, name the target itself", answer.status, shortened(to))
-        }
-        None => format!("HTTP {}{text}", answer.status),
-    }
-}
-
-/// At most 400 characters on one line, without control characters: it goes to terminals, tables and reports.
-pub(super) fn shortened(text: &str) -> String {
-    const MOST: usize = 400;
-    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MOST + 1).collect();
-    match clean.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{}...", &clean[..end]),
-        None => clean,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn answer(status: u16, body: &str) -> Answer {
-        Answer { status, body: body.as_bytes().to_vec(), ..Answer::default() }
-    }
-
-    fn judgement(status: u16, body: &str) -> (FaultClass, Reaction, String) {
-        let judgement = of_error_answer(&answer(status, body));
-        (judgement.fault.class, judgement.reaction, judgement.fault.code)
-    }
-
-    #[test]
-    fn every_code_of_the_protocol_follows_the_table() {
-        use FaultClass::{Cancelled, Candidate, Configuration, Infrastructure, Resource};
-        let table = [
-            ("candidate_invalid", Candidate, Reaction::Blame),
-            ("candidate_unsupported", Candidate, Reaction::Blame),
-            ("candidate_nonfinite", Candidate, Reaction::Blame),
-            ("candidate_degenerate", Candidate, Reaction::Blame),
-            ("out_of_memory", Resource, Reaction::Retry),
-            ("timeout", Resource, Reaction::Timeout),
-            ("worker_lost", Infrastructure, Reaction::Retry),
-            ("internal", Infrastructure, Reaction::Retry),
-            ("materialize_failed", Infrastructure, Reaction::Retry),
-            ("storage_full", Infrastructure, Reaction::Retry),
-            ("weights_mismatch", Infrastructure, Reaction::Retry),
-            ("overloaded", Infrastructure, Reaction::Wait),
-            ("draining", Infrastructure, Reaction::Wait),
-            ("unknown_task", Configuration, Reaction::Stop),
-            ("task_failed", Configuration, Reaction::Stop),
-            ("invalid_request", Configuration, Reaction::Stop),
-            ("protocol_unsupported", Configuration, Reaction::Stop),
-            ("fingerprint_mismatch", Configuration, Reaction::Stop),
-            ("payload_too_large", Configuration, Reaction::Stop),
-            ("unauthorized", Configuration, Reaction::Pause),
-            ("forbidden", Configuration, Reaction::Pause),
-            ("idempotency_key_reused", Configuration, Reaction::Stop),
-            ("cancelled", Cancelled, Reaction::Wait),
-        ];
-        for (code, class, reaction) in table {
-            // The code decides, whatever status it travels under and whatever class it claims.
-            let body = format!(r#"{{"code": "{code}", "class": "candidate", "status": 500, "detail": "x"}}"#);
-            assert_eq!(judgement(500, &body), (class, reaction, code.to_owned()));
-        }
-    }
-
-    #[test]
-    fn a_class_decides_where_the_code_is_new() {
-        let body = r#"{"code": "too_ugly", "class": "candidate", "detail": "x"}"#;
-        assert_eq!(judgement(500, body), (FaultClass::Candidate, Reaction::Blame, "too_ugly".into()));
-        let body = r#"{"code": "gpu_fell_off", "class": "infrastructure", "attempt_counts": false}"#;
-        assert_eq!(judgement(400, body).1, Reaction::Wait);
-    }
-
-    #[test]
-    fn foreign_bodies_are_mapped_by_status_and_keep_their_text() {
-        let cases = [
-            (
-                500,
-                r#"{"error": {"message": "CUDA error", "type": "server_error", "code": 500}}"#,
-                Reaction::Retry,
-                "CUDA error",
-            ),
-            (
-                400,
-                r#"{"object": "error", "message": "bad field", "type": "BadRequest", "code": 400}"#,
-                Reaction::Stop,
-                "bad field",
-            ),
-            (
-                422,
-                r#"{"detail": [{"loc": ["body", "tasks"], "msg": "field required"}]}"#,
-                Reaction::Stop,
-                "field required",
-            ),
-            (503, r#"{"detail": "warming up"}"#, Reaction::Wait, "warming up"),
-            (500, r#"{"error": "boom"}"#, Reaction::Retry, "boom"),
-            (500, "Internal Server Error", Reaction::Retry, "Internal Server Error"),
-            (502, "<html><h1>Bad Gateway</h1></html>", Reaction::Retry, "Bad Gateway"),
-            (504, "", Reaction::Retry, "HTTP 504"),
-            (429, "", Reaction::Wait, "HTTP 429"),
-            (401, "", Reaction::Pause, "HTTP 401"),
-            (412, "", Reaction::Stop, "HTTP 412"),
-            (413, "[]", Reaction::Stop, "HTTP 413"),
-        ];
-        for (status, body, reaction, text) in cases {
-            let judgement = of_error_answer(&answer(status, body));
-            assert_eq!(judgement.reaction, reaction, "{status} {body}");
-            assert!(judgement.fault.detail.contains(text), "{} in {}", text, judgement.fault.detail);
-            assert_ne!(judgement.fault.class, FaultClass::Candidate, "a bare status never blames the candidate");
-        }
-    }
-
-    #[test]
-    fn x_should_retry_overrules_a_guess_only() {
-        let with = |status, body: &str, should_retry| {
-            of_error_answer(&Answer { should_retry: Some(should_retry), ..answer(status, body) })
-        };
-        assert!(with(500, "", false).hopeless);
-        assert_eq!(with(400, "", true).reaction, Reaction::Retry);
-        let blamed = with(500, r#"{"code": "candidate_invalid", "class": "candidate"}"#, true);
-        assert_eq!(blamed.reaction, Reaction::Blame);
-        // The word is the one that the status would have had.
-        assert_eq!(
-            with(400, r#"{"code": "invalid_request", "class": "configuration"}"#, true).reaction,
-            Reaction::Stop
-        );
-    }
-
-    #[test]
-    fn texts_are_made_harmless() {
-        assert_eq!(shortened("a\u{1b}[31m\nb"), "a [31m b");
-        assert_eq!(shortened(&"x".repeat(1000)).len(), 403);
-    }
 }

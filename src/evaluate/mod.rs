@@ -1,20 +1,19 @@
 //! Evaluators: everything that can score a candidate. One trait, four kinds; strategies never see this room.
 //!
 //! ```text
-//! connect -> http      pool of endpoints (pool) <- client, protocol, judgement; answers pass check; retry decides when
+//! connect -> http      pool of endpoints; answers follow protocol and pass check; retry decides when
 //!         -> command   one process group an attempt (process); the same documents in files
 //!         -> function  closed-form landscapes, faults and latency to order
 //!         -> native    Llama-family models on the CPU
 //! ```
 //!
 //! Whatever the kind, an answer is checked before it counts, a fault of the endpoint never becomes a score, and a fault
-//! of the candidate is never retried. Who is to blame is decided in one place for each way of travelling: `judgement` for
-//! HTTP, `command` for exit codes.
+//! of the candidate is never retried. Who is to blame is decided in one place for each way of travelling: `http` for
+//! error answers, `command` for exit codes, both in the words of `judgement`.
 
 mod answer;
 mod capabilities;
 mod check;
-mod client;
 pub mod command;
 mod fault;
 pub mod function;
@@ -23,12 +22,12 @@ mod json;
 mod judgement;
 #[cfg(feature = "native")]
 pub mod native;
-mod pool;
 mod process;
 pub mod protocol;
 mod request;
 pub mod retry;
 mod test_function;
+mod text;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -42,8 +41,8 @@ use crate::config::{EvaluatorConfig, EvaluatorKind};
 
 pub use answer::{Attempt, AttemptObserver, Evaluation};
 pub use capabilities::{Capabilities, MetricCapability, TaskCapability};
-pub(crate) use client::is_same_server;
 pub use fault::{EvaluateError, Fault, FaultClass};
+pub(crate) use http::is_same_server;
 pub use request::{CandidateRequest, EvaluationRequest, EvaluatorTask, Samples, TaskRequest};
 
 /// Scores candidates. Implementations own their endpoints, their retries and their checks of an answer; what they

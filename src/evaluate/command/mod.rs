@@ -22,15 +22,15 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::judgement::{Judgement, Reaction, shortened};
+use super::judgement::{Judgement, Reaction};
 use super::process::{End, Program, find_program, find_setpriv, run};
 use super::retry::{AttemptLog, Jitter, RetryPolicy};
+use super::text::shortened;
 use super::{
     AttemptObserver, Capabilities, ConnectContext, EvaluateError, Evaluation, EvaluationRequest, Evaluator,
     EvaluatorTask, Fault, FaultClass, MetricCapability, TaskCapability, protocol,
 };
-use crate::config::CommandConfig;
-use crate::config::Patience;
+use crate::config::{CommandConfig, Patience};
 use crate::lock::lock;
 
 /// The metric of a task for which the run file names none.

@@ -6,14 +6,16 @@ use reqwest::{Method, RequestBuilder, Url};
 use tokio_util::sync::CancellationToken;
 
 use super::super::check::{Completeness, Expected, check, violation};
-use super::super::client::Answer;
 use super::super::json::refuse_repeated_keys;
-use super::super::judgement::{Judgement, Loss, Reaction, of_error_answer, of_problem, shortened};
-use super::super::pool::Lease;
+use super::super::judgement::{Judgement, Loss, Reaction, of_problem};
 use super::super::protocol::{WireEvaluation, WireRequest};
 use super::super::retry::RetryPolicy;
+use super::super::text::shortened;
 use super::super::{Evaluation, EvaluationRequest, FaultClass};
 use super::TIME_FOR_LEAVE;
+use super::client::Answer;
+use super::error_answer::of_error_answer;
+use super::pool::Lease;
 
 /// Polls in a row that may fail before the evaluation counts as lost.
 const LOST_POLLS: u32 = 3;

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::super::judgement::{Judgement, Loss, Reaction};
-use super::super::pool::{Lease, OutageClock, Refusal};
 use super::super::protocol::WireRequest;
 use super::super::retry::{AttemptLog, Jitter};
 use super::super::{AttemptObserver, EvaluateError, Evaluation, EvaluationRequest, Fault, FaultClass};
 use super::HttpEvaluator;
 use super::attempt::attempt;
+use super::pool::{Lease, OutageClock, Refusal};
 use crate::config::OnTimeout;
 
 /// Cancellations of an evaluation that do not count as attempts.

@@ -6,7 +6,10 @@
 //! outcomes.
 
 mod attempt;
+mod client;
 mod course;
+mod error_answer;
+mod pool;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -16,15 +19,16 @@ use std::time::{Duration, Instant};
 use futures_util::future::{BoxFuture, join_all};
 use tokio_util::sync::CancellationToken;
 
-use super::client::{HttpClient, Limits, bearer_token, endpoint_url, is_same_server};
-use super::pool::{Demand, Endpoint, Facts, Pool, Refusal};
 use super::retry::RetryPolicy;
 use super::{
     AttemptObserver, Capabilities, ConnectContext, EvaluateError, Evaluation, EvaluationRequest, Evaluator,
     EvaluatorTask, Fault, protocol,
 };
-use crate::config::Patience;
-use crate::config::{HttpConfig, OnTimeout};
+use crate::config::{HttpConfig, OnTimeout, Patience};
+use client::{HttpClient, Limits, bearer_token, endpoint_url};
+use pool::{Demand, Endpoint, Facts, Pool, Refusal};
+
+pub(crate) use client::is_same_server;
 
 /// How long a cancelled evaluation may take to say so to its endpoint; twice that, and nobody waits for it any more.
 const TIME_FOR_LEAVE: Duration = Duration::from_millis(500);
@@ -57,7 +61,7 @@ impl HttpEvaluator {
         Self::connect_with(config, patience, tasks, context, cancel, RetryPolicy::default(), Limits::default()).await
     }
 
-    pub(super) async fn connect_with(
+    async fn connect_with(
         config: &HttpConfig,
         patience: &Patience,
         tasks: &[EvaluatorTask],

@@ -47,8 +47,7 @@ use tokio_util::sync::CancellationToken;
 use self::data::TaskData;
 use self::scoring::{Engine, Task};
 use self::stop::Stop;
-use crate::config::NativeConfig;
-use crate::config::Patience;
+use crate::config::{NativeConfig, Patience};
 use crate::evaluate::{
     Attempt, AttemptObserver, Capabilities, EvaluateError, Evaluation, EvaluationRequest, Evaluator, EvaluatorTask,
     Fault, FaultClass,

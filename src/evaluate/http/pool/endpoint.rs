@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use reqwest::Url;
 
 use super::super::client::HttpClient;
-use super::super::{Capabilities, Fault};
+use crate::evaluate::{Capabilities, Fault};
 use crate::lock::lock;
 
 /// What an endpoint said of itself.

@@ -6,10 +6,12 @@ use std::time::Duration;
 use reqwest::Method;
 use serde::de::DeserializeOwned;
 
-use super::super::judgement::{Loss, Reaction, of_error_answer, shortened};
-use super::super::protocol::{WireCapabilities, WireHealth};
-use super::super::{EvaluatorTask, Fault, FaultClass};
+use super::super::error_answer::of_error_answer;
 use super::{AgreedTask, Demand, Endpoint, Facts, Pool};
+use crate::evaluate::judgement::{Loss, Reaction};
+use crate::evaluate::protocol::{WireCapabilities, WireHealth};
+use crate::evaluate::text::shortened;
+use crate::evaluate::{EvaluatorTask, Fault, FaultClass};
 use crate::lock::lock;
 use crate::suggestion::nearest;
 

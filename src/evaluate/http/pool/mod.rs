@@ -12,8 +12,8 @@ use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 use super::client::Limits;
-use super::retry::RetryPolicy;
-use super::{EvaluateError, EvaluatorTask, Fault, FaultClass, Notify};
+use crate::evaluate::retry::RetryPolicy;
+use crate::evaluate::{EvaluateError, EvaluatorTask, Fault, FaultClass, Notify};
 use crate::lock::lock;
 
 pub(super) use endpoint::{Endpoint, Facts};

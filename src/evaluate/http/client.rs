@@ -11,10 +11,11 @@ use jiff::Timestamp;
 use reqwest::header::{AUTHORIZATION, DATE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Client, Method, RequestBuilder, Url};
 
-use super::judgement::{Judgement, Loss, Reaction, shortened};
-use super::retry::parse_retry_after;
-use super::{EvaluateError, Fault, FaultClass};
 use crate::config::{self, HttpConfig, TokenSource};
+use crate::evaluate::judgement::{Judgement, Loss, Reaction};
+use crate::evaluate::retry::parse_retry_after;
+use crate::evaluate::text::shortened;
+use crate::evaluate::{EvaluateError, Fault, FaultClass};
 
 /// Before the token in its header.
 const SCHEME: &str = "Bearer ";
