@@ -2,7 +2,8 @@
 
 use super::error::{CheckpointError, quote};
 use super::header::TensorInfo;
-use super::model::{Checkpoint, is_head};
+use super::model::Checkpoint;
+use super::tensor_names::is_head;
 
 /// Checks that all models have the tensors of the first one, with the same shapes. Floating-point types may differ,
 /// other types may not. Where all models tie the output head to the input embedding, a stored copy of the head in some

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::model::is_head;
+use super::tensor_names::is_head;
 
 /// The repeated blocks of a model and the tensors outside them.
 ///

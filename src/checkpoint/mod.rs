@@ -23,6 +23,7 @@ mod nonfinite;
 mod output;
 mod partial;
 mod spare;
+mod tensor_names;
 mod writer;
 
 pub use adapter::{Factor, LowRank, is_adapter_folder};
@@ -35,8 +36,9 @@ pub use error::CheckpointError;
 pub use header::TensorInfo;
 pub use layers::LayerLayout;
 pub use location::{open_model, resolve_location};
-pub use model::{Checkpoint, Shard, is_head, is_input_embedding};
+pub use model::{Checkpoint, Shard};
 pub use nonfinite::NonFinite;
 pub use output::{OutputFile, OutputTensor, base_layout, shard_layout};
 pub use spare::SpareCheckpoints;
+pub use tensor_names::{is_head, is_input_embedding};
 pub use writer::CheckpointWriter;

@@ -17,6 +17,7 @@ use super::json::read_capped;
 use super::layers::LayerLayout;
 use super::mapping::{MappedFile, open_regular};
 use super::nonfinite::{NonFinite, first_nonfinite};
+use super::tensor_names::{is_head, is_input_embedding};
 
 /// A weight file of a checkpoint and the tensors in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -299,29 +300,19 @@ impl Checkpoint {
     /// The first element, in order of tensor names, that is NaN or infinite. Reads all weights, on all threads; the
     /// factors of an adapter were looked at when it was opened.
     pub fn first_nonfinite(&self) -> Option<NonFinite> {
-        first_nonfinite(self, |_| true)
+        first_nonfinite(self.stored(|_| true))
     }
 
     /// As [`Self::first_nonfinite`], in the tensors that an adapter brought along.
     pub fn first_nonfinite_of_adapter(&self) -> Option<NonFinite> {
-        first_nonfinite(self, |info| info.shard >= self.files.len())
+        first_nonfinite(self.stored(|info| info.shard >= self.files.len()))
     }
-}
 
-/// Whether a tensor is an output head, by the names in use: `lm_head.weight`, `embed_out.weight` and their biases.
-pub fn is_head(name: &str) -> bool {
-    let mut components = name.rsplit('.');
-    matches!(components.next(), Some("weight" | "bias")) && matches!(components.next(), Some("lm_head" | "embed_out"))
-}
-
-/// Whether a tensor is an input embedding that a head may share, by the names in use.
-pub fn is_input_embedding(name: &str) -> bool {
-    let mut components = name.rsplit('.');
-    components.next() == Some("weight")
-        && matches!(
-            components.next(),
-            Some("embed_tokens" | "wte" | "embed_in" | "word_embeddings" | "tok_embeddings" | "embeddings" | "shared")
-        )
+    /// These tensors with their bytes, in order of names.
+    fn stored(&self, included: impl Fn(&TensorInfo) -> bool) -> impl Iterator<Item = (&TensorInfo, &[u8])> {
+        let infos = self.tensors.values().filter(move |info| included(info));
+        infos.filter_map(|info| Some((info, self.bytes(&info.name)?)))
+    }
 }
 
 #[cfg(test)]
@@ -377,7 +368,6 @@ mod tests {
         assert!(ties("{}", &[embedding]));
         assert!(!ties("{}", &[embedding, head]));
         assert!(!ties("{}", &["conv.weight"]));
-        assert!(is_head("language_model.lm_head.weight") && !is_head("my_lm_head.weight") && !is_head("lm_head.0"));
     }
 
     #[test]

@@ -4,7 +4,6 @@ use rayon::prelude::*;
 
 use super::dtype::Dtype;
 use super::header::TensorInfo;
-use super::model::Checkpoint;
 
 /// Bytes scanned at a time; a multiple of every element size.
 const CHUNK: usize = 1 << 20;
@@ -26,13 +25,10 @@ impl std::fmt::Display for NonFinite {
     }
 }
 
-/// The first in order of names and elements, whatever the number of threads, in the tensors that `included` takes.
-pub(super) fn first_nonfinite(checkpoint: &Checkpoint, included: impl Fn(&TensorInfo) -> bool) -> Option<NonFinite> {
-    let chunks: Vec<(&str, Dtype, usize, &[u8])> = checkpoint
-        .tensors()
-        .values()
-        .filter(|info| included(info))
-        .filter_map(|info| Some((info.name.as_str(), info.float()?, checkpoint.bytes(&info.name)?)))
+/// The first in the order of the tensors and of their elements, whatever the number of threads.
+pub(super) fn first_nonfinite<'a>(tensors: impl Iterator<Item = (&'a TensorInfo, &'a [u8])>) -> Option<NonFinite> {
+    let chunks: Vec<(&str, Dtype, usize, &[u8])> = tensors
+        .filter_map(|(info, bytes)| Some((info.name.as_str(), info.float()?, bytes)))
         .flat_map(|(name, dtype, bytes)| {
             bytes
                 .chunks(CHUNK)

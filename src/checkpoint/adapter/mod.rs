@@ -21,6 +21,7 @@ use super::error::{CheckpointError, quote};
 use super::header::{TensorInfo, read_header};
 use super::mapping::{MappedFile, open_regular};
 use super::nonfinite::scan;
+use super::tensor_names::{is_head, is_input_embedding};
 
 /// The adapter's configuration.
 const CONFIG_FILE: &str = "adapter_config.json";
@@ -274,7 +275,7 @@ impl Opening<'_> {
             Some(name) => format!(" (it was trained on {})", quote(name)),
             None => String::new(),
         };
-        let hint = if super::is_head(target) {
+        let hint = if is_head(target) {
             "; a head that is tied to the input embedding cannot change by itself: untie it first \
              (tie_word_embeddings = false and a saved lm_head.weight)"
         } else {
@@ -287,7 +288,7 @@ impl Opening<'_> {
     fn replace(&mut self, target: &str, info: TensorInfo) -> Result<(), CheckpointError> {
         let Some(base) = self.tensors.get(target) else { return Err(self.wrong(&info, self.no_such_tensor(target))) };
         if base.shape != info.shape {
-            let hint = match super::is_head(target) || super::is_input_embedding(target) {
+            let hint = match is_head(target) || is_input_embedding(target) {
                 true => "; the vocabulary was resized in training: resize the base model alike and save it first",
                 false => "; is this the adapter's base model?",
             };
