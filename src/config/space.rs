@@ -7,14 +7,11 @@ use super::read::{named, one_of};
 use super::{GeneConfig, GenePer, GeneSearch, LayerGrouping, ModelsConfig, SpaceConfig};
 use crate::document::{Content, Field, FieldError, Fields};
 use crate::merge::{
-    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, find_method,
-    unknown_method,
+    BaseUse, DENSITY, DROP_RATE, InputCount, MethodSpecification, ParameterKind, ParameterScope,
+    ParameterSpecification, complement, find_method, parameter_of_gene, unknown_method,
 };
 use crate::suggestion::{hint, suggestion};
 
-/// The gene that stands for `density = 1 - drop_rate`.
-const DROP_RATE: &str = "drop_rate";
-const DENSITY: &str = "density";
 /// Highest strength of `conflict_prior`.
 const MOST_PRIOR: f64 = 4.0;
 
@@ -32,7 +29,7 @@ struct Context<'a> {
 impl Context<'_> {
     /// The declaration of the parameter behind a gene, from the first method that has it.
     fn parameter(&self, gene: &str) -> Option<&'static ParameterSpecification> {
-        let name = if gene == DROP_RATE { DENSITY } else { gene };
+        let name = parameter_of_gene(gene);
         self.methods.iter().find_map(|method| method.parameter(name))
     }
 
@@ -231,7 +228,7 @@ fn default_search(name: &str, parameter: &ParameterSpecification, context: &Cont
 
 fn default_range(name: &str, parameter: &ParameterSpecification) -> (f64, f64, bool) {
     match parameter.kind {
-        ParameterKind::Number { low, high, .. } if name == DROP_RATE => (1.0 - high, 1.0 - low, false),
+        ParameterKind::Number { low, high, .. } if name == DROP_RATE => (complement(high), complement(low), false),
         ParameterKind::Number { low, high, .. } => (low, high, false),
         ParameterKind::Integer { low, high, .. } => (low as f64, high as f64, true),
         ParameterKind::Bool { .. } => (0.0, 1.0, true),

@@ -56,7 +56,7 @@ pub use parameters::{ParameterValue, ResolvedParameters};
 pub use plan::{Action, MergePlan, PlannedInput, PlannedTensor};
 pub use simd::Isa;
 pub use specification::{
-    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
-    Untrimmed,
+    BaseUse, DENSITY, DROP_RATE, InputCount, MethodSpecification, ParameterKind, ParameterScope,
+    ParameterSpecification, Survivor, Untrimmed, complement, parameter_of_gene,
 };
 pub use statistics::StatisticsUse;

@@ -1,5 +1,20 @@
 //! What a merge method declares of itself. It feeds validation, `evomerge methods`, the search space and mergekit YAML.
 
+/// The parameter that says which share of a task vector is kept.
+pub const DENSITY: &str = "density";
+/// The gene that may stand for it: the share that is dropped, [`complement`] of the density.
+pub const DROP_RATE: &str = "drop_rate";
+
+/// The density of a drop rate, or the drop rate of a density.
+pub fn complement(share: f64) -> f64 {
+    1.0 - share
+}
+
+/// The parameter that a gene stands for.
+pub fn parameter_of_gene(gene: &str) -> &str {
+    if gene == DROP_RATE { DENSITY } else { gene }
+}
+
 /// Whether each source has its own value or the tensor has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParameterScope {
@@ -40,7 +55,7 @@ pub enum ParameterKind {
 /// One parameter of a method, with mergekit's name.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ParameterSpecification {
-    /// As in recipes and, but for `drop_rate`, in genes.
+    /// As in recipes and, but for [`DROP_RATE`], in genes.
     pub name: &'static str,
     /// Whether sources may differ in it.
     pub scope: ParameterScope,

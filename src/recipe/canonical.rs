@@ -40,7 +40,8 @@ use super::validate::{Stage, is_base_only};
 use super::{Body, FilteredValue, Gradient, Input, ModelReference, Parameters, Recipe, RecipeError, Value};
 use crate::document::FieldError;
 use crate::merge::{
-    BaseUse, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, find_method, unknown_method,
+    BaseUse, DENSITY, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, find_method,
+    unknown_method,
 };
 
 const VERSION: u32 = 1;
@@ -98,7 +99,7 @@ impl Recipe {
     /// Whether the merge draws random masks: the method samples them and some density that it uses is below 1.
     pub fn draws_masks(&self) -> bool {
         let Some(method) = find_method(&self.merge_method).filter(|method| method.samples_masks) else { return false };
-        let Some(density) = method.parameter("density") else { return true };
+        let Some(density) = method.parameter(DENSITY) else { return true };
         self.stages().iter().any(|stage| {
             let inputs = stage.inputs.iter().filter(|input| !is_base_only(stage, method, input));
             inputs.into_iter().any(|input| {

@@ -2,7 +2,7 @@
 
 use super::{FilteredValue, Gradient, Parameters, Setting, Value};
 use crate::document::{Content, Field, FieldError};
-use crate::merge::{MethodSpecification, ParameterKind, ParameterScope};
+use crate::merge::{DENSITY, DROP_RATE, MethodSpecification, ParameterKind, ParameterScope};
 use crate::suggestion::nearest;
 
 /// Parameters that files written for mergekit carry although they change nothing: read and dropped.
@@ -46,9 +46,7 @@ fn unknown(name: &str, field: &Field<'_>, method: &MethodSpecification) -> Field
     let names = method.parameters.iter().map(|parameter| parameter.name);
     let hint = match nearest(name, names.clone()) {
         Some(meant) => format!("did you mean `{meant}`?"),
-        None if name == "drop_rate" && method.parameter("density").is_some() => {
-            "write density = 1 - drop_rate".to_owned()
-        }
+        None if name == DROP_RATE && method.parameter(DENSITY).is_some() => "write density = 1 - drop_rate".to_owned(),
         None if method.parameters.is_empty() => "it has none".to_owned(),
         None => format!("it has {}", names.collect::<Vec<_>>().join(", ")),
     };

@@ -4,7 +4,7 @@ use super::decode::Decoded;
 use super::plan::{Cell, Place, Plan};
 use super::stack::{Origin, Stack};
 use super::{GeneKind, GeneValue, Genome, ModelFacts, SearchSpace};
-use crate::merge::Untrimmed;
+use crate::merge::{DENSITY, Untrimmed, complement};
 use crate::recipe::{Body, FilteredValue, Gradient, Input, ModelReference, Parameters, Recipe, Setting, Slice, Value};
 
 /// How near a decoded parameter must be to the one that was aimed at.
@@ -200,7 +200,7 @@ impl SearchSpace {
         for source in 0..sources {
             let weight = target.weight[usize::from(members.contains(&source))];
             self.set(&mut genome, "weight", source, weight);
-            self.set(&mut genome, "density", source, 1.0);
+            self.set(&mut genome, DENSITY, source, 1.0);
         }
         self.set(&mut genome, "lambda", 0, target.lambda);
         self.set(&mut genome, "normalize", 0, f64::from(u8::from(target.normalize)));
@@ -227,7 +227,7 @@ impl SearchSpace {
                     let sources = decoded.sources().all(|source| {
                         let (place, member) = (Place { source, group, module }, members.contains(&source));
                         near("weight", place, f64::NAN, target.weight[usize::from(member)])
-                            && (!member || near("density", place, 1.0, 1.0))
+                            && (!member || near(DENSITY, place, 1.0, 1.0))
                     });
                     let (place, normalize) =
                         (Place { source: 0, group, module }, f64::from(u8::from(target.normalize)));
@@ -292,7 +292,7 @@ impl SearchSpace {
     /// Sets all genes of a parameter for one source.
     fn set(&self, genome: &mut Genome, parameter: &str, source: usize, value: f64) {
         let Some(plan) = self.plan(parameter) else { return };
-        let value = if plan.inverted { 1.0 - value } else { value };
+        let value = if plan.inverted { complement(value) } else { value };
         for index in genes_of(plan, source) {
             genome.0[index] = self.genes[index].unit(&GeneValue::Real(value));
         }

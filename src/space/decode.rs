@@ -3,13 +3,14 @@
 use super::plan::{Cell, Place, Plan, is_input, takes_one, takes_pair};
 use super::stack::{Origin, Piece, Stack, joined};
 use super::{Gene, GeneValue, Genome, SearchSpace};
-use crate::merge::{BaseUse, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification};
+use crate::merge::{
+    BaseUse, DENSITY, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, complement,
+};
 use crate::recipe::{Body, FilteredValue, Gradient, Input, ModelReference, Parameters, Recipe, Setting, Slice, Value};
 
 /// Sums of weights nearer to 0 than this cannot be divided by.
 const SMALLEST_SUM: f64 = 1e-8;
 
-const DENSITY: &str = "density";
 const EPSILON: &str = "epsilon";
 /// How far inside its bounds a repaired density lies.
 const MARGIN: f64 = 1e-3;
@@ -150,7 +151,7 @@ impl Decoded<'_> {
                 GeneValue::Choice(index) => index as f64,
             },
         };
-        if plan.inverted { 1.0 - written } else { written }
+        if plan.inverted { complement(written) } else { written }
     }
 
     /// A parameter's number, or nothing where neither a gene nor a frozen value says one.

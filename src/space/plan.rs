@@ -4,11 +4,10 @@ use super::layers::LayerGroups;
 use super::prior::Prior;
 use super::{Gene, GeneKind, GeneValue, ModelFacts};
 use crate::config::{GeneConfig, GenePer, GeneSearch, SpaceConfig};
-use crate::merge::{BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterSpecification};
-
-/// The gene that stands for `density = 1 - drop_rate`.
-const DROP_RATE: &str = "drop_rate";
-const DENSITY: &str = "density";
+use crate::merge::{
+    BaseUse, DROP_RATE, InputCount, MethodSpecification, ParameterKind, ParameterSpecification, complement,
+    parameter_of_gene,
+};
 
 /// What one value of a parameter is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +33,7 @@ pub(super) enum Cell {
 pub(super) struct Plan {
     /// The method's name of the parameter.
     pub parameter: &'static str,
-    /// Whether the cells hold 1 minus the parameter (`drop_rate`).
+    /// Whether the cells hold the parameter's complement ([`DROP_RATE`]).
     pub inverted: bool,
     /// Sizes of the three dimensions: models, layer groups, modules; 1 where they share a value.
     pub sizes: [usize; 3],
@@ -198,7 +197,7 @@ impl Builder<'_> {
     /// A tied parameter reads the cells of the gene that it is tied to.
     fn tie(&mut self, name: &str, target: &str) {
         let is_target =
-            |plan: &&Plan| plan.parameter == parameter_name(target) && plan.inverted == (target == DROP_RATE);
+            |plan: &&Plan| plan.parameter == parameter_of_gene(target) && plan.inverted == (target == DROP_RATE);
         let tied = self.layout.plans.iter().find(is_target).cloned();
         if let (Some(tied), Some((specification, _))) = (tied, find_parameter(self.methods, name)) {
             self.layout.plans.push(Plan { parameter: specification.name, inverted: name == DROP_RATE, ..tied });
@@ -308,16 +307,12 @@ fn categorical(name: &str, choices: Vec<String>, methods: Vec<usize>) -> Gene {
     Gene { name, parameter, kind, init, model: None, layer_group: None, module: None, methods }
 }
 
-fn parameter_name(gene: &str) -> &str {
-    if gene == DROP_RATE { DENSITY } else { gene }
-}
-
 /// The declaration behind a gene and the methods that have it.
 fn find_parameter(
     methods: &[&'static MethodSpecification],
     gene: &str,
 ) -> Option<(&'static ParameterSpecification, Vec<usize>)> {
-    let name = parameter_name(gene);
+    let name = parameter_of_gene(gene);
     let using: Vec<usize> = (0..methods.len()).filter(|index| methods[*index].parameter(name).is_some()).collect();
     let specification = methods.get(*using.first()?)?.parameter(name)?;
     Some((specification, using))
@@ -350,7 +345,7 @@ fn initial(name: &str, search: &GeneSearch, specification: &ParameterSpecificati
         ParameterKind::Integer { default, .. } => default.map(|number| number as f64),
         ParameterKind::Bool { default } => Some(f64::from(u8::from(default))),
     };
-    let default = if name == DROP_RATE { default.map(|density| 1.0 - density) } else { default };
+    let default = if name == DROP_RATE { default.map(complement) } else { default };
     let middle =
         if search.log { (search.low * search.high).sqrt() } else { search.low + (search.high - search.low) / 2.0 };
     match (search.init, default) {

@@ -1,7 +1,7 @@
 //! What the members of the family declare: their parameters, and what tells one from another.
 
 use crate::merge::specification::{
-    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
+    self, BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
     Untrimmed,
 };
 
@@ -12,7 +12,7 @@ const WEIGHT: ParameterSpecification = ParameterSpecification {
     help: "factor of the model's task vector",
 };
 const DENSITY: ParameterSpecification = ParameterSpecification {
-    name: "density",
+    name: specification::DENSITY,
     scope: ParameterScope::Source,
     kind: ParameterKind::Number { default: Some(1.0), low: 0.05, high: 1.0 },
     help: "share of the task vector that is kept (drop_rate = 1 - density)",

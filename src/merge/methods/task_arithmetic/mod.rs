@@ -16,7 +16,7 @@ use crate::merge::l1::l1_factors;
 use crate::merge::ranked::RankedMask;
 use crate::merge::remembered::RememberedMask;
 use crate::merge::sparsify::Sparsifier;
-use crate::merge::specification::{MethodSpecification, Untrimmed};
+use crate::merge::specification::{DENSITY, MethodSpecification, Untrimmed};
 use crate::merge::statistics::PairKey;
 use crate::merge::tensor::{TaskVector, TensorGroup};
 use crate::merge::threshold::{Threshold, coarse_histogram, kept_count, select};
@@ -90,7 +90,7 @@ impl Generalized {
             };
             return Ok(weights.into_iter().map(term).collect());
         }
-        let densities = group.parameters.source_numbers("density")?;
+        let densities = group.parameters.source_numbers(DENSITY)?;
         let rescale = group.parameters.truth("rescale")?;
         if self.sparsification == Sparsification::Magnitude {
             first_thresholds::<W>(group, &densities, context)?;
