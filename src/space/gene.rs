@@ -5,6 +5,45 @@ use super::{Gene, GeneKind, GeneValue};
 /// Steps of one unit in the last place that [`Gene::unit`] looks around for an exact inverse.
 const NEIGHBOURS: u32 = 8;
 
+/// The values of a discrete gene, from 0, each with an equal share of `[0, 1]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Levels(usize);
+
+impl Levels {
+    /// So many; at least one.
+    pub fn new(count: usize) -> Self {
+        Self(count.max(1))
+    }
+
+    /// How many there are.
+    pub fn count(self) -> usize {
+        self.0
+    }
+
+    /// The level whose share holds `unit`.
+    pub fn of(self, unit: f64) -> usize {
+        ((unit * self.0 as f64) as usize).min(self.0 - 1)
+    }
+
+    /// The middle of a level's share.
+    pub fn middle(self, level: usize) -> f64 {
+        (level as f64 + 0.5) / self.0 as f64
+    }
+}
+
+impl GeneKind {
+    /// The levels of a discrete gene; `None`: continuous.
+    pub fn levels(&self) -> Option<Levels> {
+        match self {
+            Self::Real { .. } => None,
+            Self::Integer { low, high } => {
+                Some(Levels::new(usize::try_from(high.saturating_sub(*low).saturating_add(1)).unwrap_or(1)))
+            }
+            Self::Categorical { choices } => Some(Levels::new(choices.len())),
+        }
+    }
+}
+
 impl Gene {
     /// What `unit` stands for. Total: numbers outside `[0, 1]` are clamped, NaN counts as the gene's `init`.
     pub fn value(&self, unit: f64) -> GeneValue {
@@ -57,12 +96,13 @@ fn span(low: i64, high: i64) -> f64 {
     (high as f64 - low as f64 + 1.0).max(1.0)
 }
 
-/// Which of `count` equal shares of `[0, 1]` holds `unit`, from 0.
+/// Which of `count` equal shares of `[0, 1]` holds `unit`, from 0; unlike [`Levels::of`], of more than fit into a number
+/// of the machine.
 fn share(unit: f64, count: f64) -> i64 {
     (unit * count).floor().min(count - 1.0).max(0.0) as i64
 }
 
-/// The middle of share `index` of `count`.
+/// The middle of share `index` of `count`; unlike [`Levels::middle`], the nearest one where there is no such share.
 fn middle(index: f64, count: f64) -> f64 {
     ((index + 0.5) / count).clamp(0.5 / count, 1.0 - 0.5 / count)
 }

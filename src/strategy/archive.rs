@@ -140,27 +140,13 @@ impl Archive {
     }
 }
 
-/// Number of values of a discrete gene; `None`: continuous.
-pub(super) fn levels(kind: &GeneKind) -> Option<usize> {
-    match kind {
-        GeneKind::Real { .. } => None,
-        GeneKind::Integer { low, high } => {
-            Some(usize::try_from(high.saturating_sub(*low).saturating_add(1)).unwrap_or(1).max(1))
-        }
-        GeneKind::Categorical { choices } => Some(choices.len().max(1)),
-    }
-}
-
 /// The value in the middle of its share of `[0, 1]`; a continuous gene's value as it is.
 fn snap(kind: &GeneKind, value: f64) -> f64 {
     let value = value.clamp(0.0, 1.0);
-    match levels(kind) {
+    match kind.levels() {
         // Adding zero turns -0 into 0, so that equal numbers have equal bits.
         None => value + 0.0,
-        Some(levels) => {
-            let level = ((value * levels as f64) as usize).min(levels - 1);
-            (level as f64 + 0.5) / levels as f64
-        }
+        Some(levels) => levels.middle(levels.of(value)),
     }
 }
 

@@ -48,8 +48,7 @@ impl Landscape for TestSpace {
     fn active(&self, genome: &Genome) -> Vec<bool> {
         let mut active = vec![true; self.genes.len()];
         for &(gene, controller, level) in &self.conditions {
-            let levels = super::archive::levels(&self.genes[controller].kind).unwrap_or(1);
-            let value = ((genome.0[controller] * levels as f64) as usize).min(levels - 1);
+            let value = self.genes[controller].kind.levels().map_or(0, |levels| levels.of(genome.0[controller]));
             active[gene] &= value == level;
         }
         active

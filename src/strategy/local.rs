@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use rand::{Rng, RngExt};
 
-use super::archive::{Fitness, levels};
+use super::archive::Fitness;
 use super::composite::{self, AllScales, Composite, Contributions};
 use super::genetic::ties::Ties;
 use super::history::History;
 use super::{Ask, Content, Landscape, Outcome, Placement, Setup, Strategy, StrategyError, space_filling};
 use crate::random;
-use crate::space::{GeneKind, Genome};
+use crate::space::Genome;
 
 /// Points that the model is made of at most: the nearest to the centre, and some evenly spread over all others, by
 /// their distance, so that it knows where the good surroundings end.
@@ -177,13 +177,12 @@ impl Local {
                 continue;
             }
             let by = sides[place] * (2.0 * rng.random::<f64>() - 1.0);
-            genome[place] = match gene.kind {
-                GeneKind::Real { .. } => (centre[place] + by).clamp(0.0, 1.0),
-                _ => {
-                    let levels = levels(&gene.kind).unwrap_or(1);
-                    let level = rng.random_range(0..levels);
+            genome[place] = match gene.kind.levels() {
+                None => (centre[place] + by).clamp(0.0, 1.0),
+                Some(levels) => {
+                    let level = rng.random_range(0..levels.count());
                     if place == always || rng.random::<f64>() < self.half_side {
-                        (level as f64 + 0.5) / levels as f64
+                        levels.middle(level)
                     } else {
                         centre[place]
                     }

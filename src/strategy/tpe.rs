@@ -9,12 +9,11 @@ use std::sync::Arc;
 use rand::{Rng, RngExt};
 use rand_distr::StandardNormal;
 
-use super::archive::levels;
 use super::history::History;
 use super::settings::Settings;
 use super::{Ask, Content, Landscape, Outcome, Placement, Setup, Strategy, StrategyError, space_filling};
 use crate::random;
-use crate::space::{GeneKind, Genome};
+use crate::space::{GeneKind, Genome, Levels};
 
 /// Draws for one proposal before a space counts as exhausted; the last ones are uniform.
 const TRIES: usize = 1_000;
@@ -134,7 +133,7 @@ impl Model {
             used.map(|(place, _)| points[*place].effective[gene]).collect()
         };
         let density = |(gene, kind): (usize, &GeneKind)| {
-            let make = |values: Vec<f64>| match (kind, levels(kind)) {
+            let make = |values: Vec<f64>| match (kind, kind.levels()) {
                 (GeneKind::Categorical { .. }, Some(levels)) => Density::shares(&values, levels),
                 _ => Density::mixture(&values),
             };
@@ -211,11 +210,11 @@ impl Density {
         Self::Mixture(components)
     }
 
-    fn shares(values: &[f64], levels: usize) -> Self {
-        let mut shares = vec![1.0; levels];
+    fn shares(values: &[f64], levels: Levels) -> Self {
+        let mut shares = vec![1.0; levels.count()];
         let weights = fading(values.len());
         for (value, weight) in values.iter().zip(weights) {
-            shares[level(*value, levels)] += weight * levels as f64;
+            shares[levels.of(*value)] += weight * levels.count() as f64;
         }
         let total: f64 = shares.iter().sum();
         Self::Shares(shares.into_iter().map(|share| share / total).collect())
@@ -234,7 +233,7 @@ impl Density {
                 }
                 mean.clamp(0.0, 1.0)
             }
-            Self::Shares(shares) => (pick(shares.iter().copied(), rng) as f64 + 0.5) / shares.len() as f64,
+            Self::Shares(shares) => Levels::new(shares.len()).middle(pick(shares.iter().copied(), rng)),
         }
     }
 
@@ -248,13 +247,9 @@ impl Density {
                 };
                 components.iter().map(term).sum::<f64>().max(f64::MIN_POSITIVE).ln()
             }
-            Self::Shares(shares) => shares[level(value, shares.len())].ln(),
+            Self::Shares(shares) => shares[Levels::new(shares.len()).of(value)].ln(),
         }
     }
-}
-
-fn level(value: f64, levels: usize) -> usize {
-    ((value * levels as f64) as usize).min(levels - 1)
 }
 
 /// Weights in order of age: the latest count in full.
@@ -337,7 +332,7 @@ mod tests {
 
     #[test]
     fn shares_follow_the_points_and_leave_nothing_out() {
-        let Density::Shares(shares) = Density::shares(&[0.1, 0.1, 0.9], 3) else { panic!("not shares") };
+        let Density::Shares(shares) = Density::shares(&[0.1, 0.1, 0.9], Levels::new(3)) else { panic!("not shares") };
         assert!(shares[0] > shares[2] && shares[2] > shares[1] && shares[1] > 0.0);
         assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-12);
     }

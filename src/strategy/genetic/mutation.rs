@@ -3,7 +3,6 @@
 use rand::{Rng, RngExt};
 use rand_distr::StandardNormal;
 
-use super::super::archive::levels;
 use crate::space::{Gene, GeneKind};
 
 /// Polynomial mutation (Deb and Goyal 1996) of each gene with probability `rate`; discrete genes get another value.
@@ -78,16 +77,16 @@ pub(super) fn reflect(value: f64) -> f64 {
 
 /// A discrete gene's other value: a neighbour of an integer twice out of three times, else any.
 fn another_level(gene: &Gene, value: f64, rng: &mut impl Rng) -> f64 {
-    let Some(levels) = levels(&gene.kind).filter(|levels| *levels > 1) else { return value };
-    let level = ((value * levels as f64) as usize).min(levels - 1);
+    let Some(levels) = gene.kind.levels().filter(|levels| levels.count() > 1) else { return value };
+    let (level, count) = (levels.of(value), levels.count());
     let near = matches!(gene.kind, GeneKind::Integer { .. }) && rng.random_range(0..3) > 0;
     let other = if near {
-        let up = if level == 0 { true } else { level + 1 < levels && rng.random::<bool>() };
+        let up = if level == 0 { true } else { level + 1 < count && rng.random::<bool>() };
         if up { level + 1 } else { level - 1 }
     } else {
-        (level + rng.random_range(1..levels)) % levels
+        (level + rng.random_range(1..count)) % count
     };
-    (other as f64 + 0.5) / levels as f64
+    levels.middle(other)
 }
 
 #[cfg(test)]
