@@ -1,6 +1,7 @@
 //! The block pass: decode, merge, check and encode one block of an output tensor.
 
 use std::cell::Cell;
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -43,10 +44,16 @@ impl<W: Element, T: TileMerge<W>> TileMerge<W> for Arc<T> {
 
 /// A method's arithmetic with its inputs.
 pub(crate) struct Tiled<'a, W, T> {
-    pub(crate) tensor: &'a str,
-    pub(crate) inputs: Vec<Stored<'a>>,
-    pub(crate) arithmetic: T,
-    pub(crate) precision: std::marker::PhantomData<fn() -> W>,
+    tensor: &'a str,
+    inputs: Vec<Stored<'a>>,
+    arithmetic: T,
+    precision: PhantomData<fn() -> W>,
+}
+
+impl<'a, W, T> Tiled<'a, W, T> {
+    pub(crate) fn new(tensor: &'a str, inputs: Vec<Stored<'a>>, arithmetic: T) -> Self {
+        Self { tensor, inputs, arithmetic, precision: PhantomData }
+    }
 }
 
 /// Element types have a buffer of their own on every thread.

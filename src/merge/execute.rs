@@ -528,10 +528,5 @@ impl<'a> Run<'a> {
 }
 
 fn pass_through<'a, W>(group: &TensorGroup<'a>) -> Tiled<'a, W, PassThrough> {
-    Tiled {
-        tensor: group.name,
-        inputs: group.inputs.iter().take(1).copied().collect(),
-        arithmetic: PassThrough,
-        precision: std::marker::PhantomData,
-    }
+    Tiled::new(group.name, group.inputs.iter().take(1).copied().collect(), PassThrough)
 }

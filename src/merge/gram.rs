@@ -4,7 +4,6 @@
 //! they take is a weighted sum of the vectors, whose weights follow from the products. So a tensor is read once for its
 //! products and once for the sum, and nothing as large as a tensor is kept. All of it is computed in float64.
 
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
@@ -399,7 +398,7 @@ pub(crate) fn combine<'a>(
 ) -> Tiled<'a, f64, Combination> {
     let arithmetic = Combination { count: vectors.count(), has_base: vectors.base.is_some(), factors };
     let inputs = vectors.inputs.into_iter().chain(vectors.base).collect();
-    Tiled { tensor: group.name, inputs, arithmetic, precision: PhantomData }
+    Tiled::new(group.name, inputs, arithmetic)
 }
 
 impl TileMerge<f64> for Combination {

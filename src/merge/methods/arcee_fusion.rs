@@ -1,7 +1,6 @@
 //! Takes over a model's most important changes only (Arcee Fusion).
 
 use std::cell::OnceCell;
-use std::marker::PhantomData;
 use std::sync::Arc;
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
@@ -90,7 +89,7 @@ fn prepare<'a, W: Divergence>(group: &TensorGroup<'a>, isa: Isa) -> Result<Box<d
         median + W::from_f64(1.5) * (upper - lower)
     };
     let arithmetic = Fusion { lines, divergences, threshold };
-    Ok(Box::new(Tiled { tensor: group.name, inputs: vec![base, *source], arithmetic, precision: PhantomData }))
+    Ok(Box::new(Tiled::new(group.name, vec![base, *source], arithmetic)))
 }
 
 /// The divergence of each row from the base's.

@@ -351,7 +351,6 @@ fn ruled<'a, R: Rule<S> + 'a, const S: usize>(
 
 #[cfg(test)]
 mod tests {
-    use std::marker::PhantomData;
     use std::ops::Range;
     use std::sync::Arc;
 
@@ -405,7 +404,7 @@ mod tests {
     }
 
     fn tiled<'a, T: TileMerge<f32> + 'a>(inputs: Vec<Stored<'a>>, arithmetic: T) -> Box<dyn BlockMerge + 'a> {
-        Box::new(Tiled { tensor: "t", inputs, arithmetic, precision: PhantomData })
+        Box::new(Tiled::new("t", inputs, arithmetic))
     }
 
     fn merged(merge: &dyn BlockMerge, isa: Isa) -> Vec<u8> {

@@ -1,7 +1,5 @@
 //! Weighted average of whole models (Model Soups, arXiv 2203.05482).
 
-use std::marker::PhantomData;
-
 use super::{Context, MergeMethod, fused_sums};
 use crate::merge::MergeError;
 use crate::merge::block::{BlockMerge, TileMerge, Tiled};
@@ -52,11 +50,11 @@ impl MergeMethod for Linear {
         let inputs = group.inputs.clone();
         if group.is_wide() {
             let arithmetic = weighted_sum::<f64>(group)?;
-            return Ok(Box::new(Tiled { tensor: group.name, inputs, arithmetic, precision: PhantomData }));
+            return Ok(Box::new(Tiled::new(group.name, inputs, arithmetic)));
         }
         let arithmetic = weighted_sum::<f32>(group)?;
         let (weights, divisor) = (arithmetic.weights.clone(), arithmetic.effective_divisor());
-        let tiled = Box::new(Tiled { tensor: group.name, inputs, arithmetic, precision: PhantomData });
+        let tiled = Box::new(Tiled::new(group.name, inputs, arithmetic));
         Ok(fused_sums::weighted_sum(&group.inputs, &weights, divisor, tiled))
     }
 }

@@ -1,7 +1,5 @@
 //! Interpolation towards a model where it is near the base.
 
-use std::marker::PhantomData;
-
 use super::{Context, MergeMethod};
 use crate::merge::MergeError;
 use crate::merge::block::{BlockMerge, Buffered, TileMerge, Tiled};
@@ -50,7 +48,7 @@ impl MergeMethod for Nearswap {
 fn prepare<'a, W: Buffered>(group: &TensorGroup<'a>) -> Result<Box<dyn BlockMerge + 'a>, MergeError> {
     let arithmetic = Swap { t: W::from_f64(group.parameters.number("t")?) };
     let inputs = group.base.iter().chain(&group.inputs).copied().collect();
-    Ok(Box::new(Tiled { tensor: group.name, inputs, arithmetic, precision: PhantomData }))
+    Ok(Box::new(Tiled::new(group.name, inputs, arithmetic)))
 }
 
 struct Swap<W> {

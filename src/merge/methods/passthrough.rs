@@ -1,7 +1,5 @@
 //! Tensors of one model as they are, or scaled: for stacking layers of several models.
 
-use std::marker::PhantomData;
-
 use super::{Context, MergeMethod};
 use crate::merge::MergeError;
 use crate::merge::block::{BlockMerge, Buffered, TileMerge, Tiled};
@@ -48,7 +46,7 @@ fn prepare<'a, W: Buffered>(group: &TensorGroup<'a>) -> Result<Box<dyn BlockMerg
     let scales = group.parameters.source_numbers("scale")?;
     let scale = scales.first().copied().ok_or_else(|| MergeError::Internal("passthrough without a model".into()))?;
     let arithmetic = Scaled { scale: W::from_f64(scale) };
-    Ok(Box::new(Tiled { tensor: group.name, inputs: group.inputs.clone(), arithmetic, precision: PhantomData }))
+    Ok(Box::new(Tiled::new(group.name, group.inputs.clone(), arithmetic)))
 }
 
 struct Scaled<W> {

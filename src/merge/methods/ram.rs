@@ -1,6 +1,5 @@
 //! Task vectors added where one model changed and averaged where several did (RAM, arXiv 2601.13572).
 
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::{Context, MergeMethod};
@@ -84,7 +83,7 @@ impl Ram {
             None
         };
         let arithmetic = Changes { models: group.inputs.len(), epsilon: W::from_f64(epsilon), factors };
-        Ok(Box::new(Tiled { tensor: group.name, inputs, arithmetic, precision: PhantomData }))
+        Ok(Box::new(Tiled::new(group.name, inputs, arithmetic)))
     }
 }
 

@@ -1,7 +1,6 @@
 //! Select, calculate, erase: task vectors where models differ most, weighted by their size (FuseChat, arXiv
 //! 2408.07990).
 
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::{Context, MergeMethod};
@@ -64,7 +63,7 @@ fn prepare<'a, W: Buffered>(group: &TensorGroup<'a>, isa: Isa) -> Result<Box<dyn
     let sum: f64 = means.iter().sum();
     let share = |mean: &f64| W::from_f64(if sum < NO_SIZE { 1.0 / means.len() as f64 } else { mean / sum });
     let arithmetic = Fusion { weights: means.iter().map(share).collect::<Vec<W>>(), selection };
-    Ok(Box::new(Tiled { tensor: group.name, inputs, arithmetic, precision: PhantomData }))
+    Ok(Box::new(Tiled::new(group.name, inputs, arithmetic)))
 }
 
 /// Which elements are merged.

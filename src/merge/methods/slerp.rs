@@ -1,6 +1,5 @@
 //! Spherical interpolation between two models (Shoemake 1985).
 
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use libm::{acos, sin};
@@ -58,13 +57,13 @@ impl MergeMethod for Slerp {
             if group.is_wide() { combination::<f64>(group, context)? } else { combination::<f32>(group, context)? };
         let tensor = group.name;
         let arithmetic = Combination { first, second };
-        let wide = Box::new(Tiled { tensor, inputs: inputs.clone(), arithmetic, precision: PhantomData });
+        let wide = Box::new(Tiled::new(tensor, inputs.clone(), arithmetic));
         if group.is_wide() {
             return Ok(wide);
         }
         let factors = [first as f32, second as f32];
         let arithmetic = Combination { first: factors[0], second: factors[1] };
-        let tiled = Box::new(Tiled { tensor, inputs: inputs.clone(), arithmetic, precision: PhantomData });
+        let tiled = Box::new(Tiled::new(tensor, inputs.clone(), arithmetic));
         Ok(Box::new(ByResult { narrow: fused_sums::combination(&inputs, factors, tiled), wide }))
     }
 }

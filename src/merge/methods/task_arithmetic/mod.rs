@@ -3,7 +3,6 @@
 
 mod declarations;
 
-use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::linear::check_weights;
@@ -148,11 +147,11 @@ impl MergeMethod for Generalized {
         let inputs = std::iter::once(base).chain(group.inputs.iter().copied()).collect();
         if group.is_wide() {
             let arithmetic = self.sum::<f64>(group, context)?;
-            return Ok(Box::new(Tiled { tensor: group.name, inputs, arithmetic, precision: PhantomData }));
+            return Ok(Box::new(Tiled::new(group.name, inputs, arithmetic)));
         }
         let arithmetic = Arc::new(self.sum::<f32>(group, context)?);
         let sum = Arc::clone(&arithmetic);
-        let tiled = Box::new(Tiled { tensor: group.name, inputs, arithmetic, precision: PhantomData });
+        let tiled = Box::new(Tiled::new(group.name, inputs, arithmetic));
         Ok(fused_sums::task_vector_sum(base, &group.inputs, &sum, tiled))
     }
 }
