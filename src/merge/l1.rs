@@ -9,7 +9,7 @@ use super::philox::{DRAWS, FEW, MANY, each, pairs};
 use super::reduce::{LANES, Lanes, sum_block_rows};
 use super::remembered::{Dropped, MaskMemory, RememberedMask, note, pack};
 use super::simd::{Isa, Kernel, dispatch, prefetch};
-use super::sparsify::{Course, PhiloxMask, Sparsifier};
+use super::sparsify::{MaskCursor, PhiloxMask, Sparsifier};
 use super::tensor::{TILE, TaskVector, tiles};
 
 /// What a sparsified task vector's norms told.
@@ -70,17 +70,17 @@ fn norms<W: Element>(
         // Something is not finite: the other way says what.
     }
     let (mut delta, mut scratch) = (vec![W::ZERO; TILE], vec![W::ZERO; TILE]);
-    let course = sparsifier.begin::<W>(range.start);
-    if let (Some(remembered), Course::Drawn { kept, .. }) = (remembered, &course) {
+    let cursor = sparsifier.begin::<W>(range.start);
+    if let (Some(remembered), MaskCursor::Drawn { kept, .. }) = (remembered, &cursor) {
         remembered.keep(range.start, pack(kept));
     }
-    dispatch(isa, Norms { vector, sparsifier, course, range, delta: &mut delta, scratch: &mut scratch })
+    dispatch(isa, Norms { vector, sparsifier, cursor, range, delta: &mut delta, scratch: &mut scratch })
 }
 
 struct Norms<'a, W: Element> {
     vector: TaskVector<'a>,
     sparsifier: &'a Sparsifier<'a>,
-    course: Course,
+    cursor: MaskCursor,
     range: Range<u64>,
     delta: &'a mut [W],
     scratch: &'a mut [W],
@@ -98,7 +98,7 @@ impl<W: Element> Kernel for Norms<'_, W> {
             self.vector.source.decode(first, delta)?;
             self.vector.base.decode(first, base)?;
             all.add_distances(delta, base);
-            self.sparsifier.subtract(&mut self.course, first, delta, base, |delta| delta);
+            self.sparsifier.subtract(&mut self.cursor, first, delta, base, |delta| delta);
             kept.add_magnitudes(delta);
         }
         Ok([all.total(), kept.total()])

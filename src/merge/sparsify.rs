@@ -157,20 +157,20 @@ impl Sparsifier<'_> {
     }
 
     /// What [`Self::subtract`] needs for the elements of the block that starts at `first`, in order.
-    pub(crate) fn begin<W: Element>(&self, first: u64) -> Course {
+    pub(crate) fn begin<W: Element>(&self, first: u64) -> MaskCursor {
         match self {
-            Self::Mersenne(mask) => Course::Stream(Box::new(mask.generator_at(first))),
-            Self::Ranked(mask) => Course::Drawn { first, kept: mask.kept::<W>(first) },
-            _ => Course::Fixed,
+            Self::Mersenne(mask) => MaskCursor::Stream(Box::new(mask.generator_at(first))),
+            Self::Ranked(mask) => MaskCursor::Drawn { first, kept: mask.kept::<W>(first) },
+            _ => MaskCursor::Fixed,
         }
     }
 
     /// Sets the elements that are not kept to zero. `first` is a multiple of [`TILE`].
     #[cfg(test)]
     #[inline(always)]
-    pub(crate) fn apply<W: Element>(&self, course: &mut Course, first: u64, delta: &mut [W]) {
+    pub(crate) fn apply<W: Element>(&self, cursor: &mut MaskCursor, first: u64, delta: &mut [W]) {
         for (first, tile) in (first..).step_by(TILE).zip(delta.chunks_mut(TILE)) {
-            self.subtract(course, first, tile, &[W::ZERO; TILE], |delta| delta);
+            self.subtract(cursor, first, tile, &[W::ZERO; TILE], |delta| delta);
         }
     }
 
@@ -179,7 +179,7 @@ impl Sparsifier<'_> {
     #[inline(always)]
     pub(crate) fn subtract<W: Element>(
         &self,
-        course: &mut Course,
+        cursor: &mut MaskCursor,
         first: u64,
         values: &mut [W],
         others: &[W],
@@ -217,7 +217,7 @@ impl Sparsifier<'_> {
                 values.iter_mut().filter(|value| **value != W::ZERO).for_each(|value| *value = term(*value));
             }
             Self::Ranked(_) => {
-                if let Course::Drawn { first: start, kept } = course
+                if let MaskCursor::Drawn { first: start, kept } = cursor
                     && let Some(kept) = kept.get((first - *start) as usize..)
                 {
                     for ((value, other), kept) in values.iter_mut().zip(others).zip(kept) {
@@ -227,7 +227,7 @@ impl Sparsifier<'_> {
             }
             Self::Philox(mask) => mask.subtract(first, values, others, term),
             Self::Mersenne(mask) => {
-                if let Course::Stream(generator) = course {
+                if let MaskCursor::Stream(generator) = cursor {
                     for (value, other) in values.iter_mut().zip(others) {
                         let kept = generator.keeps(mask.limit);
                         *value = if kept { term(*value - *other) } else { W::ZERO };
@@ -246,7 +246,7 @@ fn difference<W: Element>(values: &mut [W], others: &[W]) {
 }
 
 /// Where in its mask a run of consecutive tiles is.
-pub(crate) enum Course {
+pub(crate) enum MaskCursor {
     /// The mask depends on position and value alone.
     Fixed,
     Stream(Box<MersenneTwister>),

@@ -170,10 +170,10 @@ fn definitions() -> [u8; DIGEST] {
         Sparsifier::Philox(PhiloxMask::new(1, "content", "tensor", 0.3)),
         Sparsifier::Mersenne(MersenneMask::take(&mut stream, elements, 0.3)),
     ] {
-        let mut course = mask.begin::<f32>(0);
+        let mut cursor = mask.begin::<f32>(0);
         for first in (0..elements).step_by(TILE) {
             let mut values = [1.0_f32; TILE];
-            mask.subtract(&mut course, first, &mut values, &[0.0; TILE], |value| value);
+            mask.subtract(&mut cursor, first, &mut values, &[0.0; TILE], |value| value);
             hash.update(values.map(|value| u8::from(value != 0.0)));
         }
     }

@@ -11,7 +11,7 @@ use super::mersenne::MersenneTwister;
 use super::methods::{Context, MaskSource, implementation};
 use super::parameters::{ParameterValue, ResolvedParameters};
 use super::simd::Isa;
-use super::sparsify::{Course, MersenneStream, PhiloxMask, Sparsifier};
+use super::sparsify::{MaskCursor, MersenneStream, PhiloxMask, Sparsifier};
 use super::statistics::{StatisticsCache, TensorKey};
 use super::tensor::{BLOCK, Stored, TILE, TensorGroup};
 use super::{MergeError, find_method};
@@ -158,7 +158,7 @@ impl Sample {
         }
         let mask = PhiloxMask::new(SEED, CONTENTS[index + 1], "layers.0.weight", density);
         let mut ones = vec![1.0_f32; delta.len()];
-        Sparsifier::Philox(mask).apply(&mut Course::Fixed, 0, &mut ones);
+        Sparsifier::Philox(mask).apply(&mut MaskCursor::Fixed, 0, &mut ones);
         ones.into_iter().map(|one| one == 1.0).collect()
     }
 
@@ -485,7 +485,7 @@ fn negative_densities_are_refused_for_samples_and_drop_all_for_magnitudes() {
 fn masks_depend_on_seed_model_tensor_and_element_and_keep_their_share() {
     let draw = |seed, content, tensor| {
         let mut ones = vec![1.0_f32; 100_000];
-        Sparsifier::Philox(PhiloxMask::new(seed, content, tensor, 0.3)).apply(&mut Course::Fixed, 0, &mut ones);
+        Sparsifier::Philox(PhiloxMask::new(seed, content, tensor, 0.3)).apply(&mut MaskCursor::Fixed, 0, &mut ones);
         ones
     };
     let mask = draw(1, "x", "t");

@@ -59,11 +59,11 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
     let recorded: Value = serde_json::from_str(&recorded)
         .map_err(|error| SearchError::BadData(format!("ledger: the run's identity cannot be read: {error}")))?;
     let mut differences = changes(&recorded, &identity);
-    differences.extend(moved(ledger, fact::TASKS, "tasks", &task_names(prepared))?);
-    differences.extend(moved(ledger, fact::GENES, "space.genes", &gene_names(prepared))?);
+    differences.extend(reordered(ledger, fact::TASKS, "tasks", &task_names(prepared))?);
+    differences.extend(reordered(ledger, fact::GENES, "space.genes", &gene_names(prepared))?);
     if differences.is_empty() {
-        differences.extend(turned(ledger, prepared)?);
-        differences.extend(grown(ledger, prepared)?);
+        differences.extend(changed_metrics(ledger, prepared)?);
+        differences.extend(changed_sample_counts(ledger, prepared)?);
     }
     if !differences.is_empty() {
         return Err(SearchError::Changed { name: prepared.config.name.clone(), differences });
@@ -117,7 +117,7 @@ fn explained(line: String) -> String {
 
 /// Metrics and directions that the run file leaves to the evaluator, where it says others now: scores from before and
 /// after would not be comparable.
-fn turned(ledger: &Ledger, prepared: &Prepared) -> Result<Vec<String>, SearchError> {
+fn changed_metrics(ledger: &Ledger, prepared: &Prepared) -> Result<Vec<String>, SearchError> {
     // Ledgers of earlier versions do not tell.
     let Some(recorded) = ledger.fact(fact::OBJECTIVE)? else { return Ok(Vec::new()) };
     let recorded: Value = serde_json::from_str(&recorded)
@@ -132,7 +132,7 @@ fn turned(ledger: &Ledger, prepared: &Prepared) -> Result<Vec<String>, SearchErr
 }
 
 /// Tasks that have other numbers of samples now, as far as the evaluator tells: means over them are not comparable.
-fn grown(ledger: &Ledger, prepared: &Prepared) -> Result<Vec<String>, SearchError> {
+fn changed_sample_counts(ledger: &Ledger, prepared: &Prepared) -> Result<Vec<String>, SearchError> {
     // Ledgers of earlier versions do not tell.
     let Some(recorded) = ledger.fact(fact::SAMPLES)? else { return Ok(Vec::new()) };
     let recorded: BTreeMap<String, u64> = serde_json::from_str(&recorded).map_err(|error| {
@@ -149,7 +149,7 @@ fn grown(ledger: &Ledger, prepared: &Prepared) -> Result<Vec<String>, SearchErro
 }
 
 /// A list of names that is another order of the one recorded: proposals and sums follow the order.
-fn moved(ledger: &Ledger, fact: &str, what: &str, names: &[String]) -> Result<Option<String>, SearchError> {
+fn reordered(ledger: &Ledger, fact: &str, what: &str, names: &[String]) -> Result<Option<String>, SearchError> {
     // Ledgers of earlier versions do not tell the order of genes.
     let Some(recorded) = ledger.fact(fact)? else { return Ok(None) };
     let recorded: Vec<String> = serde_json::from_str(&recorded).unwrap_or_default();
@@ -158,8 +158,8 @@ fn moved(ledger: &Ledger, fact: &str, what: &str, names: &[String]) -> Result<Op
         names.sort();
         names
     };
-    let is_moved = recorded != names && sorted(&recorded) == sorted(names);
-    Ok(is_moved.then(|| format!("order of {what}: {} -> {}", recorded.join(", "), names.join(", "))))
+    let is_reordered = recorded != names && sorted(&recorded) == sorted(names);
+    Ok(is_reordered.then(|| format!("order of {what}: {} -> {}", recorded.join(", "), names.join(", "))))
 }
 
 /// Everything that determines candidates and scores: the run file without budget, endpoints and the like, what the

@@ -295,7 +295,7 @@ impl<'a> Standings<'a> {
         let mut told = self.ledger.all_told_in_short()?;
         for (index, late) in &self.late {
             if let Some(record) = told.get_mut(index) {
-                overtake(record, late);
+                apply_late_outcome(record, late);
                 record.tasks.clear();
             }
         }
@@ -306,13 +306,13 @@ impl<'a> Standings<'a> {
     pub fn outcome(&self, index: u64) -> Result<Option<ToldRecord>, SearchError> {
         let mut record = self.ledger.outcome(index)?;
         if let (Some(record), Some(late)) = (&mut record, self.late.get(&index)) {
-            overtake(record, late);
+            apply_late_outcome(record, late);
         }
         Ok(record)
     }
 }
 
-fn overtake(record: &mut ToldRecord, late: &RepeatRecord) {
+fn apply_late_outcome(record: &mut ToldRecord, late: &RepeatRecord) {
     record.n_samples = late.tasks.values().map(|scores| scores.n).sum();
     record.status = late.status;
     record.objective = late.objective;

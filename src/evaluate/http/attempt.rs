@@ -12,7 +12,7 @@ use super::super::protocol::{WireEvaluation, WireRequest};
 use super::super::retry::RetryPolicy;
 use super::super::text::shortened;
 use super::super::{Evaluation, EvaluationRequest, FaultClass};
-use super::TIME_FOR_LEAVE;
+use super::SHUTDOWN_GRACE;
 use super::client::Answer;
 use super::error_answer::of_error_answer;
 use super::pool::Lease;
@@ -24,7 +24,7 @@ const POLL_WAIT: Duration = Duration::from_secs(2);
 /// The shortest wait between polls, whatever the endpoint asks for.
 const LEAST_POLL_WAIT: Duration = Duration::from_millis(100);
 /// How long a cancelled evaluation's DELETE may take.
-const DELETE_WITHIN: Duration = TIME_FOR_LEAVE;
+const DELETE_WITHIN: Duration = SHUTDOWN_GRACE;
 
 /// A checked answer with the server that gave it.
 pub(super) struct Answered {

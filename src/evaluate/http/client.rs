@@ -107,8 +107,7 @@ impl HttpClient {
         }
     }
 
-    /// Sends a request and reads the whole answer within `total`. What an error says of the token is
-    /// blotted out.
+    /// Sends a request and reads the whole answer within `total`. What an error says of the token is redacted.
     ///
     /// # Errors
     /// A judgement of class infrastructure or resource: nobody listens, the connection died, too slow, too large.
@@ -125,7 +124,7 @@ impl HttpClient {
         if !matches!(answer.status, 200 | 202)
             && let Some(token) = self.token.as_ref().and_then(|token| token.as_bytes().strip_prefix(SCHEME.as_bytes()))
         {
-            answer.body = blotted(&answer.body, token);
+            answer.body = redacted(&answer.body, token);
         }
         Ok(answer)
     }
@@ -133,8 +132,8 @@ impl HttpClient {
 
 /// The body of an error without the token: servers that show the request in their errors would bring it to terminals,
 /// ledger and tables. One that is part of a longer word, or as short as a word of the error's own, was hardly meant.
-fn blotted(body: &[u8], token: &[u8]) -> Vec<u8> {
-    const BLOT: &[u8] = b"[token]";
+fn redacted(body: &[u8], token: &[u8]) -> Vec<u8> {
+    const REDACTED: &[u8] = b"[token]";
     const SHORTEST: usize = 8;
     let is_word = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
     let is_shown = |start: usize| {
@@ -143,15 +142,15 @@ fn blotted(body: &[u8], token: &[u8]) -> Vec<u8> {
             && !is_word(before.last())
             && !is_word(body.get(start + token.len()))
     };
-    let (mut blotted, mut at) = (Vec::with_capacity(body.len()), 0);
+    let (mut redacted, mut at) = (Vec::with_capacity(body.len()), 0);
     while let Some(found) = body[at..].windows(token.len()).position(|window| window == token) {
         let start = at + found;
-        blotted.extend_from_slice(&body[at..start]);
-        blotted.extend_from_slice(if is_shown(start) { BLOT } else { token });
+        redacted.extend_from_slice(&body[at..start]);
+        redacted.extend_from_slice(if is_shown(start) { REDACTED } else { token });
         at = start + token.len();
     }
-    blotted.extend_from_slice(&body[at..]);
-    blotted
+    redacted.extend_from_slice(&body[at..]);
+    redacted
 }
 
 fn too_slow(detail: String) -> Judgement {
@@ -338,8 +337,8 @@ mod tests {
     }
 
     #[test]
-    fn a_token_in_an_error_is_blotted_out() {
-        let seen = |body: &str, token: &str| String::from_utf8(blotted(body.as_bytes(), token.as_bytes())).unwrap();
+    fn a_token_in_an_error_is_redacted() {
+        let seen = |body: &str, token: &str| String::from_utf8(redacted(body.as_bytes(), token.as_bytes())).unwrap();
         for (body, expected) in [
             ("Authorization: Bearer open-sesame; open-sesame", "Authorization: Bearer [token]; [token]"),
             ("open-sesame", "[token]"),

@@ -31,7 +31,7 @@ use pool::{Demand, Endpoint, Facts, Pool, Refusal};
 pub(crate) use client::is_same_server;
 
 /// How long a cancelled evaluation may take to say so to its endpoint; twice that, and nobody waits for it any more.
-const TIME_FOR_LEAVE: Duration = Duration::from_millis(500);
+const SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
 
 /// Scores candidates at HTTP endpoints that speak eval protocol v1.
 pub struct HttpEvaluator {
@@ -223,7 +223,7 @@ impl Evaluator for HttpEvaluator {
                 // Whoever is cancelled in the middle of a health check does not wait for a server that hangs.
                 () = async {
                     cancel.cancelled().await;
-                    tokio::time::sleep(2 * TIME_FOR_LEAVE).await;
+                    tokio::time::sleep(2 * SHUTDOWN_GRACE).await;
                 } => Err(EvaluateError::Cancelled),
             }
         })

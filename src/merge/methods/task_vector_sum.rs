@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::merge::block::TileMerge;
 use crate::merge::element::Element;
 use crate::merge::remembered::RememberedMask;
-use crate::merge::sparsify::{Course, Sparsifier};
+use crate::merge::sparsify::{MaskCursor, Sparsifier};
 use crate::merge::tensor::TILE;
 
 /// What becomes of one source's task vector.
@@ -31,14 +31,14 @@ pub(super) struct TaskVectorSum<'a, W> {
 
 /// Where in the streams of masks a run of tiles is.
 pub(super) struct Running {
-    courses: Vec<Course>,
+    cursors: Vec<MaskCursor>,
 }
 
 impl<W: Element> TileMerge<W> for TaskVectorSum<'_, W> {
     type State = Running;
 
     fn begin(&self, first: u64) -> Running {
-        Running { courses: self.sources.iter().map(|source| source.begin(first)).collect() }
+        Running { cursors: self.sources.iter().map(|source| source.begin(first)).collect() }
     }
 
     #[inline(always)]
@@ -46,9 +46,9 @@ impl<W: Element> TileMerge<W> for TaskVectorSum<'_, W> {
         let length = output.len();
         let (base, deltas) = inputs.split_at_mut(TILE);
         let base = &base[..length];
-        let terms = self.sources.iter().zip(&mut state.courses).zip(deltas.chunks_exact_mut(TILE));
-        for ((source, course), delta) in terms {
-            source.weigh(course, first, &mut delta[..length], base);
+        let terms = self.sources.iter().zip(&mut state.cursors).zip(deltas.chunks_exact_mut(TILE));
+        for ((source, cursor), delta) in terms {
+            source.weigh(cursor, first, &mut delta[..length], base);
         }
         if self.elects_sign {
             self.sum_elected(deltas, output);
@@ -68,22 +68,22 @@ impl<W: Element> TileMerge<W> for TaskVectorSum<'_, W> {
 
 impl<W: Element> SourceTerm<'_, W> {
     /// Ranks are not taken a second time where the mask is remembered.
-    fn begin(&self, first: u64) -> Course {
+    fn begin(&self, first: u64) -> MaskCursor {
         if let (Sparsifier::Ranked(ranked), Some(mask)) = (&self.sparsifier, &self.mask)
             && let Some(kept) = mask.block(first, ranked.block_length(first))
         {
-            return Course::Drawn { first, kept };
+            return MaskCursor::Drawn { first, kept };
         }
         self.sparsifier.begin::<W>(first)
     }
 
     /// Turns a source's values into its sparsified, rescaled and weighted task vector.
     #[inline(always)]
-    fn weigh(&self, course: &mut Course, first: u64, values: &mut [W], base: &[W]) {
+    fn weigh(&self, cursor: &mut MaskCursor, first: u64, values: &mut [W], base: &[W]) {
         let weight = self.weight;
         match self.factor {
-            Some(factor) => self.sparsifier.subtract(course, first, values, base, |delta| delta * factor * weight),
-            None => self.sparsifier.subtract(course, first, values, base, |delta| delta * weight),
+            Some(factor) => self.sparsifier.subtract(cursor, first, values, base, |delta| delta * factor * weight),
+            None => self.sparsifier.subtract(cursor, first, values, base, |delta| delta * weight),
         }
     }
 }

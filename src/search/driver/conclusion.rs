@@ -128,7 +128,7 @@ impl Search {
             if self.note(row)
                 && let Some(asked) = asked.iter().find(|asked| asked.index == scored.index)
             {
-                self.crown(asked)?;
+                self.mark_winner(asked)?;
             }
         }
         Ok(())
@@ -169,14 +169,14 @@ impl Search {
                 .map(|(_, of)| finalists[*of].clone())
                 .collect();
             if let Some(asked) = finalists.first().and_then(|row| asked.iter().find(|asked| asked.index == row.index)) {
-                self.crown(asked)?;
+                self.mark_winner(asked)?;
             }
         }
         Ok(Choice { finalists, baseline: best_baseline, again })
     }
 
     /// Makes an evaluation's candidate the one that `best/`, `status` and `export` show.
-    fn crown(&self, asked: &AskedRecord) -> Result<(), SearchError> {
+    fn mark_winner(&self, asked: &AskedRecord) -> Result<(), SearchError> {
         export::write_best(self.folder.path(), &Recipe::from_toml(&asked.recipe)?, &asked.recipe)?;
         export::note_winner(&self.ledger, asked.index, self.rows.len())
     }
