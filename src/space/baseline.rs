@@ -4,7 +4,7 @@ use super::decode::Decoded;
 use super::plan::{Cell, Place, Plan};
 use super::stack::{Origin, Stack};
 use super::{GeneKind, GeneValue, Genome, ModelFacts, SearchSpace};
-use crate::merge::{DENSITY, Untrimmed, complement};
+use crate::merge::{BaseUse, DENSITY, Untrimmed, complement};
 use crate::recipe::{Body, FilteredValue, Gradient, Input, ModelReference, Parameters, Recipe, Setting, Slice, Value};
 
 /// How near a decoded parameter must be to the one that was aimed at.
@@ -120,7 +120,8 @@ impl SearchSpace {
         let mut genome = self.init();
         stack.set_whole(&self.genes, &mut genome.0, Origin::Source(source));
         let decoded = self.decoded(&genome);
-        let exact = matches!(decoded.method().name, "passthrough" | "linear");
+        // A method with a base adds the source's task vector to it, which rounds.
+        let exact = decoded.method().base == BaseUse::None;
         stack.is_whole(decoded.pieces(), Origin::Source(source)).then_some(Encoded { genome, exact })
     }
 

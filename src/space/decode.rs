@@ -4,7 +4,7 @@ use super::plan::{Cell, Place, Plan, is_input, takes_one, takes_pair};
 use super::stack::{Origin, Piece, Stack, joined};
 use super::{Gene, GeneValue, Genome, SearchSpace};
 use crate::merge::{
-    BaseUse, DENSITY, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, complement,
+    BaseUse, DENSITY, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Untrimmed, complement,
 };
 use crate::recipe::{Body, FilteredValue, Gradient, Input, ModelReference, Parameters, Recipe, Setting, Slice, Value};
 
@@ -178,9 +178,14 @@ impl Decoded<'_> {
         Some(self.space.plan(EPSILON).map_or(default, |plan| self.written(plan, place)).abs())
     }
 
+    /// Whether the method averages models, so that their weights may have no sum to divide by.
+    fn averages(&self) -> bool {
+        self.method.untrimmed == Some(Untrimmed::Average)
+    }
+
     /// Whether a normalized linear merge could not divide by the sum of its weights, all sources' in that place.
     fn has_no_sum(&self, weights: &Plan, place: Place) -> bool {
-        if self.method.name != "linear" {
+        if !self.averages() {
             return false;
         }
         let normalizes =
@@ -200,7 +205,7 @@ impl Decoded<'_> {
             dimensions.1 |= epsilon.per_module();
         }
         if plan.parameter == "weight"
-            && self.method.name == "linear"
+            && self.averages()
             && let Some(normalize) = self.space.plan("normalize")
         {
             dimensions.0 |= normalize.per_group();
