@@ -108,6 +108,16 @@ pub struct MetricValue {
     pub stderr: Option<f64>,
 }
 
+impl MetricValue {
+    /// The mean of at least one value with its standard error, which a single value has not.
+    pub(crate) fn mean_of(values: &[f64]) -> Self {
+        let n = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / n;
+        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+        Self { value: mean, stderr: (n > 1.0).then(|| (squares / (n - 1.0) / n).sqrt()) }
+    }
+}
+
 /// Name of the per-sample series that weighs the samples of a metric which is a weighted mean (bits per byte: the
 /// bytes).
 pub const SAMPLE_WEIGHT: &str = "weight";

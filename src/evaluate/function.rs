@@ -24,8 +24,6 @@ use crate::config::{FunctionConfig, Patience, TestFunction};
 use crate::random::stream;
 use crate::scores::{MetricValue, PerSample, SampleId, TaskScores};
 
-/// The metric of a task for which the run file names none.
-const DEFAULT_METRIC: &str = "score";
 /// Where candidates without a genome (base, sources, soups) lie.
 const BASELINES: std::ops::Range<f64> = 0.05..0.35;
 /// Where optima lie, in every gene.
@@ -180,14 +178,10 @@ impl FunctionEvaluator {
                 f64::from(u8::from(right)) + noise
             })
             .collect();
-        let n = scores.len() as f64;
-        let mean = scores.iter().sum::<f64>() / n;
-        let squares = scores.iter().map(|score| (score - mean).powi(2)).sum::<f64>();
-        let stderr = (n > 1.0).then(|| (squares / (n - 1.0) / n).sqrt());
         Ok(TaskScores {
             n: scores.len() as u64,
             n_truncated: None,
-            metrics: BTreeMap::from([(task.metric.clone(), MetricValue { value: mean, stderr })]),
+            metrics: BTreeMap::from([(task.metric.clone(), MetricValue::mean_of(&scores))]),
             per_sample: Some(PerSample {
                 ids: samples.iter().map(|&sample| SampleId::Number(sample as i64)).collect(),
                 scores: BTreeMap::from([(task.metric.clone(), scores)]),
@@ -270,7 +264,7 @@ fn capabilities_of(config: &FunctionConfig, tasks: &[EvaluatorTask]) -> Capabili
     let bounds = if config.noise == 0.0 { (Some(0.0), Some(1.0)) } else { (None, None) };
     let tasks = tasks.iter().map(|task| {
         let metric = MetricCapability { higher_is_better: true, min: bounds.0, max: bounds.1, is_mean: true };
-        let name = task.metric.clone().unwrap_or_else(|| DEFAULT_METRIC.to_owned());
+        let name = task.metric_or_default().to_owned();
         let capability = TaskCapability {
             n_samples: config.samples,
             sample_ids: Some((0..config.samples as i64).map(SampleId::Number).collect()),

@@ -19,6 +19,13 @@ pub struct EvaluatorTask {
     pub max_new_tokens: Option<usize>,
 }
 
+impl EvaluatorTask {
+    /// The metric of the task, for evaluators that take any and list none.
+    pub(super) fn metric_or_default(&self) -> &str {
+        self.metric.as_deref().unwrap_or("score")
+    }
+}
+
 /// Which samples of a task an evaluation uses.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -20,17 +20,13 @@ pub fn union(first: &TaskScores, second: &TaskScores, metric: &str) -> Option<Ta
     let mut samples: Vec<(&SampleId, f64)> = by_id.into_iter().collect();
     samples.sort_by_key(|(id, _)| *id);
     let values: Vec<f64> = samples.iter().map(|(_, value)| *value).collect();
-    let n = values.len();
-    if n == 0 {
+    if values.is_empty() {
         return None;
     }
-    let mean = values.iter().sum::<f64>() / n as f64;
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    let stderr = (n > 1).then(|| (squares / (n as f64 - 1.0) / n as f64).sqrt());
     Some(TaskScores {
-        n: n as u64,
+        n: values.len() as u64,
         n_truncated: first.n_truncated.zip(second.n_truncated).map(|(first, second)| first + second),
-        metrics: BTreeMap::from([(metric.to_owned(), MetricValue { value: mean, stderr })]),
+        metrics: BTreeMap::from([(metric.to_owned(), MetricValue::mean_of(&values))]),
         per_sample: Some(PerSample {
             ids: samples.into_iter().map(|(id, _)| id.clone()).collect(),
             scores: BTreeMap::from([(metric.to_owned(), values)]),

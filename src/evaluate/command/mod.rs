@@ -33,8 +33,6 @@ use super::{
 use crate::config::{CommandConfig, Patience};
 use crate::lock::lock;
 
-/// The metric of a task for which the run file names none.
-const DEFAULT_METRIC: &str = "score";
 /// What a program gets between SIGTERM and SIGKILL.
 const TERM_GRACE: Duration = Duration::from_secs(10);
 /// Evaluations in a row that are given up without any success after which the program itself is taken to be ill.
@@ -367,7 +365,7 @@ fn check_argv(config: &CommandConfig) -> Result<PathBuf, Fault> {
 /// better only the program knows ([`Evaluator::knows_direction`] is false).
 fn capabilities_of(tasks: &[EvaluatorTask]) -> Capabilities {
     let tasks = tasks.iter().map(|task| {
-        let metric = task.metric.clone().unwrap_or_else(|| DEFAULT_METRIC.to_owned());
+        let metric = task.metric_or_default().to_owned();
         let capability = MetricCapability { higher_is_better: true, min: None, max: None, is_mean: false };
         let task_capability = TaskCapability {
             n_samples: 0,
@@ -394,7 +392,7 @@ fn remove_desks(scratch: &Path) {
 
 fn fingerprint_of(config: &CommandConfig, tasks: &[EvaluatorTask]) -> String {
     let mut named: Vec<(&str, &str)> =
-        tasks.iter().map(|task| (task.name.as_str(), task.metric.as_deref().unwrap_or(DEFAULT_METRIC))).collect();
+        tasks.iter().map(|task| (task.name.as_str(), task.metric_or_default())).collect();
     named.sort_unstable();
     let version = config.version.as_deref().unwrap_or_default();
     let length = config.argv.len().to_string();
