@@ -76,6 +76,11 @@ fn resolve_in(location: &str, relative_to: &Path, hub: Option<&Path>) -> Result<
     })
 }
 
+/// Whether a location reads as a Hugging Face id with a revision, `[organisation/]name@revision`.
+pub fn names_revision(location: &str) -> bool {
+    matches!(parse_id(location), Some((_, Some(_))))
+}
+
 /// Splits `[organisation/]name[@revision]`; `None` for what cannot be an id.
 fn parse_id(location: &str) -> Option<(&str, Option<&str>)> {
     let (id, revision) = match location.split_once('@') {
@@ -144,6 +149,10 @@ mod tests {
         assert_eq!(resolve("org/name").unwrap(), snapshots.join("0123abcd"));
         assert_eq!(resolve("org/name@4567").unwrap(), snapshots.join("4567"));
         assert_eq!(resolve("org/name@refs/pr/1").unwrap(), snapshots.join("4567"));
+        assert!(names_revision("org/name@refs/pr/1") && names_revision("name@4567"));
+        assert!(
+            ["org/name", "./run@2", "/runs/run@2", "a/b/c@d", "name@", "@d"].iter().all(|text| !names_revision(text))
+        );
         let text = resolve("org/other").unwrap_err().to_string();
         assert!(text.contains("models--org--other") && text.contains("`hf download org/other`"), "{text}");
         let text = resolve("org/name@v2").unwrap_err().to_string();

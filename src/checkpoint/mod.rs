@@ -35,7 +35,7 @@ pub use dtype::Dtype;
 pub use error::CheckpointError;
 pub use header::TensorInfo;
 pub use layers::LayerLayout;
-pub use location::{open_model, resolve_location};
+pub use location::{names_revision, open_model, resolve_location};
 pub use model::{Checkpoint, Shard};
 pub use nonfinite::NonFinite;
 pub use output::{OutputFile, OutputTensor, base_layout, shard_layout};

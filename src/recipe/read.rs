@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{Body, Input, Masks, ModelReference, Parameters, Recipe, RecipeError, Slice, UNION, parameters};
-use crate::checkpoint::Dtype;
+use crate::checkpoint::{Dtype, names_revision};
 use crate::document::{Content, Field, FieldError, Fields, Node};
 use crate::merge::{BaseUse, MethodSpecification, find_method, methods, unknown_method};
 
@@ -192,44 +192,54 @@ fn read_dtype(field: &Field<'_>) -> Result<Dtype, FieldError> {
     name.strip_prefix("torch.").unwrap_or(name).parse().map_err(|reason: String| field.error(reason))
 }
 
-/// A model: text, where `+` comes before a LoRA adapter and (in YAML) `@` before a revision, or mergekit's mapping,
+/// A model: text, where `+` comes before a LoRA adapter and, in an id, `@` before a revision, or mergekit's mapping,
 /// which holds paths as they are.
 fn read_model(field: &Field<'_>, syntax: Syntax) -> Result<ModelReference, FieldError> {
     if matches!(field.node.content, Content::Table(_)) {
-        return read_model_mapping(field);
+        return read_model_mapping(field, syntax);
     }
-    let text = field.word()?;
-    if syntax == Syntax::Yaml && text.contains('@') {
+    let model = ModelReference::parse(field.word()?).map_err(|reason| field.error(reason))?;
+    let mut parts = std::iter::once(&model.location).chain(&model.adapter);
+    if syntax == Syntax::Yaml && parts.any(|part| part.contains('@') && !names_revision(part)) {
         return Err(field.error(
-            "revisions (`model@revision`) are not supported: give the snapshot's folder; if it is part of the path, write \
-             {model: {path: \"...\"}}",
+            "`@` stands between a Hugging Face id and a revision (`organisation/name@revision`); if it is part of a path, \
+             write {model: {path: \"...\"}}",
         ));
     }
-    ModelReference::parse(text).map_err(|reason| field.error(reason))
+    Ok(model)
 }
 
-fn read_model_mapping(field: &Field<'_>) -> Result<ModelReference, FieldError> {
+fn read_model_mapping(field: &Field<'_>, syntax: Syntax) -> Result<ModelReference, FieldError> {
     let mut fields = field.fields()?;
     if let Some(field) = fields.take("override_architecture") {
         return Err(field.error("not supported; remove it"));
     }
-    let location = read_path(&fields.require("model", "`path` of the model")?)?;
-    let adapter = fields.take("lora").map(|field| read_path(&field)).transpose()?;
+    let location = read_path(&fields.require("model", "`path` of the model")?, syntax)?;
+    let adapter = fields.take("lora").map(|field| read_path(&field, syntax)).transpose()?;
     fields.finish()?;
     Ok(ModelReference { location, adapter })
 }
 
-fn read_path(field: &Field<'_>) -> Result<String, FieldError> {
+fn read_path(field: &Field<'_>, syntax: Syntax) -> Result<String, FieldError> {
     if matches!(field.node.content, Content::Text(_)) {
         return Ok(field.word()?.to_owned());
     }
     let mut fields = field.fields()?;
-    if let Some(field) = fields.take("revision") {
-        return Err(field.error("revisions are not supported: give the snapshot's folder as the path"));
-    }
+    let revision = fields.take("revision");
     let path = fields.require("path", "a folder or a Hugging Face id")?;
     fields.finish()?;
-    Ok(path.word()?.to_owned())
+    let Some(revision) = revision else {
+        let path = path.word()?;
+        // To mergekit, a folder with `@` in its name; without the dot it would be read as an id's revision.
+        let is_folder = syntax == Syntax::Yaml && names_revision(path);
+        return Ok(if is_folder { format!("./{path}") } else { path.to_owned() });
+    };
+    let location = format!("{}@{}", path.word()?, revision.word()?);
+    if names_revision(&location) {
+        Ok(location)
+    } else {
+        Err(revision.error("only models by Hugging Face id (`organisation/name`) have revisions"))
+    }
 }
 
 fn read_tokenizer_source(fields: &mut Fields<'_>, syntax: Syntax) -> Result<Option<String>, FieldError> {

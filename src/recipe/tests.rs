@@ -69,6 +69,27 @@ parameters = { weight = 1, density = [0.5, 1] }
     assert_eq!(file.recipe.out_dtype, Some(Dtype::Bfloat16));
 }
 
+/// As mergekit reads them; a folder with `@` in its name is another model.
+#[test]
+fn revisions_of_ids_are_read_and_written() {
+    let text = "merge_method: linear\nparameters: {weight: 1}\nmodels:\n- model: org/name@v1.0\n\
+                - model: {model: {path: org/name, revision: refs/pr/1}, lora: {path: org/lora, revision: a+b}}\n\
+                - model: {model: {path: org/name@v1.0}}\n- model: {model: {path: run@2}, lora: {path: x+y}}\n";
+    let recipe = Recipe::from_mergekit_yaml(text).unwrap();
+    let models = [
+        ModelReference::new("org/name@v1.0"),
+        ModelReference::with_adapter("org/name@refs/pr/1", "org/lora@a+b"),
+        ModelReference::new("./org/name@v1.0"),
+        ModelReference::with_adapter("./run@2", "x+y"),
+    ];
+    assert!(recipe.models().into_iter().eq(&models), "{recipe:?}");
+    let yaml = recipe.to_mergekit_yaml();
+    assert!(yaml.contains("- model: \"org/name@v1.0\"\n"), "{yaml}");
+    assert!(yaml.contains("{path: \"org/lora\", revision: \"a+b\"}"), "{yaml}");
+    assert_eq!(Recipe::from_mergekit_yaml(&yaml).unwrap(), recipe);
+    assert_eq!(RecipeFile::from_toml(&recipe.to_toml(&BTreeMap::new())).unwrap().recipe, recipe);
+}
+
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
     let linear =
@@ -104,16 +125,12 @@ fn what_is_not_supported_is_refused_by_name() {
         ),
         ("merge_method: linear\nmodels: [{model: +b, parameters: {weight: 1}}]", vec!["`models[0].model`", "one `+`"]),
         (
-            "merge_method: linear\nmodels: [{model: {model: {path: a}, lora: {path: b, revision: c}}, parameters: {weight: 1}}]",
-            vec!["`models[0].model.lora.revision`"],
+            "merge_method: linear\nmodels: [{model: {model: {path: a}, lora: {path: ./b, revision: c}}, parameters: {weight: 1}}]",
+            vec!["`models[0].model.lora.revision`", "Hugging Face id"],
         ),
         (
-            "merge_method: linear\nmodels: [{model: a@b, parameters: {weight: 1}}]",
-            vec!["`models[0].model`", "revision"],
-        ),
-        (
-            "merge_method: linear\nmodels: [{model: {model: {path: a, revision: b}}, parameters: {weight: 1}}]",
-            vec!["`models[0].model.model.revision`"],
+            "merge_method: linear\nmodels: [{model: ../a@b, parameters: {weight: 1}}]",
+            vec!["`models[0].model`", "revision", "path"],
         ),
         ("merge_method: linear\nmodels: [{model: 7, parameters: {weight: 1}}]", vec!["`models[0].model`", "quote"]),
         ("merge_method: linear\nmodels: [{model: a, parameters: {weight: []}}]", vec!["`models[0].parameters.weight`"]),

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use crate::checkpoint::names_revision;
+
 use super::{Body, FilteredValue, Gradient, Input, ModelReference, Parameters, Recipe, Setting, Value};
 
 impl Recipe {
@@ -230,7 +232,10 @@ fn toml_model(model: &ModelReference) -> String {
     if ModelReference::parse(&model.to_string()).as_ref() == Ok(model) {
         return quote(&model.to_string());
     }
-    let path = |location: &str| format!("{{ path = {} }}", quote(location));
+    let path = |location: &str| match revision_of(location) {
+        Some((id, revision)) => format!("{{ path = {}, revision = {} }}", quote(id), quote(revision)),
+        None => format!("{{ path = {} }}", quote(location)),
+    };
     match &model.adapter {
         Some(adapter) => format!("{{ model = {}, lora = {} }}", path(&model.location), path(adapter)),
         None => format!("{{ model = {} }}", path(&model.location)),
@@ -240,14 +245,26 @@ fn toml_model(model: &ModelReference) -> String {
 /// A model as text, or as a mapping where mergekit would read `@` or `+` in a path as a revision or a LoRA.
 fn yaml_model(model: &ModelReference) -> String {
     let parts = || std::iter::once(&model.location).chain(&model.adapter);
-    if parts().all(|part| !part.contains(['@', '+'])) {
+    let is_plain = |part: &str| match revision_of(part) {
+        Some((_, revision)) => !revision.contains(['@', '+']),
+        None => !part.contains(['@', '+']),
+    };
+    if parts().all(|part| is_plain(part)) {
         return yaml_text(&model.to_string());
     }
-    let path = |location: &str| format!("{{path: {}}}", quote(location));
+    let path = |location: &str| match revision_of(location) {
+        Some((id, revision)) => format!("{{path: {}, revision: {}}}", quote(id), quote(revision)),
+        None => format!("{{path: {}}}", quote(location)),
+    };
     match &model.adapter {
         Some(adapter) => format!("{{model: {}, lora: {}}}", path(&model.location), path(adapter)),
         None => format!("{{model: {}}}", path(&model.location)),
     }
+}
+
+/// Id and revision of a location that names both.
+fn revision_of(location: &str) -> Option<(&str, &str)> {
+    location.split_once('@').filter(|_| names_revision(location))
 }
 
 /// Text without quotes where every YAML reader takes it for text, else with them.
