@@ -17,6 +17,18 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::File::open(folder)?.sync_all()
 }
 
+/// Whether an open file is the one at `path` now: one that was waited for or locked may have been replaced meanwhile.
+pub fn is_file_at(file: &std::fs::File, path: &Path) -> bool {
+    let (Ok(open), Ok(there)) = (file.metadata(), std::fs::symlink_metadata(path)) else { return false };
+    place_of(&open) == place_of(&there)
+}
+
+/// Device and inode: which file, or folder, it is.
+pub fn place_of(metadata: &std::fs::Metadata) -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt as _;
+    (metadata.dev(), metadata.ino())
+}
+
 /// A path in a JSON document, which holds text: bytes that are no UTF-8 become replacement characters, as in messages.
 pub fn path_text(path: &Path) -> String {
     path.display().to_string()

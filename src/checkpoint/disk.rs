@@ -1,4 +1,4 @@
-//! Files and space on disk, for the writer.
+//! Files and space on disk.
 
 use std::fs::{File, OpenOptions};
 use std::path::Path;
@@ -10,14 +10,14 @@ use super::error::CheckpointError;
 use super::mapping::is_in_memory;
 
 /// Free bytes for this user on the file system of a directory; `None` where it does not say.
-fn available(directory: &Path) -> Option<u64> {
+pub fn available_space(directory: &Path) -> Option<u64> {
     let space = rustix::fs::statvfs(directory).ok().filter(|space| space.f_blocks > 0)?;
     space.f_bavail.checked_mul(space.f_frsize)
 }
 
 /// Refuses an output of `needed` bytes that the file system of `parent` has no room for.
 pub(super) fn check_space(destination: &Path, parent: &Path, needed: u64) -> Result<(), CheckpointError> {
-    match available(parent) {
+    match available_space(parent) {
         Some(available) if available < needed => {
             Err(CheckpointError::NoSpace { path: destination.to_owned(), needed, available })
         }
@@ -27,7 +27,7 @@ pub(super) fn check_space(destination: &Path, parent: &Path, needed: u64) -> Res
 
 /// The error of a full disk.
 pub(super) fn no_space(path: &Path, directory: &Path, needed: u64) -> CheckpointError {
-    CheckpointError::NoSpace { path: path.to_owned(), needed, available: available(directory).unwrap_or(0) }
+    CheckpointError::NoSpace { path: path.to_owned(), needed, available: available_space(directory).unwrap_or(0) }
 }
 
 /// The error of a failed write of `needed` bytes to a file in `directory`.

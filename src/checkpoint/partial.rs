@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::directory::CONFIG_FILE;
 use super::error::CheckpointError;
+use crate::files::is_file_at;
 
 /// What stands between the destination's name and the owner's numbers.
 const MARK: &str = ".partial-";
@@ -120,9 +121,7 @@ fn lock(path: &Path) -> std::io::Result<Lock> {
         Err(TryLockError::Error(_)) => return Ok(Lock::Unsupported(handle)),
     }
     // Its owner may have moved it to its destination between our opening and our locking.
-    let ours = handle.metadata()?;
-    let same = path.symlink_metadata().is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino()));
-    Ok(if same { Lock::Ours(handle) } else { Lock::Taken })
+    Ok(if is_file_at(&handle, path) { Lock::Ours(handle) } else { Lock::Taken })
 }
 
 /// Removes the partial directories of a destination that nobody holds a lock on. Best effort.

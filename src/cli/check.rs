@@ -40,12 +40,12 @@ fn describe(findings: &Findings) -> String {
         line(
             "candidates",
             format!(
-                "{}{} each, up to {} at a time in {} ({} free)",
+                "{}{} each, up to {} at a time in {}{}",
                 if findings.layers.is_some() { "at most " } else { "" },
                 human_bytes(findings.candidate_bytes),
                 findings.slots,
                 findings.candidate_folder.display(),
-                human_bytes(findings.free_bytes)
+                findings.free_bytes.map_or_else(String::new, |free| format!(" ({} free)", human_bytes(free)))
             ),
         );
     }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use super::fidelity::Parts;
 use super::prepare::{Prepared, candidate_parent};
 use super::repeats::Repeats;
-use super::{SearchError, alarms, slots};
+use super::{SearchError, alarms};
+use crate::checkpoint::available_space;
 use crate::evaluate::TaskCapability;
 use crate::plural::counted;
 use crate::score::alarms::Alarm;
@@ -61,8 +62,8 @@ pub struct Findings {
     pub candidate_folder: PathBuf,
     /// Candidates there at once.
     pub slots: usize,
-    /// Bytes free there.
-    pub free_bytes: u64,
+    /// Bytes free there; `None` where the file system does not say.
+    pub free_bytes: Option<u64>,
 }
 
 /// Two sources' task vectors over all layers.
@@ -84,9 +85,9 @@ pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchErro
     let concurrency = prepared.evaluator.concurrency().get();
     let capacity = prepared.slots();
     let folder = candidate_parent(prepared, &results.join(&config.name), capacity as u64);
-    let free = slots::free_bytes(existing(&folder)).unwrap_or(0);
+    let free = available_space(existing(&folder));
     let needed = prepared.models.candidate_bytes.saturating_mul(capacity as u64);
-    if needed > free {
+    if let Some(free) = free.filter(|free| needed > *free) {
         return Err(SearchError::Settings(format!(
             "candidates need {needed} bytes in {} ({capacity} of {} bytes), {free} are free; lower candidates.slots or name \
              another candidates.dir",

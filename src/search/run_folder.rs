@@ -5,6 +5,7 @@ use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::SearchError;
+use crate::files::{is_file_at, place_of};
 use crate::ledger::Ledger;
 
 const LOCK: &str = "run.lock";
@@ -74,12 +75,11 @@ impl RunFolder {
     /// Whether a living process holds the lock of the run in `path`. Looks without taking the lock, which a search that
     /// starts at that moment would find taken.
     pub fn is_locked(path: &Path) -> bool {
-        use std::os::unix::fs::MetadataExt as _;
-        let Ok(metadata) = std::fs::metadata(path.join(LOCK)) else { return false };
+        let path = path.join(LOCK);
+        let Ok(metadata) = std::fs::metadata(&path) else { return false };
+        let owner = std::fs::read_to_string(&path).unwrap_or_default();
         let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
-        let device = metadata.dev();
-        let place = format!("{:02x}:{:02x}:{}", rustix::fs::major(device), rustix::fs::minor(device), metadata.ino());
-        locks.lines().any(|line| line.contains("FLOCK") && line.split_whitespace().any(|word| word == place))
+        locks.lines().any(|line| is_lock_of(line, &metadata, owner.trim()))
     }
 
     /// Refuses to go on where the folder was moved or replaced meanwhile: results would go to another run's folder, or
@@ -146,14 +146,17 @@ impl RunFolder {
     }
 }
 
-fn is_file_at(file: &File, path: &Path) -> bool {
-    let (Ok(open), Ok(there)) = (file.metadata(), std::fs::metadata(path)) else { return false };
-    place_of(&open) == place_of(&there)
-}
-
-fn place_of(metadata: &std::fs::Metadata) -> (u64, u64) {
+/// Whether a line of `/proc/locks` (proc_locks(5)) is a lock on this file, which the process `owner` wrote its number to.
+///
+/// Btrfs and overlays show another device there than `stat` does: then it is the file with this inode that this owner
+/// has locked.
+fn is_lock_of(line: &str, file: &std::fs::Metadata, owner: &str) -> bool {
     use std::os::unix::fs::MetadataExt as _;
-    (metadata.dev(), metadata.ino())
+    let words: Vec<&str> = line.split_whitespace().skip_while(|word| *word != "FLOCK").collect();
+    let ["FLOCK", _, _, pid, place, ..] = words[..] else { return false };
+    let Some((device, inode)) = place.rsplit_once(':') else { return false };
+    let (major, minor) = (rustix::fs::major(file.dev()), rustix::fs::minor(file.dev()));
+    inode.parse() == Ok(file.ino()) && (device == format!("{major:02x}:{minor:02x}") || pid == owner)
 }
 
 /// Moves an existing run to the first free `NAME.1`, `NAME.2`, ...; refuses while another process uses it.
@@ -186,6 +189,22 @@ pub fn put_back(results: &Path, name: &str, aside: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn locks_are_found_where_another_device_is_shown() {
+        use std::os::unix::fs::MetadataExt as _;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let metadata = file.as_file().metadata().unwrap();
+        let line =
+            |device: &str, inode: u64, pid: u32| format!("7: FLOCK  ADVISORY  WRITE {pid} {device}:{inode} 0 EOF");
+        let (major, minor) = (rustix::fs::major(metadata.dev()), rustix::fs::minor(metadata.dev()));
+        let (here, inode) = (format!("{major:02x}:{minor:02x}"), metadata.ino());
+        assert!(is_lock_of(&line(&here, inode, 1), &metadata, "17"));
+        assert!(is_lock_of(&line("00:ff", inode, 17), &metadata, "17"));
+        assert!(!is_lock_of(&line("00:ff", inode, 1), &metadata, "17"));
+        assert!(!is_lock_of(&line(&here, inode + 1, 17), &metadata, "17"));
+        assert!(!is_lock_of(&line(&here, inode, 17).replace("FLOCK", "POSIX"), &metadata, "17"));
+    }
 
     #[test]
     fn a_start_that_leaves_nothing_takes_its_folder_away() {

@@ -3,15 +3,20 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::SearchError;
-use crate::checkpoint::SpareCheckpoints;
+use crate::checkpoint::{SpareCheckpoints, available_space};
+use crate::files::is_file_at;
 
 const PREFIX: &str = "evomerge-";
 const LOCK: &str = ".lock";
 /// Hexadecimal digits of a run id.
 const ID_DIGITS: usize = 12;
 const RAM_DISK: &str = "/dev/shm";
+/// How often a claim looks again where the folder is there: another search may be sweeping it at that moment.
+const TRIES: usize = 20;
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// The run's candidate folder; removed with everything in it when dropped.
 #[derive(Debug)]
@@ -38,13 +43,7 @@ impl Slots {
         use std::os::unix::fs::PermissionsExt as _;
         std::fs::set_permissions(fresh.path(), std::fs::Permissions::from_mode(0o755))
             .map_err(|source| fault(fresh.path(), source))?;
-        std::fs::rename(fresh.path(), &folder).map_err(|source| match source.kind() {
-            // The sweep took what had no owner.
-            std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::AlreadyExists => {
-                SearchError::CopyInUse { folder: folder.clone() }
-            }
-            _ => fault(&folder, source),
-        })?;
+        place(fresh.path(), parent, &folder)?;
         // Renamed away: nothing is left for the temporary folder's own clean-up.
         let _ = fresh.keep();
         Ok(Self { spares: SpareCheckpoints::in_folder(&folder), folder, _lock: lock })
@@ -69,8 +68,40 @@ impl Slots {
 
 impl Drop for Slots {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.folder);
+        remove(&self.folder);
     }
+}
+
+/// Gives the new folder its name, in place of nothing but an empty folder.
+fn place(fresh: &Path, parent: &Path, folder: &Path) -> Result<(), SearchError> {
+    use std::io::ErrorKind::{AlreadyExists, DirectoryNotEmpty};
+    for _ in 0..TRIES {
+        match std::fs::rename(fresh, folder) {
+            Err(error) if matches!(error.kind(), DirectoryNotEmpty | AlreadyExists) => {
+                std::thread::sleep(PAUSE);
+                sweep(parent);
+            }
+            other => {
+                return other.map_err(|source| SearchError::CandidateFolder { path: folder.to_path_buf(), source });
+            }
+        }
+    }
+    Err(SearchError::CopyInUse { folder: folder.to_path_buf() })
+}
+
+/// Removes a folder whose lock is ours. The lock's file goes last: as long as anything is in the folder it has one, and
+/// nobody can put another folder in its place.
+fn remove(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            let _ = std::fs::remove_dir_all(path);
+        } else if entry.file_name() != LOCK {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+    let _ = std::fs::remove_file(folder.join(LOCK));
+    let _ = std::fs::remove_dir(folder);
 }
 
 /// Removes candidate folders under `parent` whose owner is gone: those that have the name of one and no lock that
@@ -83,14 +114,14 @@ fn sweep(parent: &Path) {
             continue;
         }
         let path = entry.path();
-        let abandoned = match File::open(path.join(LOCK)) {
-            Ok(lock) => lock.try_lock().is_ok(),
-            // Every folder of ours got its lock before it got its name: one without is the rest of a removal that was
-            // cut short.
-            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
-        };
-        if abandoned {
-            let _ = std::fs::remove_dir_all(&path);
+        let lock_path = path.join(LOCK);
+        match File::open(&lock_path) {
+            // The lock is held until the folder is gone, and it is that of this folder, not of one that was here before.
+            Ok(lock) if lock.try_lock().is_ok() && is_file_at(&lock, &lock_path) => remove(&path),
+            Ok(_) => {}
+            // The rest of a removal that was cut short, or one that is not over: empty, or it is not ours.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => drop(std::fs::remove_dir(&path)),
+            Err(_) => {}
         }
     }
 }
@@ -105,7 +136,7 @@ fn is_ours(name: &str) -> bool {
 pub fn choose_parent(run_folder: &Path, bytes: u64, slots: u64) -> PathBuf {
     let needed = bytes.saturating_mul(slots + 1);
     let ram_disk = Path::new(RAM_DISK);
-    let fits = free_bytes(ram_disk).is_some_and(|free| free > needed)
+    let fits = available_space(ram_disk).is_some_and(|free| free > needed)
         && available_memory().is_some_and(|memory| memory / 2 > needed);
     if fits { ram_disk.to_path_buf() } else { in_run_folder(run_folder) }
 }
@@ -124,12 +155,6 @@ pub fn sweep_earlier(run_folder: &Path, earlier: Option<&Path>) {
     if let Some(earlier) = earlier {
         sweep(earlier);
     }
-}
-
-/// Bytes free for us on the file system of `path`.
-pub fn free_bytes(path: &Path) -> Option<u64> {
-    let status = rustix::fs::statvfs(path).ok()?;
-    Some(status.f_bavail.saturating_mul(status.f_frsize))
 }
 
 /// `MemAvailable` in bytes.
@@ -153,7 +178,7 @@ mod tests {
         std::fs::create_dir_all(dead.join("c2")).unwrap();
         File::create(dead.join(LOCK)).unwrap();
         let half_removed = parent.path().join("evomerge-00000000beef");
-        std::fs::create_dir_all(half_removed.join("c3")).unwrap();
+        std::fs::create_dir(&half_removed).unwrap();
         let foreign = ["somebody-else", "evomerge-notes", "evomerge-scratch-17", "evomerge-0000beef"];
         for name in foreign {
             std::fs::create_dir_all(parent.path().join(name)).unwrap();
@@ -171,6 +196,39 @@ mod tests {
         assert!(!folder.exists());
         drop(other);
         assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), foreign.len());
+    }
+
+    /// Whoever opened the lock of a folder that is gone must not take it for that of the folder there now.
+    #[test]
+    fn a_folder_in_the_place_of_a_swept_one_is_left_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("evomerge-0123456789ab");
+        std::fs::create_dir(&folder).unwrap();
+        let old = File::create(folder.join(LOCK)).unwrap();
+        remove(&folder);
+        let slots = Slots::claim(parent.path(), "0123456789ab").unwrap();
+        assert!(old.try_lock().is_ok() && !is_file_at(&old, &folder.join(LOCK)));
+        sweep(parent.path());
+        assert!(slots.folder.join(LOCK).exists());
+    }
+
+    /// Two searches under one parent claim and leave their folders again and again.
+    #[test]
+    fn sweeps_and_claims_at_the_same_time_never_meet() {
+        let parent = tempfile::tempdir().unwrap();
+        let run = |id: &'static str| {
+            let parent = parent.path().to_path_buf();
+            std::thread::spawn(move || {
+                for _ in 0..200 {
+                    let slots = Slots::claim(&parent, id).unwrap();
+                    std::fs::create_dir(slots.candidate("c")).unwrap();
+                    assert!(slots.folder.join(LOCK).exists() && slots.candidate("c").exists());
+                }
+            })
+        };
+        let runs = ["0123456789ab", "ba9876543210", "00000000beef"].map(run);
+        runs.into_iter().for_each(|run| run.join().unwrap());
+        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
     }
 
     #[test]
