@@ -60,7 +60,7 @@ fn resolve_in(location: &str, relative_to: &Path, hub: Option<&Path>) -> Result<
         return Ok(path);
     }
     let looked = format!("there is no {}", path.display());
-    let Some((id, revision)) = parse_id(location) else {
+    let Some(HubId { repository: id, revision }) = HubId::parse(location) else {
         return Err(unresolved(format!("{looked}; expected a model's directory")));
     };
     let Some(hub) = hub else {
@@ -76,23 +76,29 @@ fn resolve_in(location: &str, relative_to: &Path, hub: Option<&Path>) -> Result<
     })
 }
 
-/// Whether a location reads as a Hugging Face id with a revision, `[organisation/]name@revision`.
-pub fn names_revision(location: &str) -> bool {
-    matches!(parse_id(location), Some((_, Some(_))))
+/// A model on the Hugging Face hub: `[organisation/]name[@revision]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HubId<'a> {
+    /// `[organisation/]name`.
+    pub repository: &'a str,
+    /// A branch, tag or commit; `None`: `main`.
+    pub revision: Option<&'a str>,
 }
 
-/// Splits `[organisation/]name[@revision]`; `None` for what cannot be an id.
-fn parse_id(location: &str) -> Option<(&str, Option<&str>)> {
-    let (id, revision) = match location.split_once('@') {
-        Some((id, revision)) => (id, Some(revision)),
-        None => (location, None),
-    };
-    let part = |part: &str| {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-        (1..=96).contains(&part.len()) && part.bytes().all(allowed) && !part.starts_with(['.', '-'])
-    };
-    let valid = id.split('/').count() <= 2 && id.split('/').all(part) && revision.is_none_or(stays_inside);
-    valid.then_some((id, revision))
+impl<'a> HubId<'a> {
+    /// Reads a location; `None` for what cannot be an id.
+    pub fn parse(location: &'a str) -> Option<Self> {
+        let (repository, revision) = match location.split_once('@') {
+            Some((repository, revision)) => (repository, Some(revision)),
+            None => (location, None),
+        };
+        let part = |part: &str| {
+            let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+            (1..=96).contains(&part.len()) && part.bytes().all(allowed) && !part.starts_with(['.', '-'])
+        };
+        let is_name = repository.split('/').count() <= 2 && repository.split('/').all(part);
+        (is_name && revision.is_none_or(stays_inside)).then_some(Self { repository, revision })
+    }
 }
 
 /// Whether a revision, which may have slashes, stays in its folder.
@@ -139,6 +145,17 @@ mod tests {
     }
 
     #[test]
+    fn ids_are_told_from_paths() {
+        let id = |repository, revision| Some(HubId { repository, revision });
+        assert_eq!(HubId::parse("org/model-7B"), id("org/model-7B", None));
+        assert_eq!(HubId::parse("gpt2"), id("gpt2", None));
+        assert_eq!(HubId::parse("org/name@refs/pr/1"), id("org/name", Some("refs/pr/1")));
+        for path in ["../x", "/x", "a/b/c", "", "a/", "./run@2", "/runs/run@2", "a/b/c@d", "name@", "@d", "a@../b"] {
+            assert_eq!(HubId::parse(path), None, "{path}");
+        }
+    }
+
+    #[test]
     fn ids_lead_to_snapshots() {
         let hub = cache();
         let none = tempfile::tempdir().unwrap();
@@ -149,10 +166,6 @@ mod tests {
         assert_eq!(resolve("org/name").unwrap(), snapshots.join("0123abcd"));
         assert_eq!(resolve("org/name@4567").unwrap(), snapshots.join("4567"));
         assert_eq!(resolve("org/name@refs/pr/1").unwrap(), snapshots.join("4567"));
-        assert!(names_revision("org/name@refs/pr/1") && names_revision("name@4567"));
-        assert!(
-            ["org/name", "./run@2", "/runs/run@2", "a/b/c@d", "name@", "@d"].iter().all(|text| !names_revision(text))
-        );
         let text = resolve("org/other").unwrap_err().to_string();
         assert!(text.contains("models--org--other") && text.contains("`hf download org/other`"), "{text}");
         let text = resolve("org/name@v2").unwrap_err().to_string();

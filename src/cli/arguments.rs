@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::mergekit_flags::MergekitFlags;
-use super::quantities::{parse_count, parse_duration};
+use super::quantities::{parse_count, parse_duration, parse_threads};
 use crate::checkpoint::Dtype;
 
 /// Finds the best way to merge a set of fine-tuned language models, and proves that it did.
@@ -120,7 +120,7 @@ pub(super) struct Merge {
     #[arg(long, value_name = "DIR")]
     pub models_dir: Option<PathBuf>,
     /// Threads; the result does not depend on them [default: all cores]
-    #[arg(long, value_name = "N", alias = "num-threads", short_alias = 'j', value_parser = parse_count::<NonZeroUsize>)]
+    #[arg(long, value_name = "N", alias = "num-threads", short_alias = 'j', value_parser = parse_threads)]
     pub threads: Option<NonZeroUsize>,
     /// Seed of sampled masks, instead of the recipe's
     #[arg(long, value_name = "N", alias = "random-seed")]

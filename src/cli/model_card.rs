@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::checkpoint::HubId;
 use crate::ledger::{AskedRecord, ToldRecord};
 use crate::recipe::{ModelReference, Recipe};
 
@@ -50,7 +51,12 @@ pub(super) fn of_run(
 fn front_matter(recipe: &Recipe, folder: &Path) -> String {
     let mut text = String::from("---\nlibrary_name: transformers\n");
     // The hub links to what it knows; folders of one machine are nobody else's business.
-    let on_the_hub: Vec<&str> = locations(recipe).filter(|location| is_repository(location, folder)).collect();
+    let mut on_the_hub: Vec<&str> = Vec::new();
+    for repository in locations(recipe).filter_map(|location| repository(location, folder)) {
+        if !on_the_hub.contains(&repository) {
+            on_the_hub.push(repository);
+        }
+    }
     if !on_the_hub.is_empty() {
         text.push_str("base_model:\n");
         on_the_hub.iter().for_each(|id| text.push_str(&format!("- {id}\n")));
@@ -64,7 +70,7 @@ fn merge_of(recipe: &Recipe, made: &str) -> String {
 }
 
 fn how_to_make_it(recipe: &Recipe, folder: &Path) -> String {
-    let is_relative = |location: &str| !location.starts_with('/') && !is_repository(location, folder);
+    let is_relative = |location: &str| !location.starts_with('/') && repository(location, folder).is_none();
     let models = if locations(recipe).any(is_relative) { " --models-dir MODELS" } else { "" };
     format!(
         "## Recipe\n\n`recipe.toml` and `mergekit_config.yml` beside this file. To make the model again:\n\n\
@@ -81,14 +87,10 @@ fn locations(recipe: &Recipe) -> impl Iterator<Item = &str> {
         .flatten()
 }
 
-/// `owner/name`, and nothing on this machine.
-fn is_repository(location: &str, folder: &Path) -> bool {
-    let parts: Vec<&str> = location.split('/').collect();
-    let is_name = |part: &&str| {
-        part.starts_with(|first: char| first.is_ascii_alphanumeric())
-            && part.chars().all(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(letter))
-    };
-    parts.len() == 2 && parts.iter().all(is_name) && !folder.join(location).exists()
+/// The `owner/name` of a location that is nothing on this machine.
+fn repository<'a>(location: &'a str, folder: &Path) -> Option<&'a str> {
+    let id = HubId::parse(location)?;
+    (id.repository.contains('/') && !folder.join(location).exists()).then_some(id.repository)
 }
 
 fn scores(told: &ToldRecord) -> String {

@@ -1,6 +1,6 @@
 //! Times, sizes and counts as people write them.
 
-use std::num::NonZeroU64;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::time::Duration;
 
 /// `90s`, `30m`, `8h`, `2d`, and sums like `1h30m`.
@@ -52,6 +52,15 @@ pub(super) fn parse_count<N: TryFrom<NonZeroU64>>(text: &str) -> Result<N, Strin
     let number = u64::try_from(number).map_err(|_| "is too large".to_owned())?;
     let number = NonZeroU64::new(number).ok_or("must be at least 1")?;
     N::try_from(number).map_err(|_| "is too large".to_owned())
+}
+
+/// More than any machine has cores: they only cost memory and time.
+const MOST_THREADS: usize = 4096;
+
+/// A number of threads.
+pub(super) fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
+    let threads: NonZeroUsize = parse_count(text)?;
+    if threads.get() > MOST_THREADS { Err(format!("must be at most {MOST_THREADS}")) } else { Ok(threads) }
 }
 
 /// A duration for people: `3 s`, `2 min 05 s`, `1 h 20 min`.

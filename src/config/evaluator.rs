@@ -24,6 +24,8 @@ const DEFAULT_MAX_NEW_TOKENS: usize = 64;
 const DEFAULT_FUNCTION_SAMPLES: u64 = 100;
 /// Evaluations that one evaluator may be asked for at once.
 const MOST_IN_FLIGHT: usize = 10_000;
+/// More than any machine has cores.
+const MOST_THREADS: usize = 4096;
 /// Samples of a landscape: their ids are held in memory.
 const MOST_FUNCTION_SAMPLES: usize = 10_000_000;
 
@@ -66,7 +68,7 @@ fn read_truth(fields: &mut Fields<'_>, key: &'static str) -> Result<bool, FieldE
 
 fn read_native(fields: &mut Fields<'_>) -> Result<NativeConfig, FieldError> {
     Ok(NativeConfig {
-        threads: fields.take("threads").map(|field| field.count()).transpose()?,
+        threads: fields.take("threads").map(|field| field.count_up_to(MOST_THREADS)).transpose()?,
         batch: fields.take("batch").map_or(Ok(DEFAULT_BATCH), |field| field.count())?,
         max_new_tokens: match fields.take("max_new_tokens") {
             None => DEFAULT_MAX_NEW_TOKENS,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
 use super::{ModelSource, ModelsConfig};
-use crate::checkpoint::{is_adapter_folder, resolve_location};
+use crate::checkpoint::{HubId, is_adapter_folder, resolve_location};
 use crate::document::{Content, Field, FieldError};
 use crate::natural_order::natural_order;
 
@@ -77,7 +77,7 @@ fn place(written: &str, directory: &Path) -> PathBuf {
     let path = directory.join(written);
     match resolve(&path) {
         Some(found) => found,
-        None if looks_like_repository(written) => PathBuf::from(written),
+        None if HubId::parse(written).is_some() => PathBuf::from(written),
         // Whoever opens it says that it is missing, and where it was looked for: bad data, not a bad run file.
         None => without_dots(&path),
     }
@@ -150,16 +150,6 @@ fn without_dots(path: &Path) -> PathBuf {
         }
     }
     plain
-}
-
-/// `name` or `owner/name`, as on the Hugging Face hub.
-fn looks_like_repository(text: &str) -> bool {
-    let part = |part: &str| {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        !part.is_empty() && part.chars().all(allowed) && !part.starts_with(['.', '-'])
-    };
-    let mut parts = text.split('/');
-    parts.next().is_some_and(part) && parts.next().is_none_or(part) && parts.next().is_none()
 }
 
 fn read_glob(field: &Field<'_>, directory: &Path, base: Option<&ModelSource>) -> Result<Vec<ModelSource>, FieldError> {
@@ -275,9 +265,12 @@ fn name_models<'a>(models: impl Iterator<Item = &'a mut ModelSource>) {
     }
 }
 
+/// The last parts of a path or id; a revision, which may have slashes, stays whole.
 fn last_components(location: &str, count: usize) -> String {
-    let parts: Vec<&str> = location.split('/').filter(|part| !part.is_empty()).collect();
-    parts[parts.len().saturating_sub(count)..].join("/")
+    let revision = HubId::parse(location).and_then(|id| id.revision);
+    let path = revision.map_or(location, |revision| &location[..location.len() - revision.len()]);
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    parts[parts.len().saturating_sub(count)..].join("/") + revision.unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -289,6 +282,12 @@ mod tests {
             locations.iter().map(|location| model(Path::new(location), location).unwrap()).collect();
         name_models(models.iter_mut());
         models.into_iter().map(|model| model.name).collect()
+    }
+
+    #[test]
+    fn revisions_are_part_of_a_name() {
+        assert_eq!(names(&["org/a@v1", "org/a@refs/pr/1", "org/a"]), ["a@v1", "a@refs/pr/1", "a"]);
+        assert_eq!(place("org/name@v1.0", Path::new("/nowhere")), Path::new("org/name@v1.0"));
     }
 
     #[test]
@@ -321,21 +320,6 @@ mod tests {
             ("", "*", true),
         ] {
             assert_eq!(matches_pattern(name, pattern), expected, "{name} {pattern}");
-        }
-    }
-
-    #[test]
-    fn hub_ids_are_told_from_paths() {
-        for (text, expected) in [
-            ("org/model-7B", true),
-            ("gpt2", true),
-            ("../x", false),
-            ("/x", false),
-            ("a/b/c", false),
-            ("", false),
-            ("a/", false),
-        ] {
-            assert_eq!(looks_like_repository(text), expected, "{text}");
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::protocol::{WireEvaluation, WireMetric, WirePerSample, WireTaskScores};
+use super::protocol::{MOST_SAMPLES, WireEvaluation, WireMetric, WirePerSample, WireTaskScores};
 use super::text::shortened;
 use super::{Capabilities, Evaluation, EvaluationRequest, Fault, FaultClass, MetricCapability, Samples, TaskRequest};
 use crate::scores::{MetricValue, PerSample, SampleId, TaskScores};
@@ -87,6 +87,11 @@ fn check_task(scores: WireTaskScores, task: &TaskRequest, expected: &Expected) -
     let capability = known.and_then(|known| known.metrics.get(&task.metric));
     let value = check_value(metric, task, capability)?;
     let n_samples = known.map_or(0, |known| known.n_samples);
+    for (field, count) in [("n", scores.n), ("n_truncated", scores.n_truncated)] {
+        if let Some(count) = count.filter(|count| *count > MOST_SAMPLES) {
+            return Err(violation(format!("task {}: {field} is {count}, which is no number of samples", task.name)));
+        }
+    }
     let n = check_n(scores.n, task, n_samples, expected.completeness)?;
     if let Some(stderr) = metric.stderr
         && (!stderr.is_finite() || stderr < 0.0)

@@ -16,6 +16,9 @@ pub const VERSION: &str = "1.0";
 /// Tasks larger than this get no generated sample ids.
 const MOST_GENERATED_IDS: u64 = 10_000_000;
 
+/// A larger number of samples is a mistake; sums of numbers up to it hold for any run.
+pub(super) const MOST_SAMPLES: u64 = 1 << 40;
+
 /// `GET /v1/health`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WireHealth {

@@ -8,6 +8,7 @@ mod schema;
 mod trials;
 
 use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
@@ -351,9 +352,13 @@ fn to_sql(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// SQLite's name for a file that does not change.
+/// SQLite's name for a file that does not change (<https://www.sqlite.org/uri.html>).
 fn immutable_uri(path: &Path) -> PathBuf {
-    let path = path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+    let encode = |byte: &u8| match byte {
+        b'/' | b'.' | b'_' | b'-' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => char::from(*byte).to_string(),
+        other => format!("%{other:02x}"),
+    };
+    let path: String = plain(path).as_os_str().as_bytes().iter().map(encode).collect();
     PathBuf::from(format!("file:{path}?immutable=1"))
 }
 

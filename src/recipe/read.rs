@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{Body, Input, Masks, ModelReference, Parameters, Recipe, RecipeError, Slice, UNION, parameters};
-use crate::checkpoint::{Dtype, names_revision};
+use crate::checkpoint::{Dtype, HubId};
 use crate::document::{Content, Field, FieldError, Fields, Node};
 use crate::merge::{BaseUse, MethodSpecification, find_method, methods, unknown_method};
 
@@ -190,6 +190,10 @@ fn read_method(fields: &mut Fields<'_>) -> Result<&'static MethodSpecification, 
 fn read_dtype(field: &Field<'_>) -> Result<Dtype, FieldError> {
     let name = field.word()?;
     name.strip_prefix("torch.").unwrap_or(name).parse().map_err(|reason: String| field.error(reason))
+}
+
+fn names_revision(location: &str) -> bool {
+    HubId::parse(location).is_some_and(|id| id.revision.is_some())
 }
 
 /// A model: text, where `+` comes before a LoRA adapter and, in an id, `@` before a revision, or mergekit's mapping,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::checkpoint::names_revision;
+use crate::checkpoint::HubId;
 
 use super::{Body, FilteredValue, Gradient, Input, ModelReference, Parameters, Recipe, Setting, Value};
 
@@ -264,7 +264,8 @@ fn yaml_model(model: &ModelReference) -> String {
 
 /// Id and revision of a location that names both.
 fn revision_of(location: &str) -> Option<(&str, &str)> {
-    location.split_once('@').filter(|_| names_revision(location))
+    let id = HubId::parse(location)?;
+    Some((id.repository, id.revision?))
 }
 
 /// Text without quotes where every YAML reader takes it for text, else with them.

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use super::super::error_answer::of_error_answer;
 use super::{AgreedTask, Demand, Endpoint, Facts, Pool};
 use crate::evaluate::judgement::{Loss, Reaction};
-use crate::evaluate::protocol::{WireCapabilities, WireHealth};
+use crate::evaluate::protocol::{MOST_SAMPLES, WireCapabilities, WireHealth};
 use crate::evaluate::text::shortened;
 use crate::evaluate::{EvaluatorTask, Fault, FaultClass};
 use crate::lock::lock;
@@ -200,6 +200,10 @@ fn check_task(wire: &WireCapabilities, task: &EvaluatorTask) -> Result<(), Fault
     if of_that_name.next().is_some() {
         let detail = format!("its capabilities have task {} more than once; nobody knows which is scored", task.name);
         return Err(Fault::configuration("repeated_task", shortened(&detail)));
+    }
+    if known.n_samples > MOST_SAMPLES {
+        let detail = format!("task {} has n_samples {}, which is no number of samples", task.name, known.n_samples);
+        return Err(Fault::configuration("bad_n_samples", shortened(&detail)));
     }
     let metrics: Vec<&str> = known.metrics.iter().map(|metric| metric.name.as_str()).collect();
     match &task.metric {

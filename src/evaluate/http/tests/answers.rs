@@ -109,6 +109,12 @@ async fn faults_of_the_infrastructure_change_no_result() {
         ("wrong candidate id", edited(|a| a["candidate_id"] = json!("other")), "invalid_answer", true),
         ("wrong fingerprint", edited(|a| a["fingerprint"] = json!("fp-2")), "invalid_answer", true),
         ("wrong n", edited(|a| a["tasks"]["add"]["n"] = json!(20)), "invalid_answer", true),
+        (
+            "no number of samples",
+            edited(|a| a["tasks"]["add"]["n_truncated"] = json!(u64::MAX)),
+            "invalid_answer",
+            true,
+        ),
         ("missing n", edited(|a| drop(a["tasks"]["add"].as_object_mut().unwrap().remove("n"))), "invalid_answer", true),
         (
             "out of range",
@@ -390,6 +396,14 @@ async fn a_task_that_is_announced_twice_is_a_configuration_error() {
         matches!(&error, EvaluateError::Configuration(fault) if fault.detail.contains("more than once")),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn a_number_of_samples_beyond_all_bounds_is_a_configuration_error() {
+    let server = FaultServer::start(vec![]);
+    server.inner.capabilities.lock().unwrap()["tasks"][0]["n_samples"] = json!(u64::MAX);
+    let error = Bench::of(&[&server]).evaluate().await.unwrap_err();
+    assert!(matches!(&error, EvaluateError::Configuration(fault) if fault.detail.contains("n_samples")), "{error}");
 }
 
 #[tokio::test]
