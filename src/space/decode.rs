@@ -42,6 +42,8 @@ pub(super) struct Decoded<'a> {
     base_apart: bool,
     /// What the recipe is stacked from, in order; empty where the space does not stack layers.
     pieces: Vec<Piece>,
+    /// Genes without effect because of others' values; their `init` stands in `units`.
+    idle: Vec<bool>,
 }
 
 impl SearchSpace {
@@ -54,17 +56,16 @@ impl SearchSpace {
         self.decoded(genome).recipe()
     }
 
-    /// Which genes have an effect in this genome: those that the chosen method uses, for models that take part.
+    /// Which genes have an effect in this genome: those that the chosen method uses, for models that take part. A source
+    /// whose weight is zero takes no part.
     pub fn active(&self, genome: &Genome) -> Vec<bool> {
         let decoded = self.decoded(genome);
         let method = self.specifications.iter().position(|method| method.name == decoded.method.name).unwrap_or(0);
-        let is_active = |gene: &Gene| {
+        let is_active = |(index, gene): (usize, &Gene)| {
             let used = gene.methods.is_empty() || gene.methods.contains(&method);
-            used && gene.model.is_none_or(|model| decoded.inputs.iter().any(|input| input.source == model))
-        };
-        let is_active = |(index, gene): (usize, &Gene)| match &self.stack {
-            Some(stack) => stack.is_active(index, gene, &decoded.pieces) && is_active(gene),
-            None => is_active(gene),
+            let takes_part = gene.model.is_none_or(|model| decoded.sources().any(|source| source == model));
+            let stacked = self.stack.as_ref().is_none_or(|stack| stack.is_active(index, gene, &decoded.pieces));
+            used && takes_part && stacked && !decoded.idle[index]
         };
         self.genes.iter().enumerate().map(is_active).collect()
     }
@@ -108,7 +109,14 @@ impl SearchSpace {
             }
         };
         let pieces = self.stack.as_ref().map(|stack| stack.pieces(&self.genes, &units)).unwrap_or_default();
-        Decoded { space: self, units, method, inputs, base, base_apart, pieces }
+        let mut decoded = Decoded { space: self, units, method, inputs, base, base_apart, pieces, idle: Vec::new() };
+        decoded.idle = decoded.idle_genes();
+        for (unit, gene) in
+            decoded.units.iter_mut().zip(&self.genes).zip(&decoded.idle).filter_map(|(of, idle)| idle.then_some(of))
+        {
+            *unit = gene.clamp(gene.init);
+        }
+        decoded
     }
 }
 
@@ -134,6 +142,47 @@ impl Decoded<'_> {
     /// The sources that are inputs, in order.
     pub(super) fn sources(&self) -> impl Iterator<Item = usize> {
         self.inputs.iter().map(|input| input.source)
+    }
+
+    /// Genes that say how task vectors are trimmed and nothing else, of task vectors that are all multiplied by zero.
+    fn idle_genes(&self) -> Vec<bool> {
+        let mut idle = vec![false; self.space.genes.len()];
+        let weighs = self.method.parameter("weight").is_some_and(|weight| weight.scope == ParameterScope::Source);
+        if self.method.base != BaseUse::Required || !weighs {
+            return idle;
+        }
+        let trims = |parameter: &str, scope: ParameterScope| parameter != "weight" && scope == ParameterScope::Source;
+        let plans = || {
+            let known = |parameter: &ParameterSpecification| {
+                self.space.plan(parameter.name).map(|plan| (plan, trims(parameter.name, parameter.scope)))
+            };
+            self.method.parameters.iter().filter_map(known)
+        };
+        let cells = plans().filter(|(_, trims)| *trims).flat_map(|(plan, _)| &plan.cells);
+        cells.filter_map(Cell::gene).for_each(|gene| idle[gene] = true);
+        for (plan, trims) in plans() {
+            for place in self.places().filter(|place| !trims || self.has_weight(*place)) {
+                if let Cell::Gene(gene) = plan.cell(place) {
+                    idle[gene] = false;
+                }
+            }
+        }
+        idle
+    }
+
+    /// Every place of every input.
+    fn places(&self) -> impl Iterator<Item = Place> {
+        let (groups, modules) = (self.space.groups.len(), self.modules());
+        let of_source = move |source| {
+            (0..groups).flat_map(move |group| (0..modules).map(move |module| Place { source, group, module }))
+        };
+        self.sources().flat_map(of_source)
+    }
+
+    /// Whether a source is weighed with something but zero in a place; where weights are interpolated, in any group.
+    fn has_weight(&self, place: Place) -> bool {
+        let has_weight = |group: usize| self.number("weight", Place { group, ..place }) != Some(0.0);
+        if self.space.interpolate { (0..self.space.groups.len()).any(has_weight) } else { has_weight(place.group) }
     }
 
     /// Modules that this space tells apart.

@@ -28,6 +28,15 @@ pub(super) enum Cell {
     Gene(usize),
 }
 
+impl Cell {
+    pub fn gene(&self) -> Option<usize> {
+        match self {
+            Self::Frozen(_) => None,
+            Self::Gene(index) => Some(*index),
+        }
+    }
+}
+
 /// Where all values of one parameter come from.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Plan {

@@ -496,6 +496,36 @@ proptest! {
     }
 }
 
+/// A task vector that is multiplied by zero may be trimmed as one likes.
+#[test]
+fn genes_of_sources_without_weight_have_no_effect() {
+    for (method, gene) in [("ties", "density"), ("dare_linear", "drop_rate"), ("della", "epsilon")] {
+        let text = format!(
+            "method = '{method}'\nlayer_groups = 2\n\
+             genes = {{ weight = {{ low = 0.0, high = 1.0, per = ['model', 'layer_group'] }}, {gene} = {{ low = 0.1, high = 0.4, per = ['model'] }} }}\n"
+        );
+        let space = space(&["a", "b"], Some("base"), &text);
+        let place = |name: &str| space.genes().iter().position(|gene| gene.name == name).unwrap();
+        let mut genome = space.init();
+        for group in [0, 1] {
+            assert!(space.active(&genome).iter().all(|active| *active), "{method} {group}");
+            genome.0[place(&format!("weight.a.g{group}"))] = 0.0;
+        }
+        let idle = place(&format!("{gene}.a"));
+        assert!(space.active(&genome).iter().enumerate().all(|(index, active)| *active == (index != idle)), "{method}");
+        let recipe = hash(&space.decode(&genome));
+        genome.0[idle] = 1.0;
+        assert_eq!(hash(&space.decode(&genome)), recipe);
+    }
+    let shared = "method = 'ties'\ngenes = { weight = { low = 0.0, high = 1.0, per = ['model'] }, density = { low = 0.1, high = 0.4 } }\n";
+    let space = space(&["a", "b"], Some("base"), shared);
+    let mut genome = space.init();
+    for (weights_of_zero, active) in [(1, true), (2, false)] {
+        genome.0[weights_of_zero - 1] = 0.0;
+        assert_eq!(space.active(&genome).last(), Some(&active));
+    }
+}
+
 #[test]
 fn grouping_by_granularity_and_count_agree() {
     let by = |text: &str| space(&["a", "b"], None, &format!("method = 'linear'\n{text}\n")).groups();
