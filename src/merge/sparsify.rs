@@ -175,7 +175,7 @@ impl Sparsifier<'_> {
     }
 
     /// Turns values into the task vector's elements `value - base`, given to `term` where they are kept, zero
-    /// elsewhere. `first` is a multiple of [`TILE`], and at most that many values are given.
+    /// elsewhere. `first` is a multiple of [`super::tensor::TILE`], and at most that many values are given.
     #[inline(always)]
     pub(crate) fn subtract<W: Element>(
         &self,
