@@ -9,8 +9,8 @@ use super::output::{Output, table};
 use super::runtime::run_to_end;
 use crate::config::{ConfigError, RunConfig};
 use crate::exit::ExitCode;
-use crate::score::Decision;
-use crate::score::verdict::{Verdict, VerdictCandidate};
+use crate::score::verdict::{TaskVerdict, Verdict, VerdictCandidate};
+use crate::score::{Decision, digits};
 use crate::search::{
     Progress, Row, RunFolder, RunOptions, RunReport, move_aside, prepare, put_back, run as run_search,
 };
@@ -145,8 +145,9 @@ fn scores(report: &RunReport) -> String {
         && let (Some(difference), Some([low, high])) = (verdict.difference, verdict.interval)
     {
         let how = if verdict.paired { "paired" } else { "unpaired" };
+        let digits = digits(&[difference, low, high]);
         text.push_str(&format!(
-            "\nhold-out difference to the best baseline: {difference:+.4} [{low:+.4}, {high:+.4}] ({how}, 95 %)\n"
+            "\nhold-out difference to the best baseline: {difference:+.digits$} [{low:+.digits$}, {high:+.digits$}] ({how}, 95 %)\n"
         ));
         text.push_str(&by_task(verdict));
     }
@@ -158,10 +159,14 @@ fn by_task(verdict: &Verdict) -> String {
     if verdict.tasks.len() < 2 {
         return String::new();
     }
-    let interval =
-        |ends: Option<[f64; 2]>| ends.map_or(String::new(), |[low, high]| format!(" [{low:+.4}, {high:+.4}]"));
-    let tasks =
-        verdict.tasks.iter().map(|(name, task)| format!("{name} {:+.4}{}", task.difference, interval(task.interval)));
+    let of_task = |(name, task): (&String, &TaskVerdict)| {
+        let ends = task.interval.unwrap_or([task.difference; 2]);
+        let digits = digits(&[task.difference, ends[0], ends[1]]);
+        let interval =
+            task.interval.map_or(String::new(), |[low, high]| format!(" [{low:+.digits$}, {high:+.digits$}]"));
+        format!("{name} {:+.digits$}{interval}", task.difference)
+    };
+    let tasks = verdict.tasks.iter().map(of_task);
     format!("by task: {}\n", tasks.collect::<Vec<_>>().join(", "))
 }
 
@@ -176,7 +181,9 @@ fn soups_last(baselines: &[Row]) -> Vec<&Row> {
 
 fn contender<'a>(report: &'a RunReport, candidate_id: &str) -> Option<&'a VerdictCandidate> {
     let verdict = report.verdict.as_ref()?;
-    verdict.finalists.iter().chain(&verdict.baseline).find(|candidate| candidate.candidate_id == candidate_id)
+    let rivals = verdict.rivals.iter().map(|rival| &rival.baseline);
+    let mut shown = verdict.finalists.iter().chain(&verdict.baseline).chain(rivals);
+    shown.find(|candidate| candidate.candidate_id == candidate_id)
 }
 
 fn line(
@@ -186,7 +193,9 @@ fn line(
     is_again: bool,
     tasks: &[&String],
 ) -> Vec<String> {
-    let number = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.4}"));
+    let number = |value: Option<f64>| {
+        value.map_or("-".to_string(), |value| format!("{value:.digits$}", digits = digits(&[value])))
+    };
     let mut cells = vec![label.to_string(), number(row.objective)];
     cells.extend(is_again.then(|| number(contender.and_then(|contender| contender.rescored))));
     cells.push(number(contender.and_then(|contender| contender.holdout_score)));

@@ -4,17 +4,21 @@
 //! intervals and objective values of this room can be read without knowing the metrics.
 
 pub mod alarms;
+mod decide;
 pub mod objective;
 pub mod paired;
 pub mod repeats;
 mod resample;
 pub mod samples;
+mod sentence;
 pub mod simulate;
 pub mod verdict;
 
+pub use decide::decide;
 pub use objective::{Objective, ObjectiveTask, TaskValue};
-pub use paired::{Comparison, Pairing, compare};
-pub use verdict::{Contender, Decision, Verdict, VerdictQuestion, decide};
+pub use paired::{Comparison, Pairing, compare, may_be_as_good};
+pub use sentence::{digits, sentence};
+pub use verdict::{Contender, Decision, RivalVerdict, Verdict, VerdictQuestion};
 
 use crate::exit::ExitCode;
 

@@ -25,9 +25,16 @@ use super::objective::{Objective, ObjectiveTask};
 use super::resample::{Stratum, interval, student_975};
 use crate::scores::{SAMPLE_WEIGHT, SampleId, Scores, TaskScores};
 
-/// Relative difference at which a metric's value still counts as the mean of its samples (evaluators print rounded
-/// numbers).
+/// Difference at which a metric's value still counts as the mean of its samples (evaluators print rounded numbers),
+/// relative to the largest of them.
 const MEAN_TOLERANCE: f64 = 1e-4;
+/// Share of the samples of either candidate that the other one must have, to be compared with it sample by sample: what
+/// is missing is not missing by chance.
+const SHARED: f64 = 0.99;
+/// Standard errors by which a score on the search samples must be below another one to be known to be worse.
+const CLEARLY: f64 = 3.0;
+/// Fewer samples say nothing of a standard error.
+const FEWEST_FOR_ERRORS: usize = 30;
 
 /// How much better the first candidate is than the second, in objective direction: above zero is better.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,7 +77,11 @@ pub fn compare(objective: &Objective, first: &Scores, second: &Scores, seed: u64
     check(objective, second, "the second candidate")?;
     let mut strata = Vec::with_capacity(objective.tasks.len());
     for task in objective.weighted_tasks() {
-        match stratum(task, objective.total_weight(), &first[&task.name], &second[&task.name]) {
+        let (ours, theirs) = (&first[&task.name], &second[&task.name]);
+        match stratum(task, objective.total_weight(), ours, theirs).and_then(|stratum| {
+            check_shared(task, stratum.len(), ours, theirs)?;
+            Ok(stratum)
+        }) {
             Ok(stratum) => strata.push(stratum),
             Err(reason) => return unpaired(objective, first, second, reason),
         }
@@ -83,6 +94,30 @@ pub fn compare(objective: &Objective, first: &Scores, second: &Scores, seed: u64
         pairing: Pairing::Paired,
         n: n.collect(),
     })
+}
+
+/// Whether `other` may be as good as `best`, whose score on the same samples is higher: it is not clearly lower, by
+/// [`CLEARLY`] standard errors of the difference, or nothing is known of the errors.
+pub fn may_be_as_good(objective: &Objective, best: &Scores, other: &Scores) -> bool {
+    let (mut difference, mut variance, mut samples) = (0.0, 0.0, usize::MAX);
+    for task in objective.weighted_tasks() {
+        let of_task = best.get(&task.name).zip(other.get(&task.name));
+        let Some(stratum) = of_task.and_then(|(best, other)| stratum(task, objective.total_weight(), best, other).ok())
+        else {
+            return may_be_as_good_by_errors(objective, best, other);
+        };
+        difference += stratum.mean();
+        variance += stratum.variance();
+        samples = samples.min(stratum.len());
+    }
+    samples < FEWEST_FOR_ERRORS || difference <= CLEARLY * variance.sqrt()
+}
+
+fn may_be_as_good_by_errors(objective: &Objective, best: &Scores, other: &Scores) -> bool {
+    let (Some(value), Some(lower)) = (objective.value(best), objective.value(other)) else { return true };
+    let errors = objective.stderr(best).zip(objective.stderr(other));
+    let error = errors.map(|(best, other)| best.hypot(other)).filter(|error| *error > 0.0);
+    error.is_none_or(|error| value - lower <= CLEARLY * error)
 }
 
 /// The difference between two scorings on the same samples, with its standard error if both had the same chance at
@@ -111,6 +146,16 @@ fn check(objective: &Objective, scores: &Scores, who: &'static str) -> Result<()
     }
 }
 
+/// Refuses to speak of all samples by those that happen to have two scores.
+fn check_shared(task: &ObjectiveTask, shared: usize, first: &TaskScores, second: &TaskScores) -> Result<(), String> {
+    let scored = |scores: &TaskScores| scores.per_sample.as_ref().map_or(0, |samples| samples.ids.len());
+    let all = scored(first).max(scored(second));
+    if (shared as f64) < SHARED * all as f64 {
+        return Err(format!("the candidates share {shared} of {all} samples of task `{}`", task.name));
+    }
+    Ok(())
+}
+
 /// Matches the samples of one task, or says why that is impossible.
 fn stratum(task: &ObjectiveTask, total: f64, first: &TaskScores, second: &TaskScores) -> Result<Stratum, String> {
     let (first, second) = same_kind(first, second, &task.metric).ok_or_else(|| {
@@ -118,7 +163,13 @@ fn stratum(task: &ObjectiveTask, total: f64, first: &TaskScores, second: &TaskSc
     })?;
     let share = task.signed_weight() / total;
     let places: HashMap<&SampleId, usize> = second.ids.iter().enumerate().map(|(place, id)| (id, place)).collect();
-    let mut stratum = Stratum { weighted_differences: Vec::new(), weights: first.weights.map(|_| Vec::new()) };
+    let is_answer = |values: &[f64]| values.iter().all(|value| [0.0, 1.0].contains(value));
+    let has_answers = first.weights.is_none() && is_answer(first.values) && is_answer(second.values);
+    let mut stratum = Stratum {
+        weighted_differences: Vec::new(),
+        weights: first.weights.map(|_| Vec::new()),
+        answer: has_answers.then_some(share.abs()),
+    };
     for (place, id) in first.ids.iter().enumerate() {
         let Some(&other) = places.get(id) else { continue };
         let difference = share * (first.values[place] - second.values[other]);
@@ -141,10 +192,15 @@ pub(crate) struct MeanSamples<'a> {
     pub(crate) ids: &'a [SampleId],
     pub(crate) values: &'a [f64],
     pub(crate) weights: Option<&'a [f64]>,
+    /// How far their mean is from the metric's value.
+    distance: f64,
 }
 
+/// The samples that a metric is the mean of: by the weights that come with them, where that is as near to its value as
+/// the plain mean, or nearer. `None`: it is neither.
 pub(crate) fn mean_samples<'a>(scores: &'a TaskScores, metric: &str) -> Option<MeanSamples<'a>> {
-    MeanSamples::plain(scores, metric).or_else(|| MeanSamples::weighted(scores, metric))
+    let nearer = [MeanSamples::weighted(scores, metric), MeanSamples::plain(scores, metric)];
+    nearer.into_iter().flatten().reduce(|first, other| if other.distance < first.distance { other } else { first })
 }
 
 /// Both candidates' samples, both with weights or both without: where samples weigh nearly the same, the plain mean may
@@ -154,8 +210,11 @@ fn same_kind<'a>(
     second: &'a TaskScores,
     metric: &str,
 ) -> Option<(MeanSamples<'a>, MeanSamples<'a>)> {
+    let weighted = MeanSamples::weighted(first, metric).zip(MeanSamples::weighted(second, metric));
     let plain = MeanSamples::plain(first, metric).zip(MeanSamples::plain(second, metric));
-    plain.or_else(|| MeanSamples::weighted(first, metric).zip(MeanSamples::weighted(second, metric)))
+    let distance = |(first, second): &(MeanSamples<'_>, MeanSamples<'_>)| first.distance + second.distance;
+    let both = [weighted, plain].into_iter().flatten();
+    both.reduce(|one, other| if distance(&other) < distance(&one) { other } else { one })
 }
 
 impl<'a> MeanSamples<'a> {
@@ -163,7 +222,8 @@ impl<'a> MeanSamples<'a> {
     fn plain(scores: &'a TaskScores, metric: &str) -> Option<Self> {
         let (ids, values) = values_of(scores, metric)?;
         let mean = values.iter().sum::<f64>() / values.len() as f64;
-        is_value(scores, metric, mean).then_some(Self { ids, values, weights: None })
+        let distance = distance_from(scores, metric, mean, values)?;
+        Some(Self { ids, values, weights: None, distance })
     }
 
     /// `None` unless the metric is the mean of the samples' scores by the weights that come with them.
@@ -175,7 +235,8 @@ impl<'a> MeanSamples<'a> {
         }
         let total: f64 = weights.iter().sum();
         let mean = values.iter().zip(weights).map(|(value, weight)| value * weight).sum::<f64>() / total;
-        is_value(scores, metric, mean).then_some(Self { ids, values, weights: Some(weights) })
+        let distance = distance_from(scores, metric, mean, values)?;
+        Some(Self { ids, values, weights: Some(weights), distance })
     }
 }
 
@@ -185,9 +246,12 @@ fn values_of<'a>(scores: &'a TaskScores, metric: &str) -> Option<(&'a [SampleId]
     Some((&samples.ids, values))
 }
 
-fn is_value(scores: &TaskScores, metric: &str, mean: f64) -> bool {
-    let is_near = |value: f64| (mean - value).abs() <= MEAN_TOLERANCE * value.abs().max(1.0);
-    scores.metrics.get(metric).is_some_and(|metric| is_near(metric.value))
+/// How far a mean is from the metric's value; `None` where that is more than rounding explains.
+fn distance_from(scores: &TaskScores, metric: &str, mean: f64, values: &[f64]) -> Option<f64> {
+    let value = scores.metrics.get(metric)?.value;
+    let largest = values.iter().fold(value.abs(), |largest, value| largest.max(value.abs()));
+    let distance = (mean - value).abs();
+    (distance <= MEAN_TOLERANCE * largest).then_some(distance)
 }
 
 fn unpaired(objective: &Objective, first: &Scores, second: &Scores, because: String) -> Result<Comparison, ScoreError> {
@@ -254,11 +318,11 @@ mod tests {
 
     #[test]
     fn matched_samples_only_and_objective_direction() {
-        // Ids 0..4 against 2..6: the samples 2 and 3 are common.
-        let first = BTreeMap::from([("a".to_owned(), task(&[9.0, 9.0, 1.0, 0.5], 0))]);
-        let second = BTreeMap::from([("a".to_owned(), task(&[0.0, 0.0, 7.0, 7.0], 2))]);
+        // Ids 0..200 against 1..201: all but two of them are common.
+        let first = BTreeMap::from([("a".to_owned(), task(&[vec![9.0], vec![1.0; 199]].concat(), 0))]);
+        let second = BTreeMap::from([("a".to_owned(), task(&[vec![0.25; 199], vec![7.0]].concat(), 1))]);
         let up = compare(&objective(true, &["a"]), &first, &second, 7).unwrap();
-        assert_eq!((up.difference, up.is_paired(), up.n["a"]), (0.75, true, 2));
+        assert_eq!((up.difference, up.is_paired(), up.n["a"]), (0.75, true, 199));
         let down = compare(&objective(false, &["a"]), &first, &second, 7).unwrap();
         assert_eq!(down.difference, -0.75);
     }
@@ -343,6 +407,66 @@ mod tests {
         assert_eq!(compare(&objective(true, &["a"]), &alone, &odd, 7).unwrap().interval, None);
         odd.get_mut("a").unwrap().metrics.get_mut("acc").unwrap().stderr = None;
         assert_eq!(compare(&objective(true, &["a"]), &odd, &odd, 7).unwrap().interval, None);
+    }
+
+    /// A loss of a few parts in a hundred thousand is no smaller a matter than one of a few points.
+    #[test]
+    fn the_scale_of_a_metric_does_not_matter() {
+        let scores = |scale: f64, value: f64| {
+            let mut scores = task(&[1.0, 2.0, 9.0].map(|value| scale * value), 0);
+            scores.metrics.get_mut("acc").unwrap().value = scale * value;
+            BTreeMap::from([("a".to_owned(), scores)])
+        };
+        for scale in [1e-9, 1e-5, 1.0, 1e5] {
+            for (value, paired) in [(4.0, true), (4.0004, true), (9.0, false), (4.01, false)] {
+                let comparison =
+                    compare(&objective(true, &["a"]), &scores(scale, value), &scores(scale, value), 7).unwrap();
+                assert_eq!(comparison.is_paired(), paired, "{scale} {value}");
+            }
+        }
+        // The plain mean is near the value, too: the weighted one is it.
+        let weights = vec![1.0, 1.0, 1.0003];
+        let mut weighted = scores(1.0, (1.0 + 2.0 + 9.0 * 1.0003) / 3.0003);
+        let samples = weighted.get_mut("a").unwrap().per_sample.as_mut().unwrap();
+        samples.scores.insert("weight".to_owned(), weights);
+        assert!(mean_samples(&weighted["a"], "acc").unwrap().weights.is_some());
+        samples_without_weight_are_plain(&weighted["a"]);
+    }
+
+    fn samples_without_weight_are_plain(scores: &TaskScores) {
+        let mut plain = scores.clone();
+        plain.per_sample.as_mut().unwrap().scores.remove("weight");
+        assert!(mean_samples(&plain, "acc").unwrap().weights.is_none());
+    }
+
+    /// What is missing is not missing by chance.
+    #[test]
+    fn candidates_that_share_too_few_samples_are_not_paired() {
+        let of = |n: usize, first: i64| BTreeMap::from([("a".to_owned(), task(&bits(n, 1, 0.5), first))]);
+        let pairing =
+            |n: usize, first: i64| compare(&objective(true, &["a"]), &of(200, 0), &of(n, first), 7).unwrap().pairing;
+        assert_eq!(pairing(200, 0), Pairing::Paired);
+        assert_eq!(pairing(198, 2), Pairing::Paired);
+        let Pairing::Unpaired { because } = pairing(200, 192) else { panic!("eight of two hundred samples") };
+        assert!(because.contains("share 8 of 200 samples"), "{because}");
+    }
+
+    #[test]
+    fn who_is_clearly_worse_cannot_be_as_good() {
+        let of = |values: Vec<f64>| BTreeMap::from([("a".to_owned(), task(&values, 0))]);
+        let objective = objective(true, &["a"]);
+        let (best, near, far) = (of(bits(400, 1, 0.7)), of(bits(400, 1, 0.67)), of(bits(400, 3, 0.4)));
+        assert!(may_be_as_good(&objective, &best, &near) && may_be_as_good(&objective, &best, &best));
+        assert!(!may_be_as_good(&objective, &best, &far));
+        let few = |share: f64| of(bits(20, 1, share));
+        assert!(may_be_as_good(&objective, &few(1.0), &few(0.0)));
+        let bare = |value: f64, stderr: Option<f64>| {
+            let metrics = BTreeMap::from([("acc".to_owned(), MetricValue { value, stderr })]);
+            BTreeMap::from([("a".to_owned(), TaskScores { n: 100, metrics, ..TaskScores::default() })])
+        };
+        assert!(!may_be_as_good(&objective, &bare(0.7, Some(0.01)), &bare(0.6, Some(0.01))));
+        assert!(may_be_as_good(&objective, &bare(0.7, Some(0.05)), &bare(0.6, Some(0.05))));
+        assert!(may_be_as_good(&objective, &bare(0.7, None), &bare(0.1, None)));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A candidate scored again on the same samples: which finalist is the best by both scores, and whether the evaluator
 //! is still the one that it was.
 
-use super::objective::Objective;
+use super::objective::{Objective, ObjectiveTask};
 use super::paired::difference_by_chance;
 use crate::scores::Scores;
 
@@ -47,7 +47,8 @@ pub fn drift(objective: &Objective, earlier: &[&Scores], latest: &Scores, determ
         (None, Some(error)) => (difference, difference / error, BEYOND_CHANCE),
         (None, None) => {
             let values: Vec<f64> = earlier.iter().filter_map(|scores| objective.value(scores)).collect();
-            let (distance, most) = distance_to(&values, now)?;
+            let step = answer_step(objective, earlier.iter().copied().chain([latest]));
+            let (distance, most) = distance_to(&values, now, 0.5 * step)?;
             (difference, distance, most)
         }
     };
@@ -55,14 +56,34 @@ pub fn drift(objective: &Objective, earlier: &[&Scores], latest: &Scores, determ
     (errors.abs() > most).then_some(Drift { difference, errors: Some(errors) })
 }
 
-/// How many of their standard deviations a value is from earlier ones, and from where on that is no chance.
-fn distance_to(values: &[f64], now: f64) -> Option<(f64, f64)> {
+/// What one answer makes of the objective, in tasks whose scores all are shares of so many answers: a spread that a few
+/// scores show by chance is no smaller than half of that.
+fn answer_step<'a>(objective: &Objective, scores: impl Iterator<Item = &'a Scores> + Clone) -> f64 {
+    let step = |task: &ObjectiveTask| {
+        let mut step = 0.0_f64;
+        for scores in scores.clone() {
+            let n = scores.get(&task.name)?.n as f64;
+            let answers = task.metric(scores)?.value * n;
+            if n < 1.0 || !(0.0..=n).contains(&answers) || (answers - answers.round()).abs() > 1e-6 * n {
+                return None;
+            }
+            step = step.max(1.0 / n);
+        }
+        Some((task.weight / objective.total_weight() * step).powi(2))
+    };
+    objective.weighted_tasks().filter_map(step).sum::<f64>().sqrt()
+}
+
+/// How many of their standard deviations, of which none is below `least`, a value is from earlier ones, and from where on
+/// that is no chance.
+fn distance_to(values: &[f64], now: f64, least: f64) -> Option<(f64, f64)> {
     let freedom = values.len().checked_sub(1).filter(|_| values.len() >= FEWEST_SCORES)?;
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / freedom as f64;
     let most = STUDENT.get(values.len() - FEWEST_SCORES).or(STUDENT.last()).copied()?;
-    Some(((now - mean) / (variance * (1.0 + 1.0 / n)).sqrt(), most))
+    let deviation = variance.sqrt().max(least);
+    Some(((now - mean) / (deviation * (1.0 + 1.0 / n).sqrt()), most))
 }
 
 /// A finalist's two scores.
@@ -94,7 +115,6 @@ pub fn order(finalists: &[TwoScores]) -> Vec<usize> {
 mod tests {
     use super::*;
     use crate::random;
-    use crate::score::ObjectiveTask;
     use crate::scores::{MetricValue, PerSample, SampleId, TaskScores};
     use rand::Rng as _;
     use std::collections::BTreeMap;
@@ -165,6 +185,12 @@ mod tests {
         let same: Vec<&Scores> = same.iter().collect();
         assert_eq!(drift(&objective, &same, same[0], false), None);
         assert!(drift(&objective, &same, earlier[1], false).is_some(), "it never varied before");
+        // One answer of a hundred that comes out either way did so in none of four scorings.
+        let right = |count: usize| scores(&[vec![1.0; count], vec![0.0; 100 - count]].concat(), false, Some(0.0));
+        let same: Vec<Scores> = vec![right(60); 4];
+        let same: Vec<&Scores> = same.iter().collect();
+        assert_eq!(drift(&objective, &same, &right(59), false), None);
+        assert!(drift(&objective, &same, &right(40), false).unwrap().errors.unwrap().is_finite());
         // Errors of zero are those of one sample.
         let lone = |value: f64| scores(&[value], false, Some(0.0));
         assert_eq!(drift(&objective, &[&lone(1.0)], &lone(0.0), false), None);

@@ -9,7 +9,14 @@
 //! **Zero is left out only by an exact test.** If neither candidate were better, the sign of each sample's difference
 //! would be a coin's. Where more than 2.5 % of all signs give a difference as large, the interval reaches to zero,
 //! whatever the bootstrap says (Fisher's randomization test, 10,000 draws). The bootstrap of three differences that
-//! happen to be equal has no width at all; it takes six samples that differ, all one way, to say anything.
+//! happen to be equal has no width at all; it takes six samples that differ, all one way, to say anything. (The test
+//! takes differences for as often on one side as on the other, if nothing is better: clusters of samples, or very skewed
+//! differences, are not foreseen.)
+//!
+//! **Answers that are right or wrong** and nearly all alike tell the bootstrap of next to no variation, though others
+//! may differ. Then the interval reaches at least as far as that of Agresti and Min (2005, "Simple improved confidence
+//! intervals for comparing matched proportions"), which adds half an observation to each of the four cells of the table
+//! of both candidates' answers.
 
 use rand::Rng;
 use rand::rngs::ChaCha8Rng;
@@ -22,9 +29,11 @@ pub const DRAWS: usize = 10_000;
 /// Draws that share one random stream; fixed, so that the interval does not depend on the number of threads.
 const DRAWS_A_STREAM: usize = 100;
 /// 97.5 % point of the standard normal distribution.
-const NORMAL_975: f64 = 1.959_963_984_540_054;
+pub(super) const NORMAL_975: f64 = 1.959_963_984_540_054;
 /// So many samples that differ are enough for the bootstrap by itself.
-const ENOUGH: usize = 1_000;
+const ENOUGH: f64 = 1_000.0;
+/// Fewer samples unlike all others than this, and the bootstrap knows too little of their number.
+const FEW: usize = 10;
 /// Share beyond each end of the interval.
 const TAIL: f64 = 0.025;
 
@@ -33,6 +42,8 @@ pub(super) struct Stratum {
     pub(super) weighted_differences: Vec<f64>,
     /// `None`: all samples weigh the same.
     pub(super) weights: Option<Vec<f64>>,
+    /// What one answer that is right instead of wrong makes, where scores are 0 or 1 and weigh the same.
+    pub(super) answer: Option<f64>,
 }
 
 impl Stratum {
@@ -49,11 +60,34 @@ impl Stratum {
     }
 
     /// Variance of the mean, by the plain (biased) estimate that the bootstrap's own spread has.
-    fn variance(&self) -> f64 {
+    pub(super) fn variance(&self) -> f64 {
         let (mean, total) = (self.mean(), self.total());
         let weight = |place: usize| self.weights.as_ref().map_or(1.0, |weights| weights[place]);
         let residual = |(place, difference): (usize, &f64)| (difference - weight(place) * mean).powi(2);
         self.weighted_differences.iter().enumerate().map(residual).sum::<f64>() / total.powi(2)
+    }
+
+    /// Mean and its variance with `added` observations, a quarter of them in each cell of the table of both candidates'
+    /// answers, where there are answers.
+    fn with_added(&self, added: f64) -> (f64, f64) {
+        let n = self.len() as f64;
+        let Some(answer) = self.answer else { return (self.mean(), self.variance() * n / (n - 1.0)) };
+        let [more, _, less] = self.signs().map(|count| count as f64 + added / 4.0);
+        let all = n + added;
+        let difference = (more - less) / all;
+        let variance = ((more + less) / all - difference.powi(2)) / all;
+        (answer * difference, answer.powi(2) * variance)
+    }
+
+    /// Samples above zero, at zero, below zero.
+    fn signs(&self) -> [usize; 3] {
+        let count = |wanted: fn(&f64) -> bool| self.weighted_differences.iter().filter(|part| wanted(part)).count();
+        [count(|part| *part > 0.0), count(|part| *part == 0.0), count(|part| *part < 0.0)]
+    }
+
+    /// Whether nearly all answers are alike in what the candidates make of them.
+    fn is_nearly_constant(&self) -> bool {
+        self.answer.is_some() && self.len() - self.signs().into_iter().max().unwrap_or(0) < FEW
     }
 
     /// The mean of as many samples drawn with replacement.
@@ -84,12 +118,47 @@ pub(super) fn interval(strata: &[Stratum], seed: u64) -> [f64; 2] {
     let mut means = draws(seed, "paired bootstrap", |rng| strata.iter().map(|stratum| stratum.draw(rng)).sum());
     means.sort_by(f64::total_cmp);
     let tail = expanded_tail(strata);
-    let [low, high] = [quantile(&means, tail), quantile(&means, 1.0 - tail)];
-    let differ = strata.iter().flat_map(|stratum| &stratum.weighted_differences).filter(|part| **part != 0.0).count();
-    if (low > 0.0 || high < 0.0) && differ < ENOUGH && share_of_signs(strata, seed) > TAIL {
+    let [low, high] = widened([quantile(&means, tail), quantile(&means, 1.0 - tail)], strata);
+    if (low > 0.0 || high < 0.0) && samples_that_differ(strata) < ENOUGH && share_of_signs(strata, seed) > TAIL {
         return [low.min(0.0), high.max(0.0)];
     }
     [low, high]
+}
+
+/// At least as wide as that of Agresti and Min, where the answers of a stratum are nearly all alike.
+fn widened([low, high]: [f64; 2], strata: &[Stratum]) -> [f64; 2] {
+    let with_answers = strata.iter().filter(|stratum| stratum.answer.is_some()).count();
+    if !strata.iter().any(Stratum::is_nearly_constant) {
+        return [low, high];
+    }
+    let (mut mean, mut variance) = (0.0, 0.0);
+    for stratum in strata {
+        let (of_stratum, its_variance) = stratum.with_added(2.0 / with_answers as f64);
+        mean += of_stratum;
+        variance += its_variance;
+    }
+    let half = NORMAL_975 * variance.sqrt();
+    // Answers alone cannot differ by more than all of them.
+    let most = if with_answers == strata.len() {
+        strata.iter().filter_map(|stratum| stratum.answer).map(f64::abs).sum()
+    } else {
+        f64::INFINITY
+    };
+    [low.min((mean - half).max(-most)), high.max((mean + half).min(most))]
+}
+
+/// How many samples that differ there are, counted by what each contributes: a hundred thousand that hardly count beside
+/// three that do are three.
+fn samples_that_differ(strata: &[Stratum]) -> f64 {
+    let (mut squares, mut fourths) = (0.0, 0.0);
+    for stratum in strata {
+        let total = stratum.total();
+        for square in stratum.weighted_differences.iter().map(|difference| (difference / total).powi(2)) {
+            squares += square;
+            fourths += square * square;
+        }
+    }
+    if fourths > 0.0 { squares * squares / fourths } else { 0.0 }
 }
 
 /// `DRAWS` numbers, the same ones on any number of threads.
@@ -179,7 +248,7 @@ mod tests {
     use super::*;
 
     fn stratum(differences: &[f64]) -> Stratum {
-        Stratum { weighted_differences: differences.to_vec(), weights: None }
+        Stratum { weighted_differences: differences.to_vec(), weights: None, answer: None }
     }
 
     #[test]
@@ -191,6 +260,42 @@ mod tests {
             let turned: Vec<f64> = differences.iter().map(|difference| -difference).collect();
             assert_eq!(super::interval(&[stratum(&turned)], 7)[1] < 0.0, low);
         }
+    }
+
+    fn answers(more: usize, equal: usize, less: usize) -> Stratum {
+        let differences = [vec![0.5; more], vec![0.0; equal], vec![-0.5; less]].concat();
+        Stratum { answer: Some(0.5), ..stratum(&differences) }
+    }
+
+    /// Agresti and Min's interval, by hand: 6.5 and .5 of 8, so .75 and a standard error of .1976.
+    #[test]
+    fn answers_that_are_all_alike_have_an_interval_with_a_width() {
+        let [low, high] = interval(&[answers(6, 0, 0)], 7);
+        assert!((low - 0.5 * (0.75 - 1.96 * 0.1976)).abs() < 1e-3 && high == 0.5, "{low} {high}");
+        let [low, high] = interval(&[answers(0, 50, 0)], 7);
+        assert!(low < -0.01 && (low + high).abs() < 1e-12, "{low} {high}");
+        // Where answers vary, the bootstrap says how much.
+        let varied = answers(30, 60, 20);
+        assert_eq!(widened([-0.1, 0.1], &[varied]), [-0.1, 0.1]);
+        // What is an improvement by the signs stays one.
+        for equal in [0, 1, 14, 194, 2000] {
+            for others in 0..4 {
+                let strata: Vec<Stratum> =
+                    (0..others).map(|_| answers(0, 6 + equal, 0)).chain([answers(6, equal, 0)]).collect();
+                assert!(interval(&strata, 7)[0] > 0.0, "{equal} {others}");
+            }
+        }
+    }
+
+    /// Two thousand samples that differ say nothing for three that count as much as all of them.
+    #[test]
+    fn samples_that_hardly_count_do_not_stand_for_those_that_do() {
+        let many = stratum(&[1.0, -1.0, 0.0, 0.0, 0.0].repeat(2_000));
+        let few = stratum(&[1.0; 4]);
+        assert!(samples_that_differ(&[many, few]) < 6.0);
+        let strata = [stratum(&[1.0, -1.0, 0.0, 0.0, 0.0].repeat(2_000)), stratum(&[1.0; 4])];
+        assert_eq!(interval(&strata, 7)[0], 0.0);
+        assert!((samples_that_differ(&[stratum(&[1.0, -1.0, 0.0].repeat(50))]) - 100.0).abs() < 1e-9);
     }
 
     #[test]

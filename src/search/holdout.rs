@@ -1,5 +1,5 @@
-//! The sealed hold-out: opened once, for the finalists and the best baseline, after the search. It never changes
-//! `best/`.
+//! The sealed hold-out: opened once, for the finalists, the best baseline and those that may be as good, after the search.
+//! It never changes `best/`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,8 +12,13 @@ use super::run::Row;
 use super::sealed::HoldoutPlan;
 use super::{SearchError, Stop};
 use crate::ledger::{AskedRecord, HoldoutRecord, Ledger, fact, now};
-use crate::score::{Contender, Verdict, VerdictQuestion, decide};
+use crate::plural::counted;
+use crate::score::{Contender, Decision, Verdict, VerdictQuestion, decide};
 use crate::scores::{Status, TaskScores};
+
+/// Of the baselines that may be as good as the best one, so many are scored on the hold-out: who comes after them is hardly
+/// the best.
+const MOST_RIVALS: usize = 16;
 
 /// Hold-out scores by candidate.
 type Scores = BTreeMap<String, BTreeMap<String, TaskScores>>;
@@ -36,16 +41,39 @@ pub(super) struct HoldoutOpening<'a> {
 }
 
 impl HoldoutOpening<'_> {
-    /// Scores finalists and baseline on the hold-out (what is recorded is not asked again) and decides.
-    pub async fn verdict(&self, finalists: &[Row], baseline: Option<&Row>) -> Result<Verdict, SearchError> {
-        let (scores, reused) = match &self.prepared.holdout {
-            // Opened is what it is as soon as someone may see a score.
-            Some(plan) => {
-                let reused = self.open()?;
-                (self.score(plan, finalists, baseline).await?, reused)
-            }
-            None => (Scores::new(), false),
+    /// Scores finalists and baseline on the hold-out (what is recorded is not asked again) and decides. Only where that is
+    /// an improvement, `rivals` are scored, too: baselines that the search could not tell from the best one.
+    pub async fn verdict(
+        &self,
+        finalists: &[Row],
+        baseline: Option<&Row>,
+        rivals: &[Row],
+    ) -> Result<Verdict, SearchError> {
+        let Some(plan) = &self.prepared.holdout else {
+            return self.decide(finalists, baseline, &[], &Scores::new(), false);
         };
+        // Opened is what it is as soon as someone may see a score.
+        let reused = self.open()?;
+        let mut scores = Scores::new();
+        self.score(plan, finalists.iter().chain(baseline).collect(), "scoring", &mut scores).await?;
+        let verdict = self.decide(finalists, baseline, &[], &scores, reused)?;
+        let rivals = &rivals[..rivals.len().min(MOST_RIVALS)];
+        if verdict.verdict != Decision::Improvement || rivals.is_empty() {
+            return Ok(verdict);
+        }
+        let why = "the winner is ahead; scoring baselines that may be as good as the best one,";
+        self.score(plan, rivals.iter().collect(), why, &mut scores).await?;
+        self.decide(finalists, baseline, rivals, &scores, reused)
+    }
+
+    fn decide(
+        &self,
+        finalists: &[Row],
+        baseline: Option<&Row>,
+        rivals: &[Row],
+        scores: &Scores,
+        reused: bool,
+    ) -> Result<Verdict, SearchError> {
         let contender = |row: &Row| Contender {
             candidate_id: row.candidate_id.clone(),
             index: row.index,
@@ -58,6 +86,7 @@ impl HoldoutOpening<'_> {
             objective: self.prepared.holdout.as_ref().map_or(&self.prepared.objective, |plan| &plan.objective),
             finalists: finalists.iter().map(contender).collect(),
             baseline: baseline.map(contender),
+            rivals: rivals.iter().map(contender).collect(),
             unscored_baselines: self.unscored_baselines.clone(),
             has_holdout: self.prepared.holdout.is_some(),
             reused,
@@ -78,17 +107,17 @@ impl HoldoutOpening<'_> {
         }
     }
 
+    /// Adds the scores of `contenders`, as far as they have some; `why` is told where there is something to do.
     async fn score(
         &self,
         plan: &HoldoutPlan,
-        finalists: &[Row],
-        baseline: Option<&Row>,
-    ) -> Result<Scores, SearchError> {
+        mut contenders: Vec<&Row>,
+        why: &str,
+        scores: &mut Scores,
+    ) -> Result<(), SearchError> {
         let recorded = self.ledger.all_holdout()?;
         let mut pipeline = self.pipeline(plan);
-        let mut scores = Scores::new();
         let mut open = 0;
-        let mut contenders: Vec<&Row> = finalists.iter().chain(baseline).collect();
         contenders.sort_by_key(|row| row.index);
         // In a race, a recipe may have been scored in full twice.
         let mut seen = BTreeSet::new();
@@ -112,10 +141,9 @@ impl HoldoutOpening<'_> {
                 0 => "all samples".to_owned(),
                 samples => format!("{samples} samples each"),
             };
-            self.progress.line(&format!("hold-out: scoring {open} candidates on {samples}"));
+            self.progress.line(&format!("hold-out: {why} {} on {samples}", counted(open, "candidate")));
         }
-        pipeline.finish(self.stop, |finished| self.record(plan, finished, &mut scores)).await?;
-        Ok(scores)
+        pipeline.finish(self.stop, |finished| self.record(plan, finished, scores)).await
     }
 
     fn pipeline(&self, plan: &HoldoutPlan) -> Pipeline {
@@ -279,7 +307,7 @@ holdout = { fraction = 0.5 }
             progress: &progress,
             stop: &stop,
         };
-        let verdict = opening.verdict(&[rows[2].clone(), rows[1].clone()], Some(&rows[0])).await.unwrap();
+        let verdict = opening.verdict(&[rows[2].clone(), rows[1].clone()], Some(&rows[0]), &[]).await.unwrap();
         assert_eq!(ledger.events(event::HOLDOUT_ATTEMPTED).unwrap().len(), 2);
         assert_eq!(ledger.all_holdout().unwrap().len(), 2);
         let said = lines.0.lock().unwrap().join("\n");

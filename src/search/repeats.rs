@@ -114,7 +114,8 @@ impl Rescoring<'_> {
                 let Some(drift) = drift(objective, &earlier, &finished.tasks, deterministic) else { return Ok(None) };
                 let value = |scores: &Scores| objective.value(scores).unwrap_or(f64::NAN);
                 let why = match drift.errors {
-                    Some(errors) => format!("{:.1} times what chance explains", errors.abs()),
+                    Some(errors) if errors.is_finite() => format!("{:.1} times what chance explains", errors.abs()),
+                    Some(_) => "its earlier scores were all the same".to_owned(),
                     None => "and the evaluator says that it is deterministic".to_owned(),
                 };
                 let (before, now) = (value(&first.tasks), value(&finished.tasks));

@@ -16,7 +16,7 @@ use crate::scores::{SampleId, Scores};
 /// Ridge penalties, in mean squares of what the references differ by from their mean.
 const PENALTIES: [f64; 7] = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0];
 /// Tasks whose scores spread by so many times less than those of another one are magnified to its spread: one ridge
-/// regression and one variance serve all tasks.
+/// regression serves all tasks.
 const OTHER_SCALE: f64 = 4.0;
 /// The spread that tasks with scores from 0 to 1 have by definition: that of one with few right answers says more of
 /// who answered than of its scale.
@@ -85,10 +85,10 @@ impl Reference {
         })
     }
 
-    /// Variance of a sample's score within its task, over the samples of all tasks, each magnified.
-    fn variance(&self, scales: &[f64]) -> f64 {
-        let all = joined(&self.all, scales);
-        dot(&all, &all) / all.len().max(1) as f64
+    /// Variance of a sample's score within this task.
+    fn variance(&self, task: usize) -> f64 {
+        let all = &self.all[task];
+        dot(all, all) / all.len().max(1) as f64
     }
 }
 
@@ -153,27 +153,39 @@ pub(super) fn extrapolate(
     let scales = magnifications(references, values.len());
     let others: Vec<Vec<f64>> = references.iter().map(|other| joined(&other.centred, &scales)).collect();
     let combination = combine(&joined(&centred(&values), &scales), &others, values.len());
-    let alone = mean(&references.iter().map(|other| other.variance(&scales)).collect::<Vec<f64>>());
-    let variance = (combination.variance * combination.rest + DOUBT * alone) / (combination.rest + DOUBT);
+    let samples: usize = values.iter().map(Vec::len).sum();
     let mut estimated = scores.clone();
     for (place, (task, values)) in objective.weighted_tasks().zip(&values).enumerate() {
         let gap: f64 = references.iter().zip(&combination.shares).map(|(other, share)| share * other.gaps[place]).sum();
-        let metric = estimated.get_mut(&task.name)?.metrics.get_mut(&task.metric)?;
         let (known, all) = (values.len() as f64, first.counts[place].max(values.len()) as f64);
+        let left = residuals(&centred(&[values])[0], place, references, &combination.shares);
+        // Every task bears its part of the degrees of freedom that the combination takes: what is left of an easy task
+        // says nothing of a hard one.
+        let rest = (known - 1.0 - combination.taken * known / samples as f64).max(0.0);
+        let alone = mean(&references.iter().map(|other| other.variance(place)).collect::<Vec<f64>>());
+        let variance = (dot(&left, &left) + DOUBT * alone) / (rest + DOUBT);
+        let metric = estimated.get_mut(&task.name)?.metrics.get_mut(&task.metric)?;
         metric.value = mean(values) + gap;
-        metric.stderr = Some((variance / known * (1.0 - known / all)).sqrt() / scales[place]);
+        metric.stderr = Some((variance / known * (1.0 - known / all)).sqrt());
     }
     Some(estimated)
+}
+
+/// What the combination leaves of a task's scores.
+fn residuals(centred: &[f64], task: usize, references: &[&Reference], shares: &[f64]) -> Vec<f64> {
+    let mut left = centred.to_vec();
+    for (other, share) in references.iter().zip(shares) {
+        left.iter_mut().zip(&other.centred[task]).for_each(|(left, value)| *left -= share * value);
+    }
+    left
 }
 
 /// How a candidate's answers are put together from others'.
 struct Combination {
     /// One a reference; their sum is 1, because what references differ by from their mean adds up to nothing.
     shares: Vec<f64>,
-    /// Variance of what is left of a sample's score.
-    variance: f64,
-    /// Degrees of freedom that it rests on.
-    rest: f64,
+    /// Degrees of freedom that the shares take.
+    taken: f64,
 }
 
 /// Ridge regression of a candidate's answers on the references', with the penalty of the least generalised
@@ -194,8 +206,8 @@ fn combine(own: &[f64], references: &[Vec<f64>], groups: usize) -> Combination {
     let scale = gram.iter().enumerate().map(|(i, row)| row[i]).sum::<f64>() / count as f64;
     let square = dot(&left, &left);
     let free = own.len() as f64 - groups as f64;
-    let mut best = Combination { shares: vec![even; count], variance: square / free.max(1.0), rest: free.max(0.0) };
-    let mut least = best.variance / free.max(1.0);
+    let mut best = Combination { shares: vec![even; count], taken: 0.0 };
+    let mut least = square / free.max(1.0).powi(2);
     for penalty in PENALTIES.map(|penalty| penalty * scale) {
         let Some((moved, taken)) = ridge(&gram, &pulls, penalty) else { continue };
         let rest = free - taken;
@@ -206,7 +218,7 @@ fn combine(own: &[f64], references: &[Vec<f64>], groups: usize) -> Combination {
         let variance = (square - explained).max(0.0) / rest;
         if variance / rest < least {
             least = variance / rest;
-            best = Combination { shares: moved.iter().map(|moved| even + moved).collect(), variance, rest };
+            best = Combination { shares: moved.iter().map(|moved| even + moved).collect(), taken };
         }
     }
     best
@@ -371,6 +383,36 @@ mod tests {
             assert!(estimated["a"].metrics["acc"].stderr.unwrap() < 0.1, "{odd}");
         }
         assert_eq!(estimate(100.0, 0.0)[0], estimate(1.0, 0.0)[0]);
+    }
+
+    /// Hundreds of answers that are nearly all right do not make ten that are right or wrong by chance certain.
+    #[test]
+    fn every_task_has_errors_of_its_own() {
+        let answers = |number: u64| {
+            let task = |name: &str, count: usize, right: f64| -> Vec<f64> {
+                let mut dice = random::stream(number, name, 0);
+                (0..count).map(|_| f64::from(u8::from(dice.random::<f64>() < right))).collect()
+            };
+            [task("easy", 800, 0.97), task("hard", 40, 0.5)]
+        };
+        let of = |values: [&[f64]; 2]| {
+            let [easy, hard] = values.map(|values| {
+                let ids: Vec<i64> = (0..values.len() as i64).collect();
+                scores(&ids, &[values, values])["a"].clone()
+            });
+            BTreeMap::from([("a".to_owned(), easy), ("b".to_owned(), hard)])
+        };
+        let all: Vec<_> = (0..9).map(answers).collect();
+        let whole = |number: usize| of([&all[number][0], &all[number][1]]);
+        let seen = of([&all[8][0][..200], &all[8][1][..10]]);
+        let part = RungSamples::of(&objective(), &seen).unwrap();
+        let references: Vec<Reference> =
+            (0..8).map(|number| Reference::new(&objective(), &part, &whole(number)).unwrap()).collect();
+        let estimated = extrapolate(&objective(), &part, &seen, &references.iter().collect::<Vec<_>>()).unwrap();
+        let error = |task: &str| estimated[task].metrics["acc"].stderr.unwrap();
+        // Of a sample of 10 of 40, and of 200 of 800: .137 and .0104.
+        assert!((0.08..0.2).contains(&error("b")), "{}", error("b"));
+        assert!((0.007..0.015).contains(&error("a")), "{}", error("a"));
     }
 
     #[test]

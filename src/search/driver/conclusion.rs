@@ -1,16 +1,17 @@
 //! The end of a run: everything at rest, the tables written, the finalists scored again, the hold-out opened, the
 //! verdict decided.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Search;
 use super::assembly::late_outcome;
 use crate::ledger::{AskedRecord, event, fact};
 use crate::recipe::Recipe;
-use crate::score::Verdict;
 use crate::score::repeats::{TwoScores, order};
+use crate::score::{Verdict, may_be_as_good};
 use crate::scores::Status;
-use crate::search::repeats::FinalRescoring;
+use crate::search::repeats::{FinalRescoring, Standings};
 use crate::search::run::{Row, RunReport};
 use crate::search::run_folder::RunFolder;
 use crate::search::{SearchError, alarms, export, holdout};
@@ -194,7 +195,37 @@ impl Search {
             progress: &self.progress,
             stop: &self.stop,
         };
-        opening.verdict(&choice.finalists, choice.baseline.as_ref()).await
+        let rivals = match &choice.baseline {
+            Some(baseline) => self.rivals(baseline)?,
+            None => Vec::new(),
+        };
+        opening.verdict(&choice.finalists, choice.baseline.as_ref(), &rivals).await
+    }
+
+    /// Base, sources and uniform soup that their scores on the search samples do not tell from the best baseline, best
+    /// first: one of them may be the best.
+    fn rivals(&self, best: &Row) -> Result<Vec<Row>, SearchError> {
+        let standings = Standings::of(&self.ledger)?;
+        let Some(scores) = standings.outcome(best.index)? else { return Ok(Vec::new()) };
+        let mut rivals = Vec::new();
+        for row in self.first_baselines().filter(|row| row.objective.is_some()) {
+            if row.candidate_id == best.candidate_id {
+                continue;
+            }
+            if let Some(other) = standings.outcome(row.index)?
+                && may_be_as_good(&self.prepared.objective, &scores.tasks, &other.tasks)
+            {
+                rivals.push(row.clone());
+            }
+        }
+        rivals.sort_by(|first, second| {
+            second
+                .objective
+                .partial_cmp(&first.objective)
+                .unwrap_or(Ordering::Equal)
+                .then(first.index.cmp(&second.index))
+        });
+        Ok(rivals)
     }
 
     /// Whether the evaluation was one of all samples.

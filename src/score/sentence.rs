@@ -1,0 +1,174 @@
+//! The verdict in words.
+
+use super::resample::NORMAL_975;
+use super::verdict::{Decision, RivalVerdict, TaskVerdict, Verdict};
+
+/// The verdict in some sentences, for people.
+pub fn sentence(verdict: &Verdict) -> String {
+    let mut text = main_sentence(verdict);
+    text.push_str(&rivals_sentence(verdict));
+    // Of many tasks, some are worse by chance: the level is shared among them (Holm's first step; an end of an interval
+    // at 95 % is 1.96 errors away).
+    let is_lost = |task: &TaskVerdict, high: f64| {
+        let errors = NORMAL_975 * task.difference / (task.difference - high);
+        high < 0.0 && errors >= beyond(verdict.tasks.len())
+    };
+    text.extend(verdict.tasks.iter().filter(|_| verdict.tasks.len() > 1).filter_map(|(name, task)| {
+        let [low, high] = task.interval.filter(|[_, high]| is_lost(task, *high))?;
+        let digits = digits(&[task.difference, low, high]);
+        Some(format!(
+            " Task {name} is worse than with that baseline, by {:+.digits$} ({low:+.digits$} to {high:+.digits$}).",
+            task.difference
+        ))
+    }));
+    if let (Decision::Improvement | Decision::NoEvidence, Some(over)) = (verdict.verdict, verdict.over_statement) {
+        let digits = digits(&[over, verdict.winner.search_score]);
+        text.push_str(&format!(" The search score of the winner differs from its hold-out score by {over:+.digits$}."));
+    }
+    if let (Some(again), Some(over)) = (verdict.winner.rescored, verdict.rescoring_over_statement) {
+        let digits = digits(&[again, over]);
+        let whose = if verdict.has_best_search_score() { "its" } else { "the best" };
+        text.push_str(&format!(
+            " Scored again on the search samples, the winner has {again:.digits$}; {whose} search score of the finalists differs from its \
+             second one by {over:+.digits$}."
+        ));
+    }
+    if verdict.reused {
+        text.push_str(" The hold-out had been opened before: it is no longer untouched evidence.");
+    }
+    text
+}
+
+/// Of the baselines that may be as good as the best one.
+fn rivals_sentence(verdict: &Verdict) -> String {
+    let hardest = verdict.rivals.iter().filter(|rival| !rival.is_beaten()).min_by(|first, second| {
+        let low = |rival: &RivalVerdict| rival.interval.map_or(f64::NEG_INFINITY, |[low, _]| low);
+        low(first).total_cmp(&low(second))
+    });
+    let Some(rival) = hardest else {
+        return match verdict.rivals.len() {
+            0 => String::new(),
+            1 => format!(
+                " It is better than {} as well, which may be as good a baseline.",
+                verdict.rivals[0].baseline.origin
+            ),
+            others => format!(" It is better than each of {others} others as well that may be as good baselines."),
+        };
+    };
+    let name = &rival.baseline.origin;
+    match (rival.difference, rival.interval) {
+        (Some(difference), Some([low, high])) => {
+            let digits = digits(&[difference, low, high]);
+            format!(
+                " It is not shown to be better than {name}, which by its search score may be as good a baseline: \
+                 {difference:+.digits$} ({low:+.digits$} to {high:+.digits$})."
+            )
+        }
+        _ => format!(" {name}, which by its search score may be as good a baseline, has no score on the hold-out."),
+    }
+}
+
+impl Verdict {
+    /// Whether no finalist has a better search score than the winner.
+    fn has_best_search_score(&self) -> bool {
+        self.finalists.iter().all(|finalist| finalist.search_score <= self.winner.search_score)
+    }
+}
+
+/// Decimals that show three digits of the largest of these numbers: four, or more where all are small.
+pub fn digits(numbers: &[f64]) -> usize {
+    let largest = numbers.iter().fold(0.0_f64, |largest, number| largest.max(number.abs()));
+    if largest > 0.0 && largest < 0.01 { (2 - largest.log10().floor() as i32).clamp(4, 17) as usize } else { 4 }
+}
+
+/// Standard errors beyond which one of `tasks` differences lies with a chance of 2.5 %, at most.
+fn beyond(tasks: usize) -> f64 {
+    // Upper points of the normal distribution by bisection; the count of tasks is small.
+    let wanted = 0.025 / tasks.max(1) as f64;
+    let above = |z: f64| 0.5 * libm::erfc(z / std::f64::consts::SQRT_2);
+    let (mut low, mut high) = (0.0, 40.0);
+    for _ in 0..60 {
+        let middle = 0.5 * (low + high);
+        if above(middle) > wanted { low = middle } else { high = middle }
+    }
+    low
+}
+
+/// Squares of larger numbers overflow.
+const LARGEST_SQUARE: f64 = 1e154;
+
+fn main_sentence(verdict: &Verdict) -> String {
+    let winner = &verdict.winner;
+    if verdict.verdict == Decision::NoHoldout {
+        return format!(
+            "No hold-out: the winner ({}, {}) has the search score {:.digits$}, and nothing shows that it holds on other data.",
+            winner.candidate_id,
+            winner.origin,
+            winner.search_score,
+            digits = digits(&[winner.search_score])
+        );
+    }
+    let Some(baseline) = &verdict.baseline else {
+        return "No evidence of improvement: no baseline could be scored, so there is nothing to compare with."
+            .to_owned();
+    };
+    if baseline.candidate_id == winner.candidate_id {
+        return format!(
+            "No evidence of improvement: the best candidate of the search is the best baseline itself ({}).",
+            baseline.origin
+        );
+    }
+    let Some(difference) = verdict.difference else {
+        let missing = if winner.holdout_score.is_none() { "winner" } else { "best baseline" };
+        return format!("No evidence of improvement: the {missing} could not be scored on the hold-out.");
+    };
+    let n: u64 = verdict.n.values().sum();
+    let samples = |before: &str| if n > 0 { format!("{before} {n} hold-out samples") } else { String::new() };
+    let Some([low, high]) = verdict.interval else {
+        let scores = [winner.holdout_score, baseline.holdout_score];
+        let why = match scores.iter().flatten().all(|score| score.abs() < LARGEST_SQUARE) {
+            true if verdict.n.values().any(|n| *n == 1) => "one sample tells nothing of others",
+            true => {
+                "the evaluator gives neither per-sample scores nor standard errors (with their `n`) from which one would follow"
+            }
+            false => "the scores are too large numbers for one",
+        };
+        let digits = digits(&[difference]);
+        return format!(
+            "No evidence of improvement: {difference:+.digits$} over the best baseline ({}){}, and no interval: {why}.",
+            baseline.origin,
+            samples(" on")
+        );
+    };
+    let how = if verdict.paired { "paired" } else { "unpaired, from standard errors" };
+    let digits = digits(&[difference, low, high]);
+    let interval = format!("95 % interval {low:+.digits$} to {high:+.digits$}, {how}{}", samples(","));
+    match verdict.verdict {
+        Decision::Improvement => format!(
+            "Improvement: the winner ({}) is better than the best baseline ({}) by {difference:+.digits$} ({interval}).",
+            winner.origin, baseline.origin
+        ),
+        // Ahead of the best baseline, and no improvement for another reason, which follows.
+        _ if low > 0.0 => format!(
+            "No evidence of improvement: the winner ({}) is better than the best baseline of the search ({}) by {difference:+.digits$} ({interval}).",
+            winner.origin, baseline.origin
+        ),
+        _ => format!(
+            "No evidence of improvement: the winner ({}) differs from the best baseline ({}) by {difference:+.digits$} ({interval}).",
+            winner.origin, baseline.origin
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_numbers_are_shown_with_their_digits() {
+        for (number, decimals) in [(0.0, 4), (0.5, 4), (0.0123, 4), (0.00812, 5), (-3.85e-5, 7), (1e-30, 17)] {
+            assert_eq!(digits(&[number, 0.0]), decimals, "{number}");
+        }
+        assert!((beyond(1) - NORMAL_975).abs() < 1e-9 && (beyond(8) - 2.734).abs() < 1e-3);
+    }
+}
