@@ -438,3 +438,22 @@ fn check_says_what_the_budget_buys() {
     assert!(findings["smallest_gain"].as_f64().unwrap() > 0.0);
     assert!(!scratch.path("results").exists(), "check leaves nothing behind");
 }
+
+#[test]
+fn check_says_that_a_tiny_holdout_can_show_nothing() {
+    let scratch = Scratch::new();
+    let check = |samples: u32| {
+        let run_file = scratch.run_file("run", 20, &format!("name = \"sphere\"\nsamples = {samples}"), &rest());
+        let output = scratch.evomerge(&["check", run_file.to_str().unwrap(), "--json"]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let tiny = check(4);
+    assert!(tiny["smallest_gain"].is_null(), "{tiny}");
+    let holdout = tiny["holdout"].as_str().unwrap();
+    assert!(holdout.contains("can show no gain") && holdout.contains("about 220"), "{holdout}");
+    let large = check(4000);
+    let gain = large["smallest_gain"].as_f64().unwrap();
+    assert!(gain > 0.02 && gain < 0.1, "{large}");
+    assert!(large["holdout"].as_str().unwrap().contains("a rate and a correlation of one half"), "{large}");
+}

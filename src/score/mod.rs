@@ -7,6 +7,7 @@ pub mod alarms;
 mod decide;
 pub mod objective;
 pub mod paired;
+pub mod power;
 pub mod repeats;
 mod resample;
 pub mod samples;

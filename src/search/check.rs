@@ -7,16 +7,12 @@ use super::prepare::{Prepared, candidate_parent};
 use super::repeats::Repeats;
 use super::{SearchError, alarms};
 use crate::checkpoint::available_space;
-use crate::evaluate::TaskCapability;
+use crate::evaluate::{TaskCapability, TaskRequest};
 use crate::plural::counted;
+use crate::score::ObjectiveTask;
 use crate::score::alarms::Alarm;
+use crate::score::power::{self, FEWEST_SAMPLES, SAMPLES_FOR_A_TENTH};
 use crate::strategy::{ONE_REFERENCE_IN, makes_greedy_soup};
-
-/// 97.5 % and 80 % points of the standard normal distribution: two-sided 5 % level, 80 % power.
-const LEVEL_AND_POWER: f64 = 1.96 + 0.8416;
-/// Standard deviation of the difference of two 0/1 scores on one sample, at a rate of one half and a correlation of one
-/// half (Miller 2024, "Adding Error Bars to Evals", section on paired differences).
-const PAIRED_DEVIATION: f64 = 0.5;
 
 /// A run file that holds together, and what running it means.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -49,7 +45,8 @@ pub struct Findings {
     pub repeats: String,
     /// What is scored on it and how much it can show, in one line.
     pub holdout: String,
-    /// Smallest gain in the objective that the hold-out shows with 80 % power, for scores of 0 or 1.
+    /// Smallest gain in the objective that the hold-out shows with 80 % power, for scores of 0 or 1; `None` for other
+    /// scores, and where the hold-out is too small to show any.
     pub smallest_gain: Option<f64>,
     /// What makes the tasks doubtful.
     pub alarms: Vec<Alarm>,
@@ -98,7 +95,7 @@ pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchErro
     for folder in [folder.as_path(), results] {
         refuse_unwritable(folder)?;
     }
-    let smallest_gain = smallest_gain(prepared);
+    let shown = shown_gain(prepared);
     Ok(Findings {
         name: config.name.clone(),
         base: prepared.models.facts.base.is_some(),
@@ -113,8 +110,11 @@ pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchErro
         racing: describe_racing(prepared),
         conflicts: conflicts(prepared),
         repeats: describe_repeats(prepared),
-        holdout: describe_holdout(prepared, smallest_gain),
-        smallest_gain,
+        holdout: describe_holdout(prepared, shown),
+        smallest_gain: match shown {
+            ShownGain::From(gain) => Some(gain),
+            ShownGain::None | ShownGain::Unknown => None,
+        },
         alarms: alarms::before(prepared),
         layers: prepared.space.as_ref().and_then(|space| space.layer_counts()),
         candidate_bytes: prepared.models.candidate_bytes,
@@ -140,7 +140,7 @@ fn refuse_unwritable(folder: &Path) -> Result<(), SearchError> {
     tempfile::tempfile_in(existing(folder)).map(drop).map_err(|error| refused(error.kind().into()))
 }
 
-fn describe_task(prepared: &Prepared, task: &crate::score::ObjectiveTask) -> String {
+fn describe_task(prepared: &Prepared, task: &ObjectiveTask) -> String {
     let samples = prepared.evaluator.capabilities().tasks.get(&task.name).map_or(0, |known| known.n_samples);
     let direction = if task.maximize { "higher" } else { "lower" };
     let samples = if samples == 0 { "an unknown number of samples".to_owned() } else { counted(samples, "sample") };
@@ -296,7 +296,7 @@ fn describe_repeats(prepared: &Prepared) -> String {
     format!("{}{each}{most}", parts.join(", "))
 }
 
-fn describe_holdout(prepared: &Prepared, smallest_gain: Option<f64>) -> String {
+fn describe_holdout(prepared: &Prepared, shown: ShownGain) -> String {
     let Some(plan) = &prepared.holdout else {
         return "none: nothing will show that the winner is better on other data".into();
     };
@@ -306,25 +306,53 @@ fn describe_holdout(prepared: &Prepared, smallest_gain: Option<f64>) -> String {
     if plan.evaluator.kind() == "command" {
         text.push_str("; answers without `per_sample` or `stderr` give no interval, and so never an improvement");
     }
-    if let Some(gain) = smallest_gain {
-        text.push_str(&format!("; shows gains from about {gain:.3} (80 % power, paired, for scores of 0 or 1)"));
+    match shown {
+        ShownGain::From(gain) => text.push_str(&format!(
+            "; shows gains from about {gain:.3} (80 % power, paired, for scores of 0 or 1 with a rate and a correlation of \
+             one half)"
+        )),
+        ShownGain::None => text.push_str(&format!(
+            "; so few samples can show no gain: it takes at least {FEWEST_SAMPLES}, no task with a single one, and about \
+             {SAMPLES_FOR_A_TENTH} for a gain of 0.1 (80 % power, paired, for scores of 0 or 1 with a rate and a \
+             correlation of one half)"
+        )),
+        ShownGain::Unknown => {}
     }
     text
 }
 
-/// From the hold-out's sizes, for tasks whose samples score 0 or 1; `None` for others.
-fn smallest_gain(prepared: &Prepared) -> Option<f64> {
-    let plan = prepared.holdout.as_ref()?;
-    let mut variance = 0.0;
-    for (task, request) in plan.objective.tasks.iter().zip(&plan.tasks).filter(|(task, _)| task.weight != 0.0) {
-        let known = plan.evaluator.capabilities().tasks.get(&request.name)?;
-        if !scores_zero_or_one(known, &task.metric) {
-            return None;
-        }
-        let samples = request.samples.count(known.n_samples).filter(|samples| *samples > 0)?;
-        variance += (task.weight * PAIRED_DEVIATION).powi(2) / samples as f64;
+/// What a hold-out can be expected to show.
+#[derive(Clone, Copy, Debug)]
+enum ShownGain {
+    /// Gains of this size and above.
+    From(f64),
+    /// None: it has too few samples.
+    None,
+    /// There is no hold-out, or one with scores other than 0 and 1 or of unknown size.
+    Unknown,
+}
+
+/// From the hold-out's sizes, for tasks whose samples score 0 or 1.
+fn shown_gain(prepared: &Prepared) -> ShownGain {
+    let Some(tasks) = holdout_sizes(prepared) else { return ShownGain::Unknown };
+    // Of a single sample nothing can be said, and so nothing of an objective that it is part of.
+    if tasks.iter().any(|(_, samples)| *samples < 2) {
+        return ShownGain::None;
     }
-    Some(LEVEL_AND_POWER * variance.sqrt() / prepared.objective.total_weight())
+    power::smallest_gain(power::effective_samples(&tasks)).map_or(ShownGain::None, ShownGain::From)
+}
+
+/// Share of the objective and number of samples of each task that counts; `None` where a size is not known or the scores
+/// are not 0 and 1.
+fn holdout_sizes(prepared: &Prepared) -> Option<Vec<(f64, u64)>> {
+    let plan = prepared.holdout.as_ref()?;
+    let total = plan.objective.total_weight();
+    let size = |(task, request): (&ObjectiveTask, &TaskRequest)| {
+        let known = plan.evaluator.capabilities().tasks.get(&request.name)?;
+        let samples = request.samples.count(known.n_samples).filter(|samples| *samples > 0)?;
+        scores_zero_or_one(known, &task.metric).then_some((task.weight.abs() / total, samples))
+    };
+    plan.objective.tasks.iter().zip(&plan.tasks).filter(|(task, _)| task.weight != 0.0).map(size).collect()
 }
 
 fn scores_zero_or_one(known: &TaskCapability, metric: &str) -> bool {
