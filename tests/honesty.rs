@@ -65,6 +65,7 @@ fn scores_that_cannot_be_replayed_are_named() {
     refused("candidate,1,2\na,1\nb,0,1\n", &[], 65, &["scores.csv"]);
     refused("candidate,1\na,1\n", &[], 65, &["two"]);
     refused("candidate,1\na,NaN\nb,0\n", &[], 65, &["`a`", "finite"]);
+    refused("candidate,1,2\na,1,0\nb,1e308,1e308\n", &[], 65, &["scores.csv", "`b`", "too large"]);
     refused("candidate,1\na,1\nb,0\n", &["--budget", "1"], 2, &["one sample"]);
     refused("candidate,1\na,1\nb,0\n", &["--eta", "1"], 2, &["eta"]);
     let output = scratch.evomerge(&["simulate", "nowhere.csv"]);

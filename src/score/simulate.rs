@@ -57,6 +57,12 @@ pub enum SimulateError {
         /// Which of its scores, from 1.
         place: usize,
     },
+    /// Scores so large that their mean or variance is infinite.
+    #[error(
+        "candidate `{0}`: the scores are too large, their mean or variance is not a finite number; give them in another \
+         unit"
+    )]
+    TooLarge(String),
     /// Not every candidate can be scored once: raise `--budget`.
     #[error("a budget of {budget} samples is less than one sample for each of {candidates} candidates")]
     SmallBudget {
@@ -102,7 +108,8 @@ impl ScoreMatrix {
     /// `rows[c][s]` is the score of candidate `c` on sample `s`.
     ///
     /// # Errors
-    /// Fewer than two candidates, no samples, rows of different lengths, a name twice, a number that is not finite.
+    /// Fewer than two candidates, no samples, rows of different lengths, a name twice, a number that is not finite, or so
+    /// large that means and variances are not.
     pub fn new(candidates: Vec<String>, rows: Vec<Vec<f64>>) -> Result<Self, SimulateError> {
         if rows.len() < 2 || candidates.len() != rows.len() {
             return Err(SimulateError::TooFewCandidates(rows.len().min(candidates.len())));
@@ -123,11 +130,13 @@ impl ScoreMatrix {
                 return Err(SimulateError::NotFinite { candidate: candidate.clone(), place: place + 1 });
             }
         }
-        let mean = |row: &Vec<f64>| {
+        let mean = |(candidate, row): (&String, &Vec<f64>)| {
             let mean = row.iter().sum::<f64>() / expected as f64;
-            rounded(mean).unwrap_or(mean)
+            // Around zero, not around the mean: sums of many draws of huge equal scores are infinite too.
+            let squares: f64 = row.iter().map(|score| score.powi(2)).sum();
+            rounded(mean).filter(|_| squares.is_finite()).ok_or_else(|| SimulateError::TooLarge(candidate.clone()))
         };
-        let means = rows.iter().map(mean).collect();
+        let means = candidates.iter().zip(&rows).map(mean).collect::<Result<_, _>>()?;
         Ok(Self { candidates, rows, means })
     }
 
@@ -390,6 +399,10 @@ mod tests {
         assert_eq!(new(&["a", "a"], vec![vec![1.0], vec![1.0]]), SimulateError::Twice("a".into()));
         assert!(matches!(new(&["a", "b"], vec![vec![1.0], vec![1.0, 2.0]]), SimulateError::Ragged { found: 2, .. }));
         assert!(matches!(new(&["a", "b"], vec![vec![1.0], vec![f64::NAN]]), SimulateError::NotFinite { place: 1, .. }));
+        for large in [[1e308, 1e308], [1e307, 1e307], [1e200, -1e200], [1e308, -1e308]] {
+            let rows = vec![vec![1.0, 0.0], large.to_vec()];
+            assert_eq!(new(&["a", "b"], rows), SimulateError::TooLarge("b".into()));
+        }
         let matrix = bernoulli(&[0.5, 0.5], 10);
         assert!(matches!(simulate(&matrix, &plan(&[1])), Err(SimulateError::SmallBudget { .. })));
         assert!(matches!(simulate(&matrix, &SimulationPlan { eta: 1, ..plan(&[9]) }), Err(SimulateError::Eta(1))));
