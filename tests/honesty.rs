@@ -72,6 +72,33 @@ fn scores_that_cannot_be_replayed_are_named() {
     assert_eq!(output.status.code(), Some(65), "{}", stderr(&output));
 }
 
+/// Without a header, the first candidate would be taken for one and be lost. Numbers of samples are a header.
+#[test]
+fn scores_are_no_header_and_numbers_of_samples_are() {
+    let scratch = Scratch::new();
+    let simulate = |header: &str| {
+        let samples = header.split(',').count() - 1;
+        let row = |score: &str| vec![score; samples].join(",");
+        std::fs::write(scratch.path("scores.csv"), format!("{header}\nb,{}\nc,{}\n", row("1"), row("0"))).unwrap();
+        scratch.evomerge(&["simulate", "scores.csv", "--json"])
+    };
+    for scores in ["a,1,0", "a,0,1,1", "a,1,1", "a,0.5", "a,0.25,0.5,0.75", "a,-1,-2", "a,100,0,100", "a, 0, 0"] {
+        let output = simulate(scores);
+        assert_eq!(output.status.code(), Some(65), "{scores}: {}", stderr(&output));
+        for word in ["scores.csv", "line 1", "`a`", "header", "candidate,1,2,3"] {
+            assert!(stderr(&output).contains(word), "{scores}: {}", stderr(&output));
+        }
+    }
+    for header in
+        ["candidate,0,1,2", "candidate,0,1", "candidate,1", "candidate,0,1,10,2", "id,1,x,1", "id,q0,q1", "7,8,9"]
+    {
+        let output = simulate(header);
+        assert!(output.status.success(), "{header}: {}", stderr(&output));
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(json["candidates"], 2, "{header}");
+    }
+}
+
 /// One hold-out sample that the search has too, under another line number, is enough.
 #[cfg(feature = "native")]
 #[test]

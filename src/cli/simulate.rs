@@ -1,5 +1,6 @@
 //! `evomerge simulate`: replays recorded scores to see what a budget of samples buys.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::arguments::Simulate;
@@ -90,6 +91,7 @@ fn read(path: &Path, minimize: bool) -> Result<ScoreMatrix, CliError> {
 fn from_csv(path: &Path, minimize: bool) -> Result<ScoreTable, CliError> {
     let mut reader = csv::Reader::from_path(path).map_err(|error| bad(path, error.to_string()))?;
     let header = reader.headers().map_err(|error| bad(path, error.to_string()))?.clone();
+    refuse_scores_as_header(path, &header)?;
     let mut table = ScoreTable { candidates: Vec::new(), rows: Vec::new() };
     for record in reader.records() {
         let record = record.map_err(|error| bad(path, error.to_string()))?;
@@ -104,4 +106,23 @@ fn from_csv(path: &Path, minimize: bool) -> Result<ScoreTable, CliError> {
         table.candidates.push(name);
     }
     Ok(table)
+}
+
+/// Refuses a first line that is a candidate: its cells are numbers, and no numbers of samples. Those are whole, and no two
+/// are the same, while scores of 0 and 1 repeat from the third on; of two, 1 before 0 is no order to number samples in.
+fn refuse_scores_as_header(path: &Path, header: &csv::StringRecord) -> Result<(), CliError> {
+    let cells: Vec<&str> = header.iter().skip(1).map(str::trim).collect();
+    let is_whole = |cell: &&str| cell.bytes().all(|byte| byte.is_ascii_digit());
+    let numbers_samples = || {
+        cells.iter().all(is_whole) && cells.iter().collect::<BTreeSet<_>>().len() == cells.len() && cells != ["1", "0"]
+    };
+    if cells.is_empty() || cells.iter().any(|cell| cell.parse::<f64>().is_err()) || numbers_samples() {
+        return Ok(());
+    }
+    let first = header.get(0).unwrap_or_default();
+    let reason = format!(
+        "line 1: the header is missing: `{first}` is followed by scores, as a candidate is. The first line names the first \
+         column and then each sample, such as `candidate,1,2,3`; samples that are numbered have each another whole number"
+    );
+    Err(bad(path, reason))
 }
