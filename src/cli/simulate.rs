@@ -58,7 +58,7 @@ fn describe(matrix: &ScoreMatrix, plan: &SimulationPlan, sizes: &[usize], rows: 
                 format!("{:.4}", found.regret),
                 format!("{:+.4}", found.over_statement),
             ]),
-            None => cells.push("less than one sample each in the first rung".to_string()),
+            None => cells.push("too few samples in the first rung".to_string()),
         }
         cells
     };
@@ -83,8 +83,9 @@ fn read(path: &Path, minimize: bool) -> Result<ScoreMatrix, CliError> {
     if is_ledger && minimize {
         return Err(CliError::Usage("--minimize is for CSV files; a ledger knows the direction of its tasks".into()));
     }
-    let ScoreTable { candidates, rows } = if is_ledger { recorded_scores(path)? } else { from_csv(path, minimize)? };
-    ScoreMatrix::new(candidates, rows).map_err(|error| bad(path, error.to_string()))
+    let table = if is_ledger { recorded_scores(path)? } else { from_csv(path, minimize)? };
+    ScoreMatrix::of_tasks(table.candidates, table.rows, table.task_samples)
+        .map_err(|error| bad(path, error.to_string()))
 }
 
 /// One row a candidate; the first column is its name, every other one a sample.
@@ -92,7 +93,8 @@ fn from_csv(path: &Path, minimize: bool) -> Result<ScoreTable, CliError> {
     let mut reader = csv::Reader::from_path(path).map_err(|error| bad(path, error.to_string()))?;
     let header = reader.headers().map_err(|error| bad(path, error.to_string()))?.clone();
     refuse_scores_as_header(path, &header)?;
-    let mut table = ScoreTable { candidates: Vec::new(), rows: Vec::new() };
+    let samples = header.len().saturating_sub(1);
+    let mut table = ScoreTable { candidates: Vec::new(), rows: Vec::new(), task_samples: vec![samples] };
     for record in reader.records() {
         let record = record.map_err(|error| bad(path, error.to_string()))?;
         let name = record.get(0).unwrap_or_default().to_string();

@@ -2,7 +2,10 @@
 //! same number of samples (uniform), or successive halving (Jamieson and Talwalkar 2016; Karnin et al. 2013).
 //!
 //! The recorded samples stand for the whole population: a repetition draws samples from them with replacement, the same
-//! ones for all candidates, and a candidate's truth is its mean over all of them.
+//! ones for all candidates, and a candidate's truth is its mean over all of them. Of several tasks, each gives its share
+//! of the samples, as in a race, and a candidate's score is the mean of the tasks' means.
+
+use std::ops::Range;
 
 use rand::RngExt;
 use rand::seq::SliceRandom;
@@ -23,6 +26,8 @@ pub struct ScoreMatrix {
     rows: Vec<Vec<f64>>,
     /// Mean of each row.
     means: Vec<f64>,
+    /// The columns of each task.
+    tasks: Vec<Range<usize>>,
 }
 
 /// Scores or settings that cannot be replayed.
@@ -32,15 +37,13 @@ pub enum SimulateError {
     #[error("{0} candidates with scores; a choice needs at least two")]
     TooFewCandidates(usize),
     /// The rows differ in length: leave out samples that not every candidate has.
-    #[error(
-        "candidate `{candidate}` has {found} scores, the first one has {expected}; every candidate needs the same samples"
-    )]
+    #[error("candidate `{candidate}` has {found} scores for {expected} samples; every candidate needs a score on each")]
     Ragged {
         /// The first one that differs.
         candidate: String,
         /// Its number of scores.
         found: usize,
-        /// That of the first candidate.
+        /// The number of samples.
         expected: usize,
     },
     /// The rows are empty.
@@ -64,12 +67,17 @@ pub enum SimulateError {
     )]
     TooLarge(String),
     /// Not every candidate can be scored once: raise `--budget`.
-    #[error("a budget of {budget} samples is less than one sample for each of {candidates} candidates")]
+    #[error(
+        "a budget of {budget} samples is less than one sample for each of {candidates} candidates{}",
+        if *tasks > 1 { format!(" on each of {tasks} tasks") } else { String::new() }
+    )]
     SmallBudget {
         /// Samples in all.
         budget: u64,
         /// How many share them.
         candidates: usize,
+        /// How many tasks each of them has.
+        tasks: usize,
     },
     /// The recorded samples would be drawn over and over again: lower `--budget`.
     #[error(
@@ -105,17 +113,32 @@ impl SimulateError {
 }
 
 impl ScoreMatrix {
-    /// `rows[c][s]` is the score of candidate `c` on sample `s`.
+    /// `rows[c][s]` is the score of candidate `c` on sample `s` of the only task.
     ///
     /// # Errors
-    /// Fewer than two candidates, no samples, rows of different lengths, a name twice, a number that is not finite, or so
-    /// large that means and variances are not.
+    /// As [`Self::of_tasks`].
     pub fn new(candidates: Vec<String>, rows: Vec<Vec<f64>>) -> Result<Self, SimulateError> {
+        let samples = rows.first().map_or(0, Vec::len);
+        Self::of_tasks(candidates, rows, vec![samples])
+    }
+
+    /// `rows[c][s]` is the score of candidate `c` on sample `s`, task by task, so scaled that the plain mean of a row is
+    /// the candidate's objective; `task_samples[t]` samples are of task `t`.
+    ///
+    /// # Errors
+    /// Fewer than two candidates, no samples (of a task), rows of different lengths, a name twice, a number that is not
+    /// finite, or so large that means and variances are not.
+    pub fn of_tasks(
+        candidates: Vec<String>,
+        rows: Vec<Vec<f64>>,
+        task_samples: Vec<usize>,
+    ) -> Result<Self, SimulateError> {
         if rows.len() < 2 || candidates.len() != rows.len() {
             return Err(SimulateError::TooFewCandidates(rows.len().min(candidates.len())));
         }
-        let expected = rows[0].len();
-        if expected == 0 {
+        // Where a first row differs from the tasks, it is the one to be named.
+        let expected = task_samples.iter().sum();
+        if expected == 0 || task_samples.contains(&0) {
             return Err(SimulateError::NoSamples);
         }
         let mut seen = std::collections::BTreeSet::new();
@@ -137,7 +160,13 @@ impl ScoreMatrix {
             rounded(mean).filter(|_| squares.is_finite()).ok_or_else(|| SimulateError::TooLarge(candidate.clone()))
         };
         let means = candidates.iter().zip(&rows).map(mean).collect::<Result<_, _>>()?;
-        Ok(Self { candidates, rows, means })
+        let mut tasks = Vec::with_capacity(task_samples.len());
+        let mut start = 0;
+        for samples in task_samples {
+            tasks.push(start..start + samples);
+            start += samples;
+        }
+        Ok(Self { candidates, rows, means, tasks })
     }
 
     /// Number of candidates.
@@ -161,9 +190,22 @@ impl ScoreMatrix {
     pub fn usual_budgets(&self) -> Vec<u64> {
         let samples = self.samples() as u64;
         let steps = (0..).map(|step: u32| [10, 20, 50][step as usize % 3] * 10u64.pow(step / 3));
+        let steps = steps.skip_while(|each| *each < self.tasks.len() as u64);
         let mut each: Vec<u64> = steps.take_while(|each| *each < samples).collect();
         each.push(samples);
         each.into_iter().map(|each| each * self.candidates() as u64).collect()
+    }
+
+    /// How many of `samples` are of each task: in proportion to their sizes, rounded as a race does it (up: Adams's
+    /// method), so that each task has at least one, and more samples are never fewer of a task.
+    fn shares(&self, samples: usize) -> Vec<usize> {
+        let mut shares = vec![0; self.tasks.len()];
+        let part = |shares: &[usize], task: usize| shares[task] as f64 / self.tasks[task].len() as f64;
+        for _ in 0..samples {
+            let next = (0..shares.len()).min_by(|one, other| part(&shares, *one).total_cmp(&part(&shares, *other)));
+            shares[next.unwrap_or(0)] += 1;
+        }
+        shares
     }
 }
 
@@ -202,7 +244,7 @@ pub struct BudgetRow {
     pub budget: u64,
     /// Every candidate on the same number of samples.
     pub uniform: Allocation,
-    /// `None`: the first rung's share is less than one sample a candidate.
+    /// `None`: the first rung's share is less than one sample a candidate of each task.
     pub halving: Option<Allocation>,
 }
 
@@ -231,8 +273,9 @@ pub fn simulate(matrix: &ScoreMatrix, plan: &SimulationPlan) -> Result<Vec<Budge
     let candidates = matrix.candidates();
     let sizes = rung_sizes(candidates, plan.eta, plan.rungs);
     let row = |&budget: &u64| {
-        if budget < candidates as u64 {
-            return Err(SimulateError::SmallBudget { budget, candidates });
+        let tasks = matrix.tasks.len();
+        if budget < candidates as u64 * tasks as u64 {
+            return Err(SimulateError::SmallBudget { budget, candidates, tasks });
         }
         let (each, samples) = (budget / candidates as u64, matrix.samples());
         if each > MOST_PASSES * samples as u64 {
@@ -243,7 +286,7 @@ pub fn simulate(matrix: &ScoreMatrix, plan: &SimulationPlan) -> Result<Vec<Budge
             budget,
             uniform: replay(matrix, plan, &equally, &rung_samples(&equally, budget)),
             halving: Some(rung_samples(&sizes, budget))
-                .filter(|samples| samples[0] > 0)
+                .filter(|samples| samples[0] >= tasks)
                 .map(|samples| replay(matrix, plan, &sizes, &samples)),
         })
     };
@@ -262,6 +305,12 @@ fn rung_samples(sizes: &[usize], budget: u64) -> Vec<usize> {
     sizes.iter().enumerate().map(share).collect()
 }
 
+/// How many candidates a rung scores, and how many samples they have of each task at its end.
+struct Rung {
+    candidates: usize,
+    samples: Vec<usize>,
+}
+
 /// One repetition's choice: its place and its score as seen.
 struct Choice {
     place: usize,
@@ -271,10 +320,14 @@ struct Choice {
 
 fn replay(matrix: &ScoreMatrix, plan: &SimulationPlan, sizes: &[usize], samples: &[usize]) -> Allocation {
     let best = matrix.best().1;
-    let choices: Vec<Choice> = (0..plan.repetitions)
-        .into_par_iter()
-        .map(|repetition| race(matrix, plan.seed, repetition, sizes, samples))
-        .collect();
+    let mut all = 0;
+    let rung = |(&candidates, &more): (&usize, &usize)| {
+        all += more;
+        Rung { candidates, samples: matrix.shares(all) }
+    };
+    let rungs: Vec<Rung> = sizes.iter().zip(samples).map(rung).collect();
+    let choices: Vec<Choice> =
+        (0..plan.repetitions).into_par_iter().map(|repetition| race(matrix, plan.seed, repetition, &rungs)).collect();
     // Summed in order of the repetitions, whichever thread made them.
     let mean = |value: &dyn Fn(&Choice) -> f64| choices.iter().map(value).sum::<f64>() / choices.len() as f64;
     let truth = |choice: &Choice| matrix.means[choice.place];
@@ -287,25 +340,38 @@ fn replay(matrix: &ScoreMatrix, plan: &SimulationPlan, sizes: &[usize], samples:
 }
 
 /// Scores the candidates of each rung on further samples, common to all, and keeps the best by all samples so far.
-fn race(matrix: &ScoreMatrix, seed: u64, repetition: u32, sizes: &[usize], samples: &[usize]) -> Choice {
+fn race(matrix: &ScoreMatrix, seed: u64, repetition: u32, rungs: &[Rung]) -> Choice {
     let mut draws = stream(seed, "simulate samples", u64::from(repetition));
     // Equal scores are told apart by lot: the order of the file means nothing.
     let mut field: Vec<usize> = (0..matrix.candidates()).collect();
     field.shuffle(&mut stream(seed, "simulate order", u64::from(repetition)));
-    let mut sums = vec![0.0; matrix.candidates()];
-    let mut scored = 0;
-    for (&size, &more) in sizes.iter().zip(samples) {
-        field.truncate(size);
-        let drawn: Vec<usize> = (0..more).map(|_| draws.random_range(0..matrix.samples())).collect();
-        for &place in &field {
-            let row = &matrix.rows[place];
-            sums[place] += drawn.iter().map(|&sample| row[sample]).sum::<f64>();
+    let tasks = matrix.tasks.len();
+    // Of each candidate, task by task.
+    let mut sums = vec![0.0; matrix.candidates() * tasks];
+    let mut seen = vec![0.0; matrix.candidates()];
+    let mut scored = vec![0; tasks];
+    for rung in rungs {
+        field.truncate(rung.candidates);
+        for (task, columns) in matrix.tasks.iter().enumerate() {
+            let more = rung.samples[task] - scored[task];
+            let drawn: Vec<usize> = (0..more).map(|_| draws.random_range(columns.clone())).collect();
+            for &place in &field {
+                let row = &matrix.rows[place];
+                sums[place * tasks + task] += drawn.iter().map(|&sample| row[sample]).sum::<f64>();
+            }
         }
-        scored += more;
+        scored.clone_from(&rung.samples);
+        for &place in &field {
+            let mean = |(task, columns): (usize, &Range<usize>)| {
+                let share = columns.len() as f64 / matrix.samples() as f64;
+                share * sums[place * tasks + task] / scored[task] as f64
+            };
+            seen[place] = matrix.tasks.iter().enumerate().map(mean).sum();
+        }
         // Stable: among equals the lot's order stays.
-        field.sort_by(|&first, &second| sums[second].total_cmp(&sums[first]));
+        field.sort_by(|&first, &second| seen[second].total_cmp(&seen[first]));
     }
-    Choice { place: field[0], seen: sums[field[0]] / scored as f64, samples: scored }
+    Choice { place: field[0], seen: seen[field[0]], samples: scored.iter().sum() }
 }
 
 #[cfg(test)]
@@ -397,7 +463,10 @@ mod tests {
         assert_eq!(new(&["a"], vec![vec![1.0]]), SimulateError::TooFewCandidates(1));
         assert_eq!(new(&["a", "b"], vec![vec![], vec![]]), SimulateError::NoSamples);
         assert_eq!(new(&["a", "a"], vec![vec![1.0], vec![1.0]]), SimulateError::Twice("a".into()));
-        assert!(matches!(new(&["a", "b"], vec![vec![1.0], vec![1.0, 2.0]]), SimulateError::Ragged { found: 2, .. }));
+        assert!(matches!(
+            new(&["a", "b"], vec![vec![1.0], vec![1.0, 2.0]]),
+            SimulateError::Ragged { found: 2, expected: 1, .. }
+        ));
         assert!(matches!(new(&["a", "b"], vec![vec![1.0], vec![f64::NAN]]), SimulateError::NotFinite { place: 1, .. }));
         for large in [[1e308, 1e308], [1e307, 1e307], [1e200, -1e200], [1e308, -1e308]] {
             let rows = vec![vec![1.0, 0.0], large.to_vec()];
@@ -412,5 +481,32 @@ mod tests {
     fn usual_budgets_end_with_all_samples() {
         let matrix = bernoulli(&[0.5, 0.5], 100);
         assert_eq!(matrix.usual_budgets(), [20, 40, 100, 200]);
+        let rows = vec![vec![0.0; 100], vec![1.0; 100]];
+        let matrix = ScoreMatrix::of_tasks(vec!["a".into(), "b".into()], rows, vec![5; 20]).unwrap();
+        assert_eq!(matrix.usual_budgets(), [40, 100, 200], "10 samples are not one of each of 20 tasks");
+    }
+
+    /// Scores that depend on the task alone: drawing inside tasks, every number of samples shows the truth.
+    #[test]
+    fn tasks_are_drawn_in_their_proportions() {
+        let row = |large: f64, small: f64| [vec![large; 300], vec![small; 20]].concat();
+        let rows = vec![row(1.0, 0.0), row(0.0, 14.0), row(0.5, 0.5)];
+        let names = ["large", "small", "even"].map(str::to_owned).to_vec();
+        let matrix = ScoreMatrix::of_tasks(names, rows, vec![300, 20]).unwrap();
+        assert_eq!(matrix.best().0, "large");
+        for shares in [(1, [1, 0]), (2, [1, 1]), (16, [15, 1]), (17, [16, 1]), (32, [30, 2]), (320, [300, 20])] {
+            assert_eq!(matrix.shares(shares.0), shares.1, "of {}", shares.0);
+        }
+        for row in simulate(&matrix, &plan(&[6, 48, 96, 960])).unwrap() {
+            for found in [Some(&row.uniform), row.halving.as_ref()].into_iter().flatten() {
+                assert_eq!((found.regret, found.best_chosen), (0.0, 1.0), "{row:?}");
+                assert!(found.over_statement.abs() < 1e-12, "{row:?}");
+            }
+        }
+        let refused = simulate(&matrix, &plan(&[5])).unwrap_err();
+        assert_eq!(refused, SimulateError::SmallBudget { budget: 5, candidates: 3, tasks: 2 });
+        assert!(refused.to_string().ends_with("for each of 3 candidates on each of 2 tasks"), "{refused}");
+        // Two rungs leave the first one a sample a candidate, and none for the second task.
+        assert!(simulate(&matrix, &SimulationPlan { rungs: Some(2), ..plan(&[6]) }).unwrap()[0].halving.is_none());
     }
 }

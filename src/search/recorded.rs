@@ -13,8 +13,10 @@ use crate::scores::{SampleId, Status};
 pub struct ScoreTable {
     /// Names of the candidates.
     pub candidates: Vec<String>,
-    /// A row for each of them, in the same order: its scores, each column a sample.
+    /// A row for each of them, in the same order: its scores, each column a sample, task by task.
     pub rows: Vec<Vec<f64>>,
+    /// How many of the columns are samples of each task.
+    pub task_samples: Vec<usize>,
 }
 
 /// A task of the recorded run's objective.
@@ -37,7 +39,7 @@ pub fn recorded_scores(path: &Path) -> Result<ScoreTable, SearchError> {
         .map_err(|error| bad(path, format!("the run's objective cannot be read: {error}")))?;
     let standings = Standings::of(&ledger)?;
     let mut order: Option<Vec<Vec<SampleId>>> = None;
-    let mut table = ScoreTable { candidates: Vec::new(), rows: Vec::new() };
+    let mut table = ScoreTable { candidates: Vec::new(), rows: Vec::new(), task_samples: Vec::new() };
     let mut seen = BTreeSet::new();
     for asked in ledger.all_asked()? {
         if asked.fidelity < 1.0 || seen.contains(&asked.candidate_id) {
@@ -56,9 +58,8 @@ pub fn recorded_scores(path: &Path) -> Result<ScoreTable, SearchError> {
         seen.insert(asked.candidate_id.clone());
         table.candidates.push(asked.candidate_id);
     }
-    if table.rows.is_empty() {
-        return Err(bad(path, "no candidate was scored at full fidelity"));
-    }
+    let Some(order) = order else { return Err(bad(path, "no candidate was scored at full fidelity")) };
+    table.task_samples = order.iter().map(Vec::len).collect();
     Ok(table)
 }
 
