@@ -168,3 +168,71 @@ fn a_race_with_a_larger_budget_continues_without_paying_twice() {
     whole.search(&run_file(&whole, &fresh, 1500), &["--quiet"]);
     assert_eq!(ids(&asked(&whole)), ids(&after), "the race is the one that had never stopped");
 }
+
+/// The answer of [`score`] with the scores that it is the mean of.
+fn score_by_sample(answer: &mut Value) {
+    let candidate = answer["candidate_id"].as_str().unwrap().to_owned();
+    for (task, scores) in answer["tasks"].as_object_mut().unwrap() {
+        let samples = scores["n"].as_u64().unwrap();
+        scores["metrics"]["accuracy"]["value"] = json!(accuracy(&candidate, task, samples));
+        let right: Vec<f64> = (0..samples).map(|sample| f64::from(is_right(&candidate, task, sample))).collect();
+        scores["per_sample"]["scores"]["accuracy"] = json!(right);
+    }
+}
+
+fn lists(server: &FaultServer, supports: &[&str]) {
+    for task in server.inner.capabilities.lock().unwrap()["tasks"].as_array_mut().unwrap() {
+        task["supports"] = json!(supports);
+    }
+}
+
+#[test]
+fn a_race_goes_on_as_it_began_when_the_endpoint_can_do_more() {
+    let (scratch, server) = (Scratch::new(), server());
+    scratch.search(&run_file(&scratch, &server, 700), &["--quiet"]);
+    let before = asked(&scratch);
+    lists(&server, &["limit", "sample_ids", "per_sample", "seed"]);
+    *server.inner.otherwise.lock().unwrap() = Reply::Edited(score_by_sample);
+    scratch.search(&run_file(&scratch, &server, 1500), &["--quiet"]);
+    let after = asked(&scratch);
+    assert!(after.len() > before.len());
+    assert!(after.iter().zip(&before).all(|(now, then)| now.evaluation_id == then.evaluation_id));
+    assert!(after[before.len()..].iter().any(|record| record.origin == "promotion"));
+    for post in server.seen("POST").iter().map(|seen| seen.json()) {
+        assert!(post["tasks"].as_array().unwrap().iter().all(|task| task["sample_ids"].is_null()), "{post}");
+    }
+    // Without what the race rests on there is no way on.
+    lists(&server, &["sample_ids", "per_sample", "seed"]);
+    let output = scratch.evomerge(&["search", run_file(&scratch, &server, 2000).to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(78), "{said}");
+    for words in ["supports of task add: limit is gone", "supports of task rev: limit is gone", "--fresh"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    assert_eq!(asked(&scratch).len(), after.len());
+}
+
+/// Without parts at the first start there is no race later, and none is needed to go on.
+#[test]
+fn a_run_that_could_not_race_goes_on_without() {
+    let (scratch, server) = (Scratch::new(), server());
+    lists(&server, &[]);
+    scratch.search(&run_file(&scratch, &server, 700), &["--quiet"]);
+    let before = asked(&scratch);
+    lists(&server, &["limit", "sample_ids"]);
+    scratch.search(&run_file(&scratch, &server, 1200), &["--quiet"]);
+    let after = asked(&scratch);
+    assert!(after.len() > before.len() && after.iter().all(|record| record.fidelity == 1.0));
+}
+
+/// Earlier versions did not record what a race rests on.
+#[test]
+fn a_race_of_an_earlier_version_goes_on() {
+    let (scratch, server) = (Scratch::new(), server());
+    scratch.search(&run_file(&scratch, &server, 700), &["--quiet"]);
+    let before = asked(&scratch);
+    let ledger = rusqlite::Connection::open(scratch.path("results/run/ledger.sqlite")).unwrap();
+    assert_eq!(ledger.execute("DELETE FROM facts WHERE key = 'race_basis'", []).unwrap(), 1);
+    scratch.search(&run_file(&scratch, &server, 1500), &["--quiet"]);
+    assert!(asked(&scratch).len() > before.len());
+}

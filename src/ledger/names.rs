@@ -18,6 +18,8 @@ pub mod fact {
     pub const GENES: &str = "genes";
     /// How candidates race, as JSON.
     pub const RACING: &str = "racing";
+    /// What the race found of the evaluator at the first start, by task, as JSON; `null`: there is no race.
+    pub const RACE_BASIS: &str = "race_basis";
     /// Tasks, metrics and signed weights, as JSON.
     pub const OBJECTIVE: &str = "objective";
     /// Samples of each task as the evaluator told at the first start, as JSON.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use super::fidelity::Basis;
 use super::prepare::Prepared;
 use super::{SearchError, model_changes};
 use crate::config::{RacingConfig, RunConfig, differences};
@@ -29,17 +30,21 @@ pub struct Frozen {
     pub planned_evaluations: Option<u64>,
     /// How candidates race; a budget of samples that is added later changes nothing.
     pub racing: Option<RacingConfig>,
+    /// What the race found of the evaluator; `None`: there is no race.
+    pub race_basis: Option<Basis>,
 }
 
 /// Reads what an earlier start froze, or freezes it now. Refuses a run file, models, data or evaluator that changed.
 pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), SearchError> {
     let identity = identity(prepared);
     let Some(recorded) = ledger.fact(fact::IDENTITY)? else {
+        let racing = prepared.config.effective_racing();
         let frozen = Frozen {
             run_id: new_run_id(&prepared.config),
             look_ahead: look_ahead(prepared),
             planned_evaluations: prepared.config.budget.evaluations,
-            racing: prepared.config.effective_racing(),
+            race_basis: race_basis(prepared, racing.as_ref()),
+            racing,
         };
         ledger.set_facts(&[
             (fact::IDENTITY, &identity.to_string()),
@@ -50,6 +55,7 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
             (fact::TASKS, &json!(task_names(prepared)).to_string()),
             (fact::GENES, &json!(gene_names(prepared)).to_string()),
             (fact::RACING, &json!(frozen.racing).to_string()),
+            (fact::RACE_BASIS, &json!(frozen.race_basis).to_string()),
             (fact::OBJECTIVE, &objective(prepared).to_string()),
             (fact::SAMPLES, &samples(prepared).to_string()),
             (fact::EVOMERGE_VERSION, env!("CARGO_PKG_VERSION")),
@@ -65,25 +71,42 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
         differences.extend(changed_metrics(ledger, prepared)?);
         differences.extend(changed_sample_counts(ledger, prepared)?);
     }
+    let changed = |differences| SearchError::Changed { name: prepared.config.name.clone(), differences };
     if !differences.is_empty() {
-        return Err(SearchError::Changed { name: prepared.config.name.clone(), differences });
+        return Err(changed(differences));
     }
-    Ok((decided(ledger)?, false))
+    let frozen = decided(ledger, prepared)?;
+    let basis = frozen.race_basis.as_ref();
+    let lost = basis.map(|basis| basis.lost(&prepared.tasks, prepared.evaluator.as_ref())).unwrap_or_default();
+    if lost.is_empty() { Ok((frozen, false)) } else { Err(changed(lost)) }
+}
+
+/// What a race finds of the evaluator as it is now; `None`: there is no race.
+fn race_basis(prepared: &Prepared, racing: Option<&RacingConfig>) -> Option<Basis> {
+    Basis::of_race(racing?, &prepared.tasks, prepared.evaluator.as_ref())
 }
 
 /// What the first start decided.
-fn decided(ledger: &Ledger) -> Result<Frozen, SearchError> {
+fn decided(ledger: &Ledger, prepared: &Prepared) -> Result<Frozen, SearchError> {
     let unreadable =
         |key: &str, found: &str| SearchError::BadData(format!("ledger: `{key}` cannot be read: {found:?}"));
     let fact = |key: &str| ledger.fact(key)?.ok_or_else(|| unreadable(key, ""));
     let number = |key: &str, text: &str| text.parse().map_err(|_| unreadable(key, text));
     let planned = fact(fact::PLANNED_EVALUATIONS)?;
     let racing = fact(fact::RACING)?;
+    let racing: Option<RacingConfig> =
+        serde_json::from_str(&racing).map_err(|_| unreadable(fact::RACING, &racing))?;
+    let race_basis = match ledger.fact(fact::RACE_BASIS)? {
+        Some(basis) => serde_json::from_str(&basis).map_err(|_| unreadable(fact::RACE_BASIS, &basis))?,
+        // Ledgers of earlier versions do not tell.
+        None => race_basis(prepared, racing.as_ref()),
+    };
     Ok(Frozen {
         run_id: fact(fact::RUN_ID)?,
         look_ahead: number(fact::LOOK_AHEAD, &fact(fact::LOOK_AHEAD)?)?,
         planned_evaluations: (!planned.is_empty()).then(|| number(fact::PLANNED_EVALUATIONS, &planned)).transpose()?,
-        racing: serde_json::from_str(&racing).map_err(|_| unreadable(fact::RACING, &racing))?,
+        racing,
+        race_basis,
     })
 }
 

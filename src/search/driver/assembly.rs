@@ -17,7 +17,15 @@ use crate::search::slots::{Slots, sweep_earlier};
 use crate::strategy::{Landscape, Outcome, Setup, baseline_contents};
 
 pub(super) fn parts(prepared: &Prepared, frozen: &Frozen, progress: &dyn Progress) -> Option<Parts> {
-    match Parts::plan(frozen.racing.as_ref()?, &prepared.tasks, prepared.evaluator.as_ref()) {
+    let (config, tasks, evaluator) = (frozen.racing.as_ref()?, &prepared.tasks, prepared.evaluator.as_ref());
+    let planned = match &frozen.race_basis {
+        Some(basis) => Parts::on(basis, config, tasks, evaluator),
+        // Decided at the first start, whatever the evaluator has learned since.
+        None => Err(Parts::plan(config, tasks, evaluator)
+            .err()
+            .unwrap_or_else(|| "the evaluator took no parts of the samples when the run began".to_owned())),
+    };
+    match planned {
         Ok(parts) => Some(parts),
         Err(reason) => {
             progress.line(&format!("no racing: {reason}; every candidate is scored in full"));
