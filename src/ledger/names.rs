@@ -24,6 +24,8 @@ pub mod fact {
     pub const OBJECTIVE: &str = "objective";
     /// Samples of each task as the evaluator told at the first start, as JSON.
     pub const SAMPLES: &str = "samples";
+    /// Whether the evaluator called itself deterministic at every start: `true` or `false`.
+    pub const DETERMINISTIC: &str = "deterministic";
     /// Version of the program that began the run.
     pub const EVOMERGE_VERSION: &str = "evomerge_version";
     /// Seconds that searches have run, over all starts.

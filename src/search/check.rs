@@ -268,7 +268,8 @@ fn conflicts(prepared: &Prepared) -> Vec<Conflict> {
 }
 
 fn describe_repeats(prepared: &Prepared) -> String {
-    let repeats = Repeats::of(prepared);
+    let deterministic = prepared.evaluator.capabilities().deterministic;
+    let repeats = Repeats::of(&prepared.config.repeats, deterministic);
     let samples = prepared.samples;
     let each = if samples > 0 { format!(", {} each", counted(samples, "sample")) } else { String::new() };
     let mut parts = Vec::new();
@@ -288,7 +289,6 @@ fn describe_repeats(prepared: &Prepared) -> String {
         most = most.zip(sentinels).map(|(most, sentinels)| most + sentinels);
     }
     if parts.is_empty() {
-        let deterministic = prepared.evaluator.capabilities().deterministic;
         return if deterministic { "nothing: the evaluator is deterministic" } else { "nothing" }.into();
     }
     let most =

@@ -105,7 +105,7 @@ impl Search {
             progress: progress.clone(),
         };
         let active_before = ledger.fact(fact::ACTIVE_SECONDS)?.and_then(|text| text.parse().ok()).unwrap_or(0.0);
-        let repeats = Repeats::of(&prepared);
+        let repeats = Repeats::of(&prepared.config.repeats, frozen.deterministic);
         let has_winner = ledger.fact(fact::WINNER)?.is_some();
         Ok(Self {
             schedule: Schedule::new(strategy, frozen.look_ahead),

@@ -32,6 +32,8 @@ pub struct Frozen {
     pub racing: Option<RacingConfig>,
     /// What the race found of the evaluator; `None`: there is no race.
     pub race_basis: Option<Basis>,
+    /// The evaluator has called itself deterministic at every start.
+    pub deterministic: bool,
 }
 
 /// Reads what an earlier start froze, or freezes it now. Refuses a run file, models, data or evaluator that changed.
@@ -45,6 +47,7 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
             planned_evaluations: prepared.config.budget.evaluations,
             race_basis: race_basis(prepared, racing.as_ref()),
             racing,
+            deterministic: prepared.evaluator.capabilities().deterministic,
         };
         ledger.set_facts(&[
             (fact::IDENTITY, &identity.to_string()),
@@ -58,6 +61,7 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
             (fact::RACE_BASIS, &json!(frozen.race_basis).to_string()),
             (fact::OBJECTIVE, &objective(prepared).to_string()),
             (fact::SAMPLES, &samples(prepared).to_string()),
+            (fact::DETERMINISTIC, &frozen.deterministic.to_string()),
             (fact::EVOMERGE_VERSION, env!("CARGO_PKG_VERSION")),
         ])?;
         return Ok((frozen, true));
@@ -78,7 +82,11 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
     let frozen = decided(ledger, prepared)?;
     let basis = frozen.race_basis.as_ref();
     let lost = basis.map(|basis| basis.lost(&prepared.tasks, prepared.evaluator.as_ref())).unwrap_or_default();
-    if lost.is_empty() { Ok((frozen, false)) } else { Err(changed(lost)) }
+    if !lost.is_empty() {
+        return Err(changed(lost));
+    }
+    ledger.set_fact(fact::DETERMINISTIC, &frozen.deterministic.to_string())?;
+    Ok((frozen, false))
 }
 
 /// What a race finds of the evaluator as it is now; `None`: there is no race.
@@ -101,12 +109,15 @@ fn decided(ledger: &Ledger, prepared: &Prepared) -> Result<Frozen, SearchError> 
         // Ledgers of earlier versions do not tell.
         None => race_basis(prepared, racing.as_ref()),
     };
+    // One start with answers that may vary is enough: they are on record.
+    let was_deterministic = ledger.fact(fact::DETERMINISTIC)?.is_none_or(|text| text == "true");
     Ok(Frozen {
         run_id: fact(fact::RUN_ID)?,
         look_ahead: number(fact::LOOK_AHEAD, &fact(fact::LOOK_AHEAD)?)?,
         planned_evaluations: (!planned.is_empty()).then(|| number(fact::PLANNED_EVALUATIONS, &planned)).transpose()?,
         racing,
         race_basis,
+        deterministic: was_deterministic && prepared.evaluator.capabilities().deterministic,
     })
 }
 

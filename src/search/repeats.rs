@@ -12,6 +12,7 @@ use super::pipeline::{Equipment, Finished, MaterializeStage, Pipeline, Work, Wor
 use super::prepare::Prepared;
 use super::progress::Progress;
 use super::{SearchError, Stop};
+use crate::config::RepeatsConfig;
 use crate::evaluate::EvaluateError;
 use crate::ledger::{AskedRecord, Ledger, RepeatPurpose, RepeatRecord, ToldRecord, now};
 use crate::score::alarms::{Alarm, AlarmKind};
@@ -35,9 +36,8 @@ pub struct Repeats {
 
 impl Repeats {
     /// As the run file says; by default, nothing where the evaluator is known to give the same scores again.
-    pub fn of(prepared: &Prepared) -> Self {
-        let varies = !prepared.evaluator.capabilities().deterministic;
-        let config = &prepared.config.repeats;
+    pub fn of(config: &RepeatsConfig, deterministic: bool) -> Self {
+        let varies = !deterministic;
         Self {
             finalists: config.finalists.unwrap_or(varies),
             sentinel: match config.sentinel {
@@ -63,6 +63,8 @@ pub struct Rescoring<'a> {
     pub outcomes: &'a BTreeMap<u64, Outcome>,
     /// What the search has spent, in evaluations in full.
     pub spent: u64,
+    /// The evaluator's scores may not change at all.
+    pub deterministic: bool,
     pub progress: &'a Arc<dyn Progress>,
 }
 
@@ -109,9 +111,8 @@ impl Rescoring<'_> {
                 format!("could be scored at first, and not any more: {}", finished.error.clone().unwrap_or_default())
             }
             Status::Scored => {
-                let deterministic = self.prepared.evaluator.capabilities().deterministic;
                 let objective = &self.prepared.objective;
-                let Some(drift) = drift(objective, &earlier, &finished.tasks, deterministic) else { return Ok(None) };
+                let Some(drift) = drift(objective, &earlier, &finished.tasks, self.deterministic) else { return Ok(None) };
                 let value = |scores: &Scores| objective.value(scores).unwrap_or(f64::NAN);
                 let why = match drift.errors {
                     Some(errors) if errors.is_finite() => format!("{:.1} times what chance explains", errors.abs()),

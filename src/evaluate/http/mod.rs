@@ -82,6 +82,8 @@ impl HttpEvaluator {
         let known = pool.endpoints.iter().find_map(|endpoint| endpoint.facts());
         let facts = known.ok_or_else(|| EvaluateError::Configuration(no_endpoints()))?;
         pool.settle_tasks(&facts).map_err(EvaluateError::Configuration)?;
+        let mut facts = Facts::clone(&facts);
+        facts.capabilities.deterministic = pool.settle_determinism();
         let places = pool.endpoints.iter().map(|endpoint| {
             let most = endpoint.facts().map_or(usize::MAX, |facts| facts.max_inflight);
             config.in_flight.get().min(most)
@@ -89,7 +91,7 @@ impl HttpEvaluator {
         Ok(Self {
             fingerprint: fingerprint_of(&facts, tasks, config.allow_different_fingerprints),
             concurrency: NonZeroUsize::new(places.sum()).unwrap_or(NonZeroUsize::MIN),
-            facts,
+            facts: Arc::new(facts),
             patience: patience.clone(),
             on_timeout: config.on_timeout,
             allow_different_fingerprints: config.allow_different_fingerprints,

@@ -47,6 +47,7 @@ impl Search {
             context: self.pipeline.context(),
             outcomes: self.schedule.outcomes(),
             spent: self.spent(),
+            deterministic: self.frozen.deterministic,
             progress: &self.progress,
         }
     }

@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde::de::DeserializeOwned;
 
 use super::super::error_answer::of_error_answer;
-use super::{AgreedTask, Demand, Endpoint, Facts, Pool};
+use super::{Abilities, AgreedTask, Demand, Endpoint, Facts, Pool};
 use crate::evaluate::judgement::{Loss, Reaction};
 use crate::evaluate::protocol::{MOST_SAMPLES, WireCapabilities, WireHealth};
 use crate::evaluate::text::shortened;
@@ -62,7 +62,22 @@ impl Pool {
         Ok(())
     }
 
-    /// Makes sure that an endpoint scores as many samples as the others, by the same metrics in the same direction.
+    /// Whether every endpoint that was met says that it gives the same scores again: any of them may score any
+    /// candidate.
+    pub fn settle_determinism(&self) -> bool {
+        let met = self.endpoints.iter().filter_map(|endpoint| Some((endpoint, endpoint.facts()?)));
+        let (same, varying): (Vec<_>, Vec<_>) = met.partition(|(_, facts)| facts.capabilities.deterministic);
+        if let Some((endpoint, _)) = varying.first().filter(|_| !same.is_empty()) {
+            (self.notify)(&format!(
+                "endpoint {} does not call itself deterministic, as others do: scores count as ones that may vary",
+                endpoint.label
+            ));
+        }
+        *self.deterministic.get_or_init(|| varying.is_empty())
+    }
+
+    /// Makes sure that an endpoint scores as many samples as the others, by the same metrics in the same direction, and
+    /// can be asked for them in the same ways.
     fn agree_on_tasks(&self, facts: &Facts) -> Result<(), Fault> {
         let agreed = lock(&self.agreed);
         for (task, settled) in agreed.iter().flatten() {
@@ -79,7 +94,12 @@ impl Pool {
                         "has another `higher_is_better` of `{metric}` than the others (or itself, when the run began)"
                     )
                 }
-                Some(_) => continue,
+                Some(own) => match own.abilities.difference(settled.abilities, metric) {
+                    Some(difference) => {
+                        format!("{difference}, unlike that of the others (or its own, when the run began)")
+                    }
+                    None => continue,
+                },
             };
             return Err(Fault::configuration("tasks_differ", format!("its task `{task}` {reason}")));
         }
@@ -148,8 +168,36 @@ impl AgreedTask {
     /// `None`: the endpoint has no such task, or not with this metric.
     fn of(facts: &Facts, task: &str, metric: &str) -> Option<Self> {
         let known = facts.capabilities.tasks.get(task)?;
-        let higher_is_better = known.metrics.get(metric)?.higher_is_better;
-        Some(Self { n_samples: known.n_samples, metric: metric.to_owned(), higher_is_better })
+        let of_metric = known.metrics.get(metric)?;
+        let abilities = Abilities {
+            sample_ids: known.supports_sample_ids,
+            limit: known.supports_limit,
+            per_sample: known.supports_per_sample,
+            is_mean: of_metric.is_mean,
+        };
+        let (n_samples, higher_is_better) = (known.n_samples, of_metric.higher_is_better);
+        Some(Self { n_samples, metric: metric.to_owned(), higher_is_better, abilities })
+    }
+}
+
+impl Abilities {
+    /// In what these are not `others`, for people.
+    fn difference(self, others: Self, metric: &str) -> Option<String> {
+        let supports = [
+            ("sample_ids", self.sample_ids, others.sample_ids),
+            ("limit", self.limit, others.limit),
+            ("per_sample", self.per_sample, others.per_sample),
+        ];
+        let mut differences: Vec<String> = supports
+            .into_iter()
+            .filter(|(_, own, others)| own != others)
+            .map(|(what, own, _)| format!("{} `{what}` among `supports`", if own { "has" } else { "has no" }))
+            .collect();
+        if self.is_mean != others.is_mean {
+            let what = if self.is_mean { "has" } else { "has not" };
+            differences.push(format!("{what} the `aggregation` \"mean\" for `{metric}`"));
+        }
+        (!differences.is_empty()).then(|| differences.join(" and "))
     }
 }
 

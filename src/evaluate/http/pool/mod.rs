@@ -5,7 +5,7 @@ mod endpoint;
 mod handshake;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -32,6 +32,17 @@ struct AgreedTask {
     n_samples: u64,
     metric: String,
     higher_is_better: bool,
+    /// Requests are the same for all endpoints, and so is what their answers must hold.
+    abilities: Abilities,
+}
+
+/// What requests for a task and checks of its answers are built from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Abilities {
+    sample_ids: bool,
+    limit: bool,
+    per_sample: bool,
+    is_mean: bool,
 }
 
 /// Since when an evaluation has got nowhere; cleared by progress.
@@ -86,6 +97,8 @@ pub(super) struct Pool {
     expected: Mutex<Option<String>>,
     /// Tasks of the run as all endpoints have to have them, once the first ones were met.
     agreed: Mutex<Option<BTreeMap<String, AgreedTask>>>,
+    /// Whether all endpoints that were met first give the same scores again.
+    deterministic: OnceLock<bool>,
     last_answer: Mutex<Instant>,
     changed: tokio::sync::Notify,
     notify: Notify,
@@ -118,6 +131,7 @@ impl Pool {
             max_outage,
             expected: Mutex::new(None),
             agreed: Mutex::new(None),
+            deterministic: OnceLock::new(),
             last_answer: Mutex::new(Instant::now()),
             changed: tokio::sync::Notify::new(),
             notify,
@@ -287,6 +301,17 @@ impl Pool {
                 };
                 // One more fault shuts it again.
                 state.faults_in_row = if state.open { self.policy.breaker_threshold.saturating_sub(1) } else { 0 };
+                let varies = |facts: &Facts| !facts.capabilities.deterministic;
+                if varies(facts)
+                    && self.deterministic.get() == Some(&true)
+                    && !state.facts.as_deref().is_some_and(varies)
+                {
+                    (self.notify)(&format!(
+                        "warning: endpoint {} does not call itself deterministic, as all did when the search started: \
+                         scores count as ones that may vary from the next start on",
+                        endpoint.label
+                    ));
+                }
                 state.facts = Some(Arc::clone(facts));
                 // An endpoint that is well may still have asked to be left alone.
                 if state.open {

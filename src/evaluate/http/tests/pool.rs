@@ -338,11 +338,15 @@ async fn an_endpoint_gets_no_more_at_once_than_it_bears() {
     assert!(server.inner.most_at_once.load(std::sync::atomic::Ordering::SeqCst) <= 2);
 }
 
-/// Endpoints with one fingerprint that count or turn a task's scores differently.
+/// Endpoints with one fingerprint that count or turn a task's scores differently, or take other requests.
 #[tokio::test]
-async fn endpoints_agree_on_samples_metric_and_direction() {
+async fn endpoints_agree_on_what_is_asked_and_answered() {
     type Edit = fn(&mut Value);
-    let edits: [(Edit, &str); 3] = [
+    let edits: [(Edit, &str); 7] = [
+        (|c| c["tasks"][0]["supports"] = json!(["sample_ids", "per_sample"]), "task `add` has no `limit` among `supports`"),
+        (|c| c["tasks"][1]["supports"] = json!(["limit", "per_sample"]), "task `rev` has no `sample_ids` among"),
+        (|c| c["tasks"][1]["supports"] = json!(["limit", "sample_ids"]), "has no `per_sample` among `supports`, unlike"),
+        (|c| c["tasks"][0]["metrics"][0]["aggregation"] = json!("other"), "has not the `aggregation` \"mean\" for `accuracy`"),
         (|c| c["tasks"][0]["n_samples"] = json!(40), "has 40 samples"),
         (|c| c["tasks"][0]["metrics"][0]["higher_is_better"] = json!(false), "higher_is_better"),
         (|c| c["tasks"][1]["metrics"][0]["name"] = json!("f1"), "f1"),
@@ -366,6 +370,44 @@ async fn endpoints_agree_on_samples_metric_and_direction() {
         let error = bench.score(&evaluator).await.unwrap_err();
         assert!(matches!(error, EvaluateError::Configuration(_)), "{error}");
     }
+}
+
+/// What nobody asks for may differ.
+#[tokio::test]
+async fn endpoints_may_support_more_that_no_run_asks_for() {
+    let (first, second) = (FaultServer::start(vec![]), FaultServer::start(vec![]));
+    second.inner.capabilities.lock().unwrap()["tasks"][0]["supports"] =
+        json!(["fidelity", "per_sample", "sample_ids", "limit", "batching"]);
+    assert_scored(&Bench::of(&[&first, &second]).evaluate().await.unwrap());
+}
+
+/// Any endpoint may score any candidate: one that varies is enough.
+#[tokio::test]
+async fn a_pool_is_deterministic_where_every_endpoint_is() {
+    let servers = [FaultServer::start(vec![]), FaultServer::start(vec![])];
+    let pools = [Bench::of(&[&servers[0], &servers[1]]), Bench::of(&[&servers[1], &servers[0]])];
+    for bench in &pools {
+        assert!(bench.connect().await.unwrap().capabilities().deterministic);
+        assert_eq!(bench.lines(), Vec::<String>::new());
+    }
+    servers[1].inner.capabilities.lock().unwrap()["deterministic"] = json!(false);
+    for bench in &pools {
+        assert!(!bench.connect().await.unwrap().capabilities().deterministic);
+        let told = bench.lines().join("\n");
+        assert!(told.contains(&servers[1].url()) && told.contains("does not call itself deterministic"), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_comes_back_less_deterministic_is_told() {
+    let server = FaultServer::start(vec![Reply::Die]);
+    let bench = Bench::of(&[&server]);
+    let evaluator = bench.connect().await.unwrap();
+    server.inner.capabilities.lock().unwrap()["deterministic"] = json!(false);
+    assert_scored(&bench.score(&evaluator).await.unwrap());
+    let told = bench.lines();
+    let warnings = told.iter().filter(|line| line.contains("does not call itself deterministic")).count();
+    assert_eq!(warnings, 1, "{told:?}");
 }
 
 #[tokio::test]
