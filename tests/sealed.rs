@@ -148,3 +148,30 @@ fn a_hold_out_has_the_metric_of_the_search_in_its_direction() {
         assert!(stderr(&output).contains(word), "{word}: {}", stderr(&output));
     }
 }
+
+/// A fingerprint covers the data: the same one on other servers means the same samples.
+#[test]
+fn a_hold_out_under_the_fingerprint_of_the_search_is_its_own_data() {
+    let (scratch, server, sealed) = (Scratch::new(), FaultServer::start(vec![]), FaultServer::start(vec![]));
+    let holdout = format!("[holdout]\nendpoints = [{:?}]\n", sealed.url());
+    silent_run(&scratch, &server, 4, &holdout);
+    for command in ["check", "search"] {
+        let output = scratch.evomerge(&[command, "run.toml"]);
+        assert_eq!(output.status.code(), Some(65), "{}", stderr(&output));
+        assert!(stderr(&output).contains("they have the fingerprint of the search's endpoints"), "{}", stderr(&output));
+    }
+    assert_eq!(server.posts() + sealed.posts(), 0);
+    // Whoever takes endpoints as equivalent has said that fingerprints do not count.
+    let run_file = std::fs::read_to_string(scratch.path("run.toml")).unwrap();
+    let lenient = run_file.replace("[[tasks]]", "allow_different_fingerprints = true\n[[tasks]]");
+    std::fs::write(scratch.path("run.toml"), lenient).unwrap();
+    let output = scratch.evomerge(&["check", "run.toml"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+
+    // Another version of the task, and another task of the search's own server, are other data.
+    std::fs::write(scratch.path("run.toml"), run_file).unwrap();
+    sealed.inner.capabilities.lock().unwrap()["tasks"][0]["version"] = "2".into();
+    assert!(scratch.evomerge(&["check", "run.toml"]).status.success());
+    silent_run(&scratch, &server, 4, "[holdout]\ntasks = { add = { task = \"rev\" } }\n");
+    assert!(scratch.evomerge(&["check", "run.toml"]).status.success());
+}

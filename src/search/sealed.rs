@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::prepare::{Prepared, capability, configuration, connect, count_samples, evaluator_tasks};
 use super::progress::Progress;
 use super::{SearchError, Stop};
-use crate::config::{HoldoutSource, TaskConfig};
+use crate::config::{EvaluatorKind, HoldoutSource, TaskConfig};
 use crate::evaluate::{Evaluator, Samples, TaskCapability, TaskRequest, is_same_server};
 use crate::score::Objective;
 use crate::scores::SampleId;
@@ -99,7 +99,7 @@ pub(super) async fn holdout_plan(
         }
         HoldoutSource::Endpoints(endpoints) => {
             let mut config = prepared.config.clone();
-            if let crate::config::EvaluatorKind::Http(http) = &mut config.evaluator.kind {
+            if let EvaluatorKind::Http(http) = &mut config.evaluator.kind {
                 refuse_same_address(&http.endpoints, endpoints)?;
                 http.endpoints.clone_from(endpoints);
             }
@@ -138,8 +138,29 @@ pub(super) async fn holdout_plan(
     let compared = prepared.objective.tasks.iter().filter(|task| is_covered(&task.name)).cloned();
     let objective = Objective { tasks: compared.collect() };
     let plan = HoldoutPlan { evaluator, tasks, objective, names, finalists: holdout.finalists.get(), samples };
+    if matches!(holdout.source, HoldoutSource::Endpoints(_)) {
+        refuse_same_fingerprint(prepared, plan.evaluator.as_ref())?;
+    }
     refuse_overlap(prepared, &plan, matches!(holdout.source, HoldoutSource::Fraction(_)))?;
     Ok(Some(plan))
+}
+
+/// Under one fingerprint, tasks of one name and version have the same data: a fingerprint covers it. Where the user takes
+/// endpoints with others as equivalent, fingerprints say nothing.
+fn refuse_same_fingerprint(prepared: &Prepared, holdout: &dyn Evaluator) -> Result<(), SearchError> {
+    let is_said = match &prepared.config.evaluator.kind {
+        EvaluatorKind::Http(http) => !http.allow_different_fingerprints,
+        EvaluatorKind::Native(_) | EvaluatorKind::Command(_) | EvaluatorKind::Function(_) => false,
+    };
+    if !is_said || holdout.fingerprint() != prepared.evaluator.fingerprint() {
+        return Ok(());
+    }
+    Err(SearchError::BadData(
+        "holdout.endpoints: they have the fingerprint of the search's endpoints, and a fingerprint covers the data: their \
+         samples are those that the search sees; name servers of other samples. If these are others, the servers must say so by \
+         their `fingerprint` or the `version` of each task"
+            .to_owned(),
+    ))
 }
 
 /// A hold-out on the search's own server has the search's samples.
