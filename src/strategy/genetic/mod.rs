@@ -24,7 +24,7 @@ use rand::Rng;
 use breeding::Breeder;
 use child::{Child, Operator};
 use model::Model;
-use niching::Niches;
+use niching::{Niches, SampleScores};
 pub(super) use parameters::Parameters;
 use ties::Ties;
 
@@ -82,7 +82,7 @@ pub(super) struct Genetic {
     model: Model,
     ties: Ties,
     /// Sample scores of evaluations, with niching.
-    samples: BTreeMap<u64, Vec<f64>>,
+    samples: BTreeMap<u64, SampleScores>,
 }
 
 impl Genetic {
@@ -184,8 +184,8 @@ impl Genetic {
     /// Who breeds with whom, where niching is on and every member's sample scores are known.
     fn niches(&self, members: &[usize]) -> Option<Niches> {
         let points = self.history.points();
-        let scores = members.iter().map(|place| Some(self.samples.get(&points[*place].index?)?.as_slice()));
-        Niches::new(&scores.collect::<Option<Vec<&[f64]>>>()?)
+        let scores = members.iter().map(|place| self.samples.get(&points[*place].index?));
+        Niches::new(&niching::shared_scores(&scores.collect::<Option<Vec<&SampleScores>>>()?))
     }
 
     /// The best `keep` of `count` new points by the model's first guess.
@@ -293,7 +293,7 @@ impl Genetic {
     /// Notes what each sample scored, for the niches.
     fn note_samples(&mut self, outcome: &Outcome) {
         if self.parameters.niching
-            && let Some(scores) = niching::sample_scores(self.history.tasks(), outcome)
+            && let Some(scores) = SampleScores::of(self.history.tasks(), outcome)
         {
             self.samples.insert(outcome.index, scores);
         }

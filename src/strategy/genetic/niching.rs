@@ -4,7 +4,7 @@
 use rand::{Rng, RngExt};
 
 use crate::score::ObjectiveTask;
-use crate::scores::SampleId;
+use crate::scores::{SampleId, SampleIds};
 use crate::strategy::Outcome;
 
 /// Who breeds with whom, as weights.
@@ -16,11 +16,12 @@ pub(super) struct Niches {
 }
 
 impl Niches {
-    /// From the members' scores of the same samples, higher is better. `None` for fewer than two members or where the
-    /// samples differ in number.
-    pub(super) fn new(scores: &[&[f64]]) -> Option<Self> {
-        let samples = scores.first()?.len();
-        if scores.len() < 2 || samples == 0 || scores.iter().any(|member| member.len() != samples) {
+    /// From the members' scores of the same samples, higher is better. `None` for fewer than two members or without
+    /// samples.
+    pub(super) fn new(scores: &[impl AsRef<[f64]>]) -> Option<Self> {
+        let scores: Vec<&[f64]> = scores.iter().map(AsRef::as_ref).collect();
+        let samples = scores.iter().map(|member| member.len()).min()?;
+        if scores.len() < 2 || samples == 0 {
             return None;
         }
         let mut first = vec![0.0; scores.len()];
@@ -29,7 +30,7 @@ impl Niches {
             let worst = scores.iter().map(|member| member[sample]).fold(f64::INFINITY, f64::min);
             let total: f64 = scores.iter().map(|member| member[sample] - worst).sum();
             if total > 0.0 && total.is_finite() {
-                first.iter_mut().zip(scores).for_each(|(sum, member)| *sum += (member[sample] - worst) / total);
+                first.iter_mut().zip(&scores).for_each(|(sum, member)| *sum += (member[sample] - worst) / total);
             }
         }
         let attraction =
@@ -63,25 +64,80 @@ fn pick(weights: &[f64], rng: &mut impl Rng) -> usize {
     weights.len() - 1
 }
 
-/// The sample scores of all tasks of the objective, one after the other, each task's by ascending id, with their
-/// direction as the sign; `None` where a task has none.
-pub(super) fn sample_scores(tasks: &[ObjectiveTask], outcome: &Outcome) -> Option<Vec<f64>> {
-    let mut all = Vec::new();
-    for task in tasks {
-        let samples = outcome.tasks.get(&task.name)?.per_sample.as_ref()?;
-        let scores = samples.scores.get(&task.metric)?;
-        let mut by_id: Vec<(&SampleId, f64)> = samples.ids.iter().zip(scores.iter().copied()).collect();
-        // Answers come in the order that they were asked for in, and put together from parts in that of ids.
-        by_id.sort_by_key(|(id, _)| *id);
-        all.extend(by_id.iter().map(|(_, score)| score * task.signed_weight()));
+/// What a member scored sample by sample, with each task's direction and weight: by task of the objective, as it was
+/// answered.
+pub(super) struct SampleScores(Vec<(SampleIds, Vec<f64>)>);
+
+impl SampleScores {
+    /// `None` where a task has no scores by sample.
+    pub(super) fn of(tasks: &[ObjectiveTask], outcome: &Outcome) -> Option<Self> {
+        let of_task = |task: &ObjectiveTask| {
+            let samples = outcome.tasks.get(&task.name)?.per_sample.as_ref()?;
+            let scores = samples.scores.get(&task.metric)?;
+            Some((samples.ids.clone(), scores.iter().map(|score| score * task.signed_weight()).collect()))
+        };
+        tasks.iter().map(of_task).collect::<Option<_>>().map(Self)
     }
-    Some(all).filter(|all| !all.is_empty())
+}
+
+/// The members' scores of the samples that all of them were scored on, in one order: task by task, each task's by
+/// ascending id. In a race some members have a part of the samples, and others all.
+pub(super) fn shared_scores(members: &[&SampleScores]) -> Vec<Vec<f64>> {
+    let mut rows = vec![Vec::new(); members.len()];
+    let tasks = members.iter().map(|member| member.0.len()).min().unwrap_or(0);
+    for task in 0..tasks {
+        let sorted: Vec<Vec<(&SampleId, f64)>> = members.iter().map(|member| by_id(&member.0[task])).collect();
+        let mut shared: Vec<&SampleId> = sorted[0].iter().map(|(id, _)| *id).collect();
+        for member in &sorted[1..] {
+            let mut left = member.iter().map(|(id, _)| *id).peekable();
+            shared.retain(|id| {
+                while left.next_if(|other| other < id).is_some() {}
+                left.peek() == Some(id)
+            });
+        }
+        for (row, member) in rows.iter_mut().zip(&sorted) {
+            let mut wanted = shared.iter().copied().peekable();
+            row.extend(member.iter().filter(|(id, _)| wanted.next_if_eq(id).is_some()).map(|(_, score)| score));
+        }
+    }
+    rows
+}
+
+/// Answers come in the order that they were asked for in, and put together from parts in that of ids.
+fn by_id((ids, scores): &(SampleIds, Vec<f64>)) -> Vec<(&SampleId, f64)> {
+    let mut sorted: Vec<(&SampleId, f64)> = ids.iter().zip(scores.iter().copied()).collect();
+    sorted.sort_by_key(|(id, _)| *id);
+    sorted
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::random;
+
+    fn member(tasks: &[&[(i64, f64)]]) -> SampleScores {
+        let of_task = |samples: &&[(i64, f64)]| {
+            let ids = samples.iter().map(|(id, _)| SampleId::Number(*id)).collect();
+            (ids, samples.iter().map(|(_, score)| *score).collect())
+        };
+        SampleScores(tasks.iter().map(of_task).collect())
+    }
+
+    /// A candidate on the first rung of a race, one that went on, and one whose answers came in another order.
+    #[test]
+    fn members_are_compared_on_the_samples_that_all_of_them_have() {
+        let part = member(&[&[(5, 0.5), (1, 0.1)], &[(2, 2.2)]]);
+        let all = member(&[&[(1, 1.1), (2, 1.2), (5, 1.5), (9, 1.9)], &[(0, 2.0), (2, 2.2)]]);
+        let turned = member(&[&[(9, 3.9), (5, 3.5), (2, 3.2), (1, 3.1)], &[(2, 4.2), (0, 4.0)]]);
+        let rows = shared_scores(&[&all, &part, &turned]);
+        assert_eq!(rows, [[1.1, 1.5, 2.2], [0.1, 0.5, 2.2], [3.1, 3.5, 4.2]]);
+        assert_eq!(shared_scores(&[&all, &turned])[0], [1.1, 1.2, 1.5, 1.9, 2.0, 2.2]);
+        let others = member(&[&[(7, 1.0)], &[(7, 1.0)]]);
+        let apart = shared_scores(&[&all, &others]);
+        assert!(apart.iter().all(Vec::is_empty));
+        assert!(Niches::new(&apart).is_none(), "nothing to compare");
+        assert!(shared_scores(&[]).is_empty());
+    }
 
     #[test]
     fn the_rare_win_and_find_who_completes_them() {
@@ -102,6 +158,5 @@ mod tests {
         let mut rng = random::stream(7, "test", 1);
         assert!(niches.first(&mut rng) < 2 && niches.mate(1, &mut rng) < 2);
         assert!(Niches::new(&[&[1.0][..]]).is_none());
-        assert!(Niches::new(&[&[1.0][..], &[1.0, 0.0][..]]).is_none());
     }
 }
