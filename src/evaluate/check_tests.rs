@@ -80,6 +80,29 @@ fn a_program_may_say_less_but_nothing_wrong() {
     assert!(checked(other, Samples::All, 0, Completeness::Program).is_err());
 }
 
+/// Who leaves `n` out and gives scores by sample has said how many there are.
+#[test]
+fn scores_by_sample_are_counted_where_a_program_does_not_say_n() {
+    let program = |count: usize, samples, n_samples| {
+        let per_sample = json!({"ids": (0..count).collect::<Vec<_>>(), "scores": {"m": vec![0.5; count]}});
+        let task = json!({"metrics": {"m": {"value": 0.5}}, "per_sample": per_sample});
+        checked(answer(task), samples, n_samples, Completeness::Program)
+    };
+    let n = |checked: Result<Evaluation, Fault>| checked.unwrap().tasks["t"].n;
+    assert_eq!(n(program(24, Samples::Limit(35), 0)), 24);
+    assert_eq!(n(program(35, Samples::Limit(35), 0)), 35);
+    assert_eq!(n(program(24, Samples::All, 0)), 24);
+    let wrong = [
+        (program(36, Samples::Limit(35), 0), "36 per-sample scores, expected 35"),
+        (program(24, Samples::Limit(35), 40), "24 per-sample scores, expected 35"),
+        (program(1, Samples::Ids(vec![SampleId::Number(0), SampleId::Number(1)]), 0), "sample 1 has no score"),
+    ];
+    for (checked, words) in wrong {
+        let fault = checked.unwrap_err();
+        assert!(fault.detail.contains(words), "{fault}");
+    }
+}
+
 /// A wrong id would never meet that of another candidate: the two could not be compared on it.
 #[test]
 fn samples_that_the_task_does_not_have_are_refused() {
