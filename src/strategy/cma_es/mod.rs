@@ -14,7 +14,7 @@ use rand::Rng;
 use distribution::{Distribution, Sample};
 
 use super::history::History;
-use super::settings::Settings;
+use super::settings::{Settings, refuse};
 use super::{Ask, Content, Landscape, Outcome, Placement, Setup, Strategy, StrategyError, space_filling};
 use crate::random;
 use crate::space::Genome;
@@ -24,6 +24,8 @@ const TRIES: usize = 1_000;
 const GAUSSIAN_TRIES: usize = 100;
 /// Largest standard deviation of a gene below which a search has converged.
 const TINY: f64 = 2e-3;
+/// With fewer outcomes an update has no better half to learn from.
+const LEAST_POPULATION: usize = 4;
 /// Bounds of the first step of a search that starts around the best points of others.
 const FOLLOWING_STEP: (f64, f64) = (0.02, 0.06);
 
@@ -43,7 +45,11 @@ impl Default for Parameters {
 impl Parameters {
     pub(super) fn read(settings: &mut Settings<'_>) -> Result<Self, StrategyError> {
         let population = settings.whole("population", 0, 0..=10_000)?;
-        let population = (population > 0).then_some(population.max(4));
+        if (1..LEAST_POPULATION).contains(&population) {
+            let reason = format!("{population} is too few; at least {LEAST_POPULATION}, or 0: by the number of genes");
+            return Err(refuse("population", reason));
+        }
+        let population = (population > 0).then_some(population);
         Ok(Self { population, step: settings.number("step", 1.0 / 6.0, 0.001..=1.0)? })
     }
 }
@@ -247,5 +253,25 @@ impl Strategy for CmaEs {
 
     fn watch(&mut self, genome: &Genome, placement: Placement) {
         self.history.watch(genome, placement);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_population_too_small_to_learn_from_is_refused() {
+        let read = |population: i64| {
+            let table = toml::Table::from_iter([("population".to_owned(), toml::Value::Integer(population))]);
+            Parameters::read(&mut Settings::new(&table)).map(|parameters| parameters.population)
+        };
+        assert_eq!(read(0).unwrap(), None);
+        assert_eq!(read(4).unwrap(), Some(4));
+        for few in 1..4 {
+            let error = read(few).unwrap_err();
+            assert_eq!(error.exit_code(), crate::exit::ExitCode::BadConfiguration);
+            assert!(error.to_string().contains("at least 4"), "{error}");
+        }
     }
 }
