@@ -165,6 +165,19 @@ fn a_damaged_ledger_is_bad_data_for_a_search_too() {
 }
 
 #[test]
+fn check_tells_a_time_of_less_than_a_second() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 12, "name = \"sphere\"\nsamples = 50", &format!("{SPACE}{TASKS}"));
+    for (limit, words) in [("300ms", "0.3 s of active time"), ("2m", "120 s of active time")] {
+        let text = std::fs::read_to_string(&run_file).unwrap();
+        let timed = text.replace("[budget]\n", &format!("[budget]\nwall_clock = \"{limit}\"\n"));
+        std::fs::write(scratch.path("timed.toml"), timed).unwrap();
+        let output = scratch.evomerge(&["check", "timed.toml"]);
+        assert!(stdout(&output).contains(words), "{}{}", stdout(&output), stderr(&output));
+    }
+}
+
+#[test]
 fn check_sees_that_results_cannot_be_written() {
     let scratch = Scratch::new();
     let run_file = scratch.run_file("run", 12, "name = \"sphere\"\nsamples = 50", &format!("{SPACE}{TASKS}"));
