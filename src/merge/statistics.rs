@@ -10,6 +10,7 @@ use super::gram::Gram;
 use super::remembered::MaskMemory;
 use super::statistics_file::{Identity, StatisticsFile};
 use super::threshold::{Histogram, Threshold};
+use super::window::WindowMemory;
 use crate::lock::lock;
 
 /// A tensor among the opened checkpoints: index of the model, index of the tensor in the model's sorted names.
@@ -171,8 +172,10 @@ pub(crate) struct StatisticsCache {
     asked: Mutex<Bounded<PairKey, ()>>,
     factors: Mutex<Bounded<(PairKey, [u64; 3]), f64>>,
     norms: Mutex<Bounded<PairKey, Norms>>,
-    /// For masks between two passes; the only thing here that is not kept for the next candidate.
+    /// For masks between two passes; they are not kept for the next candidate.
     pub(crate) masks: MaskMemory,
+    /// For what thresholds are selected from; nor is that kept.
+    pub(crate) windows: WindowMemory,
     grams: Mutex<Bounded<GramKey, Gram>>,
     /// Where small statistics of large tensors outlive the process.
     file: OnceLock<StatisticsFile>,
@@ -196,6 +199,7 @@ impl StatisticsCache {
             factors: Mutex::new(Bounded::new(SMALL_ENTRIES)),
             norms: Mutex::new(Bounded::new(SMALL_ENTRIES)),
             masks: MaskMemory::new(),
+            windows: WindowMemory::new(),
             grams: Mutex::new(Bounded::new(GRAM_ENTRIES)),
             file: OnceLock::new(),
             computed: AtomicU64::new(0),

@@ -6,6 +6,7 @@
 //! the window misses, the caller takes the histogram.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::iter::{IntoParallelIterator, IntoParallelRefIterator, ParallelIterator};
 
@@ -17,10 +18,11 @@ use super::threshold::{Threshold, nth_equal};
 
 /// Smaller tensors are not worth a sample.
 const LEAST: u64 = 1 << 20;
-/// Larger ones are looked at one by one: what windows hold takes memory.
-const LARGE: u64 = 1 << 25;
-/// Of larger ones yet it takes too much: a histogram, whose size is its own, does for them.
+/// In larger ones a single window holds too much: a histogram, whose size is its own, does for them.
 const HUGE: u64 = 1 << 28;
+/// Keys that the windows of all tensors under way may hold together, 4 bytes each: four to eight sources of two tensors
+/// of 2^25 elements. More sources are looked at a few at a time, and the base is read again for each few.
+const HELD: u64 = 1 << 22;
 /// Of so many chunks one is in the sample, at least. Odd, so that no power of two of a tensor's shape keeps it in one
 /// part of the rows.
 const SPACING: u64 = 17;
@@ -32,21 +34,62 @@ const SAMPLE: u64 = 1 << 19;
 /// worth less than its size; a window that is too narrow costs time only.
 const REACH: f64 = 6.0;
 
+/// What is left of the memory for windows, in keys, in all merges of a run that are under way.
+pub(crate) struct WindowMemory(AtomicU64);
+
+impl WindowMemory {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU64::new(HELD))
+    }
+
+    /// Room for as many of the windows that will hold so many keys as there is room for. There always is for the first
+    /// one: to wait for other tensors could be to wait for work that this thread has put aside.
+    fn reserve(&self, held: impl Iterator<Item = u64> + Clone) -> Room<'_> {
+        let mut taken = (0, 0);
+        let take = |left: u64| {
+            let sums = held.clone().scan(0, |sum, held| {
+                *sum += held;
+                Some(*sum)
+            });
+            taken = (1..).zip(sums).take_while(|(_, sum)| *sum <= left).last().unwrap_or_default();
+            Some(left - taken.1)
+        };
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        let (windows, keys) = taken;
+        Room { windows: windows.max(1), keys, memory: self }
+    }
+}
+
+/// Room for the next windows; free again when it is dropped.
+struct Room<'a> {
+    windows: usize,
+    keys: u64,
+    memory: &'a WindowMemory,
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.memory.0.fetch_add(self.keys, Ordering::Relaxed);
+    }
+}
+
 /// The threshold that keeps exactly so many elements of each task vector (see [`super::threshold::select`]); `None`
-/// where another way has to find it. All have the same base, which is read once.
+/// where another way has to find it. All have the same base, which is read once where there is memory for all windows.
 pub(crate) fn thresholds(
     isa: Isa,
+    memory: &WindowMemory,
     vectors: &[(TaskVector<'_>, u64)],
     elements: u64,
 ) -> Result<Vec<Option<Threshold>>, MergeError> {
     if !(LEAST..=HUGE).contains(&elements) || !vectors.iter().all(|(vector, _)| vector.is_bfloat16()) {
         return Ok(vec![None; vectors.len()]);
     }
-    if elements > LARGE {
-        let one = |vector: &[(TaskVector<'_>, u64)]| together(isa, vector, elements);
-        return Ok(vectors.chunks(1).map(one).collect::<Result<Vec<_>, _>>()?.concat());
+    let mut found = Vec::with_capacity(vectors.len());
+    while let rest @ [_, ..] = &vectors[found.len()..] {
+        let room = memory.reserve(rest.iter().map(|(_, kept)| Sampling::of(elements).held(*kept)));
+        found.extend(together(isa, &rest[..room.windows], elements)?);
     }
-    together(isa, vectors, elements)
+    Ok(found)
 }
 
 /// As [`thresholds`], in one pass.
@@ -70,6 +113,42 @@ fn together(isa: Isa, vectors: &[(TaskVector<'_>, u64)], elements: u64) -> Resul
     vectors.iter().zip(&windows).enumerate().map(threshold).collect()
 }
 
+/// Which elements of a tensor are in a sample.
+#[derive(Clone, Copy)]
+struct Sampling {
+    elements: u64,
+    /// Whole chunks, of which every `spacing`th is sampled.
+    chunks: u64,
+    spacing: usize,
+}
+
+impl Sampling {
+    fn of(elements: u64) -> Self {
+        let chunks = elements / CHUNK as u64;
+        let spacing = (SPACING.max(chunks * (PAIRS / STRIDE) as u64 / SAMPLE) | 1) as usize;
+        Self { elements, chunks, spacing }
+    }
+
+    /// Elements in the sample.
+    fn size(self) -> usize {
+        (self.chunks as usize).div_ceil(self.spacing) * PAIRS / STRIDE
+    }
+
+    /// The ranks, from the largest, of the window's ends in the sample.
+    fn ranks(self, kept: u64) -> (usize, usize) {
+        let (size, share) = (self.size() as f64, kept as f64 / self.elements as f64);
+        let reach = REACH * (size * share * (1.0 - share)).sqrt() + 8.0;
+        let rank = |rank: f64| (rank.max(0.0) as usize).min(self.size() - 1);
+        (rank(share * size - reach), rank(share * size + reach))
+    }
+
+    /// How many keys the window will hold, about.
+    fn held(self, kept: u64) -> u64 {
+        let (first, last) = self.ranks(kept);
+        (last - first) as u64 * self.elements / self.size() as u64
+    }
+}
+
 /// Two keys between which a threshold should lie, themselves included.
 #[derive(Clone, Copy)]
 struct Window {
@@ -88,15 +167,11 @@ struct Found {
 
 impl Window {
     fn sampled(isa: Isa, vector: TaskVector<'_>, kept: u64, elements: u64) -> Self {
-        let chunks = elements / CHUNK as u64;
-        let spacing = (SPACING.max(chunks * (PAIRS / STRIDE) as u64 / SAMPLE) | 1) as usize;
-        let mut keys = Vec::with_capacity((chunks as usize).div_ceil(spacing) * PAIRS / STRIDE);
+        let sampling = Sampling::of(elements);
+        let Sampling { chunks, spacing, .. } = sampling;
+        let mut keys = Vec::with_capacity(sampling.size());
         dispatch(isa, Sample { vector, chunks, spacing, keys: &mut keys });
-        let (size, share) = (keys.len() as f64, kept as f64 / elements as f64);
-        let reach = REACH * (size * share * (1.0 - share)).sqrt() + 8.0;
-        let rank = |rank: f64| (rank.max(0.0) as usize).min(keys.len() - 1);
-        // Ranks count from the largest.
-        let (first, last) = (rank(share * size - reach), rank(share * size + reach));
+        let (first, last) = sampling.ranks(kept);
         let largest_first = |left: &u32, right: &u32| right.cmp(left);
         let (above, low, _) = keys.select_nth_unstable_by(last, largest_first);
         let low = *low;
@@ -247,6 +322,8 @@ impl Kernel for Look<'_> {
                 found.inside.push(key);
             }
         }
+        // What is held until all blocks are done has no room to grow.
+        found.inside.shrink_to_fit();
         (alarms & ALARM == 0).then_some(found)
     }
 }
@@ -293,7 +370,7 @@ mod tests {
             let kept = ((elements as f64 * share) as u64).max(1);
             for isa in Isa::available() {
                 let vectors = [fine, coarse].map(|source| (TaskVector { source, base }, kept));
-                let found = thresholds(isa, &vectors, elements as u64).unwrap();
+                let found = thresholds(isa, &WindowMemory::new(), &vectors, elements as u64).unwrap();
                 for ((vector, _), found) in vectors.iter().zip(found) {
                     let histogram = || coarse_histogram::<f32, _>(isa, *vector, elements as u64);
                     let expected = select::<f32, _>(isa, *vector, elements as u64, kept, histogram).unwrap();
@@ -326,6 +403,60 @@ mod tests {
         source[2 * 7 + 1] = 0x7F;
         source[2 * 7] = 0x80;
         let vector = TaskVector { source: stored(&source, 1), base: stored(&base, 0) };
-        assert_eq!(thresholds(Isa::detect(), &[(vector, 1000)], elements as u64).unwrap(), [None]);
+        let found = thresholds(Isa::detect(), &WindowMemory::new(), &[(vector, 1000)], elements as u64).unwrap();
+        assert_eq!(found, [None]);
+    }
+
+    #[test]
+    fn windows_hold_what_was_reserved_for_them() {
+        let elements = LEAST as usize + 300_001;
+        let (base, source) = (values(elements, 1, 1.0 / 8192.0), values(elements, 2, 1.0 / 8192.0));
+        let vector = TaskVector { source: stored(&source, 1), base: stored(&base, 0) };
+        for share in [0.01, 0.3, 0.5, 0.9] {
+            let kept = (elements as f64 * share) as u64;
+            let window = Window::sampled(Isa::detect(), vector, kept, elements as u64);
+            let blocks = 0..block_count(elements as u64);
+            let found = blocks.map(|block| window.look(Isa::detect(), vector, block_range(elements as u64, block)));
+            let found: Vec<Found> = found.map(Option::unwrap).collect();
+            let held: usize = found.iter().map(|found| found.inside.capacity()).sum();
+            let reserved = Sampling::of(elements as u64).held(kept);
+            assert!(held > 0 && held as u64 <= reserved + reserved / 8, "{held} keys, {reserved} reserved for {share}");
+        }
+    }
+
+    #[test]
+    fn any_number_of_sources_and_tensors_holds_no_more_than_there_is_memory_for() {
+        for elements in [LEAST, 1 << 24, 1 << 25, 1 << 27, HUGE] {
+            let held = Sampling::of(elements).held(elements / 2);
+            let memory = WindowMemory::new();
+            // The first tensor takes what it can; those after it share what is left, one window each at least.
+            let rooms: Vec<Room<'_>> = (0..4).map(|_| memory.reserve(std::iter::repeat_n(held, 99))).collect();
+            let keys: u64 = rooms.iter().map(|room| room.keys).sum();
+            assert!(keys <= HELD && rooms[0].windows as u64 <= (HELD / held).max(1), "{elements} elements");
+            assert!(rooms.iter().all(|room| room.windows == 1 || room.windows as u64 * held == room.keys));
+            assert_eq!(rooms.last().unwrap().windows, 1);
+            drop(rooms);
+            assert_eq!(memory.0.into_inner(), HELD, "all of it is free again");
+        }
+        // Eight sources of two tensors at once are what a merge of a usual size has.
+        let held = Sampling::of(1 << 24).held(1 << 23);
+        let memory = WindowMemory::new();
+        let rooms = [(); 2].map(|()| memory.reserve(std::iter::repeat_n(held, 8)));
+        assert_eq!(rooms.map(|room| room.windows), [8, 8]);
+    }
+
+    #[test]
+    fn a_few_sources_at_a_time_have_the_thresholds_of_all_at_once() {
+        let elements = LEAST as usize + 7;
+        let base = values(elements, 1, 1.0 / 4096.0);
+        let sources: Vec<Vec<u8>> = (2..7).map(|seed| values(elements, seed, 1.0 / 4096.0)).collect();
+        let vector =
+            |(model, source): (u32, &Vec<u8>)| TaskVector { source: stored(source, model), base: stored(&base, 0) };
+        let vectors: Vec<_> = (1..).zip(&sources).map(vector).zip([1_000, 300_000, 500_000, 700_000, 9]).collect();
+        let all = thresholds(Isa::detect(), &WindowMemory::new(), &vectors, elements as u64).unwrap();
+        let little = WindowMemory(AtomicU64::new(2 * Sampling::of(elements as u64).held(500_000)));
+        let few = thresholds(Isa::detect(), &little, &vectors, elements as u64).unwrap();
+        assert!(all.iter().all(Option::is_some));
+        assert_eq!(few, all);
     }
 }

@@ -206,7 +206,7 @@ fn first_thresholds<W: Element>(
         }
     }
     let (keys, vectors): (Vec<PairKey>, Vec<_>) = wanted.into_iter().unzip();
-    let found = window::thresholds(context.isa, &vectors, group.elements)?;
+    let found = window::thresholds(context.isa, &context.cache.windows, &vectors, group.elements)?;
     for ((key, (_, kept)), found) in keys.into_iter().zip(vectors).zip(found) {
         if let Some(threshold) = found {
             context.cache.put_threshold(key, kept, threshold);
