@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::{Context, MergeMethod};
 use crate::merge::MergeError;
 use crate::merge::block::{BlockMerge, Buffered, TileMerge, Tiled};
+use crate::merge::cascade_sum::sum_stack;
 use crate::merge::element::Element;
 use crate::merge::reduce::sum_block_rows;
 use crate::merge::simd::{Isa, Kernel, dispatch};
@@ -175,15 +176,22 @@ impl<W: Element> TileMerge<W> for Changes<W> {
                 *count = *count + if value.abs() > self.epsilon { W::ONE } else { W::ZERO };
             }
         }
-        output.fill(W::ZERO);
-        for (index, model) in models.chunks_exact(TILE).enumerate().take(self.models) {
-            let factor = self.factors.as_ref().map_or(W::ONE, |factors| factors[index]);
-            for ((sum, change), count) in output.iter_mut().zip(model).zip(&*count) {
-                // Shares are rounded before they are added, as mergekit rounds them.
-                let part = if *count == W::ONE { *change * factor } else { *change / *count };
-                *sum = *sum + if change.abs() > self.epsilon { part } else { W::ZERO };
-            }
-        }
+        let models = &*models;
+        sum_stack(
+            self.models,
+            [output],
+            #[inline(always)]
+            |sources, [output]| {
+                for index in sources {
+                    let factor = self.factors.as_ref().map_or(W::ONE, |factors| factors[index]);
+                    for ((sum, change), count) in output.iter_mut().zip(&models[index * TILE..]).zip(&*count) {
+                        // Shares are rounded before they are added, as mergekit rounds them.
+                        let part = if *count == W::ONE { *change * factor } else { *change / *count };
+                        *sum = *sum + if change.abs() > self.epsilon { part } else { W::ZERO };
+                    }
+                }
+            },
+        );
         for (sum, base) in output.iter_mut().zip(&*base) {
             *sum = *base + *sum;
         }

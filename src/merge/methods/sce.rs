@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::{Context, MergeMethod};
 use crate::merge::MergeError;
 use crate::merge::block::{BlockMerge, Buffered, TileMerge, Tiled};
+use crate::merge::cascade_sum::sum_stack;
 use crate::merge::element::Element;
 use crate::merge::reduce::{Lanes, sum_block_rows};
 use crate::merge::simd::{Isa, Kernel, dispatch};
@@ -231,23 +232,36 @@ impl<W: Element> TileMerge<W> for Fusion<W> {
         let (elected, divisor) = state.split_at_mut(TILE);
         self.selection.apply(first, deltas, length, elected);
         let (elected, divisor) = (&mut elected[..length], &mut divisor[..length]);
-        elected.fill(W::ZERO);
-        divisor.fill(W::ZERO);
-        output.fill(W::ZERO);
-        for delta in deltas.chunks_exact(TILE) {
-            for (sum, value) in elected.iter_mut().zip(delta) {
-                *sum = *sum + *value;
-            }
-        }
-        for (weight, delta) in self.weights.iter().zip(deltas.chunks_exact(TILE)) {
-            let results = output.iter_mut().zip(divisor.iter_mut());
-            for (((sum, weights), value), elected) in results.zip(delta).zip(elected.iter()) {
-                let agrees = if *elected >= W::ZERO { *value > W::ZERO } else { *value < W::ZERO };
-                let weight = if agrees { *weight } else { W::ZERO };
-                *sum = *sum + *value * weight;
-                *weights = *weights + weight;
-            }
-        }
+        let count = self.weights.len();
+        let tile = |source: usize| deltas[source * TILE..][..TILE].iter();
+        sum_stack(
+            count,
+            [elected],
+            #[inline(always)]
+            |sources, [elected]| {
+                for delta in sources.map(tile) {
+                    for (sum, value) in elected.iter_mut().zip(delta) {
+                        *sum = *sum + *value;
+                    }
+                }
+            },
+        );
+        sum_stack(
+            count,
+            [output, divisor],
+            #[inline(always)]
+            |sources, [output, divisor]| {
+                for source in sources {
+                    let results = output.iter_mut().zip(divisor.iter_mut());
+                    for (((sum, weights), value), elected) in results.zip(tile(source)).zip(&*elected) {
+                        let agrees = if *elected >= W::ZERO { *value > W::ZERO } else { *value < W::ZERO };
+                        let weight = if agrees { self.weights[source] } else { W::ZERO };
+                        *sum = *sum + *value * weight;
+                        *weights = *weights + weight;
+                    }
+                }
+            },
+        );
         let least = W::from_f64(NO_WEIGHT);
         for ((value, divisor), base) in output.iter_mut().zip(divisor).zip(base) {
             *value = *base + *value / if *divisor > least { *divisor } else { least };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::merge::block::TileMerge;
+use crate::merge::cascade_sum::sum_stack;
 use crate::merge::element::Element;
 use crate::merge::remembered::RememberedMask;
 use crate::merge::sparsify::{MaskCursor, Sparsifier};
@@ -18,7 +19,8 @@ pub(super) struct SourceTerm<'a, W> {
     pub(super) mask: Option<Arc<RememberedMask>>,
 }
 
-/// The family's arithmetic. Input 0 is the base. Every step is rounded, sums go over the sources in order.
+/// The family's arithmetic. Input 0 is the base. Every step is rounded, sums go over the sources in order; of many, in
+/// that of [`sum_stack`].
 pub(super) struct TaskVectorSum<'a, W> {
     pub(super) sources: Vec<SourceTerm<'a, W>>,
     pub(super) elects_sign: bool,
@@ -108,24 +110,30 @@ impl<'a, W: Element> TaskVectorSum<'a, W> {
 
     #[inline(always)]
     fn sum_all(&self, deltas: &[W], output: &mut [W]) {
-        // A few sources at a time: their sum stays in a register.
-        output.fill(W::ZERO);
-        for tiles in deltas.chunks(4 * TILE) {
-            if let (4, Some((one, rest))) = (tiles.len() / TILE, tiles.split_at_checked(TILE)) {
-                let ((two, rest), length) = (rest.split_at(TILE), output.len());
-                let (three, four) = rest.split_at(TILE);
-                let others = two[..length].iter().zip(&three[..length]).zip(&four[..length]);
-                for ((sum, one), ((two, three), four)) in output.iter_mut().zip(one).zip(others) {
-                    *sum = *sum + *one + *two + *three + *four;
+        sum_stack(
+            self.sources.len(),
+            [output],
+            #[inline(always)]
+            |sources, [output]| {
+                // A few sources at a time: their sum stays in a register.
+                for tiles in deltas[sources.start * TILE..sources.end * TILE].chunks(4 * TILE) {
+                    if let (4, Some((one, rest))) = (tiles.len() / TILE, tiles.split_at_checked(TILE)) {
+                        let ((two, rest), length) = (rest.split_at(TILE), output.len());
+                        let (three, four) = rest.split_at(TILE);
+                        let others = two[..length].iter().zip(&three[..length]).zip(&four[..length]);
+                        for ((sum, one), ((two, three), four)) in output.iter_mut().zip(one).zip(others) {
+                            *sum = *sum + *one + *two + *three + *four;
+                        }
+                        continue;
+                    }
+                    for delta in tiles.chunks_exact(TILE) {
+                        for (sum, value) in output.iter_mut().zip(delta) {
+                            *sum = *sum + *value;
+                        }
+                    }
                 }
-                continue;
-            }
-            for delta in tiles.chunks_exact(TILE) {
-                for (sum, value) in output.iter_mut().zip(delta) {
-                    *sum = *sum + *value;
-                }
-            }
-        }
+            },
+        );
         if self.normalize {
             for value in output {
                 *value = *value / self.divisor;
@@ -176,20 +184,36 @@ impl<'a, W: Element> TaskVectorSum<'a, W> {
     fn elect_many(&self, deltas: &[W], output: &mut [W]) {
         let (mut elected, mut divisor) = ([W::ZERO; TILE], [W::ZERO; TILE]);
         let (elected, divisor) = (&mut elected[..output.len()], &mut divisor[..output.len()]);
-        output.fill(W::ZERO);
-        for delta in deltas.chunks_exact(TILE) {
-            for (sum, value) in elected.iter_mut().zip(delta) {
-                *sum = *sum + *value;
-            }
-        }
-        for (source, delta) in self.sources.iter().zip(deltas.chunks_exact(TILE)) {
-            let results = output.iter_mut().zip(divisor.iter_mut());
-            for (((sum, weights), value), elected) in results.zip(delta).zip(elected.iter()) {
-                let agrees = if *elected >= W::ZERO { *value > W::ZERO } else { *value < W::ZERO };
-                *sum = *sum + if agrees { *value } else { W::ZERO };
-                *weights = *weights + if agrees { source.weight } else { W::ZERO };
-            }
-        }
+        let count = self.sources.len();
+        let tile = |source: usize| deltas[source * TILE..][..TILE].iter();
+        sum_stack(
+            count,
+            [elected],
+            #[inline(always)]
+            |sources, [elected]| {
+                for delta in sources.map(tile) {
+                    for (sum, value) in elected.iter_mut().zip(delta) {
+                        *sum = *sum + *value;
+                    }
+                }
+            },
+        );
+        sum_stack(
+            count,
+            [output, divisor],
+            #[inline(always)]
+            |sources, [output, divisor]| {
+                for source in sources {
+                    let weight = self.sources[source].weight;
+                    let sums = output.iter_mut().zip(divisor.iter_mut());
+                    for (((sum, weights), value), elected) in sums.zip(tile(source)).zip(&*elected) {
+                        let agrees = if *elected >= W::ZERO { *value > W::ZERO } else { *value < W::ZERO };
+                        *sum = *sum + if agrees { *value } else { W::ZERO };
+                        *weights = *weights + if agrees { weight } else { W::ZERO };
+                    }
+                }
+            },
+        );
         if self.normalize {
             for (value, divisor) in output.iter_mut().zip(divisor) {
                 *value = *value / if *divisor == W::ZERO { W::ONE } else { *divisor };
