@@ -251,6 +251,77 @@ fn the_layers_of_a_model_that_sees_or_hears_are_those_of_its_text() {
     assert_eq!(stacked_config(only_sees, &[[0, 2], [0, 1]])["num_hidden_layers"], 3);
 }
 
+/// A model of four layers, of which some have tensors `moe` and the others `mlp`.
+fn of_two_kinds(settings: Value, with_experts: [bool; 4]) -> Model {
+    let mut model = Model::empty(json!({"num_hidden_layers": 4, TIE: true}));
+    model.config(settings);
+    model.add(EMBEDDING, &[10, 4], 1);
+    for (layer, is_moe) in with_experts.into_iter().enumerate() {
+        let name = if is_moe { "moe" } else { "mlp" };
+        model.add(&format!("model.layers.{layer}.{name}.weight"), &[4, 4], layer as u32);
+        model.add(&format!("model.layers.{layer}.attn.weight"), &[4, 4], 9 + layer as u32);
+    }
+    model
+}
+
+#[test]
+fn every_list_with_an_entry_a_layer_follows_the_layers_and_lists_of_layers_are_numbered_anew() {
+    let settings = json!({
+        "activation_sparsity_pattern": [0.9, 0.8, 0.0, 0.1],
+        "some_new_setting": [{"x": 0}, {"x": 1}, {"x": 2}, {"x": 3}],
+        "windows": [null, 7, null, 8],
+        "moe_layers": [1, 3],
+        "attn_layer_indices": [0],
+        "hybrid_override_pattern": "M*-M",
+        "eos_token_id": [1, 2, 3, 4],
+        "conv_kernel": [5, 6, 7, 8],
+        "time_step_limit": [0, 1, 2, 3],
+        "pairs": [[1, 2], [3, 4], [5, 6], [7, 8]],
+        "three": [1, 2, 3],
+        "mlp_only_layers": [0, 9],
+    });
+    let config = stacked_config(of_two_kinds(settings.clone(), [false, true, false, true]), &[[2, 4], [1, 2], [0, 2]]);
+    let expected = json!({
+        "activation_sparsity_pattern": [0.0, 0.1, 0.8, 0.9, 0.8],
+        "some_new_setting": [{"x": 2}, {"x": 3}, {"x": 1}, {"x": 0}, {"x": 1}],
+        "windows": [null, 8, 7, null, 7],
+        "moe_layers": [1, 2, 4],
+        "attn_layer_indices": [3],
+        "hybrid_override_pattern": "-M*M*",
+    });
+    let follows = expected.as_object().unwrap();
+    for (key, value) in settings.as_object().unwrap() {
+        assert_eq!(&config[key], follows.get(key).unwrap_or(value), "{key}");
+    }
+}
+
+#[test]
+fn layers_of_another_kind_than_their_place_has_are_told() {
+    let notes = |settings: Value, with_experts, ranges: &[[usize; 2]]| {
+        let slices: Vec<(&str, [usize; 2])> = ranges.iter().map(|range| ("a", *range)).collect();
+        let family = Family::new([("a", of_two_kinds(settings, with_experts))]);
+        family.try_merge(&stack(&slices), &MergeOptions::default()).unwrap().notes.join("; ")
+    };
+    let (dense_first, by_turns) = ([false, true, true, true], [false, true, false, true]);
+    let first = || json!({"first_k_dense_replace": 1});
+    assert_eq!(notes(first(), dense_first, &[[0, 4], [1, 4]]), "");
+    let note = notes(first(), dense_first, &[[1, 2], [0, 4], [0, 1]]);
+    assert!(note.contains("stacked layers, 0, 1, 5 have other tensors"), "{note}");
+    assert!(note.contains("`first_k_dense_replace`"), "{note}");
+    // Kinds by turns stay by turns, or they do not.
+    let period = || json!({"expert_layer_period": 2});
+    assert_eq!(notes(period(), by_turns, &[[0, 4], [2, 4]]), "");
+    assert!(notes(period(), by_turns, &[[0, 4], [3, 4]]).contains("layers, 4 has other tensors"));
+    // A list that follows says the kinds, wherever they are.
+    for said in
+        [json!({"moe_layers": [1, 3]}), json!({"mlp_layer_types": ["d", "s", "d", "s"], "decoder_sparse_step": 1})]
+    {
+        assert_eq!(notes(said, by_turns, &[[1, 4], [0, 4], [0, 1]]), "");
+    }
+    // Nothing says that only the first layer has a tensor.
+    assert!(notes(json!({}), [true, false, false, false], &[[0, 2], [0, 2]]).contains("layers, 2 has other tensors"));
+}
+
 #[test]
 fn a_model_with_rows_for_images_in_its_embedding_alone_is_stacked() {
     let mut model = Model::new(2, 1);

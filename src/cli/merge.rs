@@ -77,6 +77,9 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
              one, and `tokenizer_source` names the model whose tokenizer is copied"
         ));
     }
+    if !output.quiet {
+        report.notes.iter().for_each(|note| say(&format!("note: {note}")));
+    }
     output.result(&describe(&report, out, output), &to_json(&report, out))?;
     Ok(ExitCode::Done)
 }
@@ -142,5 +145,6 @@ fn to_json(report: &MergeReport, out: &Path) -> serde_json::Value {
         "seconds": report.seconds,
         "uncertain_masks": report.uncertain_masks,
         "is_narrowed": report.is_narrowed,
+        "notes": report.notes,
     })
 }

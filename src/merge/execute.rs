@@ -20,6 +20,7 @@ use super::output::{merged_config, missing_tokenizer, pretty, tokenizer_donor, w
 use super::plan::{Action, MergePlan, PlannedInput, PlannedTensor, plan};
 use super::simd::Isa;
 use super::sparsify::MersenneStream;
+use super::stacked_config::note_of_kinds;
 use super::statistics::{StatisticsCache, StatisticsUse};
 use super::statistics_file::StatisticsFile;
 use super::tensor::{BLOCK, TensorGroup, block_count, block_range};
@@ -126,6 +127,8 @@ pub struct MergeReport {
     pub is_narrowed: bool,
     /// A model with a tokenizer, where the output has none because the model that gives it has none.
     pub missing_tokenizer: Option<ModelReference>,
+    /// What else whoever uses the output should know, a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// The merge core of one run: checkpoints are mapped once, statistics of whole tensors are computed once.
@@ -297,6 +300,7 @@ impl Merger {
             uncertain_masks: draws_as_mergekit(recipe, method) && fills_head(&plan),
             is_narrowed: self.is_narrowed(recipe, &plan),
             missing_tokenizer: missing_tokenizer(&plan, &self.models, recipe)?,
+            notes: note_of_kinds(&plan, &self.models).into_iter().collect(),
         })
     }
 

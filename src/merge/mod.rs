@@ -38,6 +38,7 @@ mod simd;
 mod slab;
 mod sparsify;
 mod specification;
+mod stacked_config;
 mod statistics;
 mod statistics_file;
 pub mod structure;

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::MergeError;
 use super::model::Model;
 use super::plan::MergePlan;
+use super::stacked_config::{is_stacked, set_layers};
 use crate::checkpoint::{CheckpointError, CheckpointWriter, Dtype, is_head, is_input_embedding};
 use crate::python_json::unmark_nonfinite;
 use crate::recipe::{ModelReference, Recipe};
@@ -25,27 +26,6 @@ const TOKENIZERS: [&str; 7] = [
     "vocab.txt",
 ];
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-/// Names that configurations use for the number of layers of their only tower.
-const LAYER_COUNTS: [&str; 4] = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
-/// Names for the number of layers of a decoder beside an encoder, and of an encoder beside a decoder.
-const DECODER_LAYER_COUNTS: [&str; 2] = ["num_decoder_layers", "decoder_layers"];
-const ENCODER_LAYER_COUNTS: [&str; 2] = ["encoder_layers", "num_encoder_layers"];
-/// Keys that hold a list with one entry for each layer in the configurations of some architectures.
-const LAYER_LISTS: [&str; 12] = [
-    "layer_types",
-    "mlp_layer_types",
-    "layers_block_type",
-    "block_configs",
-    "attention_layers",
-    "no_rope_layers",
-    "num_query_heads",
-    "num_kv_heads",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "ffn_multipliers",
-    "intermediate_size",
-];
-
 /// The donor's configuration, changed where the merged model differs from the donor.
 pub(crate) fn merged_config(plan: &MergePlan, models: &[Model], recipe: &Recipe) -> Map<String, Value> {
     let donor = &models[plan.donor];
@@ -53,8 +33,7 @@ pub(crate) fn merged_config(plan: &MergePlan, models: &[Model], recipe: &Recipe)
     if let Some(dtype) = recipe.out_dtype.or(recipe.dtype) {
         set_dtype(&mut config, dtype);
     }
-    let own_layers = (0..donor.layout.count).map(|layer| (plan.donor, layer));
-    if !plan.layers.iter().copied().eq(own_layers) {
+    if is_stacked(plan, models) {
         set_layers(&mut config, plan, models);
     }
     untie(&mut config, plan, models);
@@ -100,70 +79,6 @@ fn set_dtype(config: &mut Map<String, Value>, dtype: Dtype) {
     if !found {
         config.insert("torch_dtype".to_owned(), dtype.name().into());
     }
-}
-
-fn set_layers(config: &mut Map<String, Value>, plan: &MergePlan, models: &[Model]) {
-    let donor = &models[plan.donor].layout;
-    let tower = if donor.prefix.contains("vision") { "vision_config" } else { "text_config" };
-    let set_lists = |config: &mut Map<String, Value>| {
-        for key in LAYER_LISTS {
-            let entries = |index: usize| {
-                let config = models[index].checkpoint.config();
-                let nested = config.get(tower).and_then(Value::as_object);
-                config.get(key).or_else(|| nested?.get(key)).and_then(Value::as_array)
-            };
-            let list: Option<Vec<Value>> =
-                plan.layers.iter().map(|(model, layer)| entries(*model)?.get(*layer).cloned()).collect();
-            if let (Some(value), Some(list)) = (config.get_mut(key), list) {
-                *value = list.into();
-            }
-        }
-    };
-    let mut changed = 0;
-    for other_counts in [false, true] {
-        if changed > 0 {
-            break;
-        }
-        let mut set = |config: &mut Map<String, Value>| {
-            changed += set_layer_count(config, &donor.prefix, donor.count, plan.layers.len(), other_counts);
-        };
-        set(config);
-        if let Some(Value::Object(nested)) = config.get_mut(tower) {
-            set(nested);
-        }
-    }
-    set_lists(config);
-    if let Some(Value::Object(nested)) = config.get_mut(tower) {
-        set_lists(nested);
-    }
-}
-
-/// Sets the number of layers of the tower with that prefix, and says how many keys that took. With `other_counts` the
-/// first key is taken whatever it counts: a model may store layers beyond those (for the prediction of several tokens).
-fn set_layer_count(
-    config: &mut Map<String, Value>,
-    prefix: &str,
-    before: usize,
-    after: usize,
-    other_counts: bool,
-) -> usize {
-    let has = |keys: &[&str]| keys.iter().any(|key| config.contains_key(*key));
-    let keys: &[&str] = if prefix.contains("decoder") && has(&DECODER_LAYER_COUNTS) {
-        &DECODER_LAYER_COUNTS
-    } else if prefix.contains("encoder") && has(&ENCODER_LAYER_COUNTS) {
-        &ENCODER_LAYER_COUNTS
-    } else {
-        &LAYER_COUNTS
-    };
-    let count = |key: &str| config.get(key).and_then(Value::as_u64);
-    let found: Vec<&str> = match other_counts {
-        false => keys.iter().copied().filter(|key| count(key) == Some(before as u64)).collect(),
-        true => keys.iter().copied().find(|key| count(key).is_some()).into_iter().collect(),
-    };
-    for key in &found {
-        config.insert((*key).to_owned(), after.into());
-    }
-    found.len()
 }
 
 /// A head of its own is written as soon as one model has one; a configuration that ties it would make loaders drop it.
