@@ -1,28 +1,45 @@
 //! A directory in the making: invisible under its final name until it is complete, and never left behind.
 
 use std::ffi::OsStr;
-use std::fs::{File, Metadata, OpenOptions, TryLockError};
+use std::fs::{DirEntry, File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{OFlags, RenameFlags};
+use rustix::fs::{Access, AtFlags, OFlags, RenameFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
 use super::directory::CONFIG_FILE;
+use super::disk::sync_directory;
 use super::error::CheckpointError;
 use crate::files::is_file_at;
 
 /// What stands between the destination's name and the owner's numbers.
 const MARK: &str = ".partial-";
+/// What stands in the place of the destination's name where the directory is made inside it.
+const HIDDEN: &str = ".evomerge";
+/// What a new ext4 file system has.
+const LOST_AND_FOUND: &str = "lost+found";
 
-/// `<destination>.partial-<process>-<count>`: removed with all its content when dropped. Its owner holds a lock on it,
+/// How a checkpoint gets to its destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// It is made beside it and takes its name: at once.
+    Beside,
+    /// There is an empty directory that nothing can take the place of (a mount point, one that a link leads to, one in a
+    /// folder that is not writable): it is made inside, and its files are moved up one by one, `config.json` last.
+    Inside,
+}
+
+/// `<destination>.partial-<process>-<count>`, or `<destination>/.evomerge.partial-<process>-<count>`: removed with all
+/// its content when dropped. Its owner holds a lock on it,
 /// so that what a killed process left behind can be told from what is in use, on any host that shares the file system's
 /// locks.
 #[derive(Debug)]
 pub(super) struct PartialDirectory {
     path: PathBuf,
+    way: Way,
     /// Holds the lock.
     _handle: File,
 }
@@ -30,9 +47,12 @@ pub(super) struct PartialDirectory {
 impl PartialDirectory {
     /// Makes a new directory that no other process or thread uses, after removing those for the same destination whose
     /// owners are gone.
-    pub(super) fn create(destination: &Path) -> Result<Self, CheckpointError> {
+    pub(super) fn create(destination: &Path, way: Way) -> Result<Self, CheckpointError> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
-        let (parent, name) = split(destination)?;
+        let (parent, name) = match way {
+            Way::Beside => split(destination)?,
+            Way::Inside => (destination.to_owned(), OsStr::new(HIDDEN)),
+        };
         std::fs::create_dir_all(&parent).map_err(|source| CheckpointError::Write { path: parent.clone(), source })?;
         sweep(&parent, name);
         loop {
@@ -47,7 +67,7 @@ impl PartialDirectory {
                 Err(source) => return Err(CheckpointError::Write { path, source }),
             }
             match lock(&path) {
-                Ok(Lock::Ours(handle) | Lock::Unsupported(handle)) => return Ok(Self { path, _handle: handle }),
+                Ok(Lock::Ours(handle) | Lock::Unsupported(handle)) => return Ok(Self { path, way, _handle: handle }),
                 // A sweep came between making and locking and takes the directory away: then the next one.
                 Ok(Lock::Taken) => {}
                 Err(source) => {
@@ -66,7 +86,13 @@ impl PartialDirectory {
     pub(super) fn publish(&self, to: &Path, replace: bool) -> Result<(), CheckpointError> {
         let from = &self.path;
         let failed = |error: Errno| CheckpointError::Write { path: to.to_owned(), source: error.into() };
-        check_destination(to, replace)?;
+        let way = check_destination(to, replace)?;
+        if self.way == Way::Inside {
+            return move_up(from, to);
+        }
+        if way != self.way {
+            return Err(exists(to));
+        }
         if replace && to.symlink_metadata().is_ok() {
             return match rename_with(from, to, RenameFlags::EXCHANGE) {
                 // What is in the partial directory now is the old checkpoint; dropping it removes that.
@@ -127,12 +153,7 @@ fn lock(path: &Path) -> std::io::Result<Lock> {
 /// Removes the partial directories of a destination that nobody holds a lock on. Best effort.
 fn sweep(parent: &Path, name: &OsStr) {
     for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
-        let found = entry.file_name();
-        let numbers = found.as_encoded_bytes().strip_prefix(name.as_encoded_bytes());
-        let numbers = numbers.and_then(|rest| rest.strip_prefix(MARK.as_bytes())).unwrap_or_default();
-        let digits = |part: &[u8]| !part.is_empty() && part.iter().all(u8::is_ascii_digit);
-        let ours = numbers.split(|&byte| byte == b'-').map(digits).collect::<Vec<_>>() == [true, true];
-        if !ours {
+        if !is_partial(&entry.file_name(), name) {
             continue;
         }
         // The lock is held until the directory is gone.
@@ -155,28 +176,100 @@ pub(super) fn split(destination: &Path) -> Result<(PathBuf, &OsStr), CheckpointE
     Ok((parent, name))
 }
 
-/// Refuses a destination that exists, unless it is an empty directory, or a checkpoint that may be replaced.
-pub(super) fn check_destination(destination: &Path, replace: bool) -> Result<(), CheckpointError> {
+/// Refuses a destination that exists, unless it is an empty directory, or a checkpoint that may be replaced; and says
+/// how one gets there.
+pub(super) fn check_destination(destination: &Path, replace: bool) -> Result<Way, CheckpointError> {
     let Ok(metadata) = destination.symlink_metadata() else {
-        return Ok(());
+        return Ok(Way::Beside);
     };
-    if metadata.is_dir() && is_empty(destination) && !is_mounted(destination, &metadata) {
-        return Ok(());
+    let refuse = |advice| Err(CheckpointError::Exists { path: destination.to_owned(), advice });
+    let fixed = Fixed::find(destination, metadata.is_symlink());
+    if destination.is_dir() && fixed.is_none() && is_empty(destination) {
+        return Ok(Way::Beside);
     }
-    if !replace {
-        return Err(exists(destination));
+    if destination.is_dir() && fixed.is_some() && is_vacant(destination) {
+        return Ok(Way::Inside);
     }
-    if metadata.is_dir() && destination.join(CONFIG_FILE).is_file() {
-        return Ok(());
+    if metadata.is_symlink() && !destination.is_dir() {
+        return refuse("it is a link that leads to no folder; remove it or choose another path");
     }
-    let advice = "it is not a checkpoint (a directory with config.json), so it is not replaced; remove it or choose another path";
-    Err(CheckpointError::Exists { path: destination.to_owned(), advice })
+    match fixed {
+        Some(fixed) if destination.is_dir() => refuse(fixed.advice()),
+        _ if !replace => Err(exists(destination)),
+        _ if metadata.is_dir() && destination.join(CONFIG_FILE).is_file() => Ok(Way::Beside),
+        _ => refuse(
+            "it is not a checkpoint (a directory with config.json), so it is not replaced; remove it or choose another path",
+        ),
+    }
 }
 
-/// Whether a file system is mounted there: no directory can take its place.
-fn is_mounted(directory: &Path, metadata: &Metadata) -> bool {
-    let parent = split(directory).ok().and_then(|(parent, _)| parent.metadata().ok());
-    parent.is_some_and(|parent| parent.dev() != metadata.dev())
+/// Why no other directory can take a directory's place.
+#[derive(Clone, Copy)]
+enum Fixed {
+    Link,
+    Mounted,
+    /// The current folder, or one above.
+    Nameless,
+    ParentNotWritable,
+}
+
+impl Fixed {
+    fn find(directory: &Path, is_link: bool) -> Option<Self> {
+        if is_link {
+            return Some(Self::Link);
+        }
+        let Ok((parent, _)) = split(directory) else {
+            return Some(Self::Nameless);
+        };
+        if is_mounted(directory, &parent) {
+            return Some(Self::Mounted);
+        }
+        let is_writable = rustix::fs::access(&parent, Access::WRITE_OK | Access::EXEC_OK).is_ok();
+        (!is_writable).then_some(Self::ParentNotWritable)
+    }
+
+    /// What to do where there is something in it.
+    const fn advice(self) -> &'static str {
+        match self {
+            Self::Link => "it is a link to a folder with something in it; give that folder's own path, or another one",
+            Self::Mounted => {
+                "it is a mount point with something in it, which cannot be replaced; empty it, or choose a folder inside it"
+            }
+            Self::Nameless => "there is something in it; give the name of a new folder",
+            Self::ParentNotWritable => {
+                "there is something in it, and it cannot be replaced because the folder that it lies in is not writable; \
+                 empty it, or choose a folder inside it"
+            }
+        }
+    }
+}
+
+/// Whether something is mounted there: another file system, or another folder of this one.
+fn is_mounted(directory: &Path, parent: &Path) -> bool {
+    let device = |path: &Path| path.metadata().ok().map(|metadata| metadata.dev());
+    let is_root = rustix::fs::statx(rustix::fs::CWD, directory, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty())
+        .is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
+    is_root || device(directory) != device(parent)
+}
+
+/// Whether there is nothing in a directory but what is none of its owner's: checkpoints in the making (of killed
+/// processes, and our own), the folder of a new file system.
+fn is_vacant(directory: &Path) -> bool {
+    let is_nothing = |entry: std::io::Result<DirEntry>| {
+        entry.is_ok_and(|entry| {
+            let name = entry.file_name();
+            name == LOST_AND_FOUND || is_partial(&name, OsStr::new(HIDDEN))
+        })
+    };
+    std::fs::read_dir(directory).is_ok_and(|mut entries| entries.all(is_nothing))
+}
+
+/// Whether a name is that of a checkpoint in the making, for a destination of that name.
+fn is_partial(found: &OsStr, name: &OsStr) -> bool {
+    let numbers = found.as_encoded_bytes().strip_prefix(name.as_encoded_bytes());
+    let numbers = numbers.and_then(|rest| rest.strip_prefix(MARK.as_bytes())).unwrap_or_default();
+    let digits = |part: &[u8]| !part.is_empty() && part.iter().all(u8::is_ascii_digit);
+    numbers.split(|&byte| byte == b'-').map(digits).collect::<Vec<_>>() == [true, true]
 }
 
 fn is_empty(directory: &Path) -> bool {
@@ -190,6 +283,43 @@ fn exists(destination: &Path) -> CheckpointError {
 
 fn rename_with(from: &Path, to: &Path, flags: RenameFlags) -> Result<(), Errno> {
     rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, flags)
+}
+
+/// Moves the files of a finished directory into the one that it lies in, `config.json` last: without it, nobody takes
+/// the others for a model. What cannot be moved leaves nothing there.
+fn move_up(from: &Path, to: &Path) -> Result<(), CheckpointError> {
+    let failed = |source| CheckpointError::Write { path: to.to_owned(), source };
+    let entries = std::fs::read_dir(from).and_then(Iterator::collect::<std::io::Result<Vec<_>>>).map_err(failed)?;
+    let mut names: Vec<_> = entries.iter().map(DirEntry::file_name).collect();
+    names.sort_by_key(|name| (name == CONFIG_FILE, name.clone()));
+    let mut moved = Vec::new();
+    let mut move_all = || {
+        for name in &names {
+            if name == CONFIG_FILE {
+                sync_directory(to)?;
+            }
+            let (old, new) = (from.join(name), to.join(name));
+            match rename_with(&old, &new, RenameFlags::NOREPLACE) {
+                Ok(()) => {}
+                Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) if new.symlink_metadata().is_err() => {
+                    std::fs::rename(&old, &new).map_err(failed)?;
+                }
+                Err(Errno::EXIST | Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => return Err(exists(to)),
+                Err(error) => return Err(failed(error.into())),
+            }
+            moved.push((old, new));
+        }
+        Ok(())
+    };
+    let done = move_all();
+    if done.is_err() {
+        for (old, new) in moved {
+            let _ = std::fs::rename(new, old);
+        }
+    } else {
+        let _ = std::fs::remove_dir(from);
+    }
+    done
 }
 
 /// Replaces a directory where the two cannot be exchanged in one step: the old one steps aside, and back on failure.
@@ -228,8 +358,8 @@ mod tests {
         }
         std::fs::write(folder.path().join("out.partial-8-8"), "a file is none of ours").unwrap();
         let destination = folder.path().join("out");
-        let first = PartialDirectory::create(&destination).unwrap();
-        let second = PartialDirectory::create(&destination).unwrap();
+        let first = PartialDirectory::create(&destination, Way::Beside).unwrap();
+        let second = PartialDirectory::create(&destination, Way::Beside).unwrap();
         assert!(first.path().is_dir() && second.path().is_dir(), "what is in use stays");
         drop((first, second));
         let mut expected = others.to_vec();
@@ -246,7 +376,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..100 {
-                        let partial = PartialDirectory::create(&destination).unwrap();
+                        let partial = PartialDirectory::create(&destination, Way::Beside).unwrap();
                         std::fs::write(partial.path().join("file"), "").unwrap();
                     }
                 });
@@ -267,5 +397,30 @@ mod tests {
         replace_in_two_steps(&new, &old).expect_err("there is no new one");
         assert_eq!(entries(folder.path()), ["out"], "the old one is back");
         assert_eq!(entries(&old), ["new"]);
+    }
+
+    #[test]
+    fn files_are_moved_up_into_a_directory_all_or_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path();
+        std::fs::create_dir(out.join(".evomerge.partial-7-0")).unwrap();
+        std::fs::create_dir(out.join("lost+found")).unwrap();
+        assert!(is_vacant(out) && !is_empty(out));
+        let made = |names: &[&str]| {
+            let partial = PartialDirectory::create(out, Way::Inside).unwrap();
+            names.iter().for_each(|name| std::fs::write(partial.path().join(name), "new").unwrap());
+            partial
+        };
+        let first = made(&["config.json", "model.safetensors", "z.json"]);
+        let second = made(&["config.json", "a.json", "model.safetensors"]);
+        std::fs::write(out.join("model.safetensors"), "somebody's").unwrap();
+        assert!(!is_vacant(out));
+        assert!(matches!(move_up(second.path(), out), Err(CheckpointError::Exists { .. })));
+        assert_eq!(entries(second.path()), ["a.json", "config.json", "model.safetensors"]);
+        std::fs::remove_file(out.join("model.safetensors")).unwrap();
+        drop(second);
+        move_up(first.path(), out).unwrap();
+        drop(first);
+        assert_eq!(entries(out), ["config.json", "lost+found", "model.safetensors", "z.json"]);
     }
 }

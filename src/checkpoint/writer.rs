@@ -15,13 +15,14 @@ use super::disk::{check_space, create_new, no_space, reserve, sync, sync_directo
 use super::error::{CheckpointError, quote};
 use super::mapping::{open_regular, start_writing};
 use super::output::{OutputFile, Place, Plan, PlannedFile, index_json, plan};
-use super::partial::{PartialDirectory, check_destination, split};
+use super::partial::{PartialDirectory, Way, check_destination, split};
 use super::spare::{OpenFile, SpareCheckpoints};
 
 /// Room left free for the small files of a checkpoint, in bytes.
 const RESERVE: u64 = 64 << 10;
 
-/// A checkpoint in the making, in `<destination>.partial-...` beside its destination.
+/// A checkpoint in the making, in `<destination>.partial-...` beside its destination; inside it where that is an empty
+/// directory that nothing can take the place of.
 ///
 /// The weight files are exactly those that the safetensors library would write for the same tensors and the metadata
 /// `{"format": "pt"}`. Dropped without [`Self::finish`], everything is removed again.
@@ -41,7 +42,7 @@ pub struct CheckpointWriter {
 }
 
 impl CheckpointWriter {
-    /// Starts a checkpoint at `destination`, which must not exist. Its parent directories are made where they are
+    /// Starts a checkpoint at `destination`, which must not exist or be an empty directory. Its parent directories are made where they are
     /// missing. Disk space for all weights is looked for here, and reserved on disks, so that a full one shows now.
     /// With `durable` the finished checkpoint survives a power cut.
     ///
@@ -83,9 +84,14 @@ impl CheckpointWriter {
     ) -> Result<Self, CheckpointError> {
         let invalid = |reason| CheckpointError::Output { path: destination.to_owned(), reason };
         let plan = plan(files).map_err(invalid)?;
-        check_destination(destination, replace)?;
-        let entries = directories_that_change(destination)?;
-        let partial = PartialDirectory::create(destination)?;
+        // Without a separator at its end: with one, a link's name is that of what it leads to.
+        let destination = &destination.components().collect::<PathBuf>();
+        let way = check_destination(destination, replace)?;
+        let entries = match way {
+            Way::Beside => directories_that_change(destination)?,
+            Way::Inside => vec![destination.clone()],
+        };
+        let partial = PartialDirectory::create(destination, way)?;
         let spare = spares.map(|spares| spares.take(&plan, partial.path())).transpose()?.flatten();
         let open = match spare {
             Some(files) => files,
@@ -443,9 +449,83 @@ mod tests {
         assert_eq!(std::fs::read(&file).unwrap(), b"text");
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(&precious, &link).unwrap();
-        assert!(small(&link, true, 2).is_err());
+        let error = small(&link, true, 2).unwrap_err().to_string();
+        assert!(error.contains("is a link to a folder with something in it"), "{error}");
         assert!(small(Path::new("/"), false, 2).is_err());
         assert_eq!(entries(folder.path()), ["file", "link", "precious"]);
+    }
+
+    #[test]
+    fn an_empty_directory_behind_a_link_is_filled_in_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let (target, link) = (folder.path().join("target"), folder.path().join("link"));
+        std::fs::create_dir(&target).unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        for (path, byte) in [(link.clone(), 1), (PathBuf::from(format!("{}/", link.display())), 2)] {
+            small(&path, byte == 2, byte).unwrap();
+            assert!(link.is_symlink());
+            assert_eq!(entries(&target), ["config.json", "model.safetensors"]);
+            assert_eq!(Checkpoint::open(&target).unwrap().bytes("a.weight"), Some([byte; 4].as_slice()));
+            assert!(matches!(small(&path, false, 3), Err(CheckpointError::Exists { .. })));
+            std::fs::remove_dir_all(&target).unwrap();
+            assert!(small(&path, true, 3).unwrap_err().to_string().contains("leads to no folder"));
+            std::fs::create_dir(&target).unwrap();
+        }
+        // What fails leaves nothing there.
+        drop(CheckpointWriter::create(&link, &single(vec![]), false).unwrap());
+        assert_eq!(entries(&target), [""; 0]);
+        assert_eq!(entries(folder.path()), ["link", "target"]);
+    }
+
+    #[test]
+    fn a_mount_point_is_filled_and_never_replaced() {
+        struct Mounted(PathBuf);
+        impl Drop for Mounted {
+            fn drop(&mut self) {
+                let _ = std::process::Command::new("umount").arg(&self.0).status();
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (other, out) = (folder.path().join("other"), folder.path().join("out"));
+        for kind in [["-t", "tmpfs", "none"].as_slice(), &["--bind", other.to_str().unwrap()]] {
+            for path in [&other, &out] {
+                let _ = std::fs::remove_dir_all(path);
+                std::fs::create_dir(path).unwrap();
+            }
+            let mount = std::process::Command::new("mount").args(kind).arg(&out).output();
+            if !mount.is_ok_and(|mount| mount.status.success()) {
+                eprintln!("nothing can be mounted here");
+                return;
+            }
+            let mounted = Mounted(out.clone());
+            small(&out, false, 1).unwrap();
+            assert_eq!(entries(&out), ["config.json", "model.safetensors"]);
+            for replace in [false, true] {
+                let error = small(&out, replace, 2).unwrap_err().to_string();
+                assert!(error.contains("mount point") && error.contains("choose a folder inside it"), "{error}");
+            }
+            small(&out.join("inside"), false, 3).unwrap();
+            drop(mounted);
+        }
+        assert_eq!(entries(folder.path()), ["other", "out"]);
+    }
+
+    #[test]
+    fn an_empty_directory_is_filled_where_its_parent_is_not_writable() {
+        let folder = tempfile::tempdir().unwrap();
+        let (parent, out) = (folder.path().join("parent"), folder.path().join("parent/out"));
+        std::fs::create_dir_all(&out).unwrap();
+        std::fs::set_permissions(&parent, std::fs::Permissions::from_mode(0o500)).unwrap();
+        let is_bound = std::fs::write(parent.join("probe"), "").is_err();
+        let made = small(&out, false, 1);
+        let error = small(&out, true, 2);
+        std::fs::set_permissions(&parent, std::fs::Permissions::from_mode(0o700)).unwrap();
+        made.unwrap();
+        // The superuser writes anywhere.
+        if is_bound {
+            assert!(error.unwrap_err().to_string().contains("not writable"));
+        }
+        assert_eq!(entries(&out), ["config.json", "model.safetensors"]);
     }
 
     #[test]
