@@ -503,6 +503,39 @@ fn an_output_without_a_tokenizer_is_told() {
 }
 
 #[test]
+fn tokenizers_of_all_kinds_are_copied_and_links_that_lead_nowhere_are_told() {
+    let kinds =
+        ["source.spm", "target.spm", "spm.model", "bpe.codes", "normalizer.json", "qwen.tiktoken", "tiktoken.model"];
+    let mut with = Model::new(1, 1);
+    with.files.extend(kinds.map(|name| (name.to_owned(), name.to_owned())));
+    let family = Family::new([("a", with), ("b", Model::new(1, 2))]);
+    let merge = |more: &str, output: &str| {
+        let recipe = Recipe::from_mergekit_yaml(&format!("{AVERAGE}{more}")).unwrap();
+        let merged = family.merger.materialize(&recipe, &family.folder.path().join(output), &MergeOptions::default());
+        merged.map(|report| (report.missing_tokenizer, report.notes)).map_err(|error| error.to_string())
+    };
+    assert_eq!(merge("", "one"), Ok((None, vec![])));
+    for name in kinds {
+        assert_eq!(std::fs::read_to_string(family.folder.path().join("one").join(name)).unwrap(), name);
+    }
+    let own = family.folder.path().join("a");
+    let break_link = |name: &str| {
+        let _ = std::fs::remove_file(own.join(name));
+        std::os::unix::fs::symlink("nowhere", own.join(name)).unwrap();
+    };
+    break_link("normalizer.json");
+    let (_, notes) = merge("", "two").unwrap();
+    assert!(notes[0].contains("normalizer.json is a link that leads nowhere"), "{notes:?}");
+    break_link("source.spm");
+    let error = merge("", "three").unwrap_err();
+    assert!(error.contains("source.spm") && error.contains("is the download complete?"), "{error}");
+    kinds.iter().for_each(|name| std::fs::remove_file(own.join(name)).unwrap());
+    assert_eq!(merge("", "four"), Ok((None, vec![])));
+    let (_, notes) = merge("tokenizer_source: base\n", "five").unwrap();
+    assert!(notes[0].contains("`tokenizer_source` asks for that of `a`, which has none"), "{notes:?}");
+}
+
+#[test]
 fn one_tokenizer_is_given_to_models_whose_ids_agree_as_far_as_they_go() {
     let own = || tokenizer(json!({"x": 0, "y": 1}), 2);
     for other in [Some(own()), Some(tokenizer(json!({"y": 1, "x": 0, "z": 3}), 2)), None] {

@@ -152,30 +152,71 @@ pub(super) fn is_plain_name(name: &str) -> bool {
         && !name.chars().any(char::is_control)
 }
 
-/// Files beside the weights that make a model usable: tokenizer, chat template, generation and pre-processing settings.
-/// Never code.
-const SIDECARS: &[&str] = &[
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "image_processor_config.json",
-    "merges.txt",
-    "preprocessor_config.json",
-    "processor_config.json",
+/// Files that hold a tokenizer's vocabulary, beside those that end as [`VOCABULARY_ENDINGS`].
+const VOCABULARIES: &[&str] = &[
+    "bpe.codes",
+    "dict.txt",
+    "entity_vocab.json",
     "sentencepiece.bpe.model",
-    "special_tokens_map.json",
+    "sentencepiece.model",
     "spiece.model",
+    "spm.model",
+    "spm_char.model",
+    "target_vocab.json",
     "tekken.json",
+    "tiktoken.model",
     "tokenizer.json",
     "tokenizer.model",
-    "tokenizer_config.json",
-    "video_preprocessor_config.json",
+    "tokenizer.model.v3",
+    "vocab-src.json",
+    "vocab-tgt.json",
+    "vocab.bpe",
     "vocab.json",
     "vocab.txt",
 ];
+/// Of `source.spm`, `target.spm`, `qwen.tiktoken`.
+const VOCABULARY_ENDINGS: &[&str] = &[".spm", ".tiktoken"];
+/// Other files beside the weights that make a model usable: what belongs to a tokenizer, chat templates, generation and
+/// pre-processing settings. Never code.
+const SETTINGS: &[&str] = &[
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "emoji.json",
+    "generation_config.json",
+    "image_processor_config.json",
+    "merges.txt",
+    "normalizer.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+];
 
-/// The sidecars that a directory has, sorted by name.
-pub(super) fn find_sidecars(directory: &Path) -> Vec<PathBuf> {
-    SIDECARS.iter().map(|name| directory.join(name)).filter(|path| path.is_file()).collect()
+/// Whether a file beside the weights holds a tokenizer's vocabulary.
+pub(crate) fn holds_vocabulary(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    VOCABULARIES.contains(&name) || VOCABULARY_ENDINGS.iter().any(|ending| name.ends_with(ending))
+}
+
+/// The small files beside the weights, sorted by name.
+pub(super) struct Sidecars {
+    /// Files, and links to files.
+    pub(super) found: Vec<PathBuf>,
+    /// Links that lead nowhere: an incomplete download, or a part of a cache that was copied alone.
+    pub(super) dangling: Vec<PathBuf>,
+}
+
+/// The sidecars that a directory has.
+pub(super) fn find_sidecars(directory: &Path) -> Sidecars {
+    let is_one = |path: &PathBuf| {
+        holds_vocabulary(path) || path.file_name().is_some_and(|name| SETTINGS.iter().any(|setting| name == *setting))
+    };
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    // Joined anew, so that paths look as the directory was given.
+    let mut all: Vec<PathBuf> = entries.map(|entry| directory.join(entry.file_name())).filter(is_one).collect();
+    all.sort();
+    let (found, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|path| path.is_file());
+    Sidecars { found, dangling: others.into_iter().filter(|path| !path.exists()).collect() }
 }

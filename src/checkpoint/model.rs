@@ -294,7 +294,12 @@ impl Checkpoint {
 
     /// The tokenizer, template and settings files that the directory has, sorted by name. Code is never among them.
     pub fn sidecars(&self) -> Vec<PathBuf> {
-        find_sidecars(&self.path)
+        find_sidecars(&self.path).found
+    }
+
+    /// As [`Self::sidecars`]: those that are links which lead nowhere.
+    pub fn dangling_sidecars(&self) -> Vec<PathBuf> {
+        find_sidecars(&self.path).dangling
     }
 
     /// The first element, in order of tensor names, that is NaN or infinite. Reads all weights, on all threads; the
@@ -333,9 +338,11 @@ mod tests {
         ];
         std::fs::write(folder.path().join("model.safetensors"), safetensors_bytes(&tensors)).unwrap();
         std::fs::write(folder.path().join("config.json"), r#"{"z": 1, "a": 2}"#).unwrap();
-        for name in ["tokenizer.json", "chat_template.jinja", "modeling_custom.py", "README.md"] {
+        for name in ["tokenizer.json", "chat_template.jinja", "modeling_custom.py", "README.md", "q.tiktoken", "notspm"]
+        {
             std::fs::write(folder.path().join(name), "").unwrap();
         }
+        std::os::unix::fs::symlink("nowhere", folder.path().join("source.spm")).unwrap();
         let model = Checkpoint::open(folder.path()).unwrap();
         for (name, _, _, bytes) in tensors {
             assert_eq!(model.bytes(name), Some(bytes));
@@ -348,8 +355,9 @@ mod tests {
         assert_eq!(model.tensors()["positions"].float(), None);
         assert_eq!(model.layers().count, 1);
         assert_eq!(model.shards()[0].tensors, ["positions", "model.norm.weight", "model.layers.0.w", "scalar"]);
-        let sidecars = ["chat_template.jinja", "tokenizer.json"].map(|name| folder.path().join(name));
+        let sidecars = ["chat_template.jinja", "q.tiktoken", "tokenizer.json"].map(|name| folder.path().join(name));
         assert_eq!(model.sidecars(), sidecars);
+        assert_eq!(model.dangling_sidecars(), [folder.path().join("source.spm")]);
     }
 
     #[test]

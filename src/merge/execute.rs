@@ -16,7 +16,9 @@ use super::failure::Failure;
 use super::mergekit_order::{fills_head, in_order_of_inputs};
 use super::methods::{Context, MaskSource, MergeMethod, implementation};
 use super::model::Model;
-use super::output::{merged_config, missing_tokenizer, pretty, tokenizer_donor, write_side_files};
+use super::output::{
+    check_side_files, merged_config, missing_tokenizer, notes_of_side_files, pretty, write_side_files,
+};
 use super::plan::{Action, MergePlan, PlannedInput, PlannedTensor, plan};
 use super::simd::Isa;
 use super::sparsify::MersenneStream;
@@ -220,7 +222,7 @@ impl Merger {
     /// See [`MergeError`]: an invalid recipe, or models that do not fit together.
     pub fn plan(&self, recipe: &Recipe) -> Result<MergePlan, MergeError> {
         let plan = plan(recipe, &self.models, self.truncate_embeddings)?;
-        tokenizer_donor(&plan, recipe)?;
+        check_side_files(&plan, &self.models, recipe)?;
         Ok(plan)
     }
 
@@ -292,6 +294,8 @@ impl Merger {
             return Err(MergeError::Cancelled);
         }
         writer.finish()?;
+        let mut notes = notes_of_side_files(&plan, &self.models, recipe)?;
+        notes.extend(note_of_kinds(&plan, &self.models));
         Ok(MergeReport {
             tensors: plan.tensors.len(),
             bytes_read: self.bytes_read(&plan),
@@ -300,7 +304,7 @@ impl Merger {
             uncertain_masks: draws_as_mergekit(recipe, method) && fills_head(&plan),
             is_narrowed: self.is_narrowed(recipe, &plan),
             missing_tokenizer: missing_tokenizer(&plan, &self.models, recipe)?,
-            notes: note_of_kinds(&plan, &self.models).into_iter().collect(),
+            notes,
         })
     }
 

@@ -1,6 +1,6 @@
 //! The small files of a merged checkpoint: configuration and side files.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
@@ -8,23 +8,13 @@ use super::MergeError;
 use super::model::Model;
 use super::plan::MergePlan;
 use super::stacked_config::{is_stacked, set_layers};
-use crate::checkpoint::{CheckpointError, CheckpointWriter, Dtype, is_head, is_input_embedding};
+use crate::checkpoint::{CheckpointError, CheckpointWriter, Dtype, holds_vocabulary, is_head, is_input_embedding};
 use crate::python_json::unmark_nonfinite;
 use crate::recipe::{ModelReference, Recipe};
 
 const GENERATION_CONFIG: &str = "generation_config.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
 const OLD_CHAT_TEMPLATE: &str = "chat_template.json";
-/// Files that hold a vocabulary.
-const TOKENIZERS: [&str; 7] = [
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "tekken.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-];
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// The donor's configuration, changed where the merged model differs from the donor.
 pub(crate) fn merged_config(plan: &MergePlan, models: &[Model], recipe: &Recipe) -> Map<String, Value> {
@@ -121,14 +111,49 @@ pub(crate) fn missing_tokenizer(
     models: &[Model],
     recipe: &Recipe,
 ) -> Result<Option<ModelReference>, MergeError> {
-    let has_one = |index: usize| {
-        let files = models[index].checkpoint.sidecars();
-        files.iter().any(|file| TOKENIZERS.iter().any(|name| file.file_name().is_some_and(|own| own == *name)))
-    };
+    let has_one = |index: usize| models[index].checkpoint.sidecars().iter().any(|file| holds_vocabulary(file));
     if has_one(tokenizer_donor(plan, recipe)?) {
         return Ok(None);
     }
     Ok(plan.used_models().into_iter().find(|index| has_one(*index)).map(|index| models[index].name.clone()))
+}
+
+/// Refuses a tokenizer that the output takes of which a file is not there.
+pub(crate) fn check_side_files(plan: &MergePlan, models: &[Model], recipe: &Recipe) -> Result<(), MergeError> {
+    let donor = tokenizer_donor(plan, recipe)?;
+    let dangling = models[donor].checkpoint.dangling_sidecars();
+    let needed = |path: &PathBuf| holds_vocabulary(path) || path.file_name().is_some_and(|own| own == TOKENIZER_CONFIG);
+    match dangling.into_iter().find(needed) {
+        None => Ok(()),
+        Some(path) => {
+            let source = std::io::Error::other(
+                "it is a link that leads nowhere; is the download complete? Download the model again, or remove the link",
+            );
+            Err(CheckpointError::Read { path, source }.into())
+        }
+    }
+}
+
+/// What the output lacks of small files, a sentence each.
+pub(crate) fn notes_of_side_files(
+    plan: &MergePlan,
+    models: &[Model],
+    recipe: &Recipe,
+) -> Result<Vec<String>, MergeError> {
+    let donor = tokenizer_donor(plan, recipe)?;
+    let dangling = models[donor].checkpoint.dangling_sidecars();
+    let mut notes: Vec<String> = dangling
+        .iter()
+        .map(|path| format!("{} is a link that leads nowhere, so the output does not have that file", path.display()))
+        .collect();
+    let has_none = !models[donor].checkpoint.sidecars().iter().any(|file| holds_vocabulary(file));
+    if has_none && recipe.tokenizer_source.is_some() && missing_tokenizer(plan, models, recipe)?.is_none() {
+        notes.push(format!(
+            "the output has no tokenizer: `tokenizer_source` asks for that of `{}`, which has none",
+            models[donor].name
+        ));
+    }
+    Ok(notes)
 }
 
 /// Copies tokenizer, template and generation settings, and writes the recipe's chat template where it has one.
