@@ -1,6 +1,6 @@
 //! JSON as Python writes it: bare `NaN`, `Infinity`, `-Infinity`, and numbers beyond the range of a double. They are
 //! taken out before parsing: by `null`, so that a program's non-finite score is seen as what it is, or by marked texts,
-//! so that what was read can be written again.
+//! so that what was read can be written again; so can whole numbers beyond 64 bits, which Python has too.
 
 /// What a marked text begins with.
 const MARK: &str = "\\u0000";
@@ -8,13 +8,13 @@ const MARK: &str = "\\u0000";
 /// The same JSON with every number that is not finite replaced by `null`. Text inside strings is left alone; anything
 /// else that is not JSON stays as it is, for the parser to refuse.
 pub(crate) fn without_nonfinite(text: &str) -> String {
-    with_nonfinite_as(text, |_| "null".to_owned())
+    with_words_as(text, is_nonfinite, |_| "null".to_owned())
 }
 
-/// The same JSON with every number that is not finite as a marked text, which [`unmark_nonfinite`] makes a bare word
-/// again.
+/// The same JSON with every number that is not finite, and every whole number beyond 64 bits, as a marked text, which
+/// [`unmark_nonfinite`] makes a bare word again.
 pub(crate) fn mark_nonfinite(text: &str) -> String {
-    with_nonfinite_as(text, |word| format!("\"{MARK}{word}\""))
+    with_words_as(text, is_marked, |word| format!("\"{MARK}{word}\""))
 }
 
 /// JSON in which marked texts are the words that they were made of.
@@ -24,7 +24,7 @@ pub(crate) fn unmark_nonfinite(json: &str) -> String {
     let mut text = parts.next().unwrap_or_default().to_owned();
     for part in parts {
         match part.split_once('"') {
-            Some((word, rest)) if is_nonfinite(word) => {
+            Some((word, rest)) if is_marked(word) => {
                 text.push_str(word);
                 text.push_str(rest);
             }
@@ -37,7 +37,7 @@ pub(crate) fn unmark_nonfinite(json: &str) -> String {
     text
 }
 
-fn with_nonfinite_as(text: &str, replace: impl Fn(&str) -> String) -> String {
+fn with_words_as(text: &str, is_word: impl Fn(&str) -> bool, replace: impl Fn(&str) -> String) -> String {
     let bytes = text.as_bytes();
     let mut out = String::with_capacity(text.len());
     let mut start = 0;
@@ -47,7 +47,7 @@ fn with_nonfinite_as(text: &str, replace: impl Fn(&str) -> String) -> String {
             b'"' => at = end_of_string(bytes, at),
             b'-' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => {
                 let end = end_of_word(bytes, at);
-                if is_nonfinite(&text[at..end]) {
+                if is_word(&text[at..end]) {
                     out.push_str(&text[start..at]);
                     out.push_str(&replace(&text[at..end]));
                     start = end;
@@ -77,6 +77,14 @@ fn end_of_string(bytes: &[u8], at: usize) -> usize {
 fn end_of_word(bytes: &[u8], at: usize) -> usize {
     let in_word = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'+' | b'.');
     bytes[at..].iter().position(|byte| !in_word(byte)).map_or(bytes.len(), |length| at + length)
+}
+
+/// Words that the parser would refuse or change.
+fn is_marked(word: &str) -> bool {
+    let digits = word.trim_start_matches('-');
+    // A whole number as JSON writes it, which the parser would make a double.
+    let is_whole = !digits.starts_with('0') && !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_nonfinite(word) || is_whole && word.parse::<i64>().is_err() && word.parse::<u64>().is_err()
 }
 
 fn is_nonfinite(word: &str) -> bool {
@@ -111,6 +119,13 @@ mod tests {
         assert_eq!(unmark_nonfinite(&value.to_string()), text);
         let own = r#"{"a":"\u0000Infinite","b":"\\u0000NaN"}"#;
         assert_eq!(unmark_nonfinite(own), own);
+        let whole = "123456789012345678901234567890";
+        let text =
+            format!(r#"{{"a":[{whole},-{whole},18446744073709551615,-9223372036854775808,0,-7],"s":"{whole}"}}"#);
+        let value: serde_json::Value = serde_json::from_str(&mark_nonfinite(&text)).unwrap();
+        assert_eq!(value["a"][2], u64::MAX);
+        assert_eq!(unmark_nonfinite(&value.to_string()), text);
+        assert_eq!(without_nonfinite(whole), whole, "a score is a double");
     }
 
     proptest! {

@@ -102,6 +102,7 @@ fn keys_that_mergekit_passes_over_are_told_of_and_one_module_is_a_model() {
         (soup("pad_to_multiple_of: 8\n"), "mergekit passes over this key"),
         (soup("").replace("parameters: {weight: 0.5}", "weight: 0.5"), "parameters stand under `parameters`"),
         (soup("modules: {text_decoder: {}}\n"), "one module `default`"),
+        (soup("").replace("weight: 0.5", "weight: "), "left empty; give it a value, or remove the line"),
     ] {
         std::fs::write(scratch.path("refused.yml"), text).unwrap();
         let output = scratch.evomerge(&["merge", "refused.yml", "out"]);

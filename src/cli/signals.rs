@@ -35,8 +35,9 @@ pub(super) fn watch(stop: Stop) -> Result<(), CliError> {
     Ok(())
 }
 
-/// A flag that the first SIGINT or SIGTERM sets, for work that looks at it; the second one ends the process as it would
-/// have. Without signals (no thread to be had) the first one does.
+/// A flag that the first SIGINT, SIGTERM or SIGHUP (a closed terminal) sets, for work that looks at it; the second one
+/// ends the process as it would have. Without signals (no thread to be had) the first one does. Who started the process
+/// with SIGHUP ignored (`nohup`) wants it to go on.
 pub(super) fn cancelled_by_signal() -> Arc<AtomicBool> {
     let flag = Arc::new(AtomicBool::new(false));
     let seen = flag.clone();
@@ -50,11 +51,19 @@ pub(super) fn cancelled_by_signal() -> Arc<AtomicBool> {
             else {
                 return;
             };
+            let mut hang_up = if ignores_hang_up() { None } else { signal(SignalKind::hangup()).ok() };
             let _ = ready.send(());
             loop {
+                let hung_up = async {
+                    match &mut hang_up {
+                        Some(hang_up) => hang_up.recv().await,
+                        None => std::future::pending().await,
+                    }
+                };
                 tokio::select! {
                     _ = interrupt.recv() => {}
                     _ = terminate.recv() => {}
+                    _ = hung_up => {}
                 }
                 if seen.swap(true, Ordering::Relaxed) {
                     std::process::exit(ExitCode::Stopped as i32);
@@ -65,4 +74,13 @@ pub(super) fn cancelled_by_signal() -> Arc<AtomicBool> {
     // An error says that the thread ended without listening.
     let _ = is_ready.recv();
     flag
+}
+
+/// Whether the process was started with SIGHUP ignored.
+fn ignores_hang_up() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // Signals count from 1, bits from 0.
+    let bit = 1 << (SignalKind::hangup().as_raw_value() - 1);
+    ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & bit != 0)
 }

@@ -27,7 +27,7 @@ pub(super) fn read(
             return Err(unknown(name, &field, method));
         };
         if field.node.content == Content::Null {
-            continue;
+            return Err(field.error("left empty; give it a value, or remove the line"));
         }
         if source && specification.scope == ParameterScope::Tensor {
             if skip(name, &field) {
