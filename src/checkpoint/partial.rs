@@ -86,11 +86,10 @@ impl PartialDirectory {
     pub(super) fn publish(&self, to: &Path, replace: bool) -> Result<(), CheckpointError> {
         let from = &self.path;
         let failed = |error: Errno| CheckpointError::Write { path: to.to_owned(), source: error.into() };
-        let way = check_destination(to, replace)?;
         if self.way == Way::Inside {
-            return move_up(from, to);
+            return if is_vacant(to) { move_up(from, to) } else { Err(exists(to)) };
         }
-        if way != self.way {
+        if check_destination(to, replace)? != self.way {
             return Err(exists(to));
         }
         if replace && to.symlink_metadata().is_ok() {

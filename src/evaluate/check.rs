@@ -164,7 +164,8 @@ fn check_n(
         }
         (None, expected) => {
             // The task may be smaller than the limit here too.
-            let told = counted.filter(|count| n_samples == 0 && *count > 0 && expected.is_none_or(|most| *count < most));
+            let told =
+                counted.filter(|count| n_samples == 0 && *count > 0 && expected.is_none_or(|most| *count < most));
             Ok(told.filter(|_| !matches!(task.samples, Samples::Ids(_))).or(expected).unwrap_or(0))
         }
     }

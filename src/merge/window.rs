@@ -20,9 +20,9 @@ use super::threshold::{Threshold, nth_equal};
 const LEAST: u64 = 1 << 20;
 /// In larger ones a single window holds too much: a histogram, whose size is its own, does for them.
 const HUGE: u64 = 1 << 28;
-/// Keys that the windows of all tensors under way may hold together, 4 bytes each: four to eight sources of two tensors
-/// of 2^25 elements. More sources are looked at a few at a time, and the base is read again for each few.
-const HELD: u64 = 1 << 22;
+/// Keys that the windows of all tensors under way may hold together, 4 bytes each: fifteen windows of 2^25 elements,
+/// eight sources of two tensors of 2^24. More sources are looked at a few at a time, and the base is read again for each few.
+const HELD: u64 = 3 << 21;
 /// Of so many chunks one is in the sample, at least. Odd, so that no power of two of a tensor's shape keeps it in one
 /// part of the rows.
 const SPACING: u64 = 17;
@@ -450,9 +450,10 @@ mod tests {
         let elements = LEAST as usize + 7;
         let base = values(elements, 1, 1.0 / 4096.0);
         let sources: Vec<Vec<u8>> = (2..7).map(|seed| values(elements, seed, 1.0 / 4096.0)).collect();
-        let vector =
-            |(model, source): (u32, &Vec<u8>)| TaskVector { source: stored(source, model), base: stored(&base, 0) };
-        let vectors: Vec<_> = (1..).zip(&sources).map(vector).zip([1_000, 300_000, 500_000, 700_000, 9]).collect();
+        let of_model = (1..).zip(&sources);
+        let vectors =
+            of_model.map(|(model, source)| TaskVector { source: stored(source, model), base: stored(&base, 0) });
+        let vectors: Vec<_> = vectors.zip([1_000, 300_000, 500_000, 700_000, 9]).collect();
         let all = thresholds(Isa::detect(), &WindowMemory::new(), &vectors, elements as u64).unwrap();
         let little = WindowMemory(AtomicU64::new(2 * Sampling::of(elements as u64).held(500_000)));
         let few = thresholds(Isa::detect(), &little, &vectors, elements as u64).unwrap();

@@ -128,8 +128,11 @@ fn both_held_out<'a>(question: &VerdictQuestion<'a>, winner: &Contender<'a>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random;
     use crate::score::ObjectiveTask;
+    use crate::score::may_be_as_good;
     use crate::scores::{MetricValue, PerSample, SampleId, TaskScores};
+    use rand::Rng as _;
 
     fn scores(values: &[f64]) -> Scores {
         let value = values.iter().sum::<f64>() / values.len() as f64;
@@ -312,6 +315,47 @@ mod tests {
         let verdict = decide(&question).unwrap();
         assert!((verdict.rescoring_over_statement.unwrap() - 0.15).abs() < 1e-12);
         assert!(verdict.sentence.contains("the best search score of the finalists"), "{}", verdict.sentence);
+    }
+
+    /// Searches that found nothing: one baseline is the best, candidates are a little worse than it, and some baselines that
+    /// are worse still may look the best on the search samples.
+    #[test]
+    fn a_lucky_baseline_does_not_make_an_improvement() {
+        let objective = objective();
+        let rates = [0.70, 0.67, 0.67, 0.67, 0.67, 0.67];
+        let draw = |run: u64, who: &str, rate: f64, n: usize| {
+            let mut dice = random::stream(run, who, n as u64);
+            let right = || f64::from(u8::from(f64::from(dice.next_u32()) < rate * 2f64.powi(32)));
+            scores(&std::iter::repeat_with(right).take(n).collect::<Vec<f64>>())
+        };
+        let (mut alone, mut with_rivals) = (0, 0);
+        for run in 0..40 {
+            let searched: Vec<Scores> =
+                rates.iter().enumerate().map(|(place, rate)| draw(run, &format!("b{place}"), *rate, 300)).collect();
+            let held_out: Vec<Scores> =
+                rates.iter().enumerate().map(|(place, rate)| draw(run, &format!("b{place}"), *rate, 3_000)).collect();
+            let value = |place: usize| objective.value(&searched[place]).unwrap();
+            let best = (0..rates.len()).max_by(|one, other| value(*one).total_cmp(&value(*other))).unwrap();
+            let winner = draw(run, "w", 0.695, 3_000);
+            let may_be = (0..rates.len())
+                .filter(|place| *place != best && may_be_as_good(&objective, &searched[best], &searched[*place]));
+            let mut question = VerdictQuestion {
+                objective: &objective,
+                finalists: vec![contender("w", 0.75, Some(&winner))],
+                baseline: Some(contender("b", value(best), Some(&held_out[best]))),
+                rivals: vec![],
+                unscored_baselines: vec![],
+                has_holdout: true,
+                reused: false,
+                seed: run,
+            };
+            if decide(&question).unwrap().verdict == Decision::Improvement {
+                alone += 1;
+                question.rivals = may_be.map(|place| contender("r", value(place), Some(&held_out[place]))).collect();
+                with_rivals += usize::from(decide(&question).unwrap().verdict == Decision::Improvement);
+            }
+        }
+        assert!(alone >= 10 && with_rivals <= 3, "{alone} and {with_rivals} of 40");
     }
 
     #[test]

@@ -304,7 +304,9 @@ fn describe_holdout(prepared: &Prepared, shown: ShownGain) -> String {
         if plan.samples > 0 { format!("{} each", counted(plan.samples, "sample")) } else { "all samples".to_owned() };
     let mut text = format!("{} and the best baseline, {samples}", counted(plan.finalists as u64, "finalist"));
     if plan.evaluator.kind() == "command" {
-        text.push_str("; answers without `per_sample`, or `stderr` and `n`, give no interval, and so never an improvement");
+        text.push_str(
+            "; answers without `per_sample`, or `stderr` and `n`, give no interval, and so never an improvement",
+        );
     }
     match shown {
         ShownGain::From(gain) => text.push_str(&format!(

@@ -336,7 +336,11 @@ mod tests {
             let recorded: Basis = serde_json::from_str(&serde_json::to_string(&basis).unwrap()).unwrap();
             assert_eq!(recorded.lost(&tasks, &everything), Vec::<String>::new());
             assert_eq!(Parts::on(&recorded, &config, &tasks, &everything).unwrap(), planned);
-            assert_ne!(Parts::plan(&config, &tasks, &everything).unwrap(), planned, "a race that begins now is another");
+            assert_ne!(
+                Parts::plan(&config, &tasks, &everything).unwrap(),
+                planned,
+                "a race that begins now is another"
+            );
         }
     }
 

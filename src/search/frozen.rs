@@ -102,8 +102,7 @@ fn decided(ledger: &Ledger, prepared: &Prepared) -> Result<Frozen, SearchError> 
     let number = |key: &str, text: &str| text.parse().map_err(|_| unreadable(key, text));
     let planned = fact(fact::PLANNED_EVALUATIONS)?;
     let racing = fact(fact::RACING)?;
-    let racing: Option<RacingConfig> =
-        serde_json::from_str(&racing).map_err(|_| unreadable(fact::RACING, &racing))?;
+    let racing: Option<RacingConfig> = serde_json::from_str(&racing).map_err(|_| unreadable(fact::RACING, &racing))?;
     let race_basis = match ledger.fact(fact::RACE_BASIS)? {
         Some(basis) => serde_json::from_str(&basis).map_err(|_| unreadable(fact::RACE_BASIS, &basis))?,
         // Ledgers of earlier versions do not tell.

@@ -112,7 +112,9 @@ impl Rescoring<'_> {
             }
             Status::Scored => {
                 let objective = &self.prepared.objective;
-                let Some(drift) = drift(objective, &earlier, &finished.tasks, self.deterministic) else { return Ok(None) };
+                let Some(drift) = drift(objective, &earlier, &finished.tasks, self.deterministic) else {
+                    return Ok(None);
+                };
                 let value = |scores: &Scores| objective.value(scores).unwrap_or(f64::NAN);
                 let why = match drift.errors {
                     Some(errors) if errors.is_finite() => format!("{:.1} times what chance explains", errors.abs()),

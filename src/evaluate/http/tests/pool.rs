@@ -343,10 +343,19 @@ async fn an_endpoint_gets_no_more_at_once_than_it_bears() {
 async fn endpoints_agree_on_what_is_asked_and_answered() {
     type Edit = fn(&mut Value);
     let edits: [(Edit, &str); 7] = [
-        (|c| c["tasks"][0]["supports"] = json!(["sample_ids", "per_sample"]), "task `add` has no `limit` among `supports`"),
+        (
+            |c| c["tasks"][0]["supports"] = json!(["sample_ids", "per_sample"]),
+            "task `add` has no `limit` among `supports`",
+        ),
         (|c| c["tasks"][1]["supports"] = json!(["limit", "per_sample"]), "task `rev` has no `sample_ids` among"),
-        (|c| c["tasks"][1]["supports"] = json!(["limit", "sample_ids"]), "has no `per_sample` among `supports`, unlike"),
-        (|c| c["tasks"][0]["metrics"][0]["aggregation"] = json!("other"), "has not the `aggregation` \"mean\" for `accuracy`"),
+        (
+            |c| c["tasks"][1]["supports"] = json!(["limit", "sample_ids"]),
+            "has no `per_sample` among `supports`, unlike",
+        ),
+        (
+            |c| c["tasks"][0]["metrics"][0]["aggregation"] = json!("other"),
+            "has not the `aggregation` \"mean\" for `accuracy`",
+        ),
         (|c| c["tasks"][0]["n_samples"] = json!(40), "has 40 samples"),
         (|c| c["tasks"][0]["metrics"][0]["higher_is_better"] = json!(false), "higher_is_better"),
         (|c| c["tasks"][1]["metrics"][0]["name"] = json!("f1"), "f1"),
