@@ -81,7 +81,7 @@ fn end_of_word(bytes: &[u8], at: usize) -> usize {
 
 /// Words that the parser would refuse or change.
 fn is_marked(word: &str) -> bool {
-    let digits = word.trim_start_matches('-');
+    let digits = word.strip_prefix('-').unwrap_or(word);
     // A whole number as JSON writes it, which the parser would make a double.
     let is_whole = !digits.starts_with('0') && !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     is_nonfinite(word) || is_whole && word.parse::<i64>().is_err() && word.parse::<u64>().is_err()
@@ -91,7 +91,7 @@ fn is_nonfinite(word: &str) -> bool {
     if matches!(word, "NaN" | "Infinity" | "-Infinity") {
         return true;
     }
-    let number = word.trim_start_matches('-').starts_with(|c: char| c.is_ascii_digit());
+    let number = word.strip_prefix('-').unwrap_or(word).starts_with(|c: char| c.is_ascii_digit());
     number && word.parse::<f64>().is_ok_and(|value| !value.is_finite())
 }
 

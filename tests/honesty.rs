@@ -53,6 +53,25 @@ fn a_matrix_and_a_ledger_are_replayed() {
 }
 
 #[test]
+fn a_run_is_replayed_task_by_task() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("night", 12, "name = \"sphere\"\nsamples = 60", &format!("{SPACE}{TASKS}"));
+    scratch.search(&run_file, &[]);
+    let simulate = |budget: u64| {
+        scratch.evomerge(&["simulate", "results/night", "--json", "--budget", budget.to_string().as_str()])
+    };
+    let candidates = 12;
+    let output = simulate(2 * candidates - 1);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("on each of 2 tasks"), "{}", stderr(&output));
+    let output = simulate(2 * candidates);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["candidates"], candidates);
+    assert_eq!(json["budgets"][0]["uniform"]["samples_of_chosen"], 2.0);
+}
+
+#[test]
 fn scores_that_cannot_be_replayed_are_named() {
     let scratch = Scratch::new();
     let refused = |text: &str, arguments: &[&str], code: i32, wanted: &[&str]| {

@@ -223,7 +223,7 @@ fn decisions_of_the_first_start_that_cannot_be_read_are_bad_data() {
     let set = |key: &str, value: &str| {
         ledger.execute("UPDATE facts SET value = ?2 WHERE key = ?1", [key, value]).unwrap();
     };
-    for (key, wrong) in [("look_ahead", "x"), ("planned_evaluations", "-1"), ("racing", "{")] {
+    for (key, wrong) in [("look_ahead", "x"), ("planned_evaluations", "-1"), ("racing", "{"), ("race_basis", "[1]")] {
         let right: String =
             ledger.query_row("SELECT value FROM facts WHERE key = ?1", [key], |row| row.get(0)).unwrap();
         set(key, wrong);

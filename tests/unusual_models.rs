@@ -312,6 +312,11 @@ fn layers_of_another_kind_than_their_place_has_are_told() {
     let period = || json!({"expert_layer_period": 2});
     assert_eq!(notes(period(), by_turns, &[[0, 4], [2, 4]]), "");
     assert!(notes(period(), by_turns, &[[0, 4], [3, 4]]).contains("layers, 4 has other tensors"));
+    let parts = json!({"hidden_size_per_layer_input": 8});
+    assert!(
+        notes(parts, [true; 4], &[[0, 4], [3, 4]])
+            .starts_with("the model has tensors with a part for each of its layers")
+    );
     // A list that follows says the kinds, wherever they are.
     for said in
         [json!({"moe_layers": [1, 3]}), json!({"mlp_layer_types": ["d", "s", "d", "s"], "decoder_sparse_step": 1})]

@@ -87,6 +87,9 @@ impl PartialDirectory {
         let from = &self.path;
         let failed = |error: Errno| CheckpointError::Write { path: to.to_owned(), source: error.into() };
         if self.way == Way::Inside {
+            // Two merges into one folder: the one that holds it fills it, the other one finds it filled.
+            let held = File::open(to).map_err(|source| CheckpointError::Write { path: to.to_owned(), source })?;
+            let _ = held.lock();
             return if is_vacant(to) { move_up(from, to) } else { Err(exists(to)) };
         }
         if check_destination(to, replace)? != self.way {
@@ -224,7 +227,7 @@ impl Fixed {
             return Some(Self::Mounted);
         }
         let is_writable = rustix::fs::access(&parent, Access::WRITE_OK | Access::EXEC_OK).is_ok();
-        (!is_writable).then_some(Self::ParentNotWritable)
+        (!is_writable || is_kept_by_its_owner(directory, &parent)).then_some(Self::ParentNotWritable)
     }
 
     /// What to do where there is something in it.
@@ -232,7 +235,8 @@ impl Fixed {
         match self {
             Self::Link => "it is a link to a folder with something in it; give that folder's own path, or another one",
             Self::Mounted => {
-                "it is a mount point with something in it, which cannot be replaced; empty it, or choose a folder inside it"
+                "it is a mount point with something in it (it may be the rest of a merge that was killed), which cannot be replaced; empty \
+                 it, or choose a folder inside it"
             }
             Self::Nameless => "there is something in it; give the name of a new folder",
             Self::ParentNotWritable => {
@@ -241,6 +245,14 @@ impl Fixed {
             }
         }
     }
+}
+
+/// Whether the folder above (`/tmp`, say) lets nobody but owners rename what lies in it, and this is another one's.
+fn is_kept_by_its_owner(directory: &Path, parent: &Path) -> bool {
+    const STICKY: u32 = 0o1000;
+    let user = rustix::process::geteuid();
+    let (Ok(directory), Ok(parent)) = (directory.metadata(), parent.metadata()) else { return false };
+    parent.mode() & STICKY != 0 && !user.is_root() && ![directory.uid(), parent.uid()].contains(&user.as_raw())
 }
 
 /// Whether something is mounted there: another file system, or another folder of this one.

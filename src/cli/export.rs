@@ -4,7 +4,7 @@ use super::arguments::Export;
 use super::error::CliError;
 use super::model_card;
 use super::models::{OpenModels, materialize};
-use super::output::Output;
+use super::output::{Output, say};
 use crate::exit::ExitCode;
 use crate::files::path_text;
 use crate::ledger::{Ledger, fact};
@@ -27,10 +27,13 @@ pub(super) fn run(arguments: &Export, output: Output) -> Result<ExitCode, CliErr
     let card = model_card::of_run(&run, &asked, told.as_ref(), &recipe, verdict.as_deref(), &arguments.results);
     let extra = model_card::files(&asked.recipe, &recipe, card);
     let options = MergeOptions { mode: WriteMode::durable(arguments.force), files: &extra, ..MergeOptions::default() };
-    materialize(&merger, &recipe, &arguments.out, options, output)?;
+    let report = materialize(&merger, &recipe, &arguments.out, options, output)?;
+    if !output.quiet {
+        report.notes.iter().for_each(|note| say(&format!("note: {note}")));
+    }
     let json = serde_json::json!({
         "out": path_text(&arguments.out), "candidate_id": asked.candidate_id, "index": asked.index, "origin": asked.origin,
-        "objective": told.and_then(|record| record.objective),
+        "objective": told.and_then(|record| record.objective), "notes": report.notes,
     });
     output.result(&format!("{}\n", arguments.out.display()), &json)?;
     Ok(ExitCode::Done)

@@ -35,8 +35,8 @@ pub(super) fn watch(stop: Stop) -> Result<(), CliError> {
     Ok(())
 }
 
-/// A flag that the first SIGINT, SIGTERM or SIGHUP (a closed terminal) sets, for work that looks at it; the second one
-/// ends the process as it would have. Without signals (no thread to be had) the first one does. Who started the process
+/// A flag that the first SIGINT, SIGTERM or SIGHUP (a closed terminal) sets, for work that looks at it; a second one
+/// of the first two ends the process as it would have. Without signals (no thread to be had) the first one does. Who started the process
 /// with SIGHUP ignored (`nohup`) wants it to go on.
 pub(super) fn cancelled_by_signal() -> Arc<AtomicBool> {
     let flag = Arc::new(AtomicBool::new(false));
@@ -60,12 +60,13 @@ pub(super) fn cancelled_by_signal() -> Arc<AtomicBool> {
                         None => std::future::pending().await,
                     }
                 };
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
-                    _ = hung_up => {}
-                }
-                if seen.swap(true, Ordering::Relaxed) {
+                // Of a terminal that is closed, a process may be told twice: by its shell, and by the system.
+                let is_asked_again = tokio::select! {
+                    _ = interrupt.recv() => true,
+                    _ = terminate.recv() => true,
+                    _ = hung_up => false,
+                };
+                if seen.swap(true, Ordering::Relaxed) && is_asked_again {
                     std::process::exit(ExitCode::Stopped as i32);
                 }
             }

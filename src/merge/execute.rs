@@ -22,7 +22,7 @@ use super::output::{
 use super::plan::{Action, MergePlan, PlannedInput, PlannedTensor, plan};
 use super::simd::Isa;
 use super::sparsify::MersenneStream;
-use super::stacked_config::note_of_kinds;
+use super::stacked_config::{note_of_kinds, note_of_parts};
 use super::statistics::{StatisticsCache, StatisticsUse};
 use super::statistics_file::StatisticsFile;
 use super::tensor::{BLOCK, TensorGroup, block_count, block_range};
@@ -296,6 +296,7 @@ impl Merger {
         writer.finish()?;
         let mut notes = notes_of_side_files(&plan, &self.models, recipe)?;
         notes.extend(note_of_kinds(&plan, &self.models));
+        notes.extend(note_of_parts(&plan, &self.models));
         Ok(MergeReport {
             tensors: plan.tensors.len(),
             bytes_read: self.bytes_read(&plan),

@@ -9,7 +9,7 @@ use super::model::Model;
 use super::plan::MergePlan;
 use super::stacked_config::{is_stacked, set_layers};
 use crate::checkpoint::{CheckpointError, CheckpointWriter, Dtype, holds_vocabulary, is_head, is_input_embedding};
-use crate::python_json::unmark_nonfinite;
+use crate::python_json::{mark_nonfinite, unmark_nonfinite};
 use crate::recipe::{ModelReference, Recipe};
 
 const GENERATION_CONFIG: &str = "generation_config.json";
@@ -192,7 +192,9 @@ pub(crate) fn write_side_files(
 /// A tokenizer configuration with another chat template; unchanged where it has none.
 fn with_template(file: &Path, template: &str) -> Result<Vec<u8>, MergeError> {
     let text = std::fs::read(file).map_err(|source| CheckpointError::Read { path: file.to_owned(), source })?;
-    match serde_json::from_slice::<Map<String, Value>>(&text) {
+    // Large numbers (`model_max_length`) and infinities stay as they are.
+    let marked = std::str::from_utf8(&text).map(mark_nonfinite).unwrap_or_default();
+    match serde_json::from_str::<Map<String, Value>>(&marked) {
         Ok(mut config) if config.contains_key("chat_template") => {
             config.insert("chat_template".to_owned(), template.into());
             Ok(pretty(&config))

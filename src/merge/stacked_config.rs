@@ -97,6 +97,8 @@ const RULES: [&str; 20] = [
     "num_kv_shared_layers",
     "sliding_window_pattern",
 ];
+/// The size of such a part of an embedding that has one for each layer.
+const PART_SIZE: &str = "hidden_size_per_layer_input";
 /// Of higher models, what their next layer would be is not looked for: no model has so many layers.
 const HIGHEST: usize = 512;
 /// Layers that a note lists.
@@ -328,6 +330,17 @@ pub(super) fn note_of_kinds(plan: &MergePlan, models: &[Model]) -> Option<String
         numbers(&others),
         if others.len() == 1 { "has" } else { "have" },
     ))
+}
+
+/// Says that tensors outside the layers have a part for each layer, which does not follow (Gemma 3n).
+pub(super) fn note_of_parts(plan: &MergePlan, models: &[Model]) -> Option<String> {
+    let size = Stack::new(plan, models).setting(plan.donor, PART_SIZE).and_then(Value::as_u64);
+    (is_stacked(plan, models) && size.is_some_and(|size| size > 0)).then(|| {
+        format!(
+            "the model has tensors with a part for each of its layers (`{PART_SIZE}` in config.json), which do not follow the stacked \
+             layers: they are the donor's as they were, and loaders refuse them where the number of layers is another one"
+        )
+    })
 }
 
 /// The first of some numbers, and how many more there are.

@@ -216,8 +216,30 @@ mod tests {
         assert_eq!((loss.winner, loss.baseline, loss.difference), (0.0, 0.5, -0.5));
         assert!(loss.interval.unwrap()[1] < 0.0);
         assert_eq!(verdict.tasks["a"].difference, 1.0);
-        assert!(verdict.sentence.contains("Task b is worse"), "{}", verdict.sentence);
+        assert!(
+            verdict.sentence.contains("Task b is worse than with the best baseline (source)"),
+            "{}",
+            verdict.sentence
+        );
         assert!(!verdict.sentence.contains("Task a"), "{}", verdict.sentence);
+    }
+
+    /// Grades that are lower by the same on every sample leave no room for chance.
+    #[test]
+    fn a_certain_loss_is_told() {
+        let grades = |a: f64, b: f64| {
+            let task = |shift: f64| {
+                scores(&(0..40).map(|place| f64::from(place % 7) + shift).collect::<Vec<_>>())["a"].clone()
+            };
+            BTreeMap::from([("a".to_owned(), task(a)), ("b".to_owned(), task(b))])
+        };
+        let task = |name: &str| ObjectiveTask { name: name.to_owned(), ..objective().tasks[0].clone() };
+        let objective = Objective { tasks: vec![task("a"), task("b")] };
+        let (winner, baseline) = (grades(3.0, 0.0), grades(0.0, 1.0));
+        let verdict =
+            ask(&objective, contender("w", 1.0, Some(&winner)), Some(contender("b", 0.6, Some(&baseline))), true);
+        assert_eq!(verdict.tasks["b"].interval, Some([-1.0, -1.0]));
+        assert!(verdict.sentence.contains("Task b is worse"), "{}", verdict.sentence);
     }
 
     /// Tasks by themselves point where the objective does.

@@ -150,13 +150,18 @@ fn widened([low, high]: [f64; 2], strata: &[Stratum]) -> [f64; 2] {
 /// How many samples that differ there are, counted by what each contributes: a hundred thousand that hardly count beside
 /// three that do are three.
 fn samples_that_differ(strata: &[Stratum]) -> f64 {
+    let parts = || {
+        strata.iter().flat_map(|stratum| {
+            let total = stratum.total();
+            stratum.weighted_differences.iter().map(move |difference| (difference / total).abs())
+        })
+    };
+    // Fourth powers of large numbers overflow.
+    let largest = parts().fold(0.0, f64::max);
     let (mut squares, mut fourths) = (0.0, 0.0);
-    for stratum in strata {
-        let total = stratum.total();
-        for square in stratum.weighted_differences.iter().map(|difference| (difference / total).powi(2)) {
-            squares += square;
-            fourths += square * square;
-        }
+    for square in parts().map(|part| (part / largest).powi(2)) {
+        squares += square;
+        fourths += square * square;
     }
     if fourths > 0.0 { squares * squares / fourths } else { 0.0 }
 }
@@ -295,6 +300,7 @@ mod tests {
         assert!(samples_that_differ(&[many, few]) < 6.0);
         let strata = [stratum(&[1.0, -1.0, 0.0, 0.0, 0.0].repeat(2_000)), stratum(&[1.0; 4])];
         assert_eq!(interval(&strata, 7)[0], 0.0);
+        assert_eq!(interval(&[stratum(&[1e100; 3])], 7)[0], 0.0);
         assert!((samples_that_differ(&[stratum(&[1.0, -1.0, 0.0].repeat(50))]) - 100.0).abs() < 1e-9);
     }
 

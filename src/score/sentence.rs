@@ -11,13 +11,15 @@ pub fn sentence(verdict: &Verdict) -> String {
     // at 95 % is 1.96 errors away).
     let is_lost = |task: &TaskVerdict, high: f64| {
         let errors = NORMAL_975 * task.difference / (task.difference - high);
-        high < 0.0 && errors >= beyond(verdict.tasks.len())
+        // Without a width, or with the rounding of one, nothing is chance.
+        high < 0.0 && (high <= task.difference || errors >= beyond(verdict.tasks.len()))
     };
     text.extend(verdict.tasks.iter().filter(|_| verdict.tasks.len() > 1).filter_map(|(name, task)| {
         let [low, high] = task.interval.filter(|[_, high]| is_lost(task, *high))?;
         let digits = digits(&[task.difference, low, high]);
         Some(format!(
-            " Task {name} is worse than with that baseline, by {:+.digits$} ({low:+.digits$} to {high:+.digits$}).",
+            " Task {name} is worse than with the best baseline{}, by {:+.digits$} ({low:+.digits$} to {high:+.digits$}).",
+            verdict.baseline.as_ref().map_or(String::new(), |baseline| format!(" ({})", baseline.origin)),
             task.difference
         ))
     }));
@@ -25,13 +27,18 @@ pub fn sentence(verdict: &Verdict) -> String {
         let digits = digits(&[over, verdict.winner.search_score]);
         text.push_str(&format!(" The search score of the winner differs from its hold-out score by {over:+.digits$}."));
     }
-    if let (Some(again), Some(over)) = (verdict.winner.rescored, verdict.rescoring_over_statement) {
-        let digits = digits(&[again, over]);
-        let whose = if verdict.has_best_search_score() { "its" } else { "the best" };
-        text.push_str(&format!(
-            " Scored again on the search samples, the winner has {again:.digits$}; {whose} search score of the finalists differs from its \
-             second one by {over:+.digits$}."
-        ));
+    if let Some(again) = verdict.winner.rescored {
+        let digits = digits(&[again]);
+        text.push_str(&format!(" Scored again on the search samples, the winner has {again:.digits$}"));
+        text.push_str(&match verdict.rescoring_over_statement {
+            Some(over) if verdict.has_best_search_score() => {
+                format!("; its search score differs from that by {over:+.digits$}.")
+            }
+            Some(over) => format!(
+                "; the best search score of the finalists differs from the second one of the same by {over:+.digits$}."
+            ),
+            None => ".".to_owned(),
+        });
     }
     if verdict.reused {
         text.push_str(" The hold-out had been opened before: it is no longer untouched evidence.");
@@ -64,7 +71,16 @@ fn rivals_sentence(verdict: &Verdict) -> String {
                  {difference:+.digits$} ({low:+.digits$} to {high:+.digits$})."
             )
         }
-        _ => format!(" {name}, which by its search score may be as good a baseline, has no score on the hold-out."),
+        (Some(difference), None) => {
+            let digits = digits(&[difference]);
+            format!(
+                " It is not shown to be better than {name}, which by its search score may be as good a baseline: \
+                 {difference:+.digits$}, and no interval."
+            )
+        }
+        (None, _) => {
+            format!(" {name}, which by its search score may be as good a baseline, has no score on the hold-out.")
+        }
     }
 }
 

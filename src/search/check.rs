@@ -302,7 +302,10 @@ fn describe_holdout(prepared: &Prepared, shown: ShownGain) -> String {
     };
     let samples =
         if plan.samples > 0 { format!("{} each", counted(plan.samples, "sample")) } else { "all samples".to_owned() };
-    let mut text = format!("{} and the best baseline, {samples}", counted(plan.finalists as u64, "finalist"));
+    let mut text = format!(
+        "{} and the best baseline, {samples} (where the winner is ahead, also baselines that may be as good)",
+        counted(plan.finalists as u64, "finalist")
+    );
     if plan.evaluator.kind() == "command" {
         text.push_str(
             "; answers without `per_sample`, or `stderr` and `n`, give no interval, and so never an improvement",

@@ -86,6 +86,8 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
         return Err(changed(lost));
     }
     ledger.set_fact(fact::DETERMINISTIC, &frozen.deterministic.to_string())?;
+    // From now on also of runs that an earlier version began.
+    ledger.set_fact(fact::RACE_BASIS, &json!(frozen.race_basis).to_string())?;
     Ok((frozen, false))
 }
 

@@ -89,19 +89,22 @@ fn place(fresh: &Path, parent: &Path, folder: &Path) -> Result<(), SearchError> 
     Err(SearchError::CopyInUse { folder: folder.to_path_buf() })
 }
 
-/// Removes a folder whose lock is ours. The lock's file goes last: as long as anything is in the folder it has one, and
-/// nobody can put another folder in its place.
+/// Removes a folder whose lock is ours. The lock's file goes last, and only where nothing else is left: as long as
+/// anything is in the folder it has one, and nobody can put another folder in its place.
 fn remove(folder: &Path) {
+    let mut is_all = true;
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            let _ = std::fs::remove_dir_all(path);
+            is_all &= std::fs::remove_dir_all(path).is_ok();
         } else if entry.file_name() != LOCK {
-            let _ = std::fs::remove_file(path);
+            is_all &= std::fs::remove_file(path).is_ok();
         }
     }
-    let _ = std::fs::remove_file(folder.join(LOCK));
-    let _ = std::fs::remove_dir(folder);
+    if is_all {
+        let _ = std::fs::remove_file(folder.join(LOCK));
+        let _ = std::fs::remove_dir(folder);
+    }
 }
 
 /// Removes candidate folders under `parent` whose owner is gone: those that have the name of one and no lock that

@@ -15,6 +15,7 @@ use crate::search::repeats::{FinalRescoring, Standings};
 use crate::search::run::{Row, RunReport};
 use crate::search::run_folder::RunFolder;
 use crate::search::{SearchError, alarms, export, holdout};
+use crate::strategy::origin;
 
 impl Search {
     /// Ends a run in good order, whatever ended it: nothing stays running, the tables are written.
@@ -202,13 +203,16 @@ impl Search {
         opening.verdict(&choice.finalists, choice.baseline.as_ref(), &rivals).await
     }
 
-    /// Base, sources and uniform soup that their scores on the search samples do not tell from the best baseline, best
-    /// first: one of them may be the best.
+    /// Base, sources, uniform soup and the greedy soup that their scores on the search samples do not tell from the best
+    /// baseline, best first: one of them may be the best.
     fn rivals(&self, best: &Row) -> Result<Vec<Row>, SearchError> {
         let standings = Standings::of(&self.ledger)?;
         let Some(scores) = standings.outcome(best.index)? else { return Ok(Vec::new()) };
         let mut rivals = Vec::new();
-        for row in self.first_baselines().filter(|row| row.objective.is_some()) {
+        // Of the greedy soup's steps, the best one is the soup.
+        let steps = self.baselines().filter(|row| row.origin == origin::GREEDY_SOUP && row.objective.is_some());
+        let greedy = steps.reduce(|best, row| if row.objective > best.objective { row } else { best });
+        for row in self.first_baselines().filter(|row| row.objective.is_some()).chain(greedy) {
             if row.candidate_id == best.candidate_id {
                 continue;
             }

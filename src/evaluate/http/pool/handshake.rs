@@ -188,11 +188,16 @@ impl Abilities {
             ("limit", self.limit, others.limit),
             ("per_sample", self.per_sample, others.per_sample),
         ];
-        let mut differences: Vec<String> = supports
-            .into_iter()
-            .filter(|(_, own, others)| own != others)
-            .map(|(what, own, _)| format!("{} `{what}` among `supports`", if own { "has" } else { "has no" }))
-            .collect();
+        let differing = |wanted: bool| {
+            let found = supports.iter().filter(|(_, own, others)| own != others && *own == wanted);
+            found.map(|(what, ..)| format!("`{what}`")).collect::<Vec<_>>()
+        };
+        let mut differences = Vec::new();
+        for (verb, what) in [("lists no", differing(false)), ("lists", differing(true))] {
+            if !what.is_empty() {
+                differences.push(format!("{verb} {} among `supports`", what.join(", ")));
+            }
+        }
         if self.is_mean != others.is_mean {
             let what = if self.is_mean { "has" } else { "has not" };
             differences.push(format!("{what} the `aggregation` \"mean\" for `{metric}`"));

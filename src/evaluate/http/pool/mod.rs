@@ -308,7 +308,7 @@ impl Pool {
                 {
                     (self.notify)(&format!(
                         "warning: endpoint {} does not call itself deterministic, as all did when the search started: \
-                         scores count as ones that may vary from the next start on",
+                         scores count as ones that may vary from the next start with it on",
                         endpoint.label
                     ));
                 }

@@ -345,12 +345,12 @@ async fn endpoints_agree_on_what_is_asked_and_answered() {
     let edits: [(Edit, &str); 7] = [
         (
             |c| c["tasks"][0]["supports"] = json!(["sample_ids", "per_sample"]),
-            "task `add` has no `limit` among `supports`",
+            "task `add` lists no `limit` among `supports`",
         ),
-        (|c| c["tasks"][1]["supports"] = json!(["limit", "per_sample"]), "task `rev` has no `sample_ids` among"),
+        (|c| c["tasks"][1]["supports"] = json!(["limit", "per_sample"]), "task `rev` lists no `sample_ids` among"),
         (
             |c| c["tasks"][1]["supports"] = json!(["limit", "sample_ids"]),
-            "has no `per_sample` among `supports`, unlike",
+            "lists no `per_sample` among `supports`, unlike",
         ),
         (
             |c| c["tasks"][0]["metrics"][0]["aggregation"] = json!("other"),
