@@ -156,6 +156,14 @@ impl Search {
         Ok(())
     }
 
+    /// A race that an earlier version began, and that replays with what the evaluator can do now, keeps to that.
+    pub(super) fn note_race_basis(&self) -> Result<(), SearchError> {
+        if self.ledger.fact(fact::RACE_BASIS)?.is_none() {
+            self.ledger.set_fact(fact::RACE_BASIS, &serde_json::json!(self.frozen.race_basis).to_string())?;
+        }
+        Ok(())
+    }
+
     /// The next new proposal, if there may be one now.
     fn ask(&mut self) -> Result<Option<(u64, Proposal, Candidate)>, SearchError> {
         let (prepared, context) = (&self.prepared, self.pipeline.context());

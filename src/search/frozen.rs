@@ -86,8 +86,6 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
         return Err(changed(lost));
     }
     ledger.set_fact(fact::DETERMINISTIC, &frozen.deterministic.to_string())?;
-    // From now on also of runs that an earlier version began.
-    ledger.set_fact(fact::RACE_BASIS, &json!(frozen.race_basis).to_string())?;
     Ok((frozen, false))
 }
 
@@ -107,7 +105,7 @@ fn decided(ledger: &Ledger, prepared: &Prepared) -> Result<Frozen, SearchError> 
     let racing: Option<RacingConfig> = serde_json::from_str(&racing).map_err(|_| unreadable(fact::RACING, &racing))?;
     let race_basis = match ledger.fact(fact::RACE_BASIS)? {
         Some(basis) => serde_json::from_str(&basis).map_err(|_| unreadable(fact::RACE_BASIS, &basis))?,
-        // Ledgers of earlier versions do not tell.
+        // Ledgers of earlier versions do not tell; the search notes it once it has replayed them.
         None => race_basis(prepared, racing.as_ref()),
     };
     // One start with answers that may vary is enough: they are on record.

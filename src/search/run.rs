@@ -95,6 +95,7 @@ pub async fn run(
     search.load_reusable(&options)?;
     search.record_start(fresh)?;
     search.replay()?;
+    search.note_race_basis()?;
     let outcome = search.drive().await;
     search.leave(outcome).await
 }
