@@ -24,9 +24,9 @@ pub struct TaskCapability {
     pub sample_ids: Option<Vec<SampleId>>,
     /// By the metric's name.
     pub metrics: BTreeMap<String, MetricCapability>,
-    /// Whether it takes [`Samples::Ids`]: needed by a hold-out by fraction.
+    /// Whether it takes [`super::Samples::Ids`]: needed by a hold-out by fraction.
     pub supports_sample_ids: bool,
-    /// Whether it takes [`Samples::Limit`].
+    /// Whether it takes [`super::Samples::Limit`].
     pub supports_limit: bool,
     /// Whether it gives scores by sample: needed for paired comparisons.
     pub supports_per_sample: bool,

@@ -97,7 +97,7 @@ pub fn compare(objective: &Objective, first: &Scores, second: &Scores, seed: u64
 }
 
 /// Whether `other` may be as good as `best`, whose score on the same samples is higher: it is not clearly lower, by
-/// [`CLEARLY`] standard errors of the difference, or nothing is known of the errors.
+/// three standard errors of the difference, or nothing is known of the errors.
 pub fn may_be_as_good(objective: &Objective, best: &Scores, other: &Scores) -> bool {
     let (mut difference, mut variance, mut samples) = (0.0, 0.0, usize::MAX);
     for task in objective.weighted_tasks() {
