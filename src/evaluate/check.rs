@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::protocol::{MOST_SAMPLES, WireEvaluation, WireMetric, WirePerSample, WireTaskScores};
 use super::text::shortened;
 use super::{Capabilities, Evaluation, EvaluationRequest, Fault, FaultClass, MetricCapability, Samples, TaskRequest};
-use crate::scores::{MetricValue, PerSample, SampleId, TaskScores};
+use crate::scores::{MetricValue, PerSample, SAMPLE_WEIGHT, SampleId, TaskScores};
 
 /// How far the mean of the per-sample scores may lie from the value, relative to it where it is above 1.
 const MEAN_TOLERANCE: f64 = 1e-6;
@@ -237,7 +237,31 @@ fn check_per_sample(
             )));
         }
     }
-    Ok(PerSample { ids: ids.into(), scores: BTreeMap::from([(task.metric.clone(), aligned)]) })
+    let mut kept = BTreeMap::from([(task.metric.clone(), aligned)]);
+    if task.metric != SAMPLE_WEIGHT
+        && let Some(weights) = answer.scores.get(SAMPLE_WEIGHT)
+    {
+        kept.insert(SAMPLE_WEIGHT.to_owned(), aligned_weights(&answer, weights, &ids, name)?);
+    }
+    Ok(PerSample { ids: ids.into(), scores: kept })
+}
+
+/// What the samples of a weighted mean weigh, in the order of `ids`, which all have a score.
+fn aligned_weights(
+    answer: &WirePerSample,
+    weights: &[Option<f64>],
+    ids: &[SampleId],
+    task: &str,
+) -> Result<Vec<f64>, Fault> {
+    if weights.len() != answer.ids.len() {
+        return Err(violation(format!("task {task}: {} weights for {} ids", weights.len(), answer.ids.len())));
+    }
+    let by_id: HashMap<&SampleId, Option<f64>> = answer.ids.iter().zip(weights.iter().copied()).collect();
+    let weight = |id: &SampleId| {
+        let weight = by_id.get(id).copied().flatten().filter(|weight| weight.is_finite() && *weight > 0.0);
+        weight.ok_or_else(|| violation(format!("task {task}: the weight of sample {id} is no finite number above 0")))
+    };
+    ids.iter().map(weight).collect()
 }
 
 #[cfg(test)]

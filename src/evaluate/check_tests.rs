@@ -103,6 +103,31 @@ fn scores_by_sample_are_counted_where_a_program_does_not_say_n() {
     }
 }
 
+/// Bits per byte, a loss by token: means of samples that do not weigh the same.
+#[test]
+fn weights_of_samples_are_kept_with_their_scores() {
+    let program = |weights: Value| {
+        let per_sample = json!({"ids": [2, 0, 1], "scores": {"m": [0.25, 0.5, 0.75], "weight": weights}});
+        let task = json!({"n": 3, "metrics": {"m": {"value": 0.4}}, "per_sample": per_sample});
+        let expected = Expected {
+            request: &request(Samples::All),
+            capabilities: &capabilities(3, false),
+            fingerprint: None,
+            completeness: Completeness::Program,
+        };
+        check(serde_json::from_value(answer(task)).unwrap(), &expected)
+    };
+    let samples = program(json!([8, 1, 2])).unwrap().tasks["t"].per_sample.clone().unwrap();
+    assert_eq!((&samples.scores["m"], &samples.scores["weight"]), (&vec![0.5, 0.75, 0.25], &vec![1.0, 2.0, 8.0]));
+    for (wrong, words) in [
+        (json!([8, 1]), "2 weights for 3 ids"),
+        (json!([8, 0, 1]), "the weight of sample 0"),
+        (json!([8, 1, null]), "the weight of sample 1"),
+    ] {
+        assert!(program(wrong).unwrap_err().detail.contains(words), "{words}");
+    }
+}
+
 /// A wrong id would never meet that of another candidate: the two could not be compared on it.
 #[test]
 fn samples_that_the_task_does_not_have_are_refused() {
