@@ -170,6 +170,23 @@ pub(crate) fn sum_stack<W: Element, const SUMS: usize>(
     }
 }
 
+/// [`sum_stack`] of `count` tiles as they are, which lie [`TILE`] apart.
+#[inline(always)]
+pub(crate) fn sum_tiles<W: Element>(tiles: &[W], count: usize, sums: &mut [W]) {
+    sum_stack(
+        count,
+        [sums],
+        #[inline(always)]
+        |range, [sums]| {
+            for tile in range.map(|place| &tiles[place * TILE..][..TILE]) {
+                for (sum, value) in sums.iter_mut().zip(tile) {
+                    *sum = *sum + *value;
+                }
+            }
+        },
+    );
+}
+
 /// Moves what `done` tensors have summed up to the levels that are full.
 #[inline(always)]
 fn move_up<W: Element>(done: usize, sums: &mut [W], levels: &mut [[W; TILE]; LEVELS - 1]) {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::{Context, MergeMethod};
 use crate::merge::MergeError;
 use crate::merge::block::{BlockMerge, Buffered, TileMerge, Tiled};
-use crate::merge::cascade_sum::sum_stack;
+use crate::merge::cascade_sum::{sum_stack, sum_tiles};
 use crate::merge::element::Element;
 use crate::merge::reduce::{Lanes, sum_block_rows};
 use crate::merge::simd::{Isa, Kernel, dispatch};
@@ -234,18 +234,7 @@ impl<W: Element> TileMerge<W> for Fusion<W> {
         let (elected, divisor) = (&mut elected[..length], &mut divisor[..length]);
         let count = self.weights.len();
         let tile = |source: usize| deltas[source * TILE..][..TILE].iter();
-        sum_stack(
-            count,
-            [elected],
-            #[inline(always)]
-            |sources, [elected]| {
-                for delta in sources.map(tile) {
-                    for (sum, value) in elected.iter_mut().zip(delta) {
-                        *sum = *sum + *value;
-                    }
-                }
-            },
-        );
+        sum_tiles(deltas, count, elected);
         sum_stack(
             count,
             [output, divisor],

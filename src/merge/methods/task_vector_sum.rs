@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::merge::block::TileMerge;
-use crate::merge::cascade_sum::sum_stack;
+use crate::merge::cascade_sum::{sum_stack, sum_tiles};
 use crate::merge::element::Element;
 use crate::merge::remembered::RememberedMask;
 use crate::merge::sparsify::{MaskCursor, Sparsifier};
@@ -186,18 +186,7 @@ impl<'a, W: Element> TaskVectorSum<'a, W> {
         let (elected, divisor) = (&mut elected[..output.len()], &mut divisor[..output.len()]);
         let count = self.sources.len();
         let tile = |source: usize| deltas[source * TILE..][..TILE].iter();
-        sum_stack(
-            count,
-            [elected],
-            #[inline(always)]
-            |sources, [elected]| {
-                for delta in sources.map(tile) {
-                    for (sum, value) in elected.iter_mut().zip(delta) {
-                        *sum = *sum + *value;
-                    }
-                }
-            },
-        );
+        sum_tiles(deltas, count, elected);
         sum_stack(
             count,
             [output, divisor],
