@@ -336,13 +336,13 @@ fn shards_and_index_are_as_transformers_writes_them() {
     let index = std::fs::read_to_string(out.join("model.safetensors.index.json")).unwrap();
     let expected = r#"{
   "metadata": {
-"total_parameters": 6,
-"total_size": 16
+    "total_parameters": 6,
+    "total_size": 16
   },
   "weight_map": {
-"a": "model-00002-of-00002.safetensors",
-"b": "model-00001-of-00002.safetensors",
-"\u00e9\u007f\ud83d\ude00\"": "model-00002-of-00002.safetensors"
+    "a": "model-00002-of-00002.safetensors",
+    "b": "model-00001-of-00002.safetensors",
+    "\u00e9\u007f\ud83d\ude00\"": "model-00002-of-00002.safetensors"
   }
 }
 "#;

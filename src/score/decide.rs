@@ -40,6 +40,7 @@ pub fn decide(question: &VerdictQuestion<'_>) -> Result<Verdict, ScoreError> {
         winner,
         baseline,
         rivals,
+        rivals_left_out: question.rivals_left_out,
         difference: comparison.as_ref().map(|comparison| comparison.difference).or(same),
         interval: comparison.as_ref().and_then(|comparison| comparison.interval),
         paired: comparison.as_ref().is_some_and(Comparison::is_paired),
@@ -176,6 +177,7 @@ mod tests {
             finalists: vec![winner],
             baseline,
             rivals: vec![],
+            rivals_left_out: 0,
             unscored_baselines: vec![],
             has_holdout,
             reused: false,
@@ -277,6 +279,7 @@ mod tests {
             finalists: vec![contender("w", 1.0, Some(&good))],
             baseline: Some(contender("b", 0.6, Some(&bad))),
             rivals: vec![],
+            rivals_left_out: 0,
             unscored_baselines: vec!["source:a".to_owned()],
             has_holdout: true,
             reused: false,
@@ -298,6 +301,7 @@ mod tests {
                 finalists: vec![contender("w", 1.0, Some(&winner))],
                 baseline: Some(contender("b", 0.7, Some(&lucky))),
                 rivals: rivals.iter().map(|(id, holdout)| contender(id, 0.69, *holdout)).collect(),
+                rivals_left_out: 2,
                 unscored_baselines: vec![],
                 has_holdout: true,
                 reused: false,
@@ -308,6 +312,11 @@ mod tests {
         let beats_all = verdict(&[("c", Some(&beaten))]);
         assert_eq!(beats_all.verdict, Decision::Improvement);
         assert!(beats_all.sentence.contains("better than source as well"), "{}", beats_all.sentence);
+        assert!(
+            beats_all.sentence.contains("2 more baselines that may be as good were not scored"),
+            "{}",
+            beats_all.sentence
+        );
         let not_one = verdict(&[("c", Some(&beaten)), ("d", Some(&equal))]);
         assert_eq!((not_one.verdict, not_one.difference), (Decision::NoEvidence, Some(0.4)));
         assert!(not_one.sentence.contains("not shown to be better than source"), "{}", not_one.sentence);
@@ -329,6 +338,7 @@ mod tests {
             finalists: vec![again("w", 0.7, 0.7), again("lucky", 0.75, 0.6)],
             baseline: None,
             rivals: vec![],
+            rivals_left_out: 0,
             unscored_baselines: vec![],
             has_holdout: false,
             reused: false,
@@ -366,6 +376,7 @@ mod tests {
                 finalists: vec![contender("w", 0.75, Some(&winner))],
                 baseline: Some(contender("b", value(best), Some(&held_out[best]))),
                 rivals: vec![],
+                rivals_left_out: 0,
                 unscored_baselines: vec![],
                 has_holdout: true,
                 reused: false,
@@ -407,6 +418,7 @@ mod tests {
             finalists: vec![],
             baseline: None,
             rivals: vec![],
+            rivals_left_out: 0,
             unscored_baselines: vec![],
             has_holdout: true,
             reused: false,

@@ -2,11 +2,16 @@
 
 use super::resample::NORMAL_975;
 use super::verdict::{Decision, RivalVerdict, TaskVerdict, Verdict};
+use crate::plural::counted;
 
 /// The verdict in some sentences, for people.
 pub fn sentence(verdict: &Verdict) -> String {
     let mut text = main_sentence(verdict);
     text.push_str(&rivals_sentence(verdict));
+    if verdict.rivals_left_out > 0 {
+        let others = counted(verdict.rivals_left_out as u64, "more baseline");
+        text.push_str(&format!(" {others} that may be as good were not scored on the hold-out."));
+    }
     // Of many tasks, some are worse by chance: the level is shared among them (Holm's first step; an end of an interval
     // at 95 % is 1.96 errors away).
     let is_lost = |task: &TaskVerdict, high: f64| {

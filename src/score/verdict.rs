@@ -81,6 +81,9 @@ pub struct Verdict {
     /// improvement has to be one on each of them. Scored on the hold-out only where the winner is ahead of `baseline`.
     #[serde(default)]
     pub rivals: Vec<RivalVerdict>,
+    /// Further such baselines, which were not scored on the hold-out because there are so many.
+    #[serde(default)]
+    pub rivals_left_out: usize,
     /// Winner minus baseline on the hold-out.
     pub difference: Option<f64>,
     /// 95 % interval of the difference.
@@ -135,6 +138,8 @@ pub struct VerdictQuestion<'a> {
     pub baseline: Option<Contender<'a>>,
     /// Baselines that the search could not tell from that one and that were scored on the hold-out, best first.
     pub rivals: Vec<Contender<'a>>,
+    /// How many further ones there are that were not scored there.
+    pub rivals_left_out: usize,
     /// Baselines that have no score through no fault of theirs: one of them may be the best.
     pub unscored_baselines: Vec<String>,
     /// Whether the run has a hold-out.

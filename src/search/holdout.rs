@@ -50,27 +50,27 @@ impl HoldoutOpening<'_> {
         rivals: &[Row],
     ) -> Result<Verdict, SearchError> {
         let Some(plan) = &self.prepared.holdout else {
-            return self.decide(finalists, baseline, &[], &Scores::new(), false);
+            return self.decide(finalists, baseline, (&[], 0), &Scores::new(), false);
         };
         // Opened is what it is as soon as someone may see a score.
         let reused = self.open()?;
         let mut scores = Scores::new();
         self.score(plan, finalists.iter().chain(baseline).collect(), "scoring", &mut scores).await?;
-        let verdict = self.decide(finalists, baseline, &[], &scores, reused)?;
-        let rivals = &rivals[..rivals.len().min(MOST_RIVALS)];
+        let verdict = self.decide(finalists, baseline, (&[], 0), &scores, reused)?;
+        let (rivals, left_out) = rivals.split_at(rivals.len().min(MOST_RIVALS));
         if verdict.verdict != Decision::Improvement || rivals.is_empty() {
             return Ok(verdict);
         }
         let why = "the winner is ahead; scoring baselines that may be as good as the best one,";
         self.score(plan, rivals.iter().collect(), why, &mut scores).await?;
-        self.decide(finalists, baseline, rivals, &scores, reused)
+        self.decide(finalists, baseline, (rivals, left_out.len()), &scores, reused)
     }
 
     fn decide(
         &self,
         finalists: &[Row],
         baseline: Option<&Row>,
-        rivals: &[Row],
+        (rivals, rivals_left_out): (&[Row], usize),
         scores: &Scores,
         reused: bool,
     ) -> Result<Verdict, SearchError> {
@@ -87,6 +87,7 @@ impl HoldoutOpening<'_> {
             finalists: finalists.iter().map(contender).collect(),
             baseline: baseline.map(contender),
             rivals: rivals.iter().map(contender).collect(),
+            rivals_left_out,
             unscored_baselines: self.unscored_baselines.clone(),
             has_holdout: self.prepared.holdout.is_some(),
             reused,
