@@ -246,6 +246,7 @@ impl Bench {
             evaluations: Some(arguments.budget),
             look_ahead: usize::try_from(arguments.look_ahead).unwrap_or(usize::MAX),
             seeds: contents.iter().filter_map(|content| landscape.encode(content)).collect(),
+            model_stock: self.space.model_stock(&self.models.agreements()),
             landscape: Some(landscape),
             objective: self.validation.iter().map(|images| goal(&images.task)).collect(),
         }

@@ -9,6 +9,7 @@
 //! position of an element only, and sums over tensors have a fixed order: the bytes depend neither on threads nor on
 //! the machine.
 
+pub mod agreement;
 mod block;
 mod cascade_sum;
 mod divergence;

@@ -82,7 +82,7 @@ impl Sums {
 }
 
 /// Profiles of all layers of models that fit together; none for models without numbered layers. Reads all their
-/// weights. Tensors that are no floats, or that differ in shape, are left out.
+/// weights. Tensors that are no floats, or that differ in length, are left out.
 pub fn layer_profiles(base: &Checkpoint, sources: &[&Checkpoint]) -> Vec<LayerProfile> {
     let layout = base.layers();
     if sources.is_empty() {
@@ -137,7 +137,7 @@ fn tensor_sums(base: &Checkpoint, sources: &[&Checkpoint], name: &str) -> Sums {
 }
 
 /// A float tensor.
-struct Floats<'a> {
+pub(super) struct Floats<'a> {
     dtype: Dtype,
     bytes: &'a [u8],
     elements: usize,
@@ -145,14 +145,21 @@ struct Floats<'a> {
 }
 
 impl<'a> Floats<'a> {
-    fn of(model: &'a Checkpoint, name: &str) -> Option<Self> {
+    /// `None` where the model has no such tensor, or it is not made of floats.
+    pub(super) fn of(model: &'a Checkpoint, name: &str) -> Option<Self> {
         let info = model.tensors().get(name)?;
         let dtype = info.float()?;
         let delta = model.low_rank(name).map(|change| Delta::new(&change, dtype, Isa::detect()));
         Some(Self { dtype, bytes: model.bytes(name)?, elements: info.elements(), delta })
     }
 
-    fn decode(&self, start: usize, values: &mut [f64]) {
+    /// Number of elements.
+    pub(super) const fn elements(&self) -> usize {
+        self.elements
+    }
+
+    /// The elements from `start` on.
+    pub(super) fn decode(&self, start: usize, values: &mut [f64]) {
         if let Some(delta) = &self.delta {
             delta.decode(self.bytes, start as u64, values);
             return;

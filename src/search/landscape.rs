@@ -20,6 +20,6 @@ impl Landscape for SearchSpace {
         }?;
         // What is encoded decodes to the baseline up to the rounding of task vectors. The baseline's score is then as
         // good a guide for the strategy as the genome's own would be, and costs no evaluation.
-        Some(SeedGenome { genome: encoded.genome, content: content.clone(), exact: true })
+        Some(SeedGenome { genome: encoded.genome, content: content.clone() })
     }
 }

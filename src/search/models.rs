@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use super::SearchError;
 use crate::checkpoint::{self, Checkpoint, ContentIds, LayerLayout};
 use crate::config::{LayerGrouping, ModelSource, RunConfig};
+use crate::merge::agreement::{Agreement, layer_agreements};
 use crate::merge::structure::{LayerProfile, layer_profiles};
 use crate::merge::{Merger, MergerOptions};
 use crate::recipe::{MaskKind, Masks, ModelReference};
@@ -127,6 +128,16 @@ impl Models {
         let (base, sources) = self.checkpoints.split_first()?;
         let sources: Vec<&Checkpoint> = sources.iter().map(Arc::as_ref).collect();
         Some(self.profiles.get_or_init(|| layer_profiles(base, &sources)))
+    }
+
+    /// How far the sources moved the same way, layer by layer ([`layer_agreements`]); nothing without a base, or where no
+    /// checkpoint was opened. Reads some of the weights.
+    pub fn agreements(&self) -> Vec<Agreement> {
+        let Some((base, sources)) = self.checkpoints.split_first().filter(|_| self.facts.base.is_some()) else {
+            return Vec::new();
+        };
+        let sources: Vec<&Checkpoint> = sources.iter().map(Arc::as_ref).collect();
+        layer_agreements(base, &sources)
     }
 
     fn names_only(config: &RunConfig) -> Self {

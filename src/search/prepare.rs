@@ -16,7 +16,7 @@ use crate::evaluate::{
 use crate::merge::structure::group_layers;
 use crate::merge::{BaseUse, find_method};
 use crate::score::{Objective, ObjectiveTask};
-use crate::space::SearchSpace;
+use crate::space::{Genome, SearchSpace};
 use crate::strategy;
 
 /// A run file with everything it names opened.
@@ -50,6 +50,12 @@ impl Prepared {
     /// Source names in order.
     pub fn source_names(&self) -> Vec<String> {
         self.models.facts.sources.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Where Model Stock sees the best merge, for strategies that try that point. Reads some of the weights.
+    pub fn model_stock(&self) -> Option<Genome> {
+        let space = self.space.as_ref().filter(|_| strategy::tries_model_stock(self.config.strategy.kind))?;
+        space.model_stock(&self.models.agreements())
     }
 }
 

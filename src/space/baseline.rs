@@ -182,7 +182,7 @@ impl SearchSpace {
     }
 
     /// The value of a parameter's gene nearest to the one that is wanted, or what it is frozen to.
-    fn reachable(&self, parameter: &str, wanted: f64) -> f64 {
+    pub(super) fn reachable(&self, parameter: &str, wanted: f64) -> f64 {
         match self.plan(parameter).map(|plan| (plan.cells.first(), plan.inverted)) {
             Some((Some(Cell::Frozen(number)), false)) if *number != 0.0 => *number,
             Some((Some(Cell::Gene(index)), false)) => match self.genes[*index].kind {
@@ -284,29 +284,30 @@ impl SearchSpace {
         })
     }
 
-    fn choose(&self, genome: &mut Genome, gene: Option<usize>, choice: usize) {
+    pub(super) fn choose(&self, genome: &mut Genome, gene: Option<usize>, choice: usize) {
         if let Some(index) = gene {
             genome.0[index] = self.genes[index].unit(&GeneValue::Choice(choice));
         }
     }
 
     /// Sets all genes of a parameter for one source.
-    fn set(&self, genome: &mut Genome, parameter: &str, source: usize, value: f64) {
+    pub(super) fn set(&self, genome: &mut Genome, parameter: &str, source: usize, value: f64) {
+        for group in 0..self.plan(parameter).map_or(0, |plan| plan.sizes[1]) {
+            self.set_in(genome, parameter, source, group, value);
+        }
+    }
+
+    /// Sets all genes of a parameter for one source in one layer group.
+    pub(super) fn set_in(&self, genome: &mut Genome, parameter: &str, source: usize, group: usize, value: f64) {
         let Some(plan) = self.plan(parameter) else { return };
         let value = if plan.inverted { complement(value) } else { value };
-        for index in genes_of(plan, source) {
+        for index in genes_of(plan, source, group) {
             genome.0[index] = self.genes[index].unit(&GeneValue::Real(value));
         }
     }
 }
 
-/// The genes that a parameter of one source depends on.
-fn genes_of(plan: &Plan, source: usize) -> impl Iterator<Item = usize> {
-    let [_, groups, modules] = plan.sizes;
-    (0..groups).flat_map(move |group| (0..modules).map(move |module| (group, module))).filter_map(
-        move |(group, module)| match plan.cell(Place { source, group, module }) {
-            Cell::Gene(index) => Some(index),
-            Cell::Frozen(_) => None,
-        },
-    )
+/// The genes that a parameter of one source depends on in one layer group.
+fn genes_of(plan: &Plan, source: usize, group: usize) -> impl Iterator<Item = usize> {
+    (0..plan.sizes[2]).filter_map(move |module| plan.cell(Place { source, group, module }).gene())
 }

@@ -234,13 +234,20 @@ impl Decoded<'_> {
 
     /// Whether a normalized linear merge could not divide by the sum of its weights, all sources' in that place.
     fn has_no_sum(&self, weights: &Plan, place: Place) -> bool {
-        if !self.averages() {
+        if !self.averages() || !self.normalizes(place) {
             return false;
         }
-        let normalizes =
-            self.space.plan("normalize").is_none_or(|plan| self.written(plan, Place { source: 0, ..place }) != 0.0);
         let sum: f64 = self.sources().map(|source| self.written(weights, Place { source, ..place })).sum();
-        normalizes && sum.abs() < SMALLEST_SUM
+        sum.abs() < SMALLEST_SUM
+    }
+
+    /// Whether the method divides by the sum of its weights in a place.
+    pub(super) fn normalizes(&self, place: Place) -> bool {
+        let Some(parameter) = self.method.parameter("normalize") else { return false };
+        match self.space.plan("normalize") {
+            Some(plan) => self.written(plan, Place { source: 0, ..place }) != 0.0,
+            None => matches!(parameter.kind, ParameterKind::Bool { default: true }),
+        }
     }
 
     /// Whether a repair of weights may depend on layer group or module although the weights do not.

@@ -9,6 +9,9 @@ mod baseline;
 mod decode;
 mod gene;
 mod layers;
+mod model_stock;
+#[cfg(test)]
+mod model_stock_tests;
 mod plan;
 mod prior;
 mod stack;

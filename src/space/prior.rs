@@ -74,7 +74,10 @@ impl Prior {
         };
         let (lowest, highest) =
             (if low >= 0.0 { 0.0 } else { f64::NEG_INFINITY }, if high <= 0.0 { 0.0 } else { f64::INFINITY });
-        (search.low, search.high) = (reach(low).max(lowest), reach(high).min(highest));
+        let wider = (reach(low).max(lowest), reach(high).min(highest));
+        if (wider.1 - wider.0).is_finite() {
+            (search.low, search.high) = wider;
+        }
         search
     }
 

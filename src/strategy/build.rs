@@ -18,16 +18,13 @@ use crate::config::{StrategyConfig, StrategyKind};
 use crate::score::ObjectiveTask;
 use crate::space::Genome;
 
-/// A point of the search space that stands for a baseline.
+/// A point of the search space that stands for a baseline, whose score counts as its own.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SeedGenome {
-    /// The point, which decodes to the baseline or to something like it.
+    /// The point, which decodes to the baseline up to the rounding of task vectors.
     pub genome: Genome,
     /// The baseline.
     pub content: Content,
-    /// Whether it decodes to the very same model, so that the baseline's score is its own; else it is only like it, and
-    /// is proposed early.
-    pub exact: bool,
 }
 
 /// What a strategy is built for.
@@ -47,6 +44,8 @@ pub struct Setup {
     pub look_ahead: usize,
     /// Base, sources and uniform soup as points of the space, as far as it has them.
     pub seeds: Vec<SeedGenome>,
+    /// Where Model Stock sees the best merge, if the space has that point: one that a search tries early.
+    pub model_stock: Option<Genome>,
     /// The tasks of the run's objective, for strategies that look at them one by one; empty: they see the objective
     /// only.
     pub objective: Vec<ObjectiveTask>,
@@ -68,6 +67,18 @@ pub fn makes_greedy_soup(kind: StrategyKind, sources: usize) -> bool {
         _ => sources <= GREEDY_SOUP_SOURCES,
     };
     wanted && sources > 1
+}
+
+/// Whether a search of this kind proposes [`Setup::model_stock`].
+pub const fn tries_model_stock(kind: StrategyKind) -> bool {
+    match kind {
+        StrategyKind::Portfolio | StrategyKind::Genetic | StrategyKind::Tpe | StrategyKind::Nsga2 => true,
+        StrategyKind::CmaEs
+        | StrategyKind::Random
+        | StrategyKind::Sobol
+        | StrategyKind::GreedySoup
+        | StrategyKind::UniformSoup => false,
+    }
 }
 
 /// The same with a race: the baselines are scored in full, the strategy's own candidates race.
@@ -321,6 +332,7 @@ mod tests {
                 evaluations: Some(100),
                 look_ahead: 8,
                 seeds: vec![],
+                model_stock: None,
                 objective: vec![],
             };
             let oracle = |_: u64, content: &Content| match content {

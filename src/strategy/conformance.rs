@@ -255,7 +255,8 @@ type Case = fn(Builder<'_>) -> Result<(), Violation>;
 /// A set-up with three sources and a base on this space.
 pub fn setup(space: TestSpace, look_ahead: usize) -> Setup {
     let dimensions = space.genes.len();
-    let seed = |content, value: f64, exact| SeedGenome { genome: Genome(vec![value; dimensions]), content, exact };
+    let point = |value: f64| Genome(vec![value; dimensions]);
+    let seed = |content, value: f64| SeedGenome { genome: point(value), content };
     Setup {
         seed: 7,
         landscape: Some(Arc::new(space)),
@@ -263,7 +264,8 @@ pub fn setup(space: TestSpace, look_ahead: usize) -> Setup {
         has_base: true,
         evaluations: None,
         look_ahead,
-        seeds: vec![seed(Content::Base, 0.0, true), seed(Content::Soup(vec![0, 1, 2]), 0.4, false)],
+        seeds: vec![seed(Content::Base, 0.0), seed(Content::Soup(vec![0, 1, 2]), 0.4)],
+        model_stock: Some(point(0.1)),
         objective: vec![],
     }
 }

@@ -16,8 +16,6 @@ pub(super) struct History {
     archive: Archive,
     /// Baselines that are points of the space: place in the archive.
     baselines: Vec<(Content, usize)>,
-    /// Points like a baseline, to be proposed early.
-    likenesses: Vec<Genome>,
     open: Option<usize>,
     tasks: Vec<ObjectiveTask>,
 }
@@ -27,7 +25,6 @@ impl History {
         let mut history = Self {
             archive: Archive::new(landscape),
             baselines: Vec::new(),
-            likenesses: Vec::new(),
             open: None,
             tasks: setup.objective.clone(),
         };
@@ -37,14 +34,10 @@ impl History {
         history
     }
 
-    /// Takes in a baseline that is a point of the space, or like one.
+    /// Takes in a baseline that is a point of the space.
     fn take_seed(&mut self, seed: SeedGenome) {
-        if seed.exact {
-            let point = self.archive.add(seed.genome, 0);
-            self.baselines.push((seed.content, point));
-        } else {
-            self.likenesses.push(seed.genome);
-        }
+        let point = self.archive.add(seed.genome, 0);
+        self.baselines.push((seed.content, point));
     }
 
     pub(super) fn archive(&self) -> &Archive {
@@ -72,16 +65,6 @@ impl History {
     /// What the parts of the objective contributed to a point, where that is known.
     pub(super) fn contributions(&self, point: usize) -> Option<&Contributions> {
         self.archive.contributions(point)
-    }
-
-    /// Points like a baseline that a search should start with.
-    pub(super) fn likenesses(&self) -> &[Genome] {
-        &self.likenesses
-    }
-
-    /// Takes out the points like a baseline that came in since the last call.
-    pub(super) fn take_likenesses(&mut self) -> Vec<Genome> {
-        std::mem::take(&mut self.likenesses)
     }
 
     /// The genome with everything that makes no difference taken out.

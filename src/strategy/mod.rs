@@ -30,7 +30,7 @@ mod tpe;
 use serde::{Deserialize, Serialize};
 
 pub use baselines::baseline_contents;
-pub use build::{SeedGenome, Setup, build, build_raced, check_settings, makes_greedy_soup};
+pub use build::{SeedGenome, Setup, build, build_raced, check_settings, makes_greedy_soup, tries_model_stock};
 pub use origin::PROMOTION;
 pub use racing::{ONE_REFERENCE_IN, Race};
 pub use soup::{SoupRemoval, SoupStep, SoupTrace};

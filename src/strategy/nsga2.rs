@@ -38,7 +38,7 @@ pub(super) struct Parameters {
 impl Parameters {
     pub(super) fn read(settings: &mut Settings<'_>) -> Result<Self, StrategyError> {
         Ok(Self {
-            population: settings.whole("population", 24, 4..=10_000)?,
+            population: settings.whole("population", 24, 4..=1_000)?,
             crossover: settings.number("crossover", 0.9, 0.0..=1.0)?,
             crossover_eta: settings.number("crossover_eta", 15.0, 0.0..=1_000.0)?,
             mutation: settings.number("mutation", 1.0, 0.0..=1_000.0)?,
@@ -69,15 +69,12 @@ impl Nsga2 {
         let genes = landscape.genes();
         let init: Vec<f64> = genes.iter().map(|gene| gene.init.clamp(0.0, 1.0)).collect();
         let sobol = (0..parameters.population as u64).map(|index| space_filling::sobol(setup.seed, index, genes.len()));
-        let mut design: VecDeque<Vec<f64>> = [init].into_iter().chain(sobol).take(parameters.population).collect();
-        let history = History::new(landscape, setup);
-        for genome in history.likenesses().iter().rev() {
-            design.push_front(genome.0.clone());
-        }
+        let points = [init].into_iter().chain(sobol).take(parameters.population);
+        let design = setup.model_stock.iter().map(|genome| genome.0.clone()).chain(points).collect();
         Self {
             parameters,
             seed: setup.seed,
-            history,
+            history: History::new(landscape, setup),
             tasks: setup.objective.clone(),
             objectives: BTreeMap::new(),
             parts: BTreeSet::new(),

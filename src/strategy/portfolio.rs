@@ -156,6 +156,7 @@ impl Team {
     fn tell(&mut self, owner: usize, genome: Genome, outcome: &Outcome) -> Result<(), StrategyError> {
         let content = Content::Genome(genome);
         for (place, member) in self.members.iter_mut().enumerate() {
+            member.done = false;
             if place == owner {
                 member.strategy.tell(outcome)?;
             } else {
@@ -252,7 +253,9 @@ impl Portfolio {
             return Ok(());
         }
         let seed = random::stream(self.setup.seed, "portfolio team", self.teams.len() as u64).next_u64();
-        let mut team = Team::new(&self.parameters, &self.landscape, &Setup { seed, ..self.setup.clone() });
+        // The first team has tried that point.
+        let setup = Setup { seed, model_stock: None, ..self.setup.clone() };
+        let mut team = Team::new(&self.parameters, &self.landscape, &setup);
         for (content, outcome) in &self.baselines {
             team.learn(content, outcome)?;
         }

@@ -48,7 +48,7 @@ impl Parameters {
     pub(super) fn read(settings: &mut Settings<'_>) -> Result<Self, StrategyError> {
         let default = Self::default();
         Ok(Self {
-            initial: settings.whole("initial", default.initial, 1..=1_000_000)?,
+            initial: settings.whole("initial", default.initial, 1..=10_000)?,
             draws: settings.whole("draws", default.draws, 1..=10_000)?,
             good: settings.number("good", default.good, 0.001..=1.0)?,
         })
@@ -70,13 +70,9 @@ impl Tpe {
         let genes = landscape.genes();
         let init: Vec<f64> = genes.iter().map(|gene| gene.init.clamp(0.0, 1.0)).collect();
         let sobol = (0..parameters.initial as u64).map(|index| space_filling::sobol(setup.seed, index, genes.len()));
-        let design = [init].into_iter().chain(sobol).take(parameters.initial).collect();
-        let history = History::new(landscape, setup);
-        let mut tpe = Self { parameters, seed: setup.seed, history, design, asked: 0 };
-        for genome in tpe.history.likenesses().iter().rev() {
-            tpe.design.push_front(genome.0.clone());
-        }
-        tpe
+        let points = [init].into_iter().chain(sobol).take(parameters.initial);
+        let design = setup.model_stock.iter().map(|genome| genome.0.clone()).chain(points).collect();
+        Self { parameters, seed: setup.seed, history: History::new(landscape, setup), design, asked: 0 }
     }
 
     /// The same without points of its own to start with: it learns from others.

@@ -47,6 +47,7 @@ pub(super) fn setup(prepared: &Prepared, frozen: &Frozen) -> Setup {
         evaluations: frozen.planned_evaluations,
         look_ahead: usize::try_from(frozen.look_ahead).unwrap_or(usize::MAX),
         seeds: seeds.collect(),
+        model_stock: prepared.model_stock(),
         objective: prepared.objective.tasks.clone(),
         landscape,
     }

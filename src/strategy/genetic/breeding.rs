@@ -6,17 +6,21 @@ use super::super::archive::Point;
 use super::super::space_filling;
 use super::child::{Child, Operator};
 use super::niching::Niches;
+use super::switches::Switches;
 use super::ties::Ties;
 use super::{Parameters, crossover, mutation, selection};
 use crate::space::Gene;
 
 /// One mutant in so many is made by polynomial mutation, the others by Gaussian mutation.
 const POLYNOMIAL_ONE_IN: u32 = 4;
+/// One mutant in so many has a source turned off or on, where sources can be.
+const SWITCH_ONE_IN: u32 = 8;
 
 /// The population, and how it breeds.
 pub(super) struct Breeder<'a> {
     pub(super) genes: &'a [Gene],
     pub(super) ties: &'a Ties,
+    pub(super) switches: &'a Switches,
     pub(super) points: &'a [Point],
     /// Places of the members among the points, best first.
     pub(super) members: &'a [usize],
@@ -95,6 +99,11 @@ impl Breeder<'_> {
     /// A child of one parent.
     fn mutant(&self, parent: usize, rng: &mut impl Rng) -> Child {
         let mut genome = self.points[parent].genome.0.clone();
+        if self.switches.exist() && rng.random_range(0..SWITCH_ONE_IN) == 0 {
+            let donor = self.members[rng.random_range(0..self.members.len())];
+            self.switches.flip(&mut genome, &self.points[donor].genome.0, rng);
+            return Child::bred(genome, Operator::Switch, vec![parent]);
+        }
         let operator = if rng.random_range(0..POLYNOMIAL_ONE_IN) == 0 {
             let rate = self.rate().max(1.0 / self.genes.len() as f64);
             mutation::polynomial(self.genes, &mut genome, rate, self.parameters.mutation_eta, rng);

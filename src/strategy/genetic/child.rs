@@ -3,8 +3,8 @@
 /// What made a genome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operator {
-    /// Nothing: a baseline inside the space, or a point like one.
-    Baseline,
+    /// Nothing: where Model Stock sees the best merge.
+    ModelStock,
     /// Nothing: the genes' initial values.
     Init,
     /// A space-filling point of the first design.
@@ -21,13 +21,15 @@ pub(super) enum Operator {
     Polynomial,
     /// Gaussian mutation of one parent.
     Gaussian,
+    /// A source of one parent turned off, or on.
+    Switch,
 }
 
 impl Operator {
     /// As the origin of a proposal has it.
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Baseline => "seed",
+            Self::ModelStock => "model_stock",
             Self::Init => "init",
             Self::Design => "sobol",
             Self::Restart => "restart",
@@ -36,6 +38,7 @@ impl Operator {
             Self::SimulatedBinary => "sbx",
             Self::Polynomial => "polynomial",
             Self::Gaussian => "gaussian",
+            Self::Switch => "switch",
         }
     }
 }

@@ -14,6 +14,7 @@ mod niching;
 mod parameters;
 mod population;
 mod selection;
+mod switches;
 pub(super) mod ties;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -26,6 +27,7 @@ use child::{Child, Operator};
 use model::Model;
 use niching::{Niches, SampleScores};
 pub(super) use parameters::Parameters;
+use switches::Switches;
 use ties::Ties;
 
 use super::history::History;
@@ -81,6 +83,7 @@ pub(super) struct Genetic {
     duplicates: usize,
     model: Model,
     ties: Ties,
+    switches: Switches,
     /// Sample scores of evaluations, with niching.
     samples: BTreeMap<u64, SampleScores>,
 }
@@ -93,6 +96,7 @@ impl Genetic {
         let mut genetic = Self {
             model: Model::new(history.landscape().genes(), &ties, history.parts()),
             ties,
+            switches: Switches::new(history.landscape().genes()),
             parameters,
             seed: setup.seed,
             history,
@@ -107,19 +111,14 @@ impl Genetic {
             duplicates: 0,
             samples: BTreeMap::new(),
         };
-        genetic.plan_likenesses();
+        let model_stock = setup.model_stock.iter();
+        genetic.design.extend(model_stock.map(|genome| Child::orphan(genome.0.clone(), Operator::ModelStock)));
         genetic.plan_design(setup.evaluations);
         genetic
     }
 
     fn dimensions(&self) -> usize {
         self.history.landscape().genes().len()
-    }
-
-    /// Points like a baseline are proposed early.
-    fn plan_likenesses(&mut self) {
-        let seed = |genome: Genome| Child::orphan(genome.0, Operator::Baseline);
-        self.design.extend(self.history.take_likenesses().into_iter().map(seed));
     }
 
     /// The start of the genes, then space-filling points.
@@ -173,6 +172,7 @@ impl Genetic {
         Breeder {
             genes: self.history.landscape().genes(),
             ties: &self.ties,
+            switches: &self.switches,
             points: self.history.points(),
             members,
             niches,
@@ -367,7 +367,6 @@ impl Strategy for Genetic {
     fn learn(&mut self, content: &Content, outcome: &Outcome) -> Result<(), StrategyError> {
         let places = self.history.learn(content, outcome)?;
         self.note_samples(outcome);
-        self.plan_likenesses();
         if matches!(content, Content::Genome(_)) {
             self.count_stagnation(&places);
         }

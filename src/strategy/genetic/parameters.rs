@@ -77,7 +77,7 @@ impl Parameters {
             crossover_eta: settings.number("crossover_eta", default.crossover_eta, 0.0..=1_000.0)?,
             mutation_eta: settings.number("mutation_eta", default.mutation_eta, 0.0..=1_000.0)?,
             step: settings.number("step", default.step, 0.001..=1.0)?,
-            initial: optional(settings.whole("initial", 0, 0..=1_000_000)?),
+            initial: optional(settings.whole("initial", 0, 0..=10_000)?),
             surrogate: settings.truth("surrogate", default.surrogate)?,
             brood: settings.whole("brood", default.brood, 1..=10_000)?,
             niching: settings.truth("niching", default.niching)?,
