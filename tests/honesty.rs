@@ -253,6 +253,47 @@ fn alarms_stand_in_the_report_and_in_the_verdict() {
     assert_eq!(scratch.search(&run_file, &[])["alarms"], serde_json::json!([]));
 }
 
+/// Scores of soups and merges of the golden models `a`, `b` and `c` (known by their content), by search and hold-out: `a`
+/// with `b` is no better than `a` where the greedy soup is made, and better on the hold-out.
+const SOUPS: &str = r#"
+names=$(sed -n 's/.*"model": "\(....\).*/\1/p' "$1" | tr '\n' ' ')
+grep '"weight"' "$1" | grep -qv '1.0$' && names=merge
+case $names in
+  "8732 ") search=320 holdout=320;; "b9fd ") search=280 holdout=280;; "c92f ") search=240 holdout=240;;
+  "8732 b9fd ") search=318 holdout=360;; merge) search=340 holdout=352;; *) search=200 holdout=200;;
+esac
+if grep -q '"t2"' "$2"; then task=t2 right=$holdout; else task=t right=$search; fi
+awk -v task=$task -v right=$right 'BEGIN {
+  for (i = 0; i < 400; i++) { ids = ids (i ? "," : "") i; scores = scores (i ? "," : "") (i < right ? 1 : 0) }
+  printf "{\"tasks\": {\"%s\": {\"n\": 400, \"metrics\": {\"score\": {\"value\": %.4f}}, ", task, right / 400
+  printf "\"per_sample\": {\"ids\": [%s], \"scores\": {\"score\": [%s]}}}}}", ids, scores
+}' > "$3"
+"#;
+
+#[test]
+fn a_trial_that_the_greedy_soup_did_not_keep_is_no_rival() {
+    let scratch = Scratch::new();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+    std::fs::write(scratch.path("score.sh"), SOUPS).unwrap();
+    let sources = ["a", "b", "c"].map(|name| golden.join(name));
+    let text = format!(
+        "name = \"run\"\nseed = 3\n[models]\nsources = {sources:?}\n[space]\nmethod = \"linear\"\n[strategy]\nkind = \"random\"\n\
+         [budget]\nevaluations = 9\n[evaluator]\nkind = \"command\"\ndeterministic = true\n\
+         argv = [\"sh\", \"score.sh\", \"{{recipe_file}}\", \"{{request_file}}\", \"{{result_file}}\"]\n\
+         [[tasks]]\nname = \"t\"\n[holdout]\ntasks = {{ t = {{ task = \"t2\" }} }}\n"
+    );
+    std::fs::write(scratch.path("run.toml"), text).unwrap();
+    let report = scratch.search(Path::new("run.toml"), &[]);
+    let trials = report["baselines"].as_array().unwrap().iter().filter(|row| row["origin"] == "greedy_soup");
+    assert!(trials.filter(|row| row["objective"] == 0.795).count() == 1, "the test needs the trial: {report}");
+    assert_eq!((&report["soup"]["members"], &report["soup_index"]), (&serde_json::json!([0]), &0.into()));
+    assert_eq!((&report["baseline"]["origin"], &report["rivals"]), (&"source:a".into(), &serde_json::json!([])));
+    assert_eq!(report["verdict"], "improvement", "{}", report["sentence"]);
+    let output = scratch.evomerge(&["search", "run.toml"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("source:a = greedy_soup") && !text.contains("\ngreedy_soup"), "{text}");
+}
+
 #[test]
 fn a_run_whose_baselines_are_all_infeasible_stops() {
     let scratch = Scratch::new();

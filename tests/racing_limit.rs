@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use evomerge::ledger::{AskedRecord, Ledger};
+use evomerge::search::export_record;
 use fault_server::{FaultServer, Reply, capabilities};
 use runs::{Scratch, cell};
 use serde_json::{Value, json};
@@ -146,6 +147,24 @@ fn the_better_candidates_of_a_rung_go_on() {
     assert!(on.len() > 5 && off.len() > on.len(), "{} of {}", on.len(), first.len());
     let values = |part: Vec<(&&str, &f64)>| part.into_iter().map(|(_, value)| *value).collect::<Vec<f64>>();
     assert!(mean(values(on)) > mean(values(off)) + 0.1);
+}
+
+#[test]
+fn an_id_names_the_evaluation_on_the_most_samples() {
+    let (scratch, server) = (Scratch::new(), server());
+    scratch.search(&run_file(&scratch, &server, 2500), &["--quiet"]);
+    let ledger = Ledger::open_for_reading(&scratch.path("results/run/ledger.sqlite")).unwrap();
+    let mut most: BTreeMap<&str, &AskedRecord> = BTreeMap::new();
+    let records = asked(&scratch);
+    for record in &records {
+        let known = most.entry(&record.candidate_id).or_insert(record);
+        *known = if record.fidelity > known.fidelity { record } else { *known };
+    }
+    assert!(most.values().filter(|record| record.origin == "promotion").count() > 5);
+    for (id, record) in most {
+        let (found, told) = export_record(&ledger, Some(id)).unwrap();
+        assert_eq!((found.index, told.unwrap().index), (record.index, record.index));
+    }
 }
 
 #[test]

@@ -25,7 +25,7 @@ use evomerge::recipe::Recipe;
 use evomerge::score::ObjectiveTask;
 use evomerge::scores::Status;
 use evomerge::scores::{MetricValue, PerSample, SampleId, TaskScores};
-use evomerge::search::Models;
+use evomerge::search::{Models, seed_genomes};
 use evomerge::space::{Genome, SearchSpace, base_recipe, soup_recipe};
 use evomerge::strategy::{self, Ask, Content, Landscape, Outcome, Placement, Setup, Strategy};
 
@@ -236,16 +236,13 @@ impl Bench {
         let sources = self.models.facts.sources.len();
         let landscape: Arc<dyn Landscape> = self.space.clone();
         let has_base = self.models.facts.base.is_some();
-        let mut contents: Vec<Content> = has_base.then_some(Content::Base).into_iter().collect();
-        contents.extend((0..sources).map(|source| Content::Soup(vec![source])));
-        contents.push(Content::Soup((0..sources).collect()));
         Setup {
             seed,
             sources,
             has_base,
             evaluations: Some(arguments.budget),
             look_ahead: usize::try_from(arguments.look_ahead).unwrap_or(usize::MAX),
-            seeds: contents.iter().filter_map(|content| landscape.encode(content)).collect(),
+            seeds: seed_genomes(&self.space, has_base, sources),
             model_stock: self.space.model_stock(&self.models.agreements()),
             landscape: Some(landscape),
             objective: self.validation.iter().map(|images| goal(&images.task)).collect(),

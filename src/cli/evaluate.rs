@@ -15,7 +15,7 @@ use crate::evaluate::{Attempt, AttemptObserver, CandidateRequest, Evaluation, Ev
 use crate::exit::ExitCode;
 use crate::files::{path_text, write_atomically};
 use crate::recipe::ModelReference;
-use crate::score::Objective;
+use crate::score::{Objective, digits};
 use crate::search::{Progress, connect_evaluator, evaluation_id};
 
 pub(super) fn run(arguments: &Evaluate, output: Output) -> Result<ExitCode, CliError> {
@@ -144,23 +144,28 @@ impl AttemptObserver for Retries<'_> {
 }
 
 fn describe(objective: &Objective, evaluation: &Evaluation) -> String {
-    let number = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.4}"));
+    // An error with the digits of what it is an error of.
+    let number = |of: Option<f64>, value: Option<f64>| {
+        let digits = digits(&[of.unwrap_or_default()]);
+        value.map_or("-".to_string(), |value| format!("{value:.digits$}"))
+    };
     let mut rows = Vec::new();
     for (task, scores) in &evaluation.tasks {
         for (metric, value) in &scores.metrics {
             rows.push(vec![
                 task.clone(),
                 metric.clone(),
-                number(Some(value.value)),
-                number(value.stderr),
+                number(Some(value.value), Some(value.value)),
+                number(Some(value.value), value.stderr),
                 if scores.n > 0 { scores.n.to_string() } else { "-".to_owned() },
             ]);
         }
     }
+    let value = objective.value(&evaluation.tasks);
     let objective = format!(
         "objective {} (standard error {})\n",
-        number(objective.value(&evaluation.tasks)),
-        number(objective.stderr(&evaluation.tasks))
+        number(value, value),
+        number(value, objective.stderr(&evaluation.tasks))
     );
     table(&["task", "metric", "score", "stderr", "n"], &rows) + &objective
 }

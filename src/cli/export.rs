@@ -33,7 +33,7 @@ pub(super) fn run(arguments: &Export, output: Output) -> Result<ExitCode, CliErr
     }
     let json = serde_json::json!({
         "out": path_text(&arguments.out), "candidate_id": asked.candidate_id, "index": asked.index, "origin": asked.origin,
-        "objective": told.and_then(|record| record.objective), "notes": report.notes,
+        "objective": told.and_then(|record| record.objective), "fidelity": asked.fidelity, "notes": report.notes,
     });
     output.result(&format!("{}\n", arguments.out.display()), &json)?;
     Ok(ExitCode::Done)

@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::checkpoint::HubId;
 use crate::ledger::{AskedRecord, ToldRecord};
 use crate::recipe::{ModelReference, Recipe};
+use crate::score::shown;
 
 /// The files that go with a merged model: `recipe.toml`, `mergekit_config.yml` and the card, each with its content.
 pub(super) fn files(recipe_toml: &str, recipe: &Recipe, card: String) -> Vec<(String, Vec<u8>)> {
@@ -36,7 +37,7 @@ pub(super) fn of_run(
     let mut text =
         front_matter(recipe, folder) + &format!("# {run}: candidate {candidate_id}\n\n") + &merge_of(recipe, &found);
     if let Some(told) = told {
-        text.push_str(&scores(told));
+        text.push_str(&scores(told, asked.fidelity));
     }
     let verdict = verdict.and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
     let is_winner = |verdict: &serde_json::Value| verdict["winner"]["candidate_id"] == candidate_id.as_str();
@@ -93,17 +94,20 @@ fn repository<'a>(location: &'a str, folder: &Path) -> Option<&'a str> {
     (id.repository.contains('/') && !folder.join(location).exists()).then_some(id.repository)
 }
 
-fn scores(told: &ToldRecord) -> String {
+fn scores(told: &ToldRecord, fidelity: f64) -> String {
     let Some(objective) = told.objective else {
         return format!("It has no score: {}\n\n", told.error.as_deref().unwrap_or("not finished"));
     };
+    let part =
+        if fidelity < 1.0 { format!(", on {:.1} % of the samples only", 100.0 * fidelity) } else { String::new() };
     let mut text = format!(
-        "## Scores of the search\n\nObjective {objective:.4}.\n\n| task | metric | score | samples |\n| --- | --- | --- | --- |\n"
+        "## Scores of the search\n\nObjective {}{part}.\n\n| task | metric | score | samples |\n| --- | --- | --- | --- |\n",
+        shown(objective)
     );
     for (task, scores) in &told.tasks {
         for (metric, value) in &scores.metrics {
             let samples = if scores.n > 0 { scores.n.to_string() } else { "-".to_owned() };
-            text.push_str(&format!("| {task} | {metric} | {:.4} | {samples} |\n", value.value));
+            text.push_str(&format!("| {task} | {metric} | {} | {samples} |\n", shown(value.value)));
         }
     }
     text.push_str("\nThe search chose by these scores: they overstate. The verdict is what counts.\n\n");

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::output::{Output, say};
 use super::quantities::human;
 use crate::lock::lock;
+use crate::score::{digits, shown};
 use crate::search::{Progress, Snapshot};
 
 /// How often a line is printed where there is no terminal.
@@ -98,9 +99,10 @@ fn describe(snapshot: &Snapshot) -> String {
     let mut parts = vec![format!("{} in flight", snapshot.in_flight)];
     match (&snapshot.best, &snapshot.best_baseline) {
         (Some((best, _)), Some((baseline, origin))) => {
-            parts.push(format!("best {best:.4} ({:+.4} to {origin})", best - baseline));
+            let digits = digits(&[*best, *baseline]);
+            parts.push(format!("best {best:.digits$} ({:+.digits$} to {origin})", best - baseline));
         }
-        (Some((best, _)), None) => parts.push(format!("best {best:.4}")),
+        (Some((best, _)), None) => parts.push(format!("best {}", shown(*best))),
         (None, _) => {}
     }
     if snapshot.infeasible > 0 {

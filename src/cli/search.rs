@@ -114,9 +114,15 @@ fn describe(report: &RunReport) -> String {
     }
     text.push_str(&format!("trials   {}\n", folder.join("trials.csv").display()));
     if report.has_models && report.best.is_some() {
-        text.push_str(&format!("model    evomerge export {} --out DIR\n", folder.display()));
+        text.push_str(&format!("model    evomerge export {} --out DIR\n", in_shell(&folder.to_string_lossy())));
     }
     text
+}
+
+/// A word as a shell takes it for one.
+fn in_shell(word: &str) -> String {
+    let is_plain = |symbol: char| symbol.is_alphanumeric() || "_./-+:@%=,".contains(symbol);
+    if word.chars().all(is_plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }
 
 /// Search score and hold-out score of baselines and finalists, with the difference to the best baseline.
@@ -133,8 +139,10 @@ fn scores(report: &RunReport) -> String {
     header.push("hold-out");
     header.extend(tasks.iter().map(|task| task.as_str()));
     let mut rows = Vec::new();
-    for row in soups_last(&report.baselines) {
-        rows.push(line(&row.origin, row, contender(report, &row.candidate_id), is_again, &tasks));
+    for row in soups_last(report) {
+        let is_greedy = report.soup_index == Some(row.index) && row.origin != origin::GREEDY_SOUP;
+        let label = if is_greedy { format!("{} = {}", row.origin, origin::GREEDY_SOUP) } else { row.origin.clone() };
+        rows.push(line(&label, row, contender(report, &row.candidate_id), is_again, &tasks));
     }
     if let Some(best) = &report.best {
         let label = format!("best: {} ({})", best.candidate_id, best.origin);
@@ -170,13 +178,11 @@ fn by_task(verdict: &Verdict) -> String {
     format!("by task: {}\n", tasks.collect::<Vec<_>>().join(", "))
 }
 
-/// Base and sources as they are; of the soups' many steps the uniform soup and the best greedy one.
-fn soups_last(baselines: &[Row]) -> Vec<&Row> {
-    let greedy = baselines
-        .iter()
-        .filter(|row| row.origin == origin::GREEDY_SOUP && row.objective.is_some())
-        .reduce(|best, row| if row.objective > best.objective { row } else { best });
-    baselines.iter().filter(|row| row.origin != origin::GREEDY_SOUP).chain(greedy).collect()
+/// Base, sources and uniform soup; of the greedy soup's trials the one that it ended with.
+fn soups_last(report: &RunReport) -> Vec<&Row> {
+    let is_trial = |row: &&Row| row.origin == origin::GREEDY_SOUP;
+    let soup = report.baselines.iter().filter(|row| is_trial(row) && report.soup_index == Some(row.index));
+    report.baselines.iter().filter(|row| !is_trial(row)).chain(soup).collect()
 }
 
 fn contender<'a>(report: &'a RunReport, candidate_id: &str) -> Option<&'a VerdictCandidate> {

@@ -7,6 +7,7 @@ use super::arguments::Simulate;
 use super::error::CliError;
 use super::output::{Output, table};
 use crate::exit::ExitCode;
+use crate::score::digits;
 use crate::score::simulate::{Allocation, BudgetRow, ScoreMatrix, SimulationPlan, rung_sizes, simulate};
 use crate::search::{RunFolder, ScoreTable, recorded_scores};
 
@@ -49,14 +50,16 @@ fn describe(matrix: &ScoreMatrix, plan: &SimulationPlan, sizes: &[usize], rows: 
         rungs.join(" -> ")
     );
     let header = ["samples", "allocation", "each of chosen", "best chosen", "regret", "over-statement"];
+    // As fine as the scores themselves: a regret of nothing has no scale of its own.
+    let digits = digits(&[matrix.best().1]);
     let line = |budget: u64, name: &str, found: Option<&Allocation>| {
         let mut cells = vec![budget.to_string(), name.to_string()];
         match found {
             Some(found) => cells.extend([
                 format!("{:.0}", found.samples_of_chosen),
                 format!("{:.1} %", 100.0 * found.best_chosen),
-                format!("{:.4}", found.regret),
-                format!("{:+.4}", found.over_statement),
+                format!("{:.digits$}", found.regret),
+                format!("{:+.digits$}", found.over_statement),
             ]),
             None => cells.push("too few samples in the first rung".to_string()),
         }

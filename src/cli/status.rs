@@ -12,6 +12,7 @@ use super::quantities::human;
 use crate::config::BudgetConfig;
 use crate::exit::ExitCode;
 use crate::ledger::{AskedRecord, Ledger, event, fact};
+use crate::score::shown;
 use crate::scores::Status;
 use crate::search::{Pace, RunFolder, Standings, best_record, is_baseline, recorded_limits, repeats_alarm};
 
@@ -143,11 +144,11 @@ impl Summary {
         lines.extend(budget.map(|budget| format!("budget       {budget}")));
         lines.push(format!("active       {}", human(self.active)));
         if let Some(Scored { candidate_id, index, origin, objective }) = &self.best {
-            let objective = objective.unwrap_or(f64::NAN);
-            lines.push(format!("best         {objective:.4}  {candidate_id} ({origin}, evaluation {index})"));
+            let objective = shown(objective.unwrap_or(f64::NAN));
+            lines.push(format!("best         {objective}  {candidate_id} ({origin}, evaluation {index})"));
         }
         if let Some(Scored { candidate_id, origin, objective: Some(objective), .. }) = &self.baseline {
-            lines.push(format!("baseline     {objective:.4}  {candidate_id} ({origin})"));
+            lines.push(format!("baseline     {}  {candidate_id} ({origin})", shown(*objective)));
         }
         lines.push(format!("attempts     {} ({} failed)", self.attempts, self.failed_attempts));
         if let Some(sentence) = self.verdict.as_ref().and_then(|verdict| verdict["sentence"].as_str()) {

@@ -25,8 +25,8 @@
 //! * Without effect, and so left out: entries behind a catch-all, filters behind one that always matches first,
 //!   filtered entries in front of a catch-all with the same value, the filter `*`, gradients of one point (a plain
 //!   value), parameters of the base, parameters that the method does not have.
-//! * A filter of the slice or recipe matches names of the output; where a source's layers are moved, such an entry says
-//!   `"output_filter"` instead.
+//! * Filters of a parameter with a value for each model match that model's own names, in whatever scope they stand;
+//!   others match the output's.
 //! * `out_dtype` is the dtype of the file where either of the two is given. `tokenizer` is the model that the tokenizer
 //!   comes from.
 //! * Masks are drawn where the method samples them and some density is below 1.
@@ -37,7 +37,7 @@ use serde_json::{Map, Value as Json, json};
 use sha2::{Digest, Sha256};
 
 use super::validate::{Stage, is_base_only};
-use super::{Body, FilteredValue, Gradient, Input, ModelReference, Parameters, Recipe, RecipeError, Value};
+use super::{Body, FilteredValue, Gradient, Input, ModelReference, Recipe, RecipeError, Value};
 use crate::document::FieldError;
 use crate::merge::{
     BaseUse, DENSITY, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, find_method,
@@ -50,8 +50,6 @@ const VERSION: u32 = 1;
 #[derive(Clone, PartialEq)]
 struct Entry {
     filter: Option<String>,
-    /// Whether the filter matches names of the output although the input's differ.
-    on_output: bool,
     value: Gradient,
 }
 
@@ -65,13 +63,8 @@ impl Recipe {
         let id = |model: &ModelReference| {
             content_ids.get(model).cloned().ok_or_else(|| RecipeError::Unidentified { model: model.clone() })
         };
-        let mut first_layer = 0;
-        let mut stages = Vec::new();
-        for stage in self.stages() {
-            stages.push(self.canonical_stage(&stage, method, first_layer, &id)?);
-            let length = stage.inputs.first().and_then(|input| input.layer_range);
-            first_layer += length.map_or(0, |(first, end)| end.saturating_sub(first));
-        }
+        let stages: Vec<Json> =
+            self.stages().iter().map(|stage| self.canonical_stage(stage, method, &id)).collect::<Result<_, _>>()?;
         let mut form = Map::new();
         form.insert("version".to_owned(), json!(VERSION));
         form.insert("merge_method".to_owned(), json!(method.name));
@@ -103,7 +96,7 @@ impl Recipe {
         self.stages().iter().any(|stage| {
             let inputs = stage.inputs.iter().filter(|input| !is_base_only(stage, method, input));
             inputs.into_iter().any(|input| {
-                let entries = self.resolve(stage, Some(input), density, false);
+                let entries = self.resolve(stage, Some(input), density);
                 entries.iter().any(|entry| values(&entry.value).iter().any(is_below_one))
             })
         })
@@ -129,7 +122,6 @@ impl Recipe {
         &self,
         stage: &Stage<'_>,
         method: &MethodSpecification,
-        first_layer: usize,
         id: &impl Fn(&ModelReference) -> Result<String, RecipeError>,
     ) -> Result<Json, RecipeError> {
         let is_base = |input: &&Input| stage.base == Some(&input.model);
@@ -154,28 +146,21 @@ impl Recipe {
             if let Some((first, end)) = input.layer_range {
                 entry.insert("layer_range".to_owned(), json!([first, end]));
             }
-            let moved = input.layer_range.is_some_and(|(first, _)| first != first_layer);
-            let own = self.canonical_parameters(stage, Some(input), method, moved);
+            let own = self.canonical_parameters(stage, Some(input), method);
             entry.insert("parameters".to_owned(), own);
             listed.push(Json::Object(entry));
         }
         form.insert("inputs".to_owned(), Json::Array(listed));
-        form.insert("parameters".to_owned(), self.canonical_parameters(stage, None, method, false));
+        form.insert("parameters".to_owned(), self.canonical_parameters(stage, None, method));
         Ok(Json::Object(form))
     }
 
     /// Parameters of one input, or (without an input) those that the whole stage shares.
-    fn canonical_parameters(
-        &self,
-        stage: &Stage<'_>,
-        input: Option<&Input>,
-        method: &MethodSpecification,
-        moved: bool,
-    ) -> Json {
+    fn canonical_parameters(&self, stage: &Stage<'_>, input: Option<&Input>, method: &MethodSpecification) -> Json {
         let scope = if input.is_some() { ParameterScope::Source } else { ParameterScope::Tensor };
         let parameters = method.parameters.iter().filter(|parameter| parameter.scope == scope);
         let resolved = parameters.map(|parameter| {
-            let entries = self.resolve(stage, input, parameter, moved);
+            let entries = self.resolve(stage, input, parameter);
             (parameter.name.to_owned(), canonical_setting(&entries))
         });
         Json::Object(resolved.collect())
@@ -183,27 +168,16 @@ impl Recipe {
 
     /// The entries that decide a parameter, from the nearest scope to the default, without those that cannot be
     /// reached.
-    fn resolve(
-        &self,
-        stage: &Stage<'_>,
-        input: Option<&Input>,
-        parameter: &ParameterSpecification,
-        moved: bool,
-    ) -> Vec<Entry> {
-        let scopes: [(Option<&Parameters>, bool); 3] = [
-            (input.map(|input| &input.parameters), false),
-            (stage.slice.map(|slice| &slice.parameters), moved),
-            (Some(&self.parameters), moved),
-        ];
+    fn resolve(&self, stage: &Stage<'_>, input: Option<&Input>, parameter: &ParameterSpecification) -> Vec<Entry> {
+        let scopes =
+            [input.map(|input| &input.parameters), stage.slice.map(|slice| &slice.parameters), Some(&self.parameters)];
         let mut entries: Vec<Entry> = Vec::new();
-        for (scope, on_output) in scopes {
-            let Some(setting) = scope.and_then(|scope| scope.get(parameter.name)) else { continue };
+        for setting in scopes.into_iter().flatten().filter_map(|scope| scope.get(parameter.name)) {
             for written in &setting.0 {
-                let entry = canonical_entry(written, on_output);
+                let entry = canonical_entry(written);
                 let shadowed = entry.filter.as_ref().is_some_and(|filter| {
                     let hides = |earlier: &Entry| {
-                        earlier.on_output == entry.on_output
-                            && earlier.filter.as_ref().is_some_and(|earlier| filter.contains(earlier.as_str()))
+                        earlier.filter.as_ref().is_some_and(|earlier| filter.contains(earlier.as_str()))
                     };
                     entries.iter().any(hides)
                 });
@@ -217,7 +191,7 @@ impl Recipe {
             }
         }
         if let Some(value) = default_value(parameter) {
-            entries.push(Entry { filter: None, on_output: false, value: Gradient::Scalar(value) });
+            entries.push(Entry { filter: None, value: Gradient::Scalar(value) });
         }
         without_needless(entries)
     }
@@ -234,7 +208,7 @@ fn without_needless(mut entries: Vec<Entry>) -> Vec<Entry> {
     entries
 }
 
-fn canonical_entry(written: &FilteredValue, on_output: bool) -> Entry {
+fn canonical_entry(written: &FilteredValue) -> Entry {
     let filter = written.filter.clone().filter(|filter| filter != "*" && !filter.is_empty());
     let value = match &written.value {
         Gradient::Points(points) => match points.as_slice() {
@@ -243,7 +217,7 @@ fn canonical_entry(written: &FilteredValue, on_output: bool) -> Entry {
         },
         Gradient::Scalar(value) => Gradient::Scalar(canonical_value(value)),
     };
-    Entry { on_output: on_output && filter.is_some(), filter, value }
+    Entry { filter, value }
 }
 
 fn canonical_value(value: &Value) -> Value {
@@ -269,7 +243,7 @@ fn canonical_setting(entries: &[Entry]) -> Json {
     let list = entries.iter().map(|entry| {
         let mut form = Map::new();
         if let Some(filter) = &entry.filter {
-            form.insert(if entry.on_output { "output_filter" } else { "filter" }.to_owned(), json!(filter));
+            form.insert("filter".to_owned(), json!(filter));
         }
         form.insert("value".to_owned(), json_gradient(&entry.value));
         Json::Object(form)

@@ -44,6 +44,7 @@ pub fn decide(question: &VerdictQuestion<'_>) -> Result<Verdict, ScoreError> {
         difference: comparison.as_ref().map(|comparison| comparison.difference).or(same),
         interval: comparison.as_ref().and_then(|comparison| comparison.interval),
         paired: comparison.as_ref().is_some_and(Comparison::is_paired),
+        unpaired_because: comparison.as_ref().and_then(|comparison| comparison.pairing.because().map(str::to_owned)),
         n: comparison.map(|comparison| comparison.n).unwrap_or_default(),
         tasks: by_task(question, first)?,
         reused: question.reused,
@@ -71,9 +72,9 @@ fn show(objective: &Objective, contender: &Contender<'_>) -> VerdictCandidate {
     }
 }
 
-/// Winner against baseline on the hold-out; `None` where one of them has no scores there.
+/// Winner against baseline on the hold-out; `None` where one of them has no scores there, or they are one.
 fn comparison(question: &VerdictQuestion<'_>, winner: &Contender<'_>) -> Result<Option<Comparison>, ScoreError> {
-    let Some([winner, baseline]) = both_held_out(question, winner) else { return Ok(None) };
+    let Some([winner, baseline]) = two_held_out(question, winner) else { return Ok(None) };
     compare(question.objective, winner, baseline, question.seed).map(Some)
 }
 
@@ -101,14 +102,13 @@ fn rescoring_over_statement(finalists: &[Contender<'_>]) -> Option<f64> {
     best.and_then(|best| Some(best.search_score - best.rescored?))
 }
 
-/// As [`comparison`], of each task by itself; nothing where there is none, or winner and baseline are one.
+/// As [`comparison`], of each task by itself; nothing where there is none.
 fn by_task(
     question: &VerdictQuestion<'_>,
     winner: &Contender<'_>,
 ) -> Result<BTreeMap<String, TaskVerdict>, ScoreError> {
     let mut tasks = BTreeMap::new();
-    let is_baseline = question.baseline.as_ref().is_some_and(|baseline| baseline.candidate_id == winner.candidate_id);
-    let Some([winner, baseline]) = both_held_out(question, winner).filter(|_| !is_baseline) else { return Ok(tasks) };
+    let Some([winner, baseline]) = two_held_out(question, winner) else { return Ok(tasks) };
     for task in question.objective.weighted_tasks() {
         // A weight below zero turns the direction, here as in the whole.
         let alone = Objective { tasks: vec![ObjectiveTask { weight: task.weight.signum(), ..task.clone() }] };
@@ -120,10 +120,11 @@ fn by_task(
     Ok(tasks)
 }
 
-/// Scores of winner and best baseline on the hold-out.
-fn both_held_out<'a>(question: &VerdictQuestion<'a>, winner: &Contender<'a>) -> Option<[&'a Scores; 2]> {
+/// Scores of winner and best baseline on the hold-out, where these are two.
+fn two_held_out<'a>(question: &VerdictQuestion<'a>, winner: &Contender<'a>) -> Option<[&'a Scores; 2]> {
     let baseline = question.baseline.as_ref().filter(|_| question.has_holdout)?;
-    Some([winner.holdout?, baseline.holdout?])
+    let scores = [winner.holdout?, baseline.holdout?];
+    (baseline.candidate_id != winner.candidate_id).then_some(scores)
 }
 
 #[cfg(test)]
@@ -200,6 +201,29 @@ mod tests {
         assert_eq!(back.over_statement, Some(0.5));
     }
 
+    /// Nothing is to be estimated where both are the same candidate.
+    #[test]
+    fn a_winner_that_is_the_baseline_differs_by_nothing() {
+        let shared = scores(&[[1.0, 0.0]; 20].concat());
+        let objective = objective();
+        let of = || contender("b", 0.6, Some(&shared));
+        let verdict = ask(&objective, of(), Some(of()), true);
+        assert_eq!((verdict.verdict, verdict.difference, verdict.interval), (Decision::NoEvidence, Some(0.0), None));
+        assert!(verdict.sentence.contains("the best baseline itself"), "{}", verdict.sentence);
+    }
+
+    /// The reason for want of an interval is the one that there is.
+    #[test]
+    fn samples_that_are_not_shared_are_named() {
+        let values = [[1.0, 0.0]; 20].concat();
+        let (all, some) = (scores(&values), scores(&values[..30]));
+        let objective = objective();
+        let verdict = ask(&objective, contender("w", 1.0, Some(&all)), Some(contender("b", 0.6, Some(&some))), true);
+        assert_eq!((verdict.verdict, verdict.interval, verdict.paired), (Decision::NoEvidence, None, false));
+        assert!(verdict.sentence.contains("share 30 of 40 samples of task `a`"), "{}", verdict.sentence);
+        assert!(verdict.unpaired_because.unwrap().contains("30 of 40"));
+    }
+
     #[test]
     fn a_gain_that_hides_a_loss_says_so() {
         let [all, half, none] = [vec![1.0; 40], [[1.0, 0.0]; 20].concat(), vec![0.0; 40]];
@@ -268,7 +292,7 @@ mod tests {
         let verdict =
             ask(&objective, contender("w", 1.0, Some(&winner)), Some(contender("b", 0.6, Some(&baseline))), true);
         assert!(!verdict.sentence.contains("samples on") && !verdict.sentence.contains(" 0 "), "{}", verdict.sentence);
-        assert!(verdict.sentence.contains("neither per-sample scores nor standard errors"), "{}", verdict.sentence);
+        assert!(verdict.sentence.contains("no standard errors above zero"), "{}", verdict.sentence);
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub mod verdict;
 pub use decide::decide;
 pub use objective::{Objective, ObjectiveTask, TaskValue};
 pub use paired::{Comparison, Pairing, compare, may_be_as_good};
-pub use sentence::{digits, sentence};
+pub use sentence::{digits, sentence, shown};
 pub use verdict::{Contender, Decision, RivalVerdict, Verdict, VerdictQuestion};
 
 use crate::exit::ExitCode;

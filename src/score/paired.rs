@@ -33,6 +33,8 @@ const MEAN_TOLERANCE: f64 = 1e-4;
 const SHARED: f64 = 0.99;
 /// Standard errors by which a score on the search samples must be below another one to be known to be worse.
 const CLEARLY: f64 = 3.0;
+/// What a right answer scores where a wrong one scores 0: shares, and points of a hundred.
+const RIGHT_ANSWERS: [f64; 2] = [1.0, 100.0];
 /// Fewer samples say nothing of a standard error.
 const FEWEST_FOR_ERRORS: usize = 30;
 
@@ -59,6 +61,16 @@ pub enum Pairing {
         /// The reason, for people.
         because: String,
     },
+}
+
+impl Pairing {
+    /// Why samples were not matched, for people.
+    pub fn because(&self) -> Option<&str> {
+        match self {
+            Self::Paired => None,
+            Self::Unpaired { because } => Some(because),
+        }
+    }
 }
 
 impl Comparison {
@@ -163,12 +175,12 @@ fn stratum(task: &ObjectiveTask, total: f64, first: &TaskScores, second: &TaskSc
     })?;
     let share = task.signed_weight() / total;
     let places: HashMap<&SampleId, usize> = second.ids.iter().enumerate().map(|(place, id)| (id, place)).collect();
-    let is_answer = |values: &[f64]| values.iter().all(|value| [0.0, 1.0].contains(value));
-    let has_answers = first.weights.is_none() && is_answer(first.values) && is_answer(second.values);
+    let is_answer = |right: f64| first.values.iter().chain(second.values).all(|value| [0.0, right].contains(value));
+    let right = RIGHT_ANSWERS.into_iter().find(|right| first.weights.is_none() && is_answer(*right));
     let mut stratum = Stratum {
         weighted_differences: Vec::new(),
         weights: first.weights.map(|_| Vec::new()),
-        answer: has_answers.then_some(share.abs()),
+        answer: right.map(|right| right * share.abs()),
     };
     for (place, id) in first.ids.iter().enumerate() {
         let Some(&other) = places.get(id) else { continue };
@@ -407,6 +419,22 @@ mod tests {
         assert_eq!(compare(&objective(true, &["a"]), &alone, &odd, 7).unwrap().interval, None);
         odd.get_mut("a").unwrap().metrics.get_mut("acc").unwrap().stderr = None;
         assert_eq!(compare(&objective(true, &["a"]), &odd, &odd, 7).unwrap().interval, None);
+    }
+
+    /// Right and wrong in points of a hundred are right and wrong.
+    #[test]
+    fn answers_in_percent_have_the_interval_of_answers_in_shares() {
+        let interval = |right: f64| {
+            let scores = |values: &[f64]| {
+                let values: Vec<f64> = values.iter().map(|value| value * right).collect();
+                BTreeMap::from([("a".to_owned(), task(&values, 0))])
+            };
+            let (first, second) = (scores(&[[1.0; 60], [0.0; 60]].concat()), scores(&[[1.0; 60], [0.0; 60]].concat()));
+            compare(&objective(true, &["a"]), &first, &second, 7).unwrap().interval.unwrap()
+        };
+        let (shares, percent) = (interval(1.0), interval(100.0));
+        assert!(shares[0] < -0.01 && shares[1] > 0.01, "{shares:?}");
+        assert!(shares.iter().zip(percent).all(|(share, percent)| (100.0 * share - percent).abs() < 1e-9));
     }
 
     /// A loss of a few parts in a hundred thousand is no smaller a matter than one of a few points.

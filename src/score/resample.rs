@@ -42,7 +42,7 @@ pub(super) struct Stratum {
     pub(super) weighted_differences: Vec<f64>,
     /// `None`: all samples weigh the same.
     pub(super) weights: Option<Vec<f64>>,
-    /// What one answer that is right instead of wrong makes, where scores are 0 or 1 and weigh the same.
+    /// What one answer that is right instead of wrong makes, where scores are two values, 0 and 1 or 0 and 100, and weigh the same.
     pub(super) answer: Option<f64>,
 }
 

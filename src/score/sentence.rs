@@ -102,6 +102,11 @@ pub fn digits(numbers: &[f64]) -> usize {
     if largest > 0.0 && largest < 0.01 { (2 - largest.log10().floor() as i32).clamp(4, 17) as usize } else { 4 }
 }
 
+/// A score for people, with [`digits`] of its own.
+pub fn shown(score: f64) -> String {
+    format!("{score:.digits$}", digits = digits(&[score]))
+}
+
 /// Standard errors beyond which one of `tasks` differences lies with a chance of 2.5 %, at most.
 fn beyond(tasks: usize) -> f64 {
     // Upper points of the normal distribution by bisection; the count of tasks is small.
@@ -148,11 +153,12 @@ fn main_sentence(verdict: &Verdict) -> String {
     let Some([low, high]) = verdict.interval else {
         let scores = [winner.holdout_score, baseline.holdout_score];
         let why = match scores.iter().flatten().all(|score| score.abs() < LARGEST_SQUARE) {
-            true if verdict.n.values().any(|n| *n == 1) => "one sample tells nothing of others",
-            true => {
-                "the evaluator gives neither per-sample scores nor standard errors (with their `n`) from which one would follow"
-            }
-            false => "the scores are too large numbers for one",
+            true if verdict.n.values().any(|n| *n == 1) => "one sample tells nothing of others".to_owned(),
+            true => format!(
+                "{}, and there are no standard errors above zero (with their `n`) from which one would follow",
+                verdict.unpaired_because.as_deref().unwrap_or("samples could not be paired")
+            ),
+            false => "the scores are too large numbers for one".to_owned(),
         };
         let digits = digits(&[difference]);
         return format!(

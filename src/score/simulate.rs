@@ -17,6 +17,8 @@ use crate::random::stream;
 
 /// How often a budget may go through the recorded samples of all candidates.
 const MOST_PASSES: u64 = 100;
+/// Samples drawn together.
+const MOST_DRAWS: usize = 1 << 20;
 
 /// Candidates x samples, higher is better.
 #[derive(Clone, Debug, PartialEq)]
@@ -354,10 +356,14 @@ fn race(matrix: &ScoreMatrix, seed: u64, repetition: u32, rungs: &[Rung]) -> Cho
         field.truncate(rung.candidates);
         for (task, columns) in matrix.tasks.iter().enumerate() {
             let more = rung.samples[task] - scored[task];
-            let drawn: Vec<usize> = (0..more).map(|_| draws.random_range(columns.clone())).collect();
-            for &place in &field {
-                let row = &matrix.rows[place];
-                sums[place * tasks + task] += drawn.iter().map(|&sample| row[sample]).sum::<f64>();
+            // A late rung of few candidates may draw very many.
+            for part in (0..more).step_by(MOST_DRAWS) {
+                let count = MOST_DRAWS.min(more - part);
+                let drawn: Vec<usize> = (0..count).map(|_| draws.random_range(columns.clone())).collect();
+                for &place in &field {
+                    let row = &matrix.rows[place];
+                    sums[place * tasks + task] += drawn.iter().map(|&sample| row[sample]).sum::<f64>();
+                }
             }
         }
         scored.clone_from(&rung.samples);

@@ -90,6 +90,9 @@ pub struct Verdict {
     pub interval: Option<[f64; 2]>,
     /// Whether the interval is from per-sample differences; `false`: from standard errors, unpaired.
     pub paired: bool,
+    /// Why samples could not be paired; `None`: they were, or there was nothing to compare.
+    #[serde(default)]
+    pub unpaired_because: Option<String>,
     /// Hold-out samples compared, by task; 0 where the evaluator does not say.
     pub n: BTreeMap<String, u64>,
     /// Winner and best baseline on each task of the hold-out that has a weight. A gain may hide a loss in one of them.

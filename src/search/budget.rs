@@ -40,7 +40,7 @@ impl Budget {
     /// Counts an evaluation of `samples` samples that was asked for.
     pub fn spend(&mut self, samples: u64) {
         self.evaluations += 1;
-        self.samples += samples;
+        self.samples = self.samples.saturating_add(samples);
     }
 
     /// Why one more evaluation of `samples` samples would be too much, if it would.
@@ -53,7 +53,7 @@ impl Budget {
             };
             return Some(format!("budget of {limit} evaluations used{more}"));
         }
-        let limit = self.limits.samples.filter(|limit| self.samples + samples > *limit)?;
+        let limit = self.limits.samples.filter(|limit| self.samples.saturating_add(samples) > *limit)?;
         Some(format!("{} of {limit} samples used, an evaluation takes {samples}", self.samples))
     }
 

@@ -84,6 +84,13 @@ pub fn baselines(models: &Models) -> Result<Vec<(Content, String)>, SearchError>
     with_recipe.map(|(content, recipe)| Ok((content, candidate_id(&recipe.sha256(&models.content_ids)?)))).collect()
 }
 
+/// The id of the soup of these sources.
+pub fn soup_id(models: &Models, members: &[usize]) -> Result<String, SearchError> {
+    let mut members = members.to_vec();
+    members.sort_unstable();
+    Ok(candidate_id(&soup_recipe(&models.facts, &members).sha256(&models.content_ids)?))
+}
+
 /// Whether a recorded evaluation is one of base, source or soup. What a strategy bred is none, even where all genes are
 /// frozen.
 pub fn is_baseline(asked: &AskedRecord) -> bool {

@@ -230,6 +230,10 @@ fn describe_racing(prepared: &Prepared) -> Option<String> {
     );
     if price.parts.per_sample {
         text.push_str(&format!(", one in {ONE_REFERENCE_IN} is scored in full at once"));
+    } else {
+        text.push_str(&format!(
+            " (and one in {ONE_REFERENCE_IN} is scored in full at once where answers turn out to be means of `per_sample`)"
+        ));
     }
     let limits = &prepared.config.budget;
     let baselines = prepared.baselines;

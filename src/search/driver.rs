@@ -28,7 +28,7 @@ use super::stop::STOPPING;
 use super::{Budget, SearchError, Stop, alarms, export};
 use crate::evaluate::TaskRequest;
 use crate::ledger::{AskedRecord, Ledger, ToldRecord, event, fact, now};
-use crate::score::samples;
+use crate::score::{samples, shown};
 use crate::scores::Status;
 use crate::strategy::{self, Outcome, PROMOTION, Proposal, Race, origin};
 
@@ -424,9 +424,9 @@ impl Search {
         export::write_best(self.folder.path(), &candidate.recipe, &toml)?;
         export::write_table(self.folder.path(), &self.ledger, &self.prepared.config)?;
         if let Some(row) = self.best.and_then(|(_, index)| self.rows.get(&index)) {
-            let objective = row.objective.unwrap_or(f64::NAN);
+            let objective = shown(row.objective.unwrap_or(f64::NAN));
             self.progress
-                .line(&format!("best {objective:.4}  {} ({}, evaluation {})", row.candidate_id, row.origin, row.index));
+                .line(&format!("best {objective}  {} ({}, evaluation {})", row.candidate_id, row.origin, row.index));
         }
         Ok(())
     }

@@ -115,13 +115,20 @@ fn find_record(ledger: &Ledger, candidate: Option<&str>) -> Result<(AskedRecord,
         Some(record) => vec![record],
         None => asked.into_iter().filter(|record| record.candidate_id.starts_with(wanted)).collect(),
     };
-    matches.sort_by(|first, second| first.candidate_id.cmp(&second.candidate_id));
+    // In a race a candidate has several evaluations: the one on the most samples tells most of it.
+    let told = Standings::of(ledger)?;
+    let outcomes = told.in_short()?;
+    let is_scored = |record: &AskedRecord| outcomes.get(&record.index).is_some_and(|told| told.objective.is_some());
+    matches.sort_by(|first, second| {
+        let by_worth = is_scored(second).cmp(&is_scored(first)).then(second.fidelity.total_cmp(&first.fidelity));
+        first.candidate_id.cmp(&second.candidate_id).then(by_worth)
+    });
     matches.dedup_by(|first, second| first.candidate_id == second.candidate_id);
     match matches.len() {
         1 => {
             let asked = matches.swap_remove(0);
-            let told = Standings::of(ledger)?.outcome(asked.index)?;
-            Ok((asked, told))
+            let outcome = told.outcome(asked.index)?;
+            Ok((asked, outcome))
         }
         0 => Err(SearchError::BadData(format!("the run has no candidate `{wanted}`; trials.csv lists them"))),
         several => {

@@ -1,7 +1,17 @@
 //! The search space as strategies see it.
 
 use crate::space::{Gene, Genome, SearchSpace};
-use crate::strategy::{Content, Landscape, SeedGenome};
+use crate::strategy::{Content, Landscape, SeedGenome, baseline_contents};
+
+/// Base, sources and uniform soup as points of the space, as far as it has them. Where a search would start with the
+/// uniform soup under other weights, that point is one of them too.
+pub fn seed_genomes(space: &SearchSpace, has_base: bool, sources: usize) -> Vec<SeedGenome> {
+    let contents = baseline_contents(has_base, sources);
+    let start = space
+        .starts_at_uniform_soup()
+        .then(|| SeedGenome { genome: space.init(), content: Content::Soup((0..sources).collect()) });
+    contents.iter().filter_map(|content| space.encode(content)).chain(start).collect()
+}
 
 impl Landscape for SearchSpace {
     fn genes(&self) -> &[Gene] {

@@ -36,6 +36,7 @@ pub use candidate::{Candidate, is_baseline};
 pub use check::{Conflict, Findings, check};
 pub use error::SearchError;
 pub use export::{best_record, export_record};
+pub use landscape::seed_genomes;
 pub use models::Models;
 pub use prepare::{Prepared, prepare};
 pub use progress::{Progress, Snapshot};

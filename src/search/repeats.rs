@@ -16,6 +16,7 @@ use crate::config::RepeatsConfig;
 use crate::evaluate::EvaluateError;
 use crate::ledger::{AskedRecord, Ledger, RepeatPurpose, RepeatRecord, ToldRecord, now};
 use crate::score::alarms::{Alarm, AlarmKind};
+use crate::score::digits;
 use crate::score::repeats::drift;
 use crate::scores::{Scores, Status};
 use crate::strategy::Outcome;
@@ -122,7 +123,11 @@ impl Rescoring<'_> {
                     None => "and the evaluator says that it is deterministic".to_owned(),
                 };
                 let (before, now) = (value(&first.tasks), value(&finished.tasks));
-                format!("had {before:.4} at first and has {now:.4} now ({:+.4}, {why})", drift.difference)
+                let digits = digits(&[before, now]);
+                format!(
+                    "had {before:.digits$} at first and has {now:.digits$} now ({:+.digits$}, {why})",
+                    drift.difference
+                )
             }
         };
         Ok(Some(Alarm {

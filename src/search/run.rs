@@ -68,6 +68,8 @@ pub struct RunReport {
     pub baselines: Vec<Row>,
     /// How the greedy soup went; `None`: there was none to make.
     pub soup: Option<SoupTrace>,
+    /// The evaluation of that soup: a source's or the uniform soup's where it is the same.
+    pub soup_index: Option<u64>,
     /// What makes the scores doubtful.
     pub alarms: Vec<Alarm>,
     /// `None`: no candidate was scored. Its fields stand at the top level of the document.

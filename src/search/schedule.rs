@@ -136,7 +136,8 @@ impl Schedule {
 
     /// Tells everything that is there, for a strategy that will not be asked again: its own account is complete then.
     pub fn settle(&mut self) -> Result<(), StrategyError> {
-        self.tell_up_to(self.next_index).map(|_| ())
+        self.tell_up_to(self.next_index)?;
+        self.strategy.settle()
     }
 
     /// Whether all outcomes below `needed` are told now.

@@ -136,6 +136,18 @@ impl SearchSpace {
         without_vectors.or_else(|| self.encode_soup(&[same?]))
     }
 
+    /// Whether every gene's `init` gives the average of all sources with equal weights, whatever these are. It need not be
+    /// the genome that [`Self::encode_soup`] answers with: weights that are divided by their sum say it in many ways.
+    pub fn starts_at_uniform_soup(&self) -> bool {
+        let init = self.init();
+        let decoded = self.decoded(&init);
+        let all: Vec<usize> = (0..self.facts.sources.len()).collect();
+        let weight = decoded.number("weight", Place { source: 0, group: 0, module: 0 });
+        let Some(weight) = weight.filter(|weight| *weight > 0.0) else { return false };
+        decoded.method().untrimmed == Some(Untrimmed::Average)
+            && self.reaches(&decoded, &all, Target { weight: [0.0, weight], lambda: 1.0, normalize: true })
+    }
+
     fn best_of(&self, encode: impl Fn(&Self, usize) -> Option<Encoded>) -> Option<Encoded> {
         let mut found: Vec<Encoded> =
             (0..self.specifications.len()).filter_map(|method| encode(self, method)).collect();

@@ -269,6 +269,8 @@ fn a_source_that_is_in_a_soup_twice_has_twice_the_weight() {
     assert_eq!(weights(&[0, 0, 1, 1]), weights(&[0, 1]));
     let space = space(&["a", "b", "c"], None, "method = 'linear'\n");
     assert!(space.encode_soup(&[0, 0, 2]).is_none() && space.encode_soup(&[0, 2]).is_some());
+    // A third each is what the search starts with, and ones are what the soup is encoded as.
+    assert!(space.starts_at_uniform_soup() && space.encode_soup(&[0, 1, 2]).unwrap().genome != space.init());
 }
 
 #[test]

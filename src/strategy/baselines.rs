@@ -213,6 +213,10 @@ impl Strategy for Baselines {
         }
     }
 
+    fn settle(&mut self) -> Result<(), StrategyError> {
+        self.inner.as_mut().map_or(Ok(()), |inner| inner.settle())
+    }
+
     fn hypervolume(&self) -> Option<f64> {
         self.inner.as_ref()?.hypervolume()
     }

@@ -67,6 +67,10 @@ impl Strategy for Checked {
         self.inner.learn(content, outcome)
     }
 
+    fn settle(&mut self) -> Result<(), StrategyError> {
+        self.inner.settle()
+    }
+
     fn hypervolume(&self) -> Option<f64> {
         self.inner.hypervolume()
     }

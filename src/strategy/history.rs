@@ -134,7 +134,7 @@ impl History {
 
     /// The same, but baselines that were not foreseen stay outside.
     pub(super) fn learn_foreseen(&mut self, content: &Content, outcome: &Outcome) -> Result<Vec<usize>, StrategyError> {
-        if let Some((_, point)) = self.baselines.iter().find(|(known, _)| known == content) {
+        for (_, point) in self.baselines.iter().filter(|(known, _)| known == content) {
             self.archive.assign(*point, outcome.index);
         }
         self.tell(outcome)

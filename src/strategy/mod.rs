@@ -155,6 +155,14 @@ pub trait Strategy: Send {
     /// Another strategy's proposal, placed; its outcome follows by [`Self::learn`].
     fn watch(&mut self, _genome: &Genome, _placement: Placement) {}
 
+    /// Takes what has been told for all there will be: nobody asks again, and what waited for more is over.
+    ///
+    /// # Errors
+    /// As [`Self::tell`].
+    fn settle(&mut self) -> Result<(), StrategyError> {
+        Ok(())
+    }
+
     /// Of a search with several objectives: the share of the box between the worst and the best seen of each objective
     /// that its candidates dominate.
     fn hypervolume(&self) -> Option<f64> {

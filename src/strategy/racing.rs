@@ -342,6 +342,14 @@ impl Strategy for Racing {
         self.inner.watch(genome, placement);
     }
 
+    /// Races that nobody finished stand before some that are over.
+    fn settle(&mut self) -> Result<(), StrategyError> {
+        for outcome in std::mem::take(&mut self.entries).into_values().filter_map(|entry| entry.over) {
+            self.inner.tell(&outcome)?;
+        }
+        self.inner.settle()
+    }
+
     fn hypervolume(&self) -> Option<f64> {
         self.inner.hypervolume()
     }

@@ -230,3 +230,48 @@ impl Strategy for Listening {
         Ok(())
     }
 }
+
+/// Proposes one point after another and notes what it is told.
+#[derive(Default)]
+struct Noting {
+    asked: u64,
+    told: std::sync::Arc<std::sync::Mutex<Vec<u64>>>,
+}
+
+impl Strategy for Noting {
+    fn ask(&mut self) -> Result<Ask, StrategyError> {
+        self.asked += 1;
+        let value = random::stream(3, "point", self.asked).next_u64() as f64 / 2f64.powi(64);
+        let content = Content::Genome(crate::space::Genome(vec![value]));
+        let origin = "random".to_owned();
+        let proposal = Proposal { content, origin, parents: vec![], generation: 0, fidelity: 1.0, replicate: 0 };
+        Ok(Ask::Proposal(Box::new(proposal)))
+    }
+
+    fn place(&mut self, _placement: Placement) {}
+
+    fn tell(&mut self, outcome: &Outcome) -> Result<(), StrategyError> {
+        self.told.lock().unwrap().push(outcome.index);
+        Ok(())
+    }
+}
+
+#[test]
+fn at_the_end_races_that_are_over_are_told_past_those_that_are_not() {
+    let noting = Noting::default();
+    let told = noting.told.clone();
+    let mut racing = Racing::new(Box::new(noting), race());
+    let is_over = |entry: &Entry| entry.over.is_some();
+    for index in 0..400 {
+        let Ask::Proposal(proposal) = racing.ask().unwrap() else { panic!("nothing proposed") };
+        racing.place(Placement::Asked { index });
+        if index < 8 || index % 3 > 0 {
+            racing.tell(&answer(&proposal.content, index, proposal.fidelity)).unwrap();
+        }
+    }
+    let over: Vec<u64> = racing.entries.iter().filter(|(_, entry)| is_over(entry)).map(|(index, _)| *index).collect();
+    assert!(over.len() > 10 && racing.entries.values().any(|entry| !is_over(entry)), "{over:?}");
+    let before = told.lock().unwrap().len();
+    racing.settle().unwrap();
+    assert_eq!(told.lock().unwrap()[before..], over);
+}

@@ -147,6 +147,9 @@ impl Architecture {
                 "a head has {head_dim} dimensions; expected an even number up to {MOST_HEAD_DIMENSIONS}"
             )));
         }
+        if config.num_attention_heads.checked_mul(3 * head_dim).is_none() {
+            return Err(fault::invalid(format!("{} heads are too many", config.num_attention_heads)));
+        }
         let is_qwen2 = family == "qwen2";
         Ok(Self {
             hidden: config.hidden_size,

@@ -9,15 +9,22 @@ use crate::merge::Merger;
 use crate::search::SearchError;
 use crate::search::fidelity::Parts;
 use crate::search::frozen::Frozen;
+use crate::search::landscape::seed_genomes;
 use crate::search::pipeline::MaterializeStage;
 use crate::search::prepare::{Prepared, candidate_parent};
 use crate::search::progress::Progress;
 use crate::search::run_folder::RunFolder;
 use crate::search::slots::{Slots, sweep_earlier};
-use crate::strategy::{Landscape, Outcome, Setup, baseline_contents};
+use crate::strategy::{Landscape, Outcome, Setup};
 
 pub(super) fn parts(prepared: &Prepared, frozen: &Frozen, progress: &dyn Progress) -> Option<Parts> {
-    let (config, tasks, evaluator) = (frozen.racing.as_ref()?, &prepared.tasks, prepared.evaluator.as_ref());
+    let Some(config) = &frozen.racing else {
+        if prepared.config.effective_racing().is_some() {
+            progress.line("no racing: the run began without; every candidate is scored in full");
+        }
+        return None;
+    };
+    let (tasks, evaluator) = (&prepared.tasks, prepared.evaluator.as_ref());
     let planned = match &frozen.race_basis {
         Some(basis) => Parts::on(basis, config, tasks, evaluator),
         // Decided at the first start, whatever the evaluator has learned since.
@@ -37,9 +44,7 @@ pub(super) fn parts(prepared: &Prepared, frozen: &Frozen, progress: &dyn Progres
 pub(super) fn setup(prepared: &Prepared, frozen: &Frozen) -> Setup {
     let sources = prepared.models.facts.sources.len();
     let has_base = prepared.models.facts.base.is_some();
-    let contents = baseline_contents(has_base, sources);
-    let landscape = prepared.space.clone().map(|space| space as Arc<dyn Landscape>);
-    let seeds = landscape.iter().flat_map(|landscape| contents.iter().filter_map(|content| landscape.encode(content)));
+    let seeds = prepared.space.iter().flat_map(|space| seed_genomes(space, has_base, sources));
     Setup {
         seed: prepared.config.seed,
         sources,
@@ -49,7 +54,7 @@ pub(super) fn setup(prepared: &Prepared, frozen: &Frozen) -> Setup {
         seeds: seeds.collect(),
         model_stock: prepared.model_stock(),
         objective: prepared.objective.tasks.clone(),
-        landscape,
+        landscape: prepared.space.clone().map(|space| space as Arc<dyn Landscape>),
     }
 }
 

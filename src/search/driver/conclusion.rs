@@ -11,6 +11,7 @@ use crate::recipe::Recipe;
 use crate::score::repeats::{TwoScores, order};
 use crate::score::{Verdict, may_be_as_good};
 use crate::scores::Status;
+use crate::search::candidate::soup_id;
 use crate::search::repeats::{FinalRescoring, Standings};
 use crate::search::run::{Row, RunReport};
 use crate::search::run_folder::RunFolder;
@@ -78,6 +79,7 @@ impl Search {
             ));
         }
         let soup = self.schedule.strategy().soup_trace().cloned();
+        let soup_index = self.greedy_soup()?.map(|row| row.index);
         let asked = self.ledger.all_asked()?;
         self.ask_for_given_up(&asked).await?;
         let choice = self.choose(&asked).await?;
@@ -112,6 +114,7 @@ impl Search {
             best,
             baselines: self.baselines().cloned().collect(),
             soup,
+            soup_index,
             alarms,
             verdict,
         })
@@ -209,10 +212,8 @@ impl Search {
         let standings = Standings::of(&self.ledger)?;
         let Some(scores) = standings.outcome(best.index)? else { return Ok(Vec::new()) };
         let mut rivals = Vec::new();
-        // Of the greedy soup's steps, the best one is the soup.
-        let steps = self.baselines().filter(|row| row.origin == origin::GREEDY_SOUP && row.objective.is_some());
-        let greedy = steps.reduce(|best, row| if row.objective > best.objective { row } else { best });
-        for row in self.first_baselines().filter(|row| row.objective.is_some()).chain(greedy) {
+        let greedy = self.greedy_soup()?.filter(|row| row.origin == origin::GREEDY_SOUP);
+        for row in self.first_baselines().chain(greedy).filter(|row| row.objective.is_some()) {
             if row.candidate_id == best.candidate_id {
                 continue;
             }
@@ -230,6 +231,16 @@ impl Search {
                 .then(first.index.cmp(&second.index))
         });
         Ok(rivals)
+    }
+
+    /// The evaluation of the greedy soup, of what it is made of so far: that of a source or of the uniform soup where it
+    /// is the same. The other trials were no soup that anybody would take.
+    fn greedy_soup(&self) -> Result<Option<&Row>, SearchError> {
+        let Some(trace) = self.schedule.strategy().soup_trace().filter(|trace| !trace.members.is_empty()) else {
+            return Ok(None);
+        };
+        let id = soup_id(&self.prepared.models, &trace.members)?;
+        Ok(self.rows.values().find(|row| row.candidate_id == id && self.is_full(row)))
     }
 
     /// Whether the evaluation was one of all samples.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Search;
+use crate::score::shown;
 use crate::scores::Status;
 use crate::search::candidate::baselines;
 use crate::search::pipeline::Finished;
@@ -22,7 +23,7 @@ impl Search {
     pub(super) fn tell_of(&self, finished: &Finished, objective: Option<f64>) {
         let Some(asked) = self.asked.get(&finished.index) else { return };
         let result = match (objective, &finished.error) {
-            (Some(objective), _) => format!("{objective:.4}"),
+            (Some(objective), _) => shown(objective),
             (None, Some(error)) => format!("{}: {error}", finished.status.name()),
             (None, None) => finished.status.name().to_owned(),
         };
@@ -122,7 +123,8 @@ impl Search {
 
     pub(super) fn show(&self) {
         let limits = &self.prepared.config.budget;
-        let samples = self.rows.keys().filter_map(|index| self.asked.get(index)).map(|asked| asked.samples).sum();
+        let samples = self.rows.keys().filter_map(|index| self.asked.get(index)).map(|asked| asked.samples);
+        let samples = samples.fold(0, u64::saturating_add);
         let pace = Pace { evaluations: self.rows.len() as u64, samples, active: self.active() };
         self.progress.update(&Snapshot {
             finished: pace.evaluations,
