@@ -463,6 +463,28 @@ fn one_tokenizer_is_not_given_to_models_with_other_ids() {
     }
 }
 
+/// A row that is a token's in one model and padding in another is no token's mean.
+#[test]
+fn one_tokenizer_is_not_given_to_models_that_lack_its_tokens() {
+    let (own, more) = (|| tokenizer(json!({"x": 0, "y": 1}), 2), || tokenizer(json!({"x": 0, "y": 1, "<z>": 3}), 2));
+    for (a, b, source, part) in [
+        (own(), more(), "b", r#"the token "<z>" (id 3) of `b` is none of `a`, whose row 3 is padding"#),
+        (more(), own(), "base", r#"the token "<z>" (id 3) of `a` is none of `b`, whose row 3 is padding"#),
+    ] {
+        let error = with_tokenizers(a, Some(b)).refusal(&format!("{AVERAGE}tokenizer_source: {source}\n"));
+        assert!(error.to_string().contains(part), "{error}");
+        assert_eq!(error.exit_code(), ExitCode::BadData);
+    }
+    // A token beyond the embedding has no row.
+    let beyond = tokenizer(json!({"x": 0, "y": 1, "<z>": 10}), 2);
+    with_tokenizers(own(), Some(beyond)).merge(&format!("{AVERAGE}tokenizer_source: b\n"));
+    // A token that only the settings add is one.
+    let family = with_tokenizers(own(), Some(more()));
+    let settings = json!({"added_tokens_decoder": {"3": {"content": "<z>"}}});
+    std::fs::write(family.folder.path().join("a/tokenizer_config.json"), settings.to_string()).unwrap();
+    family.merge(&format!("{AVERAGE}tokenizer_source: b\n"));
+}
+
 #[test]
 fn the_union_of_equal_vocabularies_is_any_of_them() {
     let own = || tokenizer(json!({"x": 0, "y": 1}), 2);

@@ -15,7 +15,7 @@ use crate::recipe::{ModelReference, Recipe};
 const GENERATION_CONFIG: &str = "generation_config.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
 const OLD_CHAT_TEMPLATE: &str = "chat_template.json";
-const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// The donor's configuration, changed where the merged model differs from the donor.
 pub(crate) fn merged_config(plan: &MergePlan, models: &[Model], recipe: &Recipe) -> Map<String, Value> {
     let donor = &models[plan.donor];

@@ -6,9 +6,10 @@ use serde_json::Value;
 
 use super::MergeError;
 use super::model::Model;
-use super::output::tokenizer_donor;
+use super::output::{TOKENIZER_CONFIG, tokenizer_donor};
 use super::plan::MergePlan;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, is_input_embedding};
+use crate::python_json::mark_nonfinite;
 use crate::recipe::{Recipe, UNION};
 
 const TOKENIZER: &str = "tokenizer.json";
@@ -16,10 +17,11 @@ const TOKENIZER: &str = "tokenizer.json";
 const LARGEST_TOKENIZER: u64 = 256 << 20;
 
 /// Refuses a recipe that asks for one model's tokenizer (`tokenizer_source`) where another model has other ids for its
-/// tokens, and one that asks for that of all where they differ in any token. Models without a `tokenizer.json` are taken at their word.
+/// tokens, or lacks one that has a row: a row of padding would be merged into the token's. Refuses one that asks for that
+/// of all where they differ in any token. Models without a `tokenizer.json` are taken at their word.
 ///
 /// # Errors
-/// Tokens have different ids.
+/// Tokens have different ids, or a model lacks one.
 pub(crate) fn check_tokenizers(plan: &MergePlan, models: &[Model], recipe: &Recipe) -> Result<(), MergeError> {
     let donor = tokenizer_donor(plan, recipe)?;
     match recipe.tokenizer_source.as_deref() {
@@ -28,6 +30,7 @@ pub(crate) fn check_tokenizers(plan: &MergePlan, models: &[Model], recipe: &Reci
         Some(_) => {}
     }
     let Some(expected) = token_ids(&models[donor].checkpoint)? else { return Ok(()) };
+    let rows = embedding_rows(&models[donor].checkpoint);
     for index in plan.used_models().into_iter().filter(|index| *index != donor) {
         let Some(found) = token_ids(&models[index].checkpoint)? else { continue };
         let differs = |(token, id): &(&String, &u64)| expected.get(*token).is_some_and(|other| other != *id);
@@ -47,8 +50,22 @@ pub(crate) fn check_tokenizers(plan: &MergePlan, models: &[Model], recipe: &Reci
                 "tokenizer_source: the id {id} is the token {token:?} in `{name}`, {own:?} in `{of}`; {fix}"
             )));
         }
+        let lacks = |(token, id): &(&String, &u64)| **id < rows && !found.contains_key(*token);
+        if let Some((token, id)) = expected.iter().find(lacks) {
+            return Err(MergeError::Incompatible(format!(
+                "tokenizer_source: the token {token:?} (id {id}) of `{of}` is none of `{name}`, whose row {id} is padding that \
+                 would be merged with it; name a tokenizer whose tokens all models have, or give `{name}` that of `{of}` first \
+                 (with the token's row, or resize_token_embeddings)"
+            )));
+        }
     }
     Ok(())
+}
+
+/// Rows of the input embedding; without one, every token counts as one that has a row.
+fn embedding_rows(checkpoint: &Checkpoint) -> u64 {
+    let embedding = checkpoint.tensors().values().find(|info| is_input_embedding(&info.name));
+    embedding.and_then(|info| info.shape.first()).map_or(u64::MAX, |rows| *rows as u64)
 }
 
 /// The union of vocabularies is any of them where all models have the same tokens with the same ids; others are not
@@ -81,15 +98,37 @@ fn refuse_to_join(plan: &MergePlan, models: &[Model], donor: usize) -> Result<()
 
 /// Ids by token, of the vocabulary and of the added tokens; `None` without a file, or with one of another kind.
 fn token_ids(checkpoint: &Checkpoint) -> Result<Option<BTreeMap<String, u64>>, MergeError> {
-    let Some(text) = checkpoint.read_sidecar(TOKENIZER, LARGEST_TOKENIZER)? else { return Ok(None) };
-    let tokenizer = serde_json::from_slice(&text).map_err(|error| {
-        let file = checkpoint.path().join(TOKENIZER);
+    let Some(tokenizer) = read_json(checkpoint, TOKENIZER)? else { return Ok(None) };
+    let Some(mut ids) = ids_of(&tokenizer) else { return Ok(None) };
+    // Loaders add what `tokenizer.json` lacks of these.
+    if let Some(settings) = read_json(checkpoint, TOKENIZER_CONFIG)? {
+        for (token, id) in added_by_settings(&settings) {
+            ids.entry(token).or_insert(id);
+        }
+    }
+    Ok(Some(ids))
+}
+
+fn read_json(checkpoint: &Checkpoint, name: &str) -> Result<Option<Value>, MergeError> {
+    let Some(text) = checkpoint.read_sidecar(name, LARGEST_TOKENIZER)? else { return Ok(None) };
+    // Python writes bare infinities.
+    let marked = std::str::from_utf8(&text).map(mark_nonfinite).unwrap_or_default();
+    serde_json::from_str(&marked).map(Some).map_err(|error| {
+        let file = checkpoint.path().join(name);
         MergeError::Incompatible(format!(
             "tokenizer_source: {} is no JSON ({error}), so that nobody knows its tokens' ids; put the right file back",
             file.display()
         ))
-    })?;
-    Ok(ids_of(&tokenizer))
+    })
+}
+
+/// Tokens that `tokenizer_config.json` lists.
+fn added_by_settings(settings: &Value) -> impl Iterator<Item = (String, u64)> {
+    let added = settings.get("added_tokens_decoder").and_then(Value::as_object);
+    added
+        .into_iter()
+        .flatten()
+        .filter_map(|(id, token)| Some((token.get("content")?.as_str()?.to_owned(), id.parse().ok()?)))
 }
 
 fn ids_of(tokenizer: &Value) -> Option<BTreeMap<String, u64>> {
@@ -130,5 +169,13 @@ mod tests {
         let unigram = format!(r#"{{"model": {{"type": "Unigram", "vocab": [["a", -1.5], ["b", -2.0]]}}, {added}}}"#);
         assert_eq!(ids(&unigram).as_ref(), Some(&expected));
         assert_eq!(ids("{}"), None);
+    }
+
+    #[test]
+    fn tokens_that_only_the_settings_add_are_read() {
+        let settings =
+            serde_json::json!({"added_tokens_decoder": {"7": {"content": "<pad>"}, "x": {"content": "y"}, "8": 9}});
+        assert_eq!(added_by_settings(&settings).collect::<Vec<_>>(), [("<pad>".to_owned(), 7)]);
+        assert_eq!(added_by_settings(&Value::Null).count(), 0);
     }
 }
