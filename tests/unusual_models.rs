@@ -485,6 +485,66 @@ fn one_tokenizer_is_not_given_to_models_that_lack_its_tokens() {
     family.merge(&format!("{AVERAGE}tokenizer_source: b\n"));
 }
 
+/// A model whose embedding and head have so many rows, and whose tokenizer has 7.
+fn padded(rows: usize, seed: u32) -> Model {
+    let mut model = Model::new(1, seed);
+    for name in [EMBEDDING, HEAD] {
+        model.remove(name);
+        model.add(name, &[rows, 4], seed + 5);
+    }
+    model.config(json!({"vocab_size": rows}));
+    model.files.insert("tokenizer.json".into(), tokenizer(json!({"x": 0, "y": 1}), 6));
+    model
+}
+
+#[test]
+fn embeddings_that_are_padded_differently_are_cut_to_the_tokens_of_one_tokenizer() {
+    for (first, second) in [(12, 10), (7, 12)] {
+        let mut tied = padded(first, 1);
+        tied.remove(HEAD);
+        tied.config(json!({ TIE: true }));
+        for (a, source) in
+            [(padded(first, 1), "base"), (padded(first, 1), "union"), (padded(first, 1), "b"), (tied, "a")]
+        {
+            let family = Family::new([("a", a), ("b", padded(second, 2))]);
+            let report =
+                family.try_merge(&format!("{AVERAGE}tokenizer_source: {source}\n"), &MergeOptions::default()).unwrap();
+            assert!(report.notes.iter().any(|note| note.contains("cut to the 7 rows")), "{:?}", report.notes);
+            let merged = Checkpoint::open(&family.output()).unwrap();
+            let (a, b) = (family.model("a"), family.model("b"));
+            for name in [EMBEDDING, HEAD] {
+                let of_a = values(&a, if a.tensors().contains_key(name) { name } else { EMBEDDING });
+                assert_eq!(merged.tensors()[name].shape, [7, 4], "{source}");
+                assert_eq!(values(&merged, name), average(&of_a[..28], &values(&b, name)[..28]), "{source}");
+            }
+            assert_eq!(merged.config()["vocab_size"], 7);
+        }
+    }
+    // With as many rows in all, the padding stays.
+    let family = Family::new([("a", padded(10, 1)), ("b", padded(10, 2))]);
+    let report = family.try_merge(&format!("{AVERAGE}tokenizer_source: base\n"), &MergeOptions::default()).unwrap();
+    assert_eq!(report.notes, Vec::<String>::new());
+    assert_eq!(Checkpoint::open(&family.output()).unwrap().tensors()[EMBEDDING].shape, [10, 4]);
+}
+
+#[test]
+fn embeddings_without_rows_for_all_tokens_are_not_cut() {
+    let mut longer = padded(12, 1);
+    longer.files.insert("tokenizer.json".into(), tokenizer(json!({"x": 0, "y": 1}), 11));
+    let family = Family::new([("a", longer), ("b", padded(10, 2))]);
+    let refused = |more: &str| family.refusal(&format!("{AVERAGE}{more}")).to_string();
+    assert!(
+        refused("tokenizer_source: a\n").contains("the tokenizer of `a` (tokenizer_source) has tokens for 12 rows")
+    );
+    // Nobody asked for one tokenizer.
+    assert!(refused("").contains("--truncate-embeddings"));
+    let mut unknown = padded(12, 1);
+    unknown.files.remove("tokenizer.json");
+    let family = Family::new([("a", unknown), ("b", padded(10, 2))]);
+    let error = family.refusal(&format!("{AVERAGE}tokenizer_source: a\n"));
+    assert!(error.to_string().contains("--truncate-embeddings"), "{error}");
+}
+
 #[test]
 fn the_union_of_equal_vocabularies_is_any_of_them() {
     let own = || tokenizer(json!({"x": 0, "y": 1}), 2);

@@ -26,7 +26,7 @@ use super::stacked_config::{note_of_kinds, note_of_parts};
 use super::statistics::{StatisticsCache, StatisticsUse};
 use super::statistics_file::StatisticsFile;
 use super::tensor::{BLOCK, TensorGroup, block_count, block_range};
-use super::vocabulary::check_tokenizers;
+use super::vocabulary::{check_tokenizers, note_of_rows};
 use super::write_queue::{QueuedBlock, WriteQueue};
 use crate::checkpoint::{
     CONFIG_FILE, Checkpoint, CheckpointWriter, ContentIds, Dtype, OutputFile, OutputTensor, SpareCheckpoints,
@@ -297,6 +297,7 @@ impl Merger {
         let mut notes = notes_of_side_files(&plan, &self.models, recipe)?;
         notes.extend(note_of_kinds(&plan, &self.models));
         notes.extend(note_of_parts(&plan, &self.models));
+        notes.extend(note_of_rows(&plan, recipe)?);
         Ok(MergeReport {
             tensors: plan.tensors.len(),
             bytes_read: self.bytes_read(&plan),

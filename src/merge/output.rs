@@ -31,7 +31,7 @@ pub(crate) fn merged_config(plan: &MergePlan, models: &[Model], recipe: &Recipe)
     config
 }
 
-/// Truncated embeddings have fewer rows than the donor's.
+/// Embeddings that are cut have fewer rows than the donor's.
 fn set_vocabulary(config: &mut Map<String, Value>, plan: &MergePlan, models: &[Model]) {
     let own = models[plan.donor].checkpoint.tensors();
     for tensor in plan.tensors.iter().filter(|tensor| is_input_embedding(&tensor.name)) {
@@ -95,9 +95,18 @@ fn untie(config: &mut Map<String, Value>, plan: &MergePlan, models: &[Model]) {
 /// # Errors
 /// `tokenizer_source` names neither `base` nor one of the models.
 pub(crate) fn tokenizer_donor(plan: &MergePlan, recipe: &Recipe) -> Result<usize, MergeError> {
+    tokenizer_model(recipe, plan.donor, plan.models.iter())
+}
+
+/// As [`tokenizer_donor`], before there is a plan: `donor` is its donor, `models` are the names of all models by index.
+pub(crate) fn tokenizer_model<'a>(
+    recipe: &Recipe,
+    donor: usize,
+    mut models: impl Iterator<Item = &'a ModelReference>,
+) -> Result<usize, MergeError> {
     match recipe.named_tokenizer() {
-        None => Ok(plan.donor),
-        Some(name) => plan.models.iter().position(|model| model.to_string() == name).ok_or_else(|| {
+        None => Ok(donor),
+        Some(name) => models.position(|model| model.to_string() == name).ok_or_else(|| {
             MergeError::Plan(format!(
                 "tokenizer_source `{name}` is neither `base` nor a model that has been opened for this merge"
             ))

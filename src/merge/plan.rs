@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::MergeError;
 use super::model::Model;
+use super::output::tokenizer_model;
 use super::parameters::{ParameterValue, ResolvedParameters, depth, of_scope, resolve};
 use super::specification::{BaseUse, InputCount, MethodSpecification, ParameterScope, Survivor};
+use super::vocabulary::rows_of_tokens;
 use crate::checkpoint::{Dtype, TensorInfo, is_head, is_input_embedding};
 use crate::recipe::{Body, ModelReference, Parameters, Recipe};
 
@@ -73,6 +75,9 @@ pub struct MergePlan {
     pub donor: usize,
     /// The model and layer that each output layer takes its place in the configuration from.
     pub layers: Vec<(usize, usize)>,
+    /// Rows that embeddings and heads are cut to because the models have different numbers of them: those of the tokens of
+    /// the tokenizer that the recipe names.
+    pub tokenizer_rows: Option<usize>,
 }
 
 impl MergePlan {
@@ -142,7 +147,8 @@ fn other_architecture(recipe: &Recipe, models: &[Model]) -> Option<String> {
 fn plan_valid(recipe: &Recipe, models: &[Model], truncate_embeddings: bool) -> Result<MergePlan, MergeError> {
     let method = super::find_method(&recipe.merge_method)
         .ok_or_else(|| MergeError::Plan(super::unknown_method(&recipe.merge_method)))?;
-    let planner = Planner { recipe, method, models, truncate_embeddings };
+    let vocabulary = Vocabulary { tokenizer: None, truncate: truncate_embeddings };
+    let mut planner = Planner { recipe, method, models, vocabulary };
     let stages = planner.stages()?;
     let prefix = planner.common_prefix(&stages)?;
     let donor = match (stages[0].base, recipe.base_model.as_ref()) {
@@ -150,6 +156,7 @@ fn plan_valid(recipe: &Recipe, models: &[Model], truncate_embeddings: bool) -> R
         (Some(base), None) => base,
         (None, None) => stages[0].sources[0].index,
     };
+    planner.vocabulary.tokenizer = planner.tokenizer_rows(&stages, donor)?;
     let tensors = planner.tensors(&stages, prefix, &models[donor])?;
     if matches!(recipe.body, Body::Slices(_)) {
         check_vocabulary(&tensors, models)?;
@@ -160,15 +167,53 @@ fn plan_valid(recipe: &Recipe, models: &[Model], truncate_embeddings: bool) -> R
         (0..stage.layers).map(move |layer| (template.index, template.first_layer + layer))
     });
     let layers = layers.collect();
-    Ok(MergePlan { method, models: models.iter().map(|model| model.name.clone()).collect(), tensors, donor, layers })
+    let is_cut =
+        |rows: &usize| tensors.iter().any(|tensor| is_vocabulary(&tensor.name) && tensor.shape.first() == Some(rows));
+    let tokenizer_rows = planner.vocabulary.tokenizer.map(|(_, rows)| rows).filter(is_cut);
+    let models = models.iter().map(|model| model.name.clone()).collect();
+    Ok(MergePlan { method, models, tensors, donor, layers, tokenizer_rows })
+}
+
+/// Whether a tensor has a row for each token.
+pub(super) fn is_vocabulary(name: &str) -> bool {
+    is_head(name) || is_input_embedding(name)
+}
+
+/// What is done where models have different numbers of rows in their embeddings and heads.
+struct Vocabulary<'a> {
+    /// Where they have, the model whose tokenizer is asked for, and how many rows its tokens need.
+    tokenizer: Option<(&'a ModelReference, usize)>,
+    /// Cuts them to the rows that all have.
+    truncate: bool,
+}
+
+impl Vocabulary<'_> {
+    /// How many rows are merged of a tensor with these; `None`: they must be equally many.
+    fn rows(&self, own: impl Iterator<Item = usize>) -> Option<usize> {
+        let fewest = own.min()?;
+        let of_tokens = self.tokenizer.map(|(_, rows)| rows).filter(|rows| *rows <= fewest);
+        of_tokens.or(self.truncate.then_some(fewest))
+    }
+
+    /// What to do about other numbers of rows.
+    fn hint(&self) -> String {
+        match self.tokenizer {
+            Some((model, rows)) => format!(
+                "; the tokenizer of `{model}` (tokenizer_source) has tokens for {rows} rows: bring the models to it first \
+                 (resize_token_embeddings), or name one whose tokens all models have"
+            ),
+            None => "; the vocabularies differ: bring the models to one tokenizer first (resize_token_embeddings), or merge \
+                     the rows that all have with --truncate-embeddings"
+                .to_owned(),
+        }
+    }
 }
 
 struct Planner<'a> {
     recipe: &'a Recipe,
     method: &'static MethodSpecification,
     models: &'a [Model],
-    /// Vocabularies that differ are cut to the rows that all have.
-    truncate_embeddings: bool,
+    vocabulary: Vocabulary<'a>,
 }
 
 impl<'a> Planner<'a> {
@@ -250,6 +295,33 @@ impl<'a> Planner<'a> {
         Ok(Stage { sources, base, layers: length.unwrap_or(0), parameters })
     }
 
+    /// The model whose tokenizer the recipe asks for, and the rows that its tokens need, where the models have embeddings
+    /// or heads with different numbers of rows; `None` too where nobody knows the tokens.
+    fn tokenizer_rows(
+        &self,
+        stages: &[Stage<'a>],
+        donor: usize,
+    ) -> Result<Option<(&'a ModelReference, usize)>, MergeError> {
+        if self.recipe.tokenizer_source.is_none() {
+            return Ok(None);
+        }
+        let models: BTreeSet<usize> =
+            stages.iter().flat_map(|stage| &stage.sources).map(|source| source.index).collect();
+        let mut rows: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut are_equal = true;
+        for info in models.into_iter().flat_map(|index| self.models[index].checkpoint.tensors().values()) {
+            if let Some(own) = info.shape.first().filter(|_| is_vocabulary(&info.name)) {
+                are_equal &= rows.entry(&info.name).or_insert(*own) == own;
+            }
+        }
+        if are_equal {
+            return Ok(None);
+        }
+        let index = tokenizer_model(self.recipe, donor, self.models.iter().map(|model| &model.name))?;
+        let model = &self.models[index];
+        Ok(rows_of_tokens(&model.checkpoint)?.map(|rows| (&model.name, rows)))
+    }
+
     /// What stands before the layer's number in all models with layers.
     fn common_prefix(&self, stages: &[Stage<'a>]) -> Result<&'a str, MergeError> {
         let mut found: Option<&Model> = None;
@@ -321,7 +393,7 @@ impl<'a> Planner<'a> {
     ) -> Result<Option<PlannedTensor>, MergeError> {
         let found = self.find_inputs(stage, name, input_name)?;
         let Some(first) = found.first() else { return Ok(None) };
-        let shape = common_shape(name, &found, self.truncate_embeddings)?;
+        let shape = common_shape(name, &found, &self.vocabulary)?;
         let listed_base = found.iter().find(|input| stage.base == Some(input.source.index));
         let stored = listed_base.unwrap_or(first).info.model_dtype();
         let mut tensor = PlannedTensor {
@@ -511,40 +583,35 @@ impl Found<'_, '_> {
 }
 
 /// The shape of a tensor that these models have in common.
-fn common_shape(name: &str, found: &[Found<'_, '_>], truncate_embeddings: bool) -> Result<Vec<usize>, MergeError> {
+fn common_shape(name: &str, found: &[Found<'_, '_>], vocabulary: &Vocabulary<'_>) -> Result<Vec<usize>, MergeError> {
     let Some(Found { source: reference, info: expected, .. }) = found.first() else { return Ok(Vec::new()) };
-    let vocabulary = is_head(name) || is_input_embedding(name);
-    let mut shape = expected.shape.clone();
-    for Found { source, info, .. } in found {
-        if info.dtype != expected.dtype && (info.float().is_none() || expected.float().is_none()) {
-            return Err(MergeError::Incompatible(format!(
-                "tensor `{name}` is of type {} in `{}`, {} in `{}`; only floats can be merged",
-                expected.dtype, reference.model.name, info.dtype, source.model.name
-            )));
-        }
-        if info.shape == expected.shape {
-            continue;
-        }
-        match (shape.as_mut_slice(), info.shape.as_slice()) {
-            // Rows are stored one after another, so the common ones are a prefix of each.
-            ([rows, rest @ ..], [own, own_rest @ ..])
-                if vocabulary && truncate_embeddings && rest == own_rest && info.float().is_some() =>
-            {
-                *rows = (*rows).min(*own);
-            }
-            _ => {
-                let hint = if vocabulary {
-                    "; the vocabularies differ: bring the models to one tokenizer first (resize_token_embeddings), or \
-                     merge the rows that all have with --truncate-embeddings"
-                } else {
-                    ": the models have different architectures"
-                };
-                return Err(MergeError::Incompatible(format!(
-                    "tensor `{name}` has shape {:?} in `{}`, {:?} in `{}`{hint}",
-                    expected.shape, reference.model.name, info.shape, source.model.name
-                )));
-            }
+    let is_other_type =
+        |info: &TensorInfo| info.dtype != expected.dtype && (info.float().is_none() || expected.float().is_none());
+    if let Some(Found { source, info, .. }) = found.iter().find(|other| is_other_type(other.info)) {
+        return Err(MergeError::Incompatible(format!(
+            "tensor `{name}` is of type {} in `{}`, {} in `{}`; only floats can be merged",
+            expected.dtype, reference.model.name, info.dtype, source.model.name
+        )));
+    }
+    let is_row_of_floats = |info: &TensorInfo| info.float().is_some() && info.shape.get(1..) == expected.shape.get(1..);
+    if is_vocabulary(name) && found.iter().all(|input| is_row_of_floats(input.info)) {
+        let own = found.iter().filter_map(|input| input.info.shape.first().copied());
+        if let (Some(rows), [_, rest @ ..]) = (vocabulary.rows(own), expected.shape.as_slice()) {
+            // Rows are stored one after another, so the first ones are a prefix of each.
+            return Ok([&[rows], rest].concat());
         }
     }
-    Ok(shape)
+    match found.iter().find(|other| other.info.shape != expected.shape) {
+        None => Ok(expected.shape.clone()),
+        Some(Found { source, info, .. }) => {
+            let hint = match is_vocabulary(name) {
+                true => vocabulary.hint(),
+                false => ": the models have different architectures".to_owned(),
+            };
+            Err(MergeError::Incompatible(format!(
+                "tensor `{name}` has shape {:?} in `{}`, {:?} in `{}`{hint}",
+                expected.shape, reference.model.name, info.shape, source.model.name
+            )))
+        }
+    }
 }

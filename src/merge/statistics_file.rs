@@ -135,7 +135,7 @@ impl StatisticsFile {
         written
     }
 
-    /// `None`: not kept, as its tensors are small.
+    /// `None`: not kept, as its tensors are small, or merged in part.
     fn key(&self, identity: &Identity) -> Option<Key> {
         let mut hash = Sha256::new();
         let mut part = |bytes: &[u8]| {
@@ -146,7 +146,8 @@ impl StatisticsFile {
         for tensor in &identity.tensors {
             let model = self.models.get(tensor.model as usize)?;
             let (name, elements) = model.tensors.get(tensor.tensor as usize)?;
-            if *elements < LARGE {
+            // Of a tensor that is merged in part, keys would not tell how much.
+            if *elements < LARGE || *elements != tensor.elements {
                 return None;
             }
             part(model.id.as_bytes());

@@ -62,6 +62,24 @@ pub(crate) fn check_tokenizers(plan: &MergePlan, models: &[Model], recipe: &Reci
     Ok(())
 }
 
+/// How many rows the tokens of a model need, of those that its embedding has; `None`: nobody knows its tokens.
+pub(crate) fn rows_of_tokens(checkpoint: &Checkpoint) -> Result<Option<usize>, MergeError> {
+    let Some(ids) = token_ids(checkpoint)? else { return Ok(None) };
+    let rows = embedding_rows(checkpoint);
+    let last = ids.values().filter(|id| **id < rows).max();
+    Ok(last.and_then(|id| usize::try_from(*id).ok()?.checked_add(1)))
+}
+
+/// Says that embeddings and heads were cut to the tokenizer's tokens.
+pub(crate) fn note_of_rows(plan: &MergePlan, recipe: &Recipe) -> Result<Option<String>, MergeError> {
+    let Some(rows) = plan.tokenizer_rows else { return Ok(None) };
+    let model = &plan.models[tokenizer_donor(plan, recipe)?];
+    Ok(Some(format!(
+        "embeddings or heads have different numbers of rows in the models: they are cut to the {rows} rows that the tokens of \
+         `{model}` need (`tokenizer_source`), as in mergekit"
+    )))
+}
+
 /// Rows of the input embedding; without one, every token counts as one that has a row.
 fn embedding_rows(checkpoint: &Checkpoint) -> u64 {
     let embedding = checkpoint.tensors().values().find(|info| is_input_embedding(&info.name));
