@@ -767,6 +767,26 @@ fn masks_whose_order_mergekit_does_not_fix_are_told() {
 }
 
 #[test]
+fn masks_of_padding_that_mergekit_drops_are_told() {
+    let merge = |rows: [usize; 2], masks: MaskKind, more: &str| {
+        let family = Family::new([("base", padded(rows[0], 1)), ("a", padded(rows[1], 2))]);
+        let text = format!("{DARE}models: [{{model: a}}]\n{more}");
+        let mut recipe = Recipe::from_mergekit_yaml(&text).unwrap();
+        recipe.masks.kind = masks;
+        let output = family.folder.path().join("merged");
+        let report = family.merger.materialize(&recipe, &output, &MergeOptions::default()).unwrap();
+        (report.uncertain_masks, report.notes.iter().any(|note| note.contains("is merged with its padding")))
+    };
+    let source = "tokenizer_source: base\n";
+    assert_eq!(merge([10, 10], MaskKind::Mergekit, source), (true, true));
+    assert_eq!(merge([10, 10], MaskKind::Native, source), (false, false));
+    assert_eq!(merge([10, 10], MaskKind::Mergekit, ""), (false, false));
+    assert_eq!(merge([7, 7], MaskKind::Mergekit, source), (false, false));
+    // Padding is cut where it differs.
+    assert_eq!(merge([10, 12], MaskKind::Mergekit, source), (false, false));
+}
+
+#[test]
 fn mergekits_masks_are_drawn_for_the_embedding_before_the_head_that_it_fills() {
     let masks = |models: [(&'static str, Model); 3]| {
         let family = Family::new(models);

@@ -59,12 +59,6 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
         ..MergeOptions::default()
     };
     let report = materialize(&merger, &recipe, out, options, output)?;
-    if report.uncertain_masks && !output.quiet {
-        say(
-            "note: some models tie the head to the embedding and others do not: mergekit may have drawn the masks of these two tensors \
-             in the other order, which follows from a hash table of Python's",
-        );
-    }
     if report.is_narrowed && !output.quiet {
         say(
             "note: the models are not all stored in one type, and the recipe names none: the output has the base's, else the first \

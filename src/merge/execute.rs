@@ -13,7 +13,7 @@ use safetensors::Dtype as StoredDtype;
 use super::MergeError;
 use super::block::{BlockMerge, PassThrough, Tiled};
 use super::failure::Failure;
-use super::mergekit_order::{fills_head, in_order_of_inputs};
+use super::mergekit_order::{UNCERTAIN_ORDER, fills_head, in_order_of_inputs};
 use super::methods::{Context, MaskSource, MergeMethod, implementation};
 use super::model::Model;
 use super::output::{
@@ -26,7 +26,7 @@ use super::stacked_config::{note_of_kinds, note_of_parts};
 use super::statistics::{StatisticsCache, StatisticsUse};
 use super::statistics_file::StatisticsFile;
 use super::tensor::{BLOCK, TensorGroup, block_count, block_range};
-use super::vocabulary::{check_tokenizers, note_of_rows};
+use super::vocabulary::{check_tokenizers, note_of_padding, note_of_rows};
 use super::write_queue::{QueuedBlock, WriteQueue};
 use crate::checkpoint::{
     CONFIG_FILE, Checkpoint, CheckpointWriter, ContentIds, Dtype, OutputFile, OutputTensor, SpareCheckpoints,
@@ -121,8 +121,7 @@ pub struct MergeReport {
     pub bytes_written: u64,
     /// From the recipe to the finished directory.
     pub seconds: f64,
-    /// mergekit's masks were wanted, and mergekit may have drawn those of an embedding and of the head that it fills in
-    /// the other order.
+    /// mergekit's masks were wanted, and mergekit may have drawn others: a note says why.
     pub uncertain_masks: bool,
     /// The recipe names no dtype, and some output tensors have the type of one model where another model stores a wider
     /// or another one, to which mergekit promotes.
@@ -294,16 +293,22 @@ impl Merger {
             return Err(MergeError::Cancelled);
         }
         writer.finish()?;
+        let as_mergekit = draws_as_mergekit(recipe, method);
+        let uncertain_order = (as_mergekit && fills_head(&plan)).then_some(UNCERTAIN_ORDER);
+        let padding = if as_mergekit { note_of_padding(&plan, &self.models, recipe)? } else { None };
+        let uncertain_masks: Vec<String> = uncertain_order.map(str::to_owned).into_iter().chain(padding).collect();
         let mut notes = notes_of_side_files(&plan, &self.models, recipe)?;
         notes.extend(note_of_kinds(&plan, &self.models));
         notes.extend(note_of_parts(&plan, &self.models));
         notes.extend(note_of_rows(&plan, recipe)?);
+        let is_uncertain = !uncertain_masks.is_empty();
+        notes.extend(uncertain_masks);
         Ok(MergeReport {
             tensors: plan.tensors.len(),
             bytes_read: self.bytes_read(&plan),
             bytes_written: plan.bytes(),
             seconds: start.elapsed().as_secs_f64(),
-            uncertain_masks: draws_as_mergekit(recipe, method) && fills_head(&plan),
+            uncertain_masks: is_uncertain,
             is_narrowed: self.is_narrowed(recipe, &plan),
             missing_tokenizer: missing_tokenizer(&plan, &self.models, recipe)?,
             notes,

@@ -4,6 +4,10 @@ use super::MergeError;
 use super::plan::{MergePlan, PlannedTensor};
 use crate::checkpoint::is_head;
 
+/// What is said where an input embedding stands in for a head ([`fills_head`]).
+pub(super) const UNCERTAIN_ORDER: &str = "some models tie the head to the embedding and others do not: mergekit may have drawn the masks of these two tensors \
+     in the other order, which follows from a hash table of Python's";
+
 /// The last of a tensor's inputs' names, which are not the output's where layers move or a head is tied.
 fn last_input(tensor: &PlannedTensor) -> Option<&str> {
     tensor.inputs.iter().chain(&tensor.base).map(|input| input.tensor.as_str()).max()

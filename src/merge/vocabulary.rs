@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::MergeError;
 use super::model::Model;
 use super::output::{TOKENIZER_CONFIG, tokenizer_donor};
-use super::plan::MergePlan;
+use super::plan::{MergePlan, PlannedTensor, is_vocabulary};
 use crate::checkpoint::{Checkpoint, is_input_embedding};
 use crate::python_json::mark_nonfinite;
 use crate::recipe::{Recipe, UNION};
@@ -78,6 +78,28 @@ pub(crate) fn note_of_rows(plan: &MergePlan, recipe: &Recipe) -> Result<Option<S
         "embeddings or heads have different numbers of rows in the models: they are cut to the {rows} rows that the tokens of \
          `{model}` need (`tokenizer_source`), as in mergekit"
     )))
+}
+
+/// Says that rows are merged for which mergekit draws no masks, as it drops padding under `tokenizer_source`: where its
+/// stream of masks is wanted, all later masks are others.
+pub(crate) fn note_of_padding(
+    plan: &MergePlan,
+    models: &[Model],
+    recipe: &Recipe,
+) -> Result<Option<String>, MergeError> {
+    if recipe.tokenizer_source.is_none() {
+        return Ok(None);
+    }
+    let donor = tokenizer_donor(plan, recipe)?;
+    let Some(rows) = rows_of_tokens(&models[donor].checkpoint)? else { return Ok(None) };
+    let is_padded = |tensor: &&PlannedTensor| is_vocabulary(&tensor.name) && tensor.shape.first() > Some(&rows);
+    Ok(plan.tensors.iter().find(is_padded).map(|tensor| {
+        format!(
+            "`{}` is merged with its padding, which mergekit drops where `tokenizer_source` is given: mergekit draws masks for the \
+             {rows} rows of the tokens alone, and all later masks are others than these",
+            tensor.name
+        )
+    }))
 }
 
 /// Rows of the input embedding; without one, every token counts as one that has a row.
