@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Body, Input, Masks, ModelReference, Parameters, Recipe, RecipeError, Slice, UNION, parameters};
+use super::{Body, Input, Masks, ModelReference, Parameters, Recipe, RecipeError, Setting, Slice, UNION, parameters};
 use crate::checkpoint::{Dtype, HubId};
 use crate::document::{Content, Field, FieldError, Fields, Node};
 use crate::merge::{BaseUse, MethodSpecification, find_method, methods, unknown_method};
@@ -125,8 +125,9 @@ fn read_document(node: &Node, syntax: Syntax) -> Result<RecipeFile, RecipeError>
     let tokenizer_source = read_tokenizer_source(&mut fields, syntax)?;
     let chat_template = fields.take("chat_template").map(|field| read_chat_template(&field)).transpose()?;
     let mut reader = Reader { method, syntax, ignored: Vec::new() };
-    let parameters = reader.parameters(fields.take("parameters"), false)?;
-    let body = reader.body(&mut fields, base_model.as_ref())?;
+    let of_recipe = reader.parameters(fields.take("parameters"), false)?;
+    let (body, of_module) = reader.body(&mut fields, base_model.as_ref())?;
+    let parameters = within(of_module, of_recipe);
     let (masks, content) = match syntax {
         Syntax::Toml => (read_masks(fields.take("masks"))?, fields.take("content")),
         Syntax::Yaml => (Masks::default(), None),
@@ -321,15 +322,39 @@ impl Reader {
         })
     }
 
-    fn body(&mut self, fields: &mut Fields<'_>, base: Option<&ModelReference>) -> Result<Body, FieldError> {
-        if let Some(field) = fields.take("modules") {
-            return self.only_module(&field, base);
+    /// What is merged, with the parameters of the module that it stands in.
+    fn body(
+        &mut self,
+        fields: &mut Fields<'_>,
+        base: Option<&ModelReference>,
+    ) -> Result<(Body, Parameters), FieldError> {
+        let [modules, models, slices] = self.without_empty(["modules", "models", "slices"].map(|key| fields.take(key)));
+        let Some(modules) = modules else {
+            return Ok((self.models_or_slices(fields, [models, slices], base)?, Parameters::new()));
+        };
+        let only = self.only_module(&modules, base)?;
+        models.or(slices).map_or(Ok(only), |other| Err(other.error("give either this or `modules`")))
+    }
+
+    /// What is empty is absent to mergekit, where something else is not.
+    fn without_empty<'a, const N: usize>(&self, bodies: [Option<Field<'a>>; N]) -> [Option<Field<'a>>; N] {
+        let is_empty = |field: &Field<'_>| match &field.node.content {
+            Content::List(items) => items.is_empty(),
+            Content::Table(entries) => entries.is_empty(),
+            _ => false,
+        };
+        match self.syntax == Syntax::Yaml && bodies.iter().flatten().any(|field| !is_empty(field)) {
+            true => bodies.map(|field| field.filter(|field| !is_empty(field))),
+            false => bodies,
         }
-        self.models_or_slices(fields, base)
     }
 
     /// mergekit's `modules` of a model that has one, which it calls `default`.
-    fn only_module(&mut self, field: &Field<'_>, base: Option<&ModelReference>) -> Result<Body, FieldError> {
+    fn only_module(
+        &mut self,
+        field: &Field<'_>,
+        base: Option<&ModelReference>,
+    ) -> Result<(Body, Parameters), FieldError> {
         let modules = field.named()?;
         let [("default", module)] = modules.as_slice() else {
             let reason =
@@ -337,16 +362,20 @@ impl Reader {
             return Err(field.error(reason));
         };
         let mut fields = module.fields()?;
-        if let Some(parameters) = fields.take("parameters") {
-            return Err(parameters.error("not supported under a module; move it to the top of the recipe"));
-        }
-        let body = self.models_or_slices(&mut fields, base)?;
+        let parameters = self.parameters(fields.take("parameters"), false)?;
+        let given = self.without_empty(["models", "slices"].map(|key| fields.take(key)));
+        let body = self.models_or_slices(&fields, given, base)?;
         self.finish(fields)?;
-        Ok(body)
+        Ok((body, parameters))
     }
 
-    fn models_or_slices(&mut self, fields: &mut Fields<'_>, base: Option<&ModelReference>) -> Result<Body, FieldError> {
-        match (fields.take("models"), fields.take("slices")) {
+    fn models_or_slices(
+        &mut self,
+        fields: &Fields<'_>,
+        [models, slices]: [Option<Field<'_>>; 2],
+        base: Option<&ModelReference>,
+    ) -> Result<Body, FieldError> {
+        match (models, slices) {
             (Some(models), None) => {
                 let mut inputs: Vec<Input> =
                     models.list()?.iter().map(|field| self.input(field)).collect::<Result<_, _>>()?;
@@ -406,6 +435,17 @@ impl Reader {
         self.ignored.extend(ignored);
         Ok(parameters)
     }
+}
+
+/// The parameters of a scope and of one around it, as one scope: what the inner one says of a tensor comes first, and
+/// where none of its filters match, the outer one decides.
+fn within(inner: Parameters, mut outer: Parameters) -> Parameters {
+    for (name, Setting(mut entries)) in inner {
+        let around = outer.remove(&name).map_or_else(Vec::new, |setting| setting.0);
+        entries.extend(around);
+        outer.insert(name, Setting(entries));
+    }
+    outer
 }
 
 fn read_layer_range(field: &Field<'_>) -> Result<(usize, usize), FieldError> {

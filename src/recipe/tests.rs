@@ -90,20 +90,58 @@ fn revisions_of_ids_are_read_and_written() {
     assert_eq!(RecipeFile::from_toml(&recipe.to_toml(&BTreeMap::new())).unwrap().recipe, recipe);
 }
 
+/// mergekit's third scope: what a module says of a tensor comes before what the recipe says, where a filter matches.
+#[test]
+fn parameters_of_the_only_module_come_before_the_recipes() {
+    let models = "models: [{model: a}, {model: b, parameters: {weight: 3}}]";
+    let module = "{weight: [{filter: mlp, value: 1}], normalize: false}";
+    let text = format!(
+        "merge_method: linear\nparameters: {{weight: 2, normalize: true}}\n\
+         modules: {{default: {{parameters: {module}, slices: [], {models}}}}}\n"
+    );
+    let flat = format!(
+        "merge_method: linear\n{models}\nparameters: {{weight: [{{filter: mlp, value: 1}}, {{value: 2}}], \
+         normalize: [{{value: false}}, {{value: true}}]}}\n"
+    );
+    let recipe = Recipe::from_mergekit_yaml(&text).unwrap();
+    assert_eq!(recipe, Recipe::from_mergekit_yaml(&flat).unwrap());
+    let written = Recipe::from_mergekit_yaml(&recipe.to_mergekit_yaml()).unwrap();
+    assert_eq!(written, recipe);
+}
+
+/// As to mergekit; alone it is nothing to merge.
+#[test]
+fn an_empty_body_beside_another_is_absent() {
+    let models = "merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\n";
+    let slices =
+        "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [0, 1]}]}]\nparameters: {weight: 1}\n";
+    for (text, empty) in [(models, "slices: []"), (models, "modules: {}"), (slices, "models: []")] {
+        let with = Recipe::from_mergekit_yaml(&format!("{text}{empty}\n")).unwrap();
+        assert_eq!(with, Recipe::from_mergekit_yaml(text).unwrap(), "{empty}");
+    }
+    for alone in ["slices: []", "modules: {}", "models: []"] {
+        refused(&format!("merge_method: linear\n{alone}\n"));
+    }
+}
+
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
     let linear =
         |rest: &str| format!("merge_method: linear\nmodels: [{{model: a, parameters: {{weight: 1}}}}]\n{rest}\n");
     assert!(Recipe::from_mergekit_yaml(&linear("")).is_ok());
     for (rest, words) in [
-        ("modules: {}", vec!["`modules`"]),
+        ("modules: {decoder: {}}", vec!["`modules`", "one module `default`"]),
+        (
+            "modules: {default: {models: [{model: a, parameters: {weight: 1}}]}}",
+            vec!["`models`", "either this or `modules`"],
+        ),
         ("tokenizer: {source: base, tokens: {x: {source: a}}}", vec!["`tokenizer.tokens`"]),
         ("tokenizer_source: d", vec!["`tokenizer_source`", "`d`"]),
         ("tokenizer_source: base\ntokenizer: {source: base}", vec!["`tokenizer`", "tokenizer_source"]),
         ("chat_template: chatml", vec!["`chat_template`", "Jinja"]),
         ("dtype: int64", vec!["`dtype`", "int64", "float32"]),
         ("mrege_method: x", vec!["`mrege_method`", "did you mean `merge_method`?"]),
-        ("slices: []", vec!["`slices`", "models"]),
+        ("slices: [{sources: []}]", vec!["`slices`", "models"]),
         ("parameters: {normalise: true}", vec!["`parameters.normalise`", "did you mean `normalize`?"]),
         ("parameters: {normalize: 0.5}", vec!["`parameters.normalize`", "true or false"]),
         ("base_model: c", vec!["`models[1].parameters.weight`", "`c`"]),
