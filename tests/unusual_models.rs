@@ -201,6 +201,56 @@ fn add_tower(model: &mut Model, prefix: &str, layers: usize, tensors: usize) {
 }
 
 #[test]
+fn gradients_are_read_in_each_tower_at_its_own_depth() {
+    let model = |seed: u32| {
+        let mut model = Model::empty(json!({TIE: true}));
+        let names = (0..4)
+            .map(|block| format!("encoder.block.{block}.mlp.weight"))
+            .chain((0..3).map(|block| format!("decoder.block.{block}.mlp.weight")))
+            .chain(
+                ["shared.weight", "decoder.norm.weight", "projector.0.weight", "projector.1.weight"].map(str::to_owned),
+            );
+        for (index, name) in names.enumerate() {
+            model.add(&name, &[4, 4], 100 * seed + index as u32);
+        }
+        model
+    };
+    let family = Family::new([("a", model(1)), ("b", model(2))]);
+    let gradients = "{weight: [1, 0]}}";
+    let recipe = format!(
+        "merge_method: linear\nmodels:\n- {{model: a, parameters: {gradients}\n- {{model: b, parameters: {{weight: [0, 1]}}}}\n"
+    );
+    let merged = family.merge(&recipe);
+    let (a, b) = (family.model("a"), family.model("b"));
+    for (name, from) in [
+        ("encoder.block.0.mlp.weight", &a),
+        ("encoder.block.3.mlp.weight", &b),
+        ("decoder.block.0.mlp.weight", &a),
+        ("decoder.block.2.mlp.weight", &b),
+        ("shared.weight", &a),
+        ("decoder.norm.weight", &a),
+        ("projector.1.weight", &a),
+    ] {
+        assert_eq!(values(&merged, name), values(from, name), "{name}");
+    }
+    let middle = "decoder.block.1.mlp.weight";
+    assert_eq!(values(&merged, middle), average(&values(&a, middle), &values(&b, middle)));
+    // Slices are of layers; the other tower is outside of them, which is told.
+    let slices = recipe.replace("models:", "slices:\n- sources:").replace("\n- {", "\n  - {");
+    let slices = slices.replace("parameters", "layer_range: [0, 4], parameters");
+    std::fs::remove_dir_all(family.output()).unwrap();
+    let report = family.try_merge(&slices, &MergeOptions::default()).unwrap();
+    assert!(
+        report.notes[0].contains("`slices` are layers of `encoder.block.N`: `decoder.block.N`"),
+        "{:?}",
+        report.notes
+    );
+    let merged = Checkpoint::open(&family.output()).unwrap();
+    assert_eq!(values(&merged, "decoder.block.2.mlp.weight"), values(&a, "decoder.block.2.mlp.weight"));
+    assert_eq!(values(&merged, "encoder.block.3.mlp.weight"), values(&b, "encoder.block.3.mlp.weight"));
+}
+
+#[test]
 fn only_the_stacked_half_of_an_encoder_and_decoder_counts_more_layers() {
     let config = |counts: [&str; 2], prefixes: [&str; 2], stacked: usize| {
         let mut model = Model::empty(json!({ counts[0]: 2, counts[1]: 2, TIE: true }));

@@ -20,6 +20,22 @@ pub struct LayerLayout {
     pub last: Vec<String>,
 }
 
+/// A repeated block of a model beside its layers: the encoder beside a decoder, the tower for images beside the text's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tower {
+    /// Everything before the block's number, with the dot (`encoder.block.`).
+    pub prefix: String,
+    /// Blocks, numbered from 0; at least two.
+    pub count: usize,
+}
+
+impl Tower {
+    /// The block that a tensor belongs to; `None` for tensors of other parts.
+    pub fn block_of(&self, name: &str) -> Option<usize> {
+        numbered(name, &self.prefix).filter(|number| *number < self.count)
+    }
+}
+
 /// What the names of towers contain that take in images or sounds.
 const SIDE_TOWERS: [&str; 5] = ["vision", "visual", "image", "audio", "speech"];
 /// Numeric components of a name that are looked at: more mean nothing, and names come from foreign files.
@@ -58,9 +74,36 @@ impl LayerLayout {
         if self.count == 0 {
             return None;
         }
-        let (number, _) = name.strip_prefix(self.prefix.as_str())?.split_once('.')?;
-        layer_number(number)
+        numbered(name, &self.prefix)
     }
+
+    /// The repeated blocks beside the layers, by name. Blocks are numbered from 0 without a gap, and are made of modules;
+    /// a list of weights (`merger.mlp.0.weight`) is none, nor is what repeats within a block (experts).
+    pub fn other_towers<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Vec<Tower> {
+        let mut numbers_by_prefix: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
+        for name in names.into_iter().filter(|name| self.layer_of(name).is_none()) {
+            for (prefix, number) in numbers(name).take(MAX_NUMBERS) {
+                let is_module = name[prefix.len()..].split('.').count() > 2;
+                if is_module {
+                    numbers_by_prefix.entry(prefix).or_default().insert(number);
+                }
+            }
+        }
+        let mut towers: Vec<Tower> = Vec::new();
+        for (prefix, numbers) in numbers_by_prefix {
+            let is_repeated = numbers.len() > 1 && numbers.last().is_some_and(|last| last + 1 == numbers.len());
+            if is_repeated && !towers.iter().any(|outer| prefix.starts_with(outer.prefix.as_str())) {
+                towers.push(Tower { prefix: prefix.to_owned(), count: numbers.len() });
+            }
+        }
+        towers
+    }
+}
+
+/// The number that follows a prefix.
+fn numbered(name: &str, prefix: &str) -> Option<usize> {
+    let (number, _) = name.strip_prefix(prefix)?.split_once('.')?;
+    layer_number(number)
 }
 
 /// The layer prefix and one more than its highest number.
@@ -111,7 +154,7 @@ fn layer_number(component: &str) -> Option<usize> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::LayerLayout;
+    use super::{LayerLayout, Tower};
 
     fn layout(names: &[&str]) -> LayerLayout {
         LayerLayout::from_names(names.iter().copied())
@@ -180,6 +223,27 @@ mod tests {
         assert_eq!((found.prefix.as_str(), found.count), ("text.layers.", 2));
         assert_eq!(found.first, ["vision.patch.0.weight"]);
         assert_eq!(found.last, ["vision.blocks.0.a.weight", "vision.blocks.1.a.weight"]);
+    }
+
+    #[test]
+    fn other_towers_are_repeated_blocks_of_modules() {
+        let mut names: Vec<String> = vec!["visual.merger.mlp.0.weight".into(), "visual.merger.mlp.1.weight".into()];
+        for block in 0..3 {
+            names.push(format!("model.layers.{block}.mlp.weight"));
+            names.push(format!("model.layers.{block}.self_attn.weight"));
+            names.push(format!("visual.gap.{}.mlp.weight", 2 * block));
+            for part in 0..2 {
+                names.push(format!("visual.blocks.{block}.experts.{part}.up.weight"));
+            }
+        }
+        names.push("visual.blocks.1.scale".into());
+        names.push("mtp.layers.0.mlp.weight".into());
+        let all = || names.iter().map(String::as_str);
+        let towers = LayerLayout::from_names(all()).other_towers(all());
+        assert_eq!(towers, [Tower { prefix: "visual.blocks.".into(), count: 3 }]);
+        assert_eq!(towers[0].block_of("visual.blocks.1.scale"), Some(1));
+        assert_eq!(towers[0].block_of("visual.blocks.3.scale"), None);
+        assert_eq!(towers[0].block_of("model.layers.1.mlp.weight"), None);
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub use disk::available_space;
 pub use dtype::Dtype;
 pub use error::CheckpointError;
 pub use header::TensorInfo;
-pub use layers::LayerLayout;
+pub use layers::{LayerLayout, Tower};
 pub use location::{HubId, open_model, resolve_location};
 pub use model::{Checkpoint, Shard};
 pub use nonfinite::NonFinite;

@@ -19,7 +19,7 @@ use super::model::Model;
 use super::output::{
     check_side_files, merged_config, missing_tokenizer, notes_of_side_files, pretty, write_side_files,
 };
-use super::plan::{Action, MergePlan, PlannedInput, PlannedTensor, plan};
+use super::plan::{Action, MergePlan, PlannedInput, PlannedTensor, note_of_towers, plan};
 use super::simd::Isa;
 use super::sparsify::MersenneStream;
 use super::stacked_config::{note_of_kinds, note_of_parts};
@@ -300,6 +300,7 @@ impl Merger {
         let mut notes = notes_of_side_files(&plan, &self.models, recipe)?;
         notes.extend(note_of_kinds(&plan, &self.models));
         notes.extend(note_of_parts(&plan, &self.models));
+        notes.extend(note_of_towers(&plan, &self.models, recipe));
         notes.extend(note_of_rows(&plan, recipe)?);
         let is_uncertain = !uncertain_masks.is_empty();
         notes.extend(uncertain_masks);

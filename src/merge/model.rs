@@ -8,7 +8,7 @@ use super::lora::Delta;
 use super::simd::Isa;
 use super::statistics::TensorKey;
 use super::tensor::Stored;
-use crate::checkpoint::{Checkpoint, LayerLayout, TensorInfo};
+use crate::checkpoint::{Checkpoint, LayerLayout, TensorInfo, Tower};
 use crate::recipe::ModelReference;
 
 /// An opened model.
@@ -18,6 +18,8 @@ pub(crate) struct Model {
     label: String,
     pub(crate) checkpoint: Arc<Checkpoint>,
     pub(crate) layout: LayerLayout,
+    /// Repeated blocks beside the layers.
+    pub(crate) towers: Vec<Tower>,
     /// What follows the number in the names of each layer's tensors.
     suffixes: Vec<Vec<String>>,
     /// Index of each tensor among the sorted names.
@@ -29,6 +31,7 @@ pub(crate) struct Model {
 impl Model {
     pub(crate) fn new(name: ModelReference, checkpoint: Arc<Checkpoint>, isa: Isa) -> Self {
         let layout = checkpoint.layers();
+        let towers = layout.other_towers(checkpoint.tensors().keys().map(String::as_str));
         let mut suffixes = vec![Vec::new(); layout.count];
         for tensor in checkpoint.tensors().keys() {
             let rest = tensor.strip_prefix(layout.prefix.as_str()).and_then(|rest| rest.split_once('.'));
@@ -43,11 +46,16 @@ impl Model {
             Some((tensor.clone(), Delta::new(&checkpoint.low_rank(tensor)?, info.float()?, isa)))
         };
         let deltas = checkpoint.tensors().iter().filter_map(delta).collect();
-        Self { label: name.to_string(), name, checkpoint, layout, suffixes, indices, deltas }
+        Self { label: name.to_string(), name, checkpoint, layout, towers, suffixes, indices, deltas }
     }
 
     pub(crate) fn layer_of(&self, tensor: &str) -> Option<usize> {
         self.layout.layer_of(tensor)
+    }
+
+    /// Where a tensor stands in a tower beside the layers: the number of its block, and of all blocks.
+    pub(crate) fn place_in_tower(&self, tensor: &str) -> Option<(usize, usize)> {
+        self.towers.iter().find_map(|tower| Some((tower.block_of(tensor)?, tower.count)))
     }
 
     pub(crate) fn layer_suffixes(&self, layer: usize) -> &[String] {

@@ -64,8 +64,9 @@ fn undeclared(name: &str) -> MergeError {
 
 /// Where in a slice a tensor stands, in `[0, 1]`: the place at which gradients are read.
 ///
-/// Layer `index` of `count` is at `index / (count - 1)`, the only layer of a slice at 1, and every tensor outside the
-/// layers at 0: embeddings, final norm and head take a gradient's first value.
+/// Layer `index` of `count` is at `index / (count - 1)`, the only layer of a slice at 1, and so is a block of another tower
+/// of the model among that tower's. Every other tensor is at 0: embeddings, final norm and head take a gradient's first
+/// value.
 pub(crate) fn depth(layer: Option<(usize, usize)>) -> f64 {
     match layer {
         None => 0.0,

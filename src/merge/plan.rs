@@ -174,6 +174,21 @@ fn plan_valid(recipe: &Recipe, models: &[Model], truncate_embeddings: bool) -> R
     Ok(MergePlan { method, models, tensors, donor, layers, tokenizer_rows })
 }
 
+/// Says that slices cut one tower of a model that has several.
+pub(super) fn note_of_towers(plan: &MergePlan, models: &[Model], recipe: &Recipe) -> Option<String> {
+    let Model { layout, towers, .. } = models.get(plan.donor)?;
+    if matches!(recipe.body, Body::Models(_)) || towers.is_empty() {
+        return None;
+    }
+    let others: Vec<String> = towers.iter().map(|tower| format!("`{}N`", tower.prefix)).collect();
+    Some(format!(
+        "`slices` are layers of `{}N`: {} are no layers there, and are merged as all tensors outside the layers are, with the \
+         parameters of the first slice (embeddings) or of the last, and the first value of a gradient",
+        layout.prefix,
+        others.join(", ")
+    ))
+}
+
 /// Whether a tensor has a row for each token.
 pub(super) fn is_vocabulary(name: &str) -> bool {
     is_head(name) || is_input_embedding(name)
@@ -355,7 +370,7 @@ impl<'a> Planner<'a> {
             for (stage, names) in [(start, outside(start, true)), (end, at_end)] {
                 for name in names {
                     let inputs = |source: &Source<'a>| (source.model.layer_of(name).is_none()).then(|| name.to_owned());
-                    if let Some(tensor) = self.tensor(stage, name, None, inputs)? {
+                    if let Some(tensor) = self.tensor(stage, name, self.place_in_tower(stage, name), inputs)? {
                         planned.insert(name.to_owned(), tensor);
                     }
                 }
@@ -383,7 +398,15 @@ impl<'a> Planner<'a> {
         Ok(planned.into_values().collect())
     }
 
-    /// Plans one output tensor; `None`: no input has it.
+    /// Where a tensor outside the layers stands in a tower of its own. Slices know layers only.
+    fn place_in_tower(&self, stage: &Stage<'a>, name: &str) -> Option<(usize, usize)> {
+        match &self.recipe.body {
+            Body::Models(_) => stage.sources.iter().find_map(|source| source.model.place_in_tower(name)),
+            Body::Slices(_) => None,
+        }
+    }
+
+    /// Plans one output tensor; `None`: no input has it. `layer` is its place among the layers of the stage, or in a tower.
     fn tensor(
         &self,
         stage: &Stage<'a>,

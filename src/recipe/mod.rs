@@ -43,7 +43,8 @@ pub enum Value {
 pub enum Gradient {
     /// The same for all layers.
     Scalar(Value),
-    /// Spread evenly from the first layer to the last; tensors outside the layers take the first.
+    /// Spread evenly from the first layer to the last, and in the `models` form over the blocks of each other tower;
+    /// tensors outside of these take the first.
     Points(Vec<Value>),
 }
 

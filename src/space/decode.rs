@@ -2,7 +2,7 @@
 
 use super::plan::{Cell, Place, Plan, is_input, takes_one, takes_pair};
 use super::stack::{Origin, Piece, Stack, joined};
-use super::{Gene, GeneValue, Genome, SearchSpace};
+use super::{Gene, GeneValue, Genome, SearchSpace, TensorGroup};
 use crate::merge::{
     BaseUse, DENSITY, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Untrimmed, complement,
 };
@@ -411,7 +411,8 @@ impl Decoded<'_> {
     }
 
     /// Gradients over the layers. Tensors without a number take a gradient's first value, which is wrong for those that
-    /// belong to the last group, so these come first, by name.
+    /// belong to the last group, so these come first, by name; as do those of another tower, which would take the value of
+    /// their place in it.
     fn gradient_setting(&self, parameter: &ParameterSpecification, plan: &Plan, source: usize) -> Setting {
         let groups = self.space.groups.len();
         let module_of = |name: &str| {
@@ -424,12 +425,15 @@ impl Decoded<'_> {
         let gradient = |module: usize| {
             Gradient::Points((0..groups).map(|group| self.value(parameter, Place { source, group, module })).collect())
         };
-        let named = self.space.named_tensors.iter().map(|(name, in_last_group)| FilteredValue {
+        let of_group = |group: usize, name: &str| {
+            Gradient::Scalar(self.value(parameter, Place { source, group, module: module_of(name) }))
+        };
+        let named = self.space.named_tensors.iter().map(|(name, group)| FilteredValue {
             filter: Some(name.clone()),
-            value: if *in_last_group {
-                Gradient::Scalar(self.value(parameter, Place { source, group: groups - 1, module: module_of(name) }))
-            } else {
-                gradient(module_of(name))
+            value: match group {
+                TensorGroup::First => of_group(0, name),
+                TensorGroup::Last => of_group(groups - 1, name),
+                TensorGroup::OfLayer => gradient(module_of(name)),
             },
         });
         let mut entries: Vec<FilteredValue> = named.collect();

@@ -198,8 +198,8 @@ pub struct SearchSpace {
     groups: LayerGroups,
     interpolate: bool,
     stack: Option<Stack>,
-    /// Tensors that a gradient needs entries for by name, longest first, and whether they belong to the last group.
-    named_tensors: Vec<(String, bool)>,
+    /// Tensors that a gradient needs entries for by name, longest first, and the group that gives their values.
+    named_tensors: Vec<(String, TensorGroup)>,
     facts: ModelFacts,
     notices: Vec<String>,
 }
@@ -316,14 +316,30 @@ fn notices(config: &SpaceConfig, facts: &ModelFacts, known: bool, plans: &[Plan]
     notices
 }
 
-/// The unnumbered tensors of the last group, and all tensors whose names contain one of theirs: a filter by the shorter
-/// name would match them too. Longest first, so that each name is caught by its own entry.
-fn named_tensors(facts: &ModelFacts) -> Vec<(String, bool)> {
-    let last = &facts.layers.last;
-    let hidden = facts.tensors.iter().filter(|tensor| !last.contains(tensor));
-    let hidden = hidden.filter(|tensor| last.iter().any(|name| tensor.contains(name.as_str())));
-    let mut named: Vec<(String, bool)> =
-        last.iter().map(|name| (name.clone(), true)).chain(hidden.map(|name| (name.clone(), false))).collect();
+/// The group that gives a tensor its values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TensorGroup {
+    First,
+    Last,
+    /// That of its layer, or the first where it has none.
+    OfLayer,
+}
+
+/// The tensors outside the layers of which gradients would not give their group's value: those of the last group, and
+/// those of the first that stand in another tower. With them all tensors whose names contain one of theirs: a filter by
+/// the shorter name would match them too. Longest first, so that each name is caught by its own entry.
+fn named_tensors(facts: &ModelFacts) -> Vec<(String, TensorGroup)> {
+    let towers = facts.layers.other_towers(facts.tensors.iter().map(String::as_str));
+    let in_tower = |name: &&String| towers.iter().any(|tower| tower.block_of(name).is_some());
+    let first = facts.layers.first.iter().filter(in_tower).map(|name| (name.clone(), TensorGroup::First));
+    let last = facts.layers.last.iter().map(|name| (name.clone(), TensorGroup::Last));
+    let mut named: Vec<(String, TensorGroup)> = last.chain(first).collect();
+    let is_named = |tensor: &String| named.iter().any(|(name, _)| name == tensor);
+    let is_hidden =
+        |tensor: &&String| !is_named(tensor) && named.iter().any(|(name, _)| tensor.contains(name.as_str()));
+    let hidden: Vec<_> =
+        facts.tensors.iter().filter(is_hidden).map(|name| (name.clone(), TensorGroup::OfLayer)).collect();
+    named.extend(hidden);
     named.sort_by(|(a, _), (b, _)| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
     named
 }

@@ -213,6 +213,38 @@ fn a_single_source_is_interpolated_with_the_base() {
     recipe.validate().unwrap();
 }
 
+/// The merge reads gradients in each tower; a search has its groups of layers alone.
+#[test]
+fn tensors_of_another_tower_take_the_values_of_their_group() {
+    let config = config(
+        &["a", "b"],
+        None,
+        "method = 'linear'\nlayer_groups = 2\ninterpolate = true\n[space.genes]\nweight = { low = 0.0, high = 1.0, per = ['model', 'layer_group'] }\n",
+    );
+    let mut facts = facts(&["a", "b"], None);
+    let of_tower =
+        |tensor: &str| (0..2).map(|block| format!("vision.blocks.{block}.{tensor}.weight")).collect::<Vec<_>>();
+    let (first, last) = (of_tower("embed"), of_tower("mlp"));
+    facts.tensors.extend(first.iter().chain(&last).cloned());
+    facts.layers.first.extend(first.clone());
+    facts.layers.last.extend(last.clone());
+    let space = SearchSpace::new(&config, &facts).unwrap();
+    let genome = Genome((0..space.genes().len()).map(|gene| 0.25 + 0.5 * (gene % 2) as f64).collect());
+    let recipe = space.decode(&genome);
+    for input in recipe.body.inputs() {
+        let entries = &input.parameters["weight"].0;
+        let points = entries.iter().find(|entry| entry.filter.is_none()).map(|entry| &entry.value);
+        let Some(Gradient::Points(points)) = points else { panic!("{recipe:?}") };
+        assert_ne!(points[0], points[1]);
+        for (names, group) in [(&first, 0), (&last, 1)] {
+            for name in names {
+                let own = entries.iter().find(|entry| entry.filter.as_ref() == Some(name)).map(|entry| &entry.value);
+                assert_eq!(own, Some(&Gradient::Scalar(points[group].clone())), "{name}");
+            }
+        }
+    }
+}
+
 #[test]
 fn models_without_layers_are_one_group_with_a_notice() {
     let config = config(&["a", "b"], None, "method = 'linear'\nlayer_groups = 3\n");
