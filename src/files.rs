@@ -4,6 +4,9 @@ use std::io::Write as _;
 use std::path::Path;
 
 /// Replaces `path` by a file with `bytes`: written under another name in the same folder, synced, renamed.
+///
+/// # Errors
+/// The system's; the file is what it was then.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     std::fs::create_dir_all(folder)?;
@@ -35,6 +38,9 @@ pub fn path_text(path: &Path) -> String {
 }
 
 /// [`path_text`] for fields of documents; serde's own way fails where a path is not UTF-8.
+///
+/// # Errors
+/// Those of the serializer.
 pub fn serialize_path<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path_text(path))
 }

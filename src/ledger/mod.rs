@@ -31,6 +31,10 @@ pub struct Ledger {
 
 impl Ledger {
     /// Opens the ledger of a run for writing, creating it when there is none.
+    ///
+    /// # Errors
+    /// [`LedgerError::Format`] or [`LedgerError::Corrupt`] for a file that this version does not read,
+    /// [`LedgerError::NotWritable`], [`LedgerError::Locked`].
     pub fn open(path: &Path) -> Result<Self, LedgerError> {
         if path.is_dir() {
             let reason = "it is a folder".to_owned();
@@ -55,6 +59,9 @@ impl Ledger {
     }
 
     /// Opens the ledger for reading, beside a search that may be writing it.
+    ///
+    /// # Errors
+    /// [`LedgerError::Missing`], [`LedgerError::Format`], [`LedgerError::Corrupt`], [`LedgerError::Locked`].
     pub fn open_for_reading(path: &Path) -> Result<Self, LedgerError> {
         if !path.is_file() {
             return Err(LedgerError::Missing { path: path.to_path_buf() });
@@ -84,6 +91,9 @@ impl Ledger {
     }
 
     /// A fact of the run, by key.
+    ///
+    /// # Errors
+    /// [`LedgerError::Corrupt`] where a record cannot be read, [`LedgerError::Locked`].
     pub fn fact(&self, key: &str) -> Result<Option<String>, LedgerError> {
         self.lock()
             .query_row("SELECT value FROM facts WHERE key = ?1", [key], |row| row.get(0))
@@ -92,11 +102,17 @@ impl Ledger {
     }
 
     /// Sets a fact of the run, durably.
+    ///
+    /// # Errors
+    /// [`LedgerError::NotWritable`] or [`LedgerError::Locked`]; nothing of it is recorded then.
     pub fn set_fact(&self, key: &str, value: &str) -> Result<(), LedgerError> {
         self.set_facts(&[(key, value)])
     }
 
     /// Sets facts of the run, all or none.
+    ///
+    /// # Errors
+    /// [`LedgerError::NotWritable`] or [`LedgerError::Locked`]; nothing of it is recorded then.
     pub fn set_facts(&self, facts: &[(&str, &str)]) -> Result<(), LedgerError> {
         let mut connection = self.lock();
         let mut write = || -> rusqlite::Result<()> {
@@ -110,6 +126,9 @@ impl Ledger {
     }
 
     /// Records that an evaluation was asked for.
+    ///
+    /// # Errors
+    /// [`LedgerError::NotWritable`] or [`LedgerError::Locked`]; nothing of it is recorded then.
     pub fn asked(&self, record: &AskedRecord) -> Result<(), LedgerError> {
         self.lock()
             .execute(
@@ -138,6 +157,9 @@ impl Ledger {
     }
 
     /// Records how an evaluation ended, together with facts of the run that change with it: all or nothing.
+    ///
+    /// # Errors
+    /// [`LedgerError::NotWritable`] or [`LedgerError::Locked`]; nothing of it is recorded then.
     pub fn told(&self, record: &ToldRecord, facts: &[(&str, &str)]) -> Result<(), LedgerError> {
         let mut connection = self.lock();
         let mut write = || -> rusqlite::Result<()> {
@@ -152,6 +174,9 @@ impl Ledger {
     }
 
     /// Records an event: `materialized`, `attempted`, `started`, `stopped`, ...
+    ///
+    /// # Errors
+    /// [`LedgerError::NotWritable`] or [`LedgerError::Locked`]; nothing of it is recorded then.
     pub fn event(&self, kind: &str, index: Option<u64>, payload: &serde_json::Value) -> Result<(), LedgerError> {
         self.lock()
             .execute(
@@ -163,6 +188,9 @@ impl Ledger {
     }
 
     /// Records a hold-out evaluation; one that is there already stays as it is.
+    ///
+    /// # Errors
+    /// [`LedgerError::NotWritable`] or [`LedgerError::Locked`]; nothing of it is recorded then.
     pub fn holdout(&self, record: &HoldoutRecord) -> Result<(), LedgerError> {
         self.lock()
             .execute(
@@ -182,6 +210,9 @@ impl Ledger {
     }
 
     /// Records that a candidate was scored again; what is there already stays as it is.
+    ///
+    /// # Errors
+    /// [`LedgerError::NotWritable`] or [`LedgerError::Locked`]; nothing of it is recorded then.
     pub fn repeat(&self, record: &RepeatRecord) -> Result<(), LedgerError> {
         self.lock()
             .execute(
@@ -208,11 +239,17 @@ impl Ledger {
     }
 
     /// All candidates scored again, oldest first. None in the ledger of a version that did not do this.
+    ///
+    /// # Errors
+    /// [`LedgerError::Corrupt`] where a record cannot be read, [`LedgerError::Locked`].
     pub fn all_repeats(&self) -> Result<Vec<RepeatRecord>, LedgerError> {
         self.repeats("SELECT * FROM repeats ORDER BY rowid", [])
     }
 
     /// As [`Self::all_repeats`], of those made for one purpose.
+    ///
+    /// # Errors
+    /// [`LedgerError::Corrupt`] where a record cannot be read, [`LedgerError::Locked`].
     pub fn repeats_for(&self, purpose: RepeatPurpose) -> Result<Vec<RepeatRecord>, LedgerError> {
         self.repeats("SELECT * FROM repeats WHERE purpose = ?1 ORDER BY rowid", [purpose.name()])
     }
@@ -227,11 +264,17 @@ impl Ledger {
     }
 
     /// All evaluations asked for, by index.
+    ///
+    /// # Errors
+    /// [`LedgerError::Corrupt`] where a record cannot be read, [`LedgerError::Locked`].
     pub fn all_asked(&self) -> Result<Vec<AskedRecord>, LedgerError> {
         self.rows("SELECT * FROM asked ORDER BY \"index\"", [], "an asked evaluation", records::asked_from_row)
     }
 
     /// All outcomes without their scores by sample, which are most of a ledger.
+    ///
+    /// # Errors
+    /// [`LedgerError::Corrupt`] where a record cannot be read, [`LedgerError::Locked`].
     pub fn all_told_without_samples(&self) -> Result<BTreeMap<u64, ToldRecord>, LedgerError> {
         let rows =
             self.rows("SELECT * FROM told ORDER BY \"index\"", [], "an outcome", records::told_without_samples)?;
@@ -239,6 +282,9 @@ impl Ledger {
     }
 
     /// All outcomes without their scores by task.
+    ///
+    /// # Errors
+    /// [`LedgerError::Corrupt`] where a record cannot be read, [`LedgerError::Locked`].
     pub fn all_told_in_short(&self) -> Result<BTreeMap<u64, ToldRecord>, LedgerError> {
         let query = "SELECT \"index\", status, objective, n_samples, materialize_s, evaluate_s, started_at, finished_at, \
                      attempts, error FROM told ORDER BY \"index\"";
@@ -247,12 +293,18 @@ impl Ledger {
     }
 
     /// The outcome of one evaluation, if it has ended.
+    ///
+    /// # Errors
+    /// [`LedgerError::Corrupt`] where a record cannot be read, [`LedgerError::Locked`].
     pub fn outcome(&self, index: u64) -> Result<Option<ToldRecord>, LedgerError> {
         let query = "SELECT * FROM told WHERE \"index\" = ?1";
         Ok(self.rows(query, [to_sql(index)], "an outcome", records::told_from_row)?.pop())
     }
 
     /// Forgets all evaluations, for a run in which all were given up: the next start asks for everything. Events stay.
+    ///
+    /// # Errors
+    /// [`LedgerError::NotWritable`] or [`LedgerError::Locked`]; nothing of it is recorded then.
     pub fn start_over(&self) -> Result<(), LedgerError> {
         let mut connection = self.lock();
         let mut write = || -> rusqlite::Result<()> {
@@ -264,12 +316,18 @@ impl Ledger {
     }
 
     /// All hold-out evaluations, by evaluation id.
+    ///
+    /// # Errors
+    /// [`LedgerError::Corrupt`] where a record cannot be read, [`LedgerError::Locked`].
     pub fn all_holdout(&self) -> Result<BTreeMap<String, HoldoutRecord>, LedgerError> {
         let rows = self.rows("SELECT * FROM holdout", [], "a hold-out evaluation", records::holdout_from_row)?;
         Ok(rows.into_iter().map(|record| (record.evaluation_id.clone(), record)).collect())
     }
 
     /// Events of one kind, oldest first.
+    ///
+    /// # Errors
+    /// [`LedgerError::Corrupt`] where a record cannot be read, [`LedgerError::Locked`].
     pub fn events(&self, kind: &str) -> Result<Vec<EventRecord>, LedgerError> {
         self.rows("SELECT * FROM events WHERE kind = ?1 ORDER BY seq", [kind], "an event", records::event_from_row)
     }

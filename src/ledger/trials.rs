@@ -7,6 +7,9 @@ use super::{AskedRecord, Ledger, LedgerError, ToldRecord};
 use crate::scores::Scores;
 
 /// Writes `trials.csv` from the ledger, atomically. `tasks` gives the order of the score columns.
+///
+/// # Errors
+/// [`LedgerError::Export`] where the table cannot be written; those of reading the ledger.
 pub fn write_trials(ledger: &Ledger, path: &Path, tasks: &[String]) -> Result<(), LedgerError> {
     let asked = ledger.all_asked()?;
     let told = ledger.all_told_without_samples()?;

@@ -63,6 +63,9 @@ impl Budget {
     }
 
     /// Refuses a budget that cannot pay for `baselines` evaluations of `samples` samples each.
+    ///
+    /// # Errors
+    /// [`SearchError::Settings`], with the least that would do.
     pub fn check_minimum(&self, baselines: u64, samples: u64) -> Result<(), SearchError> {
         if let Some(limit) = self.limits.evaluations.filter(|limit| *limit < baselines) {
             return Err(SearchError::Settings(format!(

@@ -100,6 +100,9 @@ pub fn is_baseline(asked: &AskedRecord) -> bool {
 
 impl Candidate {
     /// Decodes a proposal to be scored on `tasks`. Total: every proposal of a strategy is a valid candidate.
+    ///
+    /// # Errors
+    /// [`SearchError::Settings`] for a genome without a space, or the base of a run that has none.
     pub fn from_proposal(
         proposal: &Proposal,
         models: &Models,
@@ -141,6 +144,9 @@ impl Candidate {
     }
 
     /// A candidate as the ledger has it, to be scored on the context's tasks under that replicate.
+    ///
+    /// # Errors
+    /// [`SearchError`] where the recorded recipe cannot be read, or names models that the run does not have.
     pub fn from_record(
         asked: &AskedRecord,
         models: &Models,

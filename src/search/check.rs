@@ -77,6 +77,9 @@ pub struct Conflict {
 }
 
 /// Looks at a prepared run. `results` is where it would leave its folder.
+///
+/// # Errors
+/// [`SearchError::Settings`] where candidates have no room, [`SearchError::Write`] where their folder refuses them.
 pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchError> {
     let config = &prepared.config;
     let concurrency = prepared.evaluator.concurrency().get();

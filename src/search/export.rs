@@ -19,6 +19,9 @@ pub(super) fn note_winner(ledger: &Ledger, index: u64, evaluations: usize) -> Re
 
 /// The winner of a finished search; else the best scored evaluation at full fidelity so far, the earliest among equals.
 /// The outcome is without its scores by task.
+///
+/// # Errors
+/// Those of reading the ledger.
 pub fn best_record(ledger: &Ledger) -> Result<Option<(AskedRecord, ToldRecord)>, SearchError> {
     let mut told = Standings::of(ledger)?.in_short()?;
     if let Some(index) = noted_winner(ledger, told.len())?

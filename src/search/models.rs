@@ -34,6 +34,9 @@ pub struct Models {
 impl Models {
     /// Opens, compares and hashes the models of `config`. With `checkpoints` false only their names are used: a
     /// closed-form landscape needs no files.
+    ///
+    /// # Errors
+    /// [`SearchError`] where a model cannot be opened, holds values that are not finite, or does not fit the others.
     pub fn open(config: &RunConfig, checkpoints: bool) -> Result<Self, SearchError> {
         if checkpoints { Self::open_checkpoints(config) } else { Ok(Self::names_only(config)) }
     }
@@ -110,6 +113,9 @@ impl Models {
     }
 
     /// Makes room for candidates of that many layers, all of them like the largest one.
+    ///
+    /// # Errors
+    /// [`SearchError`] where a layer's size cannot be told.
     pub fn expect_layers(&mut self, layers: usize) -> Result<(), SearchError> {
         let Some(merger) = &self.merger else { return Ok(()) };
         let mut heaviest = (0, 0);

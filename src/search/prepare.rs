@@ -62,6 +62,9 @@ impl Prepared {
 /// Opens models, space, evaluators and hold-out of a run.
 ///
 /// `scratch` is a folder that an evaluator may write to; it is made only when needed.
+///
+/// # Errors
+/// Everything that is wrong with the run file, the models, the evaluator or the hold-out; [`SearchError::Stopped`].
 pub async fn prepare(
     config: RunConfig,
     scratch: &Path,

@@ -30,6 +30,9 @@ struct RecordedTask {
 
 /// The scored candidates at full fidelity, on the samples of all tasks. Scores are scaled so that the mean over all
 /// samples is the objective, whatever the tasks' sizes and weights.
+///
+/// # Errors
+/// Those of reading the ledger; [`SearchError::BadData`] where candidates have no samples in common.
 pub fn recorded_scores(path: &Path) -> Result<ScoreTable, SearchError> {
     let ledger = Ledger::open_for_reading(path)?;
     let objective = ledger.fact(fact::OBJECTIVE)?.ok_or_else(|| {

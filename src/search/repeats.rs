@@ -293,6 +293,9 @@ pub struct Standings<'a> {
 
 impl<'a> Standings<'a> {
     /// Reads which baselines were given up at first and scored later.
+    ///
+    /// # Errors
+    /// Those of reading the ledger.
     pub fn of(ledger: &'a Ledger) -> Result<Self, SearchError> {
         let late =
             ledger.repeats_for(RepeatPurpose::Baseline)?.into_iter().map(|repeat| (repeat.index, repeat)).collect();
@@ -300,6 +303,9 @@ impl<'a> Standings<'a> {
     }
 
     /// All, without scores by task.
+    ///
+    /// # Errors
+    /// Those of reading the ledger.
     pub fn in_short(&self) -> Result<BTreeMap<u64, ToldRecord>, SearchError> {
         let mut told = self.ledger.all_told_in_short()?;
         for (index, late) in &self.late {
@@ -312,6 +318,9 @@ impl<'a> Standings<'a> {
     }
 
     /// One evaluation's, with its scores.
+    ///
+    /// # Errors
+    /// Those of reading the ledger.
     pub fn outcome(&self, index: u64) -> Result<Option<ToldRecord>, SearchError> {
         let mut record = self.ledger.outcome(index)?;
         if let (Some(record), Some(late)) = (&mut record, self.late.get(&index)) {
@@ -335,6 +344,9 @@ pub fn last_sentinel(ledger: &Ledger) -> Result<Option<RepeatRecord>, SearchErro
 }
 
 /// The latest alarm that scoring again gave cause for.
+///
+/// # Errors
+/// Those of reading the ledger.
 pub fn alarm(ledger: &Ledger) -> Result<Option<Alarm>, SearchError> {
     let repeats = ledger.all_repeats()?;
     Ok(repeats.iter().rev().find_map(|repeat| serde_json::from_value(repeat.alarm.clone()).ok()))

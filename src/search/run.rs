@@ -79,6 +79,9 @@ pub struct RunReport {
 
 /// Runs or continues the search in `folder` until the budget is spent, the strategy is done, or someone wants it to
 /// stop.
+///
+/// # Errors
+/// What ended the run before its budget did; all that was finished until then is recorded.
 pub async fn run(
     prepared: Arc<Prepared>,
     folder: RunFolder,

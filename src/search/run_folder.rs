@@ -35,6 +35,9 @@ impl Drop for RunFolder {
 
 impl RunFolder {
     /// Creates the folder if needed and locks it; a second process on the same run is refused.
+    ///
+    /// # Errors
+    /// [`SearchError::Write`] where the folder cannot be made, [`SearchError::InUse`].
     pub fn lock(results: &Path, name: &str) -> Result<Self, SearchError> {
         let path = results.join(name);
         let fault = |path: &Path, source| SearchError::Write { path: path.to_path_buf(), source };
@@ -84,6 +87,9 @@ impl RunFolder {
 
     /// Refuses to go on where the folder was moved or replaced meanwhile: results would go to another run's folder, or
     /// to one without a ledger.
+    ///
+    /// # Errors
+    /// [`SearchError::Moved`].
     pub fn check_place(&self) -> Result<(), SearchError> {
         if std::fs::metadata(&self.path).is_ok_and(|there| place_of(&there) == self.place) {
             return Ok(());
@@ -118,6 +124,9 @@ impl RunFolder {
 
     /// Refuses a folder with the results of a run whose ledger is gone: a search would begin anew and write over them.
     /// (The frozen run file is written after the ledger's first facts.)
+    ///
+    /// # Errors
+    /// [`SearchError::BadData`].
     pub fn refuse_without_ledger(&self) -> Result<(), SearchError> {
         let ledger = self.ledger();
         let is_there = !Ledger::is_blank(&ledger);
@@ -160,6 +169,9 @@ fn is_lock_of(line: &str, file: &std::fs::Metadata, owner: &str) -> bool {
 }
 
 /// Moves an existing run to the first free `NAME.1`, `NAME.2`, ...; refuses while another process uses it.
+///
+/// # Errors
+/// [`SearchError`] where the run is in use, or cannot be moved.
 pub fn move_aside(results: &Path, name: &str) -> Result<Option<PathBuf>, SearchError> {
     let path = results.join(name);
     if !path.exists() {

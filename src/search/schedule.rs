@@ -92,6 +92,9 @@ impl Schedule {
     }
 
     /// The next new evaluation, if the strategy may be asked and has one. `identify` turns a proposal into a candidate.
+    ///
+    /// # Errors
+    /// [`StrategyError`] of a broken contract; those of `identify`.
     pub fn next<C: Identity, E: From<StrategyError>>(
         &mut self,
         mut identify: impl FnMut(&Proposal) -> Result<C, E>,
@@ -135,6 +138,9 @@ impl Schedule {
     }
 
     /// Tells everything that is there, for a strategy that will not be asked again: its own account is complete then.
+    ///
+    /// # Errors
+    /// [`StrategyError`] of a broken contract.
     pub fn settle(&mut self) -> Result<(), StrategyError> {
         self.tell_up_to(self.next_index)?;
         self.strategy.settle()

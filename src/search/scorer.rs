@@ -20,6 +20,9 @@ pub struct Scorer {
 }
 
 /// Connects the evaluator of a run file.
+///
+/// # Errors
+/// [`SearchError`] where the evaluator cannot be reached, or does not know the tasks; [`SearchError::Stopped`].
 pub async fn connect_evaluator(
     config: &RunConfig,
     scratch: &Path,

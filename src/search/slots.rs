@@ -29,6 +29,9 @@ pub struct Slots {
 
 impl Slots {
     /// Claims `<parent>/evomerge-<run id>`, after a sweep of folders without a living owner.
+    ///
+    /// # Errors
+    /// [`SearchError`] where the folder cannot be made or locked.
     pub fn claim(parent: &Path, run_id: &str) -> Result<Self, SearchError> {
         let fault = |path: &Path, source| SearchError::CandidateFolder { path: path.to_path_buf(), source };
         std::fs::create_dir_all(parent).map_err(|source| fault(parent, source))?;

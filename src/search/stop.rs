@@ -31,6 +31,9 @@ impl Stop {
     }
 
     /// Work that reads whole models, on a thread of its own. Who wants to stop does not wait for it.
+    ///
+    /// # Errors
+    /// [`SearchError::Stopped`], or [`SearchError::Worker`] where the thread ended by itself.
     pub async fn unless_wanted<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,

@@ -139,15 +139,24 @@ pub trait Landscape: Send + Sync {
 /// any number of proposals late: a strategy proposes on what it knows, or answers [`Ask::Wait`].
 pub trait Strategy: Send {
     /// The next proposal.
+    ///
+    /// # Errors
+    /// [`StrategyError::NotPlaced`] where [`Self::place`] was due.
     fn ask(&mut self) -> Result<Ask, StrategyError>;
 
     /// What became of the proposal that [`Self::ask`] returned last.
     fn place(&mut self, placement: Placement);
 
     /// The outcome of one of the strategy's own proposals.
+    ///
+    /// # Errors
+    /// [`StrategyError`] for outcomes that were never asked for, out of order, or scored without a finite number.
     fn tell(&mut self, outcome: &Outcome) -> Result<(), StrategyError>;
 
     /// The outcome of a baseline, or of a proposal that was watched: another strategy's, known for free.
+    ///
+    /// # Errors
+    /// [`StrategyError::NotFinite`].
     fn learn(&mut self, _content: &Content, _outcome: &Outcome) -> Result<(), StrategyError> {
         Ok(())
     }
