@@ -10,7 +10,7 @@ use evomerge::checkpoint::{Checkpoint, ContentIds};
 use evomerge::exit::ExitCode;
 use evomerge::merge::{BaseUse, InputCount, MergeOptions, Merger, MergerOptions, Survivor, methods};
 use evomerge::recipe::{MaskKind, ModelReference, Recipe, RecipeFile};
-use models::{AVERAGE, Family, Model, average, values};
+use models::{AVERAGE, Family, Model, average, floats, values};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Map, Value, json};
@@ -83,6 +83,35 @@ fn a_tied_head_keeps_its_weights_where_an_adapter_brings_a_new_embedding() {
     assert_eq!(values(&merged, EMBEDDING), average(&numbers(&new), &values(&b, EMBEDDING)));
     assert_eq!(values(&merged, HEAD), average(&values(&bare, EMBEDDING), &values(&b, EMBEDDING)));
     assert_eq!(merged.config()[TIE], false);
+}
+
+/// PEFT stores an embedding as it was beside the factors that change it, or does not; nothing depends on that.
+#[test]
+fn a_copy_of_an_embedding_beside_its_factors_replaces_nothing() {
+    let wide = tied(1, 1);
+    let narrow = bfloat16(tied(1, 1));
+    let stored = wide.tensors.iter().find(|tensor| tensor.0 == EMBEDDING).unwrap().clone();
+    // The numbers of the bfloat16 model in float32.
+    let mut widened = stored.clone();
+    widened.3.chunks_exact_mut(4).for_each(|word| word[..2].fill(0));
+    for (model, copy) in [(&wide, &stored), (&narrow, &widened)] {
+        let merged = [false, true].map(|has_copy| {
+            let mut adapter = Model::empty(json!({}));
+            adapter.add("model.embed_tokens.lora_embedding_A", &[2, 10], 21);
+            adapter.add("model.embed_tokens.lora_embedding_B", &[4, 2], 22);
+            if has_copy {
+                let name = "model.embed_tokens.base_layer.weight".to_owned();
+                adapter.tensors.push((name, copy.1, copy.2.clone(), copy.3.clone()));
+            }
+            let settings = json!({"target_modules": ["embed_tokens"], "modules_to_save": null});
+            let family = adapted(model, &adapter, settings, None);
+            let merged = family.merge(&format!("{ALONE}dtype: float32\n"));
+            assert!(!merged.tensors().contains_key(HEAD) && merged.ties_head());
+            values(&merged, EMBEDDING)
+        });
+        assert_eq!(merged[0], merged[1]);
+        assert_ne!(floats(merged[0].iter().copied()), copy.3);
+    }
 }
 
 #[test]

@@ -80,18 +80,17 @@ impl Checkpoint {
 
     /// Opens the model directory `base` with the LoRA adapter of the directory `adapter` laid over it (PEFT's
     /// `adapter_config.json` and `adapter_model.safetensors`). Configuration, side files and shards are the base's.
-    /// Tensors that the adapter holds whole take the place of the base's; what it changes by two factors is told by
-    /// [`Self::low_rank`].
+    /// Tensors that the adapter holds whole and that differ from the base's take the place of these; what it changes by
+    /// two factors is told by [`Self::low_rank`].
     ///
     /// # Errors
     /// As [`Self::open`]; an adapter that is incomplete, malformed, of another kind than LoRA, or does not fit this
     /// model.
     pub fn open_with_adapter(base: &Path, adapter: &Path) -> Result<Self, CheckpointError> {
         let mut checkpoint = Self::open(base)?;
-        let file_index = checkpoint.files.len();
         let embedding = checkpoint.tensors.values().find(|info| is_input_embedding(&info.name)).cloned();
         let shared = embedding.filter(|_| checkpoint.ties_head());
-        let opened = Adapter::open(adapter, base, &mut checkpoint.tensors, file_index)?;
+        let opened = Adapter::open(adapter, base, &mut checkpoint.tensors, &checkpoint.files)?;
         let keeps_ties = opened.keeps_ties();
         checkpoint.adapter = Some(opened);
         if let Some(embedding) = shared

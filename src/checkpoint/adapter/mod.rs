@@ -1,9 +1,9 @@
 //! LoRA adapters (arXiv 2106.09685) as PEFT writes them: `adapter_config.json` and `adapter_model.safetensors`.
 //!
 //! An adapter is laid over a base checkpoint when that is opened. Whole tensors of it (`modules_to_save`, trained
-//! biases, saved embeddings) take the place of the base's; pairs of factors are handed out as [`LowRank`] changes,
-//! which whoever reads the weights adds to them. Everything is checked when the adapter is opened, so that nothing of
-//! it is left out silently: PEFT skips what it does not know.
+//! biases, saved embeddings) take the place of the base's where they differ; pairs of factors are handed out as
+//! [`LowRank`] changes, which whoever reads the weights adds to them. Everything is checked when the adapter is opened,
+//! so that nothing of it is left out silently: PEFT skips what it does not know.
 
 mod configuration;
 mod names;
@@ -109,20 +109,20 @@ pub fn is_adapter_folder(directory: &Path) -> bool {
 }
 
 impl Adapter {
-    /// Opens the adapter in `directory` for the model of `base`, whose tensors are `tensors`. Tensors that the adapter
-    /// holds whole are replaced in `tensors` and say that they are in file `file_index`.
+    /// Opens the adapter in `directory` for the model of `base`, whose tensors are `tensors`, in `files`. Tensors that
+    /// the adapter holds whole, and otherwise, are replaced in `tensors` and say that they are in the file behind these.
     pub(super) fn open(
         directory: &Path,
         base: &Path,
         tensors: &mut BTreeMap<String, TensorInfo>,
-        file_index: usize,
+        files: &[MappedFile],
     ) -> Result<Self, CheckpointError> {
         let configuration = find(directory)?;
         let path = directory.join(WEIGHTS_FILE);
         let (file, identity) = open_regular(&path)?;
-        let infos = read_header(&path, &file, identity.size, file_index)?;
+        let infos = read_header(&path, &file, identity.size, files.len())?;
         let file = MappedFile::new(&path, &file, identity)?;
-        Opening { path: &path, base, configuration: &configuration, tensors, file }.run(infos)
+        Opening { path: &path, base, configuration: &configuration, tensors, files, file }.run(infos)
     }
 
     /// Whether a head that is tied to an embedding stays so where the adapter brings a new embedding.
@@ -209,6 +209,8 @@ struct Opening<'a> {
     base: &'a Path,
     configuration: &'a Configuration,
     tensors: &'a mut BTreeMap<String, TensorInfo>,
+    /// Of the base.
+    files: &'a [MappedFile],
     file: MappedFile,
 }
 
@@ -284,7 +286,8 @@ impl Opening<'_> {
         format!("the model {} has no tensor {}{trained_on}{hint}", self.base.display(), quote(target))
     }
 
-    /// Puts a whole tensor of the adapter in the place of the base's.
+    /// Puts a whole tensor of the adapter in the place of the base's. PEFT stores an embedding that factors change
+    /// beside these, as it was: such a copy replaces nothing, and a head that is tied to it follows the change.
     fn replace(&mut self, target: &str, info: TensorInfo) -> Result<(), CheckpointError> {
         let Some(base) = self.tensors.get(target) else { return Err(self.wrong(&info, self.no_such_tensor(target))) };
         if base.shape != info.shape {
@@ -309,6 +312,13 @@ impl Opening<'_> {
         }
         if base.replaces.is_some() {
             return Err(self.wrong(&info, format!("another tensor of the file replaces {} already", quote(target))));
+        }
+        let own = self.file.bytes().get(info.start..info.start + info.length);
+        let stored = self.files.get(base.shard).and_then(|file| file.bytes().get(base.start..base.start + base.length));
+        if let (Some(stored), Some(own)) = (stored, own)
+            && are_equal((base.dtype, stored), (info.dtype, own))
+        {
+            return Ok(());
         }
         let replaces = Some(base.dtype);
         self.tensors.insert(target.to_owned(), TensorInfo { name: target.to_owned(), replaces, ..info });
@@ -402,6 +412,21 @@ impl Opening<'_> {
             return Err(self.wrong(info, reason));
         }
         Ok(StoredFactor { dtype, start: info.start, length: info.length, transposed })
+    }
+}
+
+/// Whether stored elements are bit for bit the base's, or those of a bfloat16 base in float32.
+fn are_equal(base: (safetensors::Dtype, &[u8]), own: (safetensors::Dtype, &[u8])) -> bool {
+    use safetensors::Dtype::{BF16, F32};
+
+    match (base.0, own.0) {
+        (BF16, F32) => {
+            let (narrow, _) = base.1.as_chunks::<2>();
+            let (wide, _) = own.1.as_chunks::<4>();
+            narrow.len() == wide.len()
+                && narrow.iter().zip(wide).all(|(narrow, wide)| *wide == [0, 0, narrow[0], narrow[1]])
+        }
+        (base_type, own_type) => base_type == own_type && base.1 == own.1,
     }
 }
 
