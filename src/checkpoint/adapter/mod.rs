@@ -110,7 +110,8 @@ pub fn is_adapter_folder(directory: &Path) -> bool {
 
 impl Adapter {
     /// Opens the adapter in `directory` for the model of `base`, whose tensors are `tensors`, in `files`. Tensors that
-    /// the adapter holds whole, and otherwise, are replaced in `tensors` and say that they are in the file behind these.
+    /// the adapter holds whole and with other numbers are replaced in `tensors`, and say that they are in the file behind
+    /// these.
     pub(super) fn open(
         directory: &Path,
         base: &Path,
