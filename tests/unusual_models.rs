@@ -826,8 +826,31 @@ fn a_head_that_a_base_ties_draws_its_mergekit_mask_when_the_embedding_does() {
     assert!(with.tensors().contains_key(HEAD));
 }
 
+/// A model whose weights mergekit lists.
+fn llama(layers: usize, seed: u32, ties_head: bool) -> Model {
+    let mut model = Model::empty(json!({
+        "architectures": ["LlamaForCausalLM"], "num_hidden_layers": layers, TIE: ties_head,
+    }));
+    model.add(EMBEDDING, &[10, 4], seed);
+    for layer in 0..layers {
+        let attention = ["q", "k", "v", "o"].map(|name| format!("self_attn.{name}_proj.weight"));
+        let network = ["up", "gate", "down"].map(|name| format!("mlp.{name}_proj.weight"));
+        for name in attention.into_iter().chain(network) {
+            model.add(&format!("model.layers.{layer}.{name}"), &[4, 4], seed + 10 * layer as u32);
+        }
+        for name in ["input", "post_attention"] {
+            model.add(&format!("model.layers.{layer}.{name}_layernorm.weight"), &[4], seed);
+        }
+    }
+    model.add("model.norm.weight", &[4], seed + 2);
+    if !ties_head {
+        model.add(HEAD, &[10, 4], seed + 3);
+    }
+    model
+}
+
 #[test]
-fn masks_whose_order_mergekit_does_not_fix_are_told() {
+fn masks_whose_order_is_not_known_are_told() {
     let uncertain = |models: [(&'static str, Model); 2], masks: MaskKind, method: &str| {
         let family = Family::new(models);
         let text = format!(
@@ -843,6 +866,13 @@ fn masks_whose_order_mergekit_does_not_fix_are_told() {
     assert!(!uncertain(mixed(), MaskKind::Native, "dare_linear"));
     assert!(!uncertain(mixed(), MaskKind::Mergekit, "ties"));
     assert!(!uncertain([("base", Model::new(1, 1)), ("a", Model::new(1, 2))], MaskKind::Mergekit, "dare_linear"));
+    let listed = || [("base", llama(1, 1, true)), ("a", llama(1, 2, false))];
+    assert!(!uncertain(listed(), MaskKind::Mergekit, "dare_linear"));
+    let other_weights = listed().map(|(name, mut model)| {
+        model.add("model.layers.0.self_attn.q_proj.bias", &[4], 5);
+        (name, model)
+    });
+    assert!(uncertain(other_weights, MaskKind::Mergekit, "dare_linear"), "mergekit leaves out what it does not list");
 }
 
 #[test]
@@ -898,24 +928,26 @@ fn mergekits_masks_are_drawn_for_the_embedding_before_the_head_that_it_fills() {
 }
 
 #[test]
-fn mergekits_masks_are_refused_where_a_layer_is_used_twice() {
-    let family = Family::new([("base", Model::new(2, 1)), ("a", Model::new(2, 2))]);
+fn mergekits_masks_are_refused_where_layers_are_used_twice_in_an_order_that_is_not_known() {
     let slice = |[first, end]: [usize; 2]| {
         format!(
             "- sources: [{{model: base, layer_range: [{first}, {end}]}}, {{model: a, layer_range: [{first}, {end}]}}]\n"
         )
     };
-    let text = format!(
-        "merge_method: dare_linear\nbase_model: base\nparameters: {{weight: 1, density: 0.5}}\nslices:\n{}{}",
-        slice([0, 2]),
-        slice([1, 2])
-    );
+    let text = format!("{DARE}slices:\n{}{}", slice([0, 2]), slice([1, 2]));
     let mut recipe = Recipe::from_mergekit_yaml(&text).unwrap();
+    let family = Family::new([("base", Model::new(2, 1)), ("a", Model::new(2, 2))]);
     merge_into(&family, &recipe, "native");
     recipe.masks.kind = MaskKind::Mergekit;
     let error = family.merger.materialize(&recipe, &family.output(), &MergeOptions::default()).unwrap_err();
     assert!(error.to_string().contains("--dare-masks native"), "{error}");
     assert!(!family.output().exists());
+    let listed = Family::new([("base", llama(2, 1, false)), ("a", llama(2, 2, false))]);
+    let masks = |layer: usize| {
+        let merged = merge_into(&listed, &recipe, &layer.to_string());
+        values(&merged, &format!("model.layers.{layer}.mlp.up_proj.weight"))
+    };
+    assert_ne!(masks(1), masks(2), "a layer has masks of its own wherever it is used");
 }
 
 #[test]

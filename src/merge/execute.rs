@@ -13,7 +13,7 @@ use safetensors::Dtype as StoredDtype;
 use super::MergeError;
 use super::block::{BlockMerge, PassThrough, Tiled};
 use super::failure::Failure;
-use super::mergekit_order::{UNCERTAIN_ORDER, fills_head, in_order_of_inputs};
+use super::mergekit_order::{DrawingOrder, UNCERTAIN_ORDER, VocabularyStep, drawing_order};
 use super::methods::{Context, MaskSource, MergeMethod, implementation};
 use super::model::Model;
 use super::output::{
@@ -261,14 +261,17 @@ impl Merger {
         let start = Instant::now();
         let plan = self.plan(recipe)?;
         check_tokenizers(&plan, &self.models, recipe)?;
+        let method = implementation(plan.method.name)
+            .ok_or_else(|| MergeError::Internal(format!("method `{}` has no implementation", plan.method.name)))?;
+        let order = self.drawing_order(recipe, method, &plan)?;
+        let as_mergekit = order.is_some();
+        let uncertain_order = order.as_ref().filter(|order| !order.is_certain).map(|_| UNCERTAIN_ORDER.to_owned());
         let files = self.layout(&plan, options.shard_size);
         let writer = match options.mode {
             WriteMode::Over(spares) => CheckpointWriter::create_over(destination, &files, spares)?,
             WriteMode::New { durable } => CheckpointWriter::create(destination, &files, durable)?,
             WriteMode::Replace { durable } => CheckpointWriter::create_replacing(destination, &files, durable)?,
         };
-        let method = implementation(plan.method.name)
-            .ok_or_else(|| MergeError::Internal(format!("method `{}` has no implementation", plan.method.name)))?;
         let run = Run {
             merger: self,
             recipe,
@@ -280,7 +283,7 @@ impl Merger {
             queue: WriteQueue::new(),
             failure: Failure::new(),
         };
-        self.pool.install(|| run.all(&plan))?;
+        self.pool.install(|| run.all(&plan, order))?;
         for index in plan.used_models() {
             self.models[index].checkpoint.verify_unchanged()?;
         }
@@ -293,10 +296,8 @@ impl Merger {
             return Err(MergeError::Cancelled);
         }
         writer.finish()?;
-        let as_mergekit = draws_as_mergekit(recipe, method);
-        let uncertain_order = (as_mergekit && fills_head(&plan)).then_some(UNCERTAIN_ORDER);
         let padding = if as_mergekit { note_of_padding(&plan, &self.models, recipe)? } else { None };
-        let uncertain_masks: Vec<String> = uncertain_order.map(str::to_owned).into_iter().chain(padding).collect();
+        let uncertain_masks: Vec<String> = uncertain_order.into_iter().chain(padding).collect();
         let mut notes = notes_of_side_files(&plan, &self.models, recipe)?;
         notes.extend(note_of_kinds(&plan, &self.models));
         notes.extend(note_of_parts(&plan, &self.models));
@@ -314,6 +315,22 @@ impl Merger {
             missing_tokenizer: missing_tokenizer(&plan, &self.models, recipe)?,
             notes,
         })
+    }
+
+    /// The order in which mergekit's masks are drawn, where they are wanted.
+    fn drawing_order<'a>(
+        &self,
+        recipe: &Recipe,
+        method: &dyn MergeMethod,
+        plan: &'a MergePlan,
+    ) -> Result<Option<DrawingOrder<'a>>, MergeError> {
+        let vocabulary = match &recipe.tokenizer_source {
+            Some(_) => VocabularyStep::Permute,
+            None if self.truncate_embeddings => VocabularyStep::Truncate,
+            None => VocabularyStep::Keep,
+        };
+        let is_drawn = recipe.masks.kind == MaskKind::Mergekit && method.specification().samples_masks;
+        is_drawn.then(|| drawing_order(plan, &self.models, vocabulary)).transpose()
     }
 
     fn layout(&self, plan: &MergePlan, shard_size: Option<u64>) -> Vec<OutputFile> {
@@ -369,10 +386,6 @@ fn promoted(one: StoredDtype, other: StoredDtype) -> StoredDtype {
     }
 }
 
-fn draws_as_mergekit(recipe: &Recipe, method: &dyn MergeMethod) -> bool {
-    recipe.masks.kind == MaskKind::Mergekit && method.specification().samples_masks
-}
-
 /// One merge under way.
 struct Run<'a> {
     merger: &'a Merger,
@@ -388,17 +401,17 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     /// All tensors in parallel, and the blocks of each; where masks come from one stream, tensor after tensor.
-    fn all(self, plan: &'a MergePlan) -> Result<(), MergeError> {
+    fn all(self, plan: &'a MergePlan, order: Option<DrawingOrder<'a>>) -> Result<(), MergeError> {
         let masks = self.recipe.masks;
-        match masks.kind {
-            MaskKind::Mergekit if draws_as_mergekit(self.recipe, self.method) => {
+        match order {
+            Some(order) => {
                 let mut stream = MersenneStream::new(masks.seed);
-                for (index, tensor) in in_order_of_inputs(plan)? {
+                for (index, tensor) in order.tensors {
                     let coarse = self.is_bfloat16(tensor);
                     self.tensor(index, tensor, MaskSource::Mergekit { stream: &mut stream, coarse });
                 }
             }
-            _ => {
+            None => {
                 let sampled = self.method.specification().samples_masks;
                 let contents = if sampled { self.merger.contents(plan)? } else { &[] };
                 plan.tensors.par_iter().enumerate().for_each(|(index, tensor)| {

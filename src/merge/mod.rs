@@ -55,7 +55,7 @@ pub use error::MergeError;
 pub use execute::{MergeOptions, MergeReport, Merger, MergerOptions, Progress, WriteMode};
 pub use methods::{find_method, methods, unknown_method};
 pub use parameters::{ParameterValue, ResolvedParameters};
-pub use plan::{Action, MergePlan, PlannedInput, PlannedTensor};
+pub use plan::{Action, MergePlan, PlannedInput, PlannedSlice, PlannedTensor};
 pub use simd::Isa;
 pub use specification::{
     BaseUse, DENSITY, DROP_RATE, InputCount, MethodSpecification, ParameterKind, ParameterScope,

@@ -78,6 +78,17 @@ pub struct MergePlan {
     /// Rows that embeddings and heads are cut to because the models have different numbers of them: those of the tokens of
     /// the tokenizer that the recipe names.
     pub tokenizer_rows: Option<usize>,
+    /// What the output is stacked of; one slice in the `models` form.
+    pub slices: Vec<PlannedSlice>,
+}
+
+/// A run of output layers, and what it is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedSlice {
+    /// Index of each model, and its first layer that is used; the base is among them, in recipe order.
+    pub sources: Vec<(usize, usize)>,
+    /// How many layers.
+    pub layers: usize,
 }
 
 impl MergePlan {
@@ -108,6 +119,13 @@ struct Stage<'a> {
     base: Option<usize>,
     layers: usize,
     parameters: Option<&'a Parameters>,
+}
+
+impl Stage<'_> {
+    fn planned(&self) -> PlannedSlice {
+        let sources = self.sources.iter().map(|source| (source.index, source.first_layer)).collect();
+        PlannedSlice { sources, layers: self.layers }
+    }
 }
 
 /// Plans the merge of `recipe` from `models`.
@@ -170,8 +188,9 @@ fn plan_valid(recipe: &Recipe, models: &[Model], truncate_embeddings: bool) -> R
     let is_cut =
         |rows: &usize| tensors.iter().any(|tensor| is_vocabulary(&tensor.name) && tensor.shape.first() == Some(rows));
     let tokenizer_rows = planner.vocabulary.tokenizer.map(|(_, rows)| rows).filter(is_cut);
+    let slices = stages.iter().map(Stage::planned).collect();
     let models = models.iter().map(|model| model.name.clone()).collect();
-    Ok(MergePlan { method, models, tensors, donor, layers, tokenizer_rows })
+    Ok(MergePlan { method, models, tensors, donor, layers, tokenizer_rows, slices })
 }
 
 /// Says that slices cut one tower of a model that has several.
