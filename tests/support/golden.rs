@@ -26,7 +26,7 @@ pub fn cases() -> Vec<String> {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     cases.sort();
-    assert_eq!(cases.len(), 37, "{cases:?}");
+    assert_eq!(cases.len(), 38, "{cases:?}");
     cases
 }
 
