@@ -257,12 +257,14 @@ fn interrupted(signal: rustix::process::Signal) {
     let family = Family::new(64 << 20, 1 << 20);
     let out = family.path("out");
     let mut child = family.command("sce", &out).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = rustix::process::Pid::from_raw(child.id().try_into().unwrap()).unwrap();
+    // On a busy machine the merge would be done before this thread is there to see that it began.
+    rustix::process::setpriority_process(Some(pid), 19).unwrap();
     let begun = || entries(family.folder.path()).iter().any(|name| name.contains("partial"));
     while !begun() {
         assert!(child.try_wait().unwrap().is_none(), "the merge ended before it began to write");
         std::thread::sleep(Duration::from_millis(1));
     }
-    let pid = rustix::process::Pid::from_raw(child.id().try_into().unwrap()).unwrap();
     rustix::process::kill_process(pid, signal).unwrap();
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
