@@ -7,10 +7,12 @@ use crate::strategy::{Content, Landscape, SeedGenome, baseline_contents};
 /// uniform soup under other weights, that point is one of them too.
 pub fn seed_genomes(space: &SearchSpace, has_base: bool, sources: usize) -> Vec<SeedGenome> {
     let contents = baseline_contents(has_base, sources);
-    let start = space
-        .starts_at_uniform_soup()
-        .then(|| SeedGenome { genome: space.init(), content: Content::Soup((0..sources).collect()) });
-    contents.iter().filter_map(|content| space.encode(content)).chain(start).collect()
+    let mut seeds: Vec<SeedGenome> = contents.iter().filter_map(|content| space.encode(content)).collect();
+    let start = SeedGenome { genome: space.init(), content: Content::Soup((0..sources).collect()) };
+    if space.starts_at_uniform_soup() && !seeds.iter().any(|seed| seed.genome == start.genome) {
+        seeds.push(start);
+    }
+    seeds
 }
 
 impl Landscape for SearchSpace {
