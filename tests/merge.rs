@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use evomerge::checkpoint::Checkpoint;
 use evomerge::exit::ExitCode;
-use evomerge::merge::{Isa, MergeError, MergeOptions, MergerOptions, WriteMode};
+use evomerge::merge::{Action, Isa, MergeError, MergeOptions, MergerOptions, WriteMode};
 use evomerge::recipe::{MaskKind, Recipe};
 use models::{AVERAGE, Family, Model, average, values};
 use safetensors::Dtype;
@@ -91,7 +91,8 @@ fn gradients_and_filters_reach_the_tensors_that_they_mean() {
     let plan = family.merger.plan(&recipe).unwrap();
     let weight = |tensor: &str| {
         let tensor = plan.tensors.iter().find(|planned| planned.name == tensor).unwrap();
-        format!("{:?}", tensor.parameters.sources[0]["weight"])
+        let Action::Merge { parameters, .. } = &tensor.action else { panic!("{:?}", tensor.action) };
+        format!("{:?}", parameters.sources[0]["weight"])
     };
     assert_eq!(weight("model.layers.0.mlp.weight"), "Number(0.0)");
     assert_eq!(weight("model.layers.1.mlp.weight"), "Number(0.5)");

@@ -22,6 +22,7 @@ mod gram;
 mod l1;
 mod lora;
 mod mergekit_order;
+mod merger;
 mod mersenne;
 #[cfg(test)]
 mod method_tests;
@@ -52,7 +53,7 @@ mod window;
 mod write_queue;
 
 pub use error::MergeError;
-pub use execute::{MergeOptions, MergeReport, Merger, MergerOptions, Progress, WriteMode};
+pub use merger::{MergeOptions, MergeReport, Merger, MergerOptions, Progress, WriteMode};
 pub use methods::{find_method, methods, unknown_method};
 pub use parameters::{ParameterValue, ResolvedParameters};
 pub use plan::{Action, MergePlan, PlannedInput, PlannedSlice, PlannedTensor};

@@ -37,7 +37,7 @@ pub(super) struct DrawingOrder<'a> {
 
 /// The last of a tensor's inputs' names, which are not the output's where layers move or a head is tied.
 fn last_input(tensor: &PlannedTensor) -> Option<&str> {
-    tensor.inputs.iter().chain(&tensor.base).map(|input| input.tensor.as_str()).max()
+    tensor.action.inputs().map(|input| input.tensor.as_str()).max()
 }
 
 /// Puts the tensors of a plan in the order in which mergekit draws their masks.
@@ -80,7 +80,7 @@ fn scheduled_places(plan: &MergePlan, models: &[Model], vocabulary: VocabularySt
         scheduled.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
     let agrees = |tensor: &PlannedTensor| {
         let scheduled = by_name.get(tensor.name.as_str())?;
-        (tensor.action != Action::Merge || has_same_inputs(tensor, scheduled)).then_some(())
+        (!matches!(tensor.action, Action::Merge { .. }) || has_same_inputs(tensor, scheduled)).then_some(())
     };
     plan.tensors.iter().try_for_each(agrees)?;
     let places = order(&scheduled, vocabulary).into_iter().enumerate();
@@ -103,7 +103,7 @@ fn architecture(model: &Model) -> Option<&'static Architecture> {
 }
 
 fn has_same_inputs(planned: &PlannedTensor, scheduled: &ScheduledTensor) -> bool {
-    let inputs = planned.inputs.iter().chain(&planned.base).map(|input| (input.model, input.tensor.as_str()));
+    let inputs = planned.action.inputs().map(|input| (input.model, input.tensor.as_str()));
     let loads = scheduled.loads.iter().filter_map(|load| Some((load.model, load.stored.as_deref()?)));
     inputs.collect::<BTreeSet<_>>() == loads.collect()
 }

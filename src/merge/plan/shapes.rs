@@ -1,6 +1,7 @@
 //! The shapes that models have in common, and what is done about vocabularies of different sizes.
 
-use super::{Found, PlannedTensor};
+use super::PlannedTensor;
+use super::tensors::Found;
 use crate::checkpoint::{TensorInfo, is_head, is_input_embedding};
 use crate::merge::MergeError;
 use crate::merge::model::Model;
