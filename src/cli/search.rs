@@ -11,9 +11,7 @@ use crate::config::{ConfigError, RunConfig};
 use crate::exit::ExitCode;
 use crate::score::verdict::{TaskVerdict, Verdict, VerdictCandidate};
 use crate::score::{Decision, digits};
-use crate::search::{
-    Progress, Row, RunFolder, RunOptions, RunReport, move_aside, prepare, put_back, run as run_search,
-};
+use crate::search::{Progress, Row, RunFolder, RunOptions, RunReport, SetAside, prepare, run as run_search};
 use crate::strategy::{StrategyError, check_settings, origin};
 
 pub(super) fn run(arguments: &Search, output: Output) -> Result<ExitCode, CliError> {
@@ -63,26 +61,18 @@ pub(super) fn execute(
     options: RunOptions,
     output: Output,
 ) -> Result<ExitCode, CliError> {
-    let name = config.name.clone();
-    let aside = if arguments.fresh { move_aside(&arguments.results, &name)? } else { None };
+    let aside = if arguments.fresh { SetAside::of(&arguments.results, &config.name)? } else { None };
     let report = run_to_end(output, async |screen, stop| {
+        // Here, so that it outlives the new folder: the old run takes its place where the new one does not begin.
+        let aside = aside;
         let progress: Arc<dyn Progress> = screen.clone();
         let folder = RunFolder::lock(&arguments.results, &config.name)?;
-        let prepared = match prepare(config, &folder.scratch(), &progress, &stop).await {
-            Ok(prepared) => Arc::new(prepared),
-            Err(error) => {
-                drop(folder);
-                if let Some(old) = &aside {
-                    put_back(&arguments.results, &name, old);
-                }
-                return Err(CliError::of_run(error, &arguments.run_file));
-            }
-        };
-        if let Some(old) = &aside {
-            screen.line(&format!("the old run is now {}", old.display()));
+        let of_run = |error| CliError::of_run(error, &arguments.run_file);
+        let prepared = prepare(config, &folder.scratch(), &progress, &stop).await.map_err(of_run)?;
+        if let Some(old) = aside {
+            screen.line(&format!("the old run is now {}", old.keep().display()));
         }
-        let ran = run_search(prepared, folder, options, progress, stop).await;
-        ran.map_err(|error| CliError::of_run(error, &arguments.run_file))
+        run_search(Arc::new(prepared), folder, options, progress, stop).await.map_err(of_run)
     })?;
     output.result(&describe(&report), &report)?;
     let improved = report.verdict.as_ref().is_some_and(|verdict| verdict.verdict == Decision::Improvement);

@@ -43,7 +43,7 @@ pub use progress::{Progress, Snapshot};
 pub use recorded::{ScoreTable, recorded_scores};
 pub use repeats::{Standings, alarm as repeats_alarm};
 pub use run::{Row, RunOptions, RunReport, run};
-pub use run_folder::{RunFolder, move_aside, put_back};
+pub use run_folder::{RunFolder, SetAside};
 pub use scorer::{Scorer, connect_evaluator, evaluation_id};
 pub use sealed::HoldoutPlan;
 pub use stop::Stop;

@@ -19,7 +19,7 @@ pub struct RunFolder {
     /// Device and inode of the folder.
     place: (u64, u64),
     /// Held as long as the run is ours.
-    _lock: File,
+    lock: File,
 }
 
 impl Drop for RunFolder {
@@ -65,14 +65,17 @@ impl RunFolder {
         if !is_file_at(&lock, &lock_path) {
             return Err(SearchError::InUse { name: name.to_string(), owner: String::new() });
         }
-        let write_owner = |lock: &mut File| {
-            lock.set_len(0)?;
-            lock.rewind()?;
-            writeln!(lock, "{}", std::process::id())
-        };
-        write_owner(&mut lock).map_err(|source| fault(&lock_path, source))?;
         let place = place_of(&std::fs::metadata(&path).map_err(|source| fault(&path, source))?);
-        Ok(Self { path, place, _lock: lock })
+        let folder = Self { path, place, lock };
+        folder.write_owner().map_err(|source| fault(&lock_path, source))?;
+        Ok(folder)
+    }
+
+    fn write_owner(&self) -> std::io::Result<()> {
+        let mut lock = &self.lock;
+        lock.set_len(0)?;
+        lock.rewind()?;
+        writeln!(lock, "{}", std::process::id())
     }
 
     /// Whether a living process holds the lock of the run in `path`. Looks without taking the lock, which a search that
@@ -168,33 +171,48 @@ fn is_lock_of(line: &str, file: &std::fs::Metadata, owner: &str) -> bool {
     inode.parse() == Ok(file.ino()) && (device == format!("{major:02x}:{minor:02x}") || pid == owner)
 }
 
-/// Moves an existing run to the first free `NAME.1`, `NAME.2`, ...; refuses while another process uses it.
-///
-/// # Errors
-/// [`SearchError`] where the run is in use, or cannot be moved.
-pub fn move_aside(results: &Path, name: &str) -> Result<Option<PathBuf>, SearchError> {
-    let path = results.join(name);
-    if !path.exists() {
-        return Ok(None);
-    }
-    let _folder = RunFolder::lock(results, name)?;
-    let mut number = 1u32;
-    let target = loop {
-        let target = results.join(format!("{name}.{number}"));
-        if !target.exists() {
-            break target;
-        }
-        number += 1;
-    };
-    std::fs::rename(&path, &target).map_err(|source| SearchError::Write { path: target.clone(), source })?;
-    Ok(Some(target))
+/// A run that made room for a new one of its name. Dropped, it takes its place again, unless something else has it by then.
+#[derive(Debug)]
+pub struct SetAside {
+    home: PathBuf,
+    path: PathBuf,
 }
 
-/// Undoes [`move_aside`] after a start that was refused; where something has its place by now, it stays where it is.
-pub fn put_back(results: &Path, name: &str, aside: &Path) {
-    let path = results.join(name);
-    if !path.exists() {
-        let _ = std::fs::rename(aside, path);
+impl SetAside {
+    /// Moves an existing run to the first free `NAME.1`, `NAME.2`, ...; refuses while another process uses it.
+    ///
+    /// # Errors
+    /// [`SearchError`] where the run is in use, or cannot be moved.
+    pub fn of(results: &Path, name: &str) -> Result<Option<Self>, SearchError> {
+        let home = results.join(name);
+        if !home.exists() {
+            return Ok(None);
+        }
+        let _folder = RunFolder::lock(results, name)?;
+        let mut number = 1u32;
+        let path = loop {
+            let path = results.join(format!("{name}.{number}"));
+            if !path.exists() {
+                break path;
+            }
+            number += 1;
+        };
+        std::fs::rename(&home, &path).map_err(|source| SearchError::Write { path: path.clone(), source })?;
+        Ok(Some(Self { home, path }))
+    }
+
+    /// Leaves the run where it is now, because the new one has begun: where that is.
+    pub fn keep(mut self) -> PathBuf {
+        std::mem::take(&mut self.path)
+    }
+}
+
+impl Drop for SetAside {
+    fn drop(&mut self) {
+        let is_kept = self.path.as_os_str().is_empty();
+        if !is_kept && !self.home.exists() {
+            let _ = std::fs::rename(&self.path, &self.home);
+        }
     }
 }
 
@@ -248,11 +266,31 @@ mod tests {
         let error = RunFolder::lock(results.path(), "run").unwrap_err();
         assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
         assert_eq!(error.exit_code(), crate::exit::ExitCode::Stopped);
-        assert!(move_aside(results.path(), "run").is_err());
+        assert!(SetAside::of(results.path(), "run").is_err());
         drop(first);
         assert!(!RunFolder::is_locked(&results.path().join("run")));
-        assert_eq!(move_aside(results.path(), "run").unwrap(), Some(results.path().join("run.1")));
+        let set_aside = || SetAside::of(results.path(), "run").unwrap().unwrap();
+        assert_eq!(set_aside().keep(), results.path().join("run.1"));
         std::fs::write(RunFolder::lock(results.path(), "run").unwrap().ledger(), "").unwrap();
-        assert_eq!(move_aside(results.path(), "run").unwrap(), Some(results.path().join("run.2")));
+        assert_eq!(set_aside().keep(), results.path().join("run.2"));
+    }
+
+    #[test]
+    fn a_run_is_back_in_its_place_where_no_other_has_begun() {
+        let results = tempfile::tempdir().unwrap();
+        assert!(SetAside::of(results.path(), "run").unwrap().is_none());
+        std::fs::write(RunFolder::lock(results.path(), "run").unwrap().ledger(), "old").unwrap();
+        let aside = SetAside::of(results.path(), "run").unwrap();
+        drop(RunFolder::lock(results.path(), "run").unwrap());
+        drop(aside);
+        let folder = RunFolder::lock(results.path(), "run").unwrap();
+        assert_eq!(std::fs::read_to_string(folder.ledger()).unwrap(), "old");
+        drop(folder);
+
+        let aside = SetAside::of(results.path(), "run").unwrap();
+        std::fs::write(RunFolder::lock(results.path(), "run").unwrap().ledger(), "new").unwrap();
+        drop(aside);
+        let ledger = |name: &str| std::fs::read_to_string(RunFolder::lock(results.path(), name).unwrap().ledger());
+        assert_eq!((ledger("run").unwrap(), ledger("run.1").unwrap()), ("new".into(), "old".into()));
     }
 }
