@@ -212,7 +212,8 @@ impl Local {
         let best = news.filter_map(|place| points[*place].fitness.rank()).fold(f64::NEG_INFINITY, f64::max);
         let better = best > self.best;
         self.best = self.best.max(best);
-        if !own {
+        let is_told = places.iter().any(|place| points[*place].fitness != Fitness::Failed);
+        if !own || !is_told {
             return;
         }
         if better {

@@ -21,6 +21,7 @@ use super::settings::Settings;
 use super::tpe::Tpe;
 use super::{Ask, Content, Landscape, Outcome, Placement, Setup, Strategy, StrategyError};
 use crate::random;
+use crate::scores::Status;
 use crate::space::Genome;
 
 /// Share of a member's earlier worth that an outcome leaves.
@@ -105,42 +106,40 @@ impl Team {
         }
     }
 
-    /// Adds each member's share of a proposal to what it is owed.
-    fn share_out(&mut self, parameters: &Parameters) {
-        let total: f64 = self.members.iter().map(|member| member.worth.max(member.trust)).sum();
-        let free = 1.0 - parameters.least * self.members.len() as f64;
-        for member in &mut self.members {
-            member.owed += parameters.least + free * member.worth.max(member.trust) / total;
-        }
+    /// What each member will be owed with its share of the next proposal, in order of places; `None` for one that has
+    /// nothing to propose, which gets none.
+    fn claims(&self, parameters: &Parameters) -> Vec<Option<f64>> {
+        let weight = |member: &Member| member.worth.max(member.trust);
+        let waiting = || self.members.iter().filter(|member| !member.done);
+        let total: f64 = waiting().map(weight).sum();
+        let free = 1.0 - parameters.least * waiting().count() as f64;
+        let claim = |member: &Member| member.owed + (parameters.least + free * weight(member) / total);
+        self.members.iter().map(|member| (!member.done).then(|| claim(member))).collect()
     }
 
-    /// Whose turn it is: the member that is owed most.
-    fn turn(&mut self, parameters: &Parameters) -> Option<usize> {
-        if self.asked < parameters.start && !self.members[0].done {
-            return Some(0);
-        }
-        self.share_out(parameters);
-        let waiting = (0..self.members.len()).filter(|member| !self.members[*member].done);
-        let turn =
-            waiting.reduce(|best, next| if self.members[next].owed > self.members[best].owed { next } else { best });
-        if let Some(turn) = turn {
-            self.members[turn].owed -= 1.0;
-        }
-        turn
-    }
-
-    /// The next proposal of a member, with its place; `None` when nobody has any.
+    /// The next proposal of a member, with its place; `None` when nobody has any. In turn, the member that is owed most
+    /// makes it; the first ones are the first member's.
     fn ask(&mut self, parameters: &Parameters) -> Result<Option<(usize, Ask)>, StrategyError> {
-        while let Some(turn) = self.turn(parameters) {
-            match self.members[turn].strategy.ask()? {
-                Ask::Done(_) => self.members[turn].done = true,
-                ask => {
-                    self.asked += usize::from(matches!(ask, Ask::Proposal(_)));
-                    return Ok(Some((turn, ask)));
-                }
+        loop {
+            let is_start = self.asked < parameters.start && !self.members[0].done;
+            let claims = self.claims(parameters);
+            let waiting = (0..claims.len()).filter(|place| claims[*place].is_some());
+            let most = waiting.reduce(|best, next| if claims[next] > claims[best] { next } else { best });
+            let Some(turn) = (if is_start { Some(0) } else { most }) else { return Ok(None) };
+            let ask = self.members[turn].strategy.ask()?;
+            if matches!(ask, Ask::Done(_)) {
+                self.members[turn].done = true;
+                continue;
             }
+            if !is_start {
+                for (member, claim) in self.members.iter_mut().zip(claims) {
+                    member.owed = claim.unwrap_or(member.owed);
+                }
+                self.members[turn].owed -= 1.0;
+            }
+            self.asked += usize::from(matches!(ask, Ask::Proposal(_)));
+            return Ok(Some((turn, ask)));
         }
-        Ok(None)
     }
 
     fn place(&mut self, owner: usize, genome: &Genome, placement: Placement) {
@@ -164,6 +163,10 @@ impl Team {
             }
         }
         let score = objective(outcome)?;
+        if outcome.status == Status::Failed {
+            // It says nothing of the candidate, nor of who proposed it.
+            return Ok(());
+        }
         self.stagnant += 1;
         if let Some(score) = score.filter(|score| *score > self.best) {
             self.best = score;
@@ -395,6 +398,38 @@ mod tests {
         let known = portfolio.teams[1].elite.len();
         portfolio.ask().unwrap();
         assert_eq!((portfolio.teams[1].elite.len(), portfolio.met.len()), (known + 1, 0));
+    }
+
+    fn portfolio(settings: &str) -> Portfolio {
+        let table: toml::Table = settings.parse().unwrap();
+        let setup = Setup { seeds: vec![], ..setup(TestSpace::reals(4), 1) };
+        let parameters = Parameters::read(&mut Settings::new(&table), 4).unwrap();
+        Portfolio::new(parameters, setup.landscape.clone().unwrap(), &setup)
+    }
+
+    #[test]
+    fn what_was_given_up_says_nothing_of_who_proposed_it() {
+        let mut portfolio = portfolio("start = 1\npatience = 5");
+        for index in 0..40 {
+            assert!(matches!(portfolio.ask().unwrap(), Ask::Proposal(_)));
+            portfolio.place(Placement::Asked { index });
+            let (status, tasks) = (Status::Failed, BTreeMap::new());
+            portfolio.tell(&Outcome { index, status, objective: None, tasks, fidelity: 1.0 }).unwrap();
+        }
+        assert_eq!((portfolio.teams.len(), portfolio.teams[0].stagnant), (1, 0));
+        assert!(portfolio.teams[0].members.iter().all(|member| member.worth == 0.5));
+    }
+
+    #[test]
+    fn a_member_without_proposals_saves_no_turns_up() {
+        let mut portfolio = portfolio("start = 1");
+        for index in 0..20 {
+            portfolio.teams[0].members[1].done = true;
+            assert!(matches!(portfolio.ask().unwrap(), Ask::Proposal(_)));
+            portfolio.place(Placement::Asked { index });
+        }
+        let owed: Vec<f64> = portfolio.teams[0].members.iter().map(|member| member.owed).collect();
+        assert!(owed[1] == 0.0 && owed.iter().sum::<f64>().abs() < 1e-9, "{owed:?}");
     }
 
     #[test]

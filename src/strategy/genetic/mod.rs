@@ -30,6 +30,7 @@ pub(super) use parameters::Parameters;
 use switches::Switches;
 use ties::Ties;
 
+use super::archive::Fitness;
 use super::history::History;
 use super::{Ask, Content, Landscape, Outcome, Placement, Setup, Strategy, StrategyError, space_filling};
 use crate::random;
@@ -316,6 +317,9 @@ impl Genetic {
     /// Counts outcomes without progress and starts anew from elsewhere when there were too many.
     fn count_stagnation(&mut self, places: &[usize]) {
         let points = self.history.points();
+        if !places.is_empty() && places.iter().all(|place| points[*place].fitness == Fitness::Failed) {
+            return;
+        }
         let news =
             places.iter().filter(|place| **place >= self.since).filter_map(|place| points[*place].fitness.rank());
         let best = news.fold(f64::NEG_INFINITY, f64::max);
