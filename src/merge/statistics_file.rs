@@ -62,6 +62,8 @@ pub(crate) struct StatisticsFile {
     models: Vec<Contents>,
     definitions: [u8; DIGEST],
     records: Mutex<Records>,
+    /// Held while the file is written, so that no older state is written over a newer one.
+    writing: Mutex<()>,
 }
 
 impl StatisticsFile {
@@ -85,6 +87,7 @@ impl StatisticsFile {
             models: models.into_iter().map(contents).collect(),
             definitions,
             records: Mutex::new(Records { values, changed: false }),
+            writing: Mutex::new(()),
         };
         (file, fault)
     }
@@ -119,6 +122,7 @@ impl StatisticsFile {
     /// # Errors
     /// The file cannot be written.
     pub(crate) fn save(&self) -> std::io::Result<()> {
+        let _writing = lock(&self.writing);
         let bytes = {
             let mut records = self.records();
             if !records.changed {
