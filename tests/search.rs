@@ -439,6 +439,21 @@ fn check_says_what_the_budget_buys() {
     assert!(!scratch.path("results").exists(), "check leaves nothing behind");
 }
 
+/// Of each task those samples that the search asks for.
+#[test]
+fn check_counts_the_samples_of_a_task_as_its_budget_does() {
+    let scratch = Scratch::new();
+    let limited = format!("{SPACE}[[tasks]]\nname = \"one\"\nlimit = 30\n[[tasks]]\nname = \"two\"\n");
+    let run_file = scratch.run_file("run", 20, "name = \"sphere\"\nsamples = 100", &limited);
+    let output = scratch.evomerge(&["check", run_file.to_str().unwrap(), "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let findings: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let tasks = findings["tasks"].as_array().unwrap();
+    assert!(tasks[0].as_str().unwrap().ends_with("weight 1, 30 samples"), "{findings}");
+    assert!(tasks[1].as_str().unwrap().ends_with("weight 1, 100 samples"), "{findings}");
+    assert!(findings["budget"].as_str().unwrap().contains("130 samples"), "{findings}");
+}
+
 #[test]
 fn check_says_that_a_tiny_holdout_can_show_nothing() {
     let scratch = Scratch::new();

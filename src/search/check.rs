@@ -106,7 +106,13 @@ pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchErro
         genes: prepared.space.iter().flat_map(|space| space.genes()).map(|gene| gene.name.clone()).collect(),
         evaluator: prepared.evaluator.kind().to_string(),
         concurrency,
-        tasks: prepared.objective.tasks.iter().map(|task| describe_task(prepared, task)).collect(),
+        tasks: prepared
+            .objective
+            .tasks
+            .iter()
+            .zip(&prepared.tasks)
+            .map(|(task, request)| describe_task(prepared, task, request))
+            .collect(),
         baselines: prepared.baselines,
         greedy_soup: makes_greedy_soup(prepared.config.strategy.kind, prepared.models.facts.sources.len()),
         budget: describe_budget(prepared),
@@ -143,8 +149,10 @@ fn refuse_unwritable(folder: &Path) -> Result<(), SearchError> {
     tempfile::tempfile_in(existing(folder)).map(drop).map_err(|error| refused(error.kind().into()))
 }
 
-fn describe_task(prepared: &Prepared, task: &ObjectiveTask) -> String {
-    let samples = prepared.evaluator.capabilities().tasks.get(&task.name).map_or(0, |known| known.n_samples);
+/// What is asked of a task, and how many of its samples.
+fn describe_task(prepared: &Prepared, task: &ObjectiveTask, request: &TaskRequest) -> String {
+    let known = prepared.evaluator.capabilities().tasks.get(&task.name).map_or(0, |known| known.n_samples);
+    let samples = request.samples.count(known).unwrap_or(0);
     let direction = if task.maximize { "higher" } else { "lower" };
     let samples = if samples == 0 { "an unknown number of samples".to_owned() } else { counted(samples, "sample") };
     format!("{}: {} ({direction} is better), weight {}, {samples}", task.name, task.metric, task.weight)
