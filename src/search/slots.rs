@@ -1,7 +1,7 @@
 //! Where candidates live while they are evaluated: a folder of the run's own under an owner lock, on the RAM disk when
 //! it fits. What a killed run left behind is removed at the next start; what another living run owns is not touched.
 
-use std::fs::File;
+use std::fs::{DirEntry, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,6 +10,10 @@ use crate::checkpoint::{SpareCheckpoints, available_space};
 use crate::files::is_file_at;
 
 const PREFIX: &str = "evomerge-";
+/// Of a folder that has not got its name yet.
+const NEW_PREFIX: &str = ".evomerge-new-";
+/// How old such a folder must be to be taken for one that a killed run left: others get their name at once.
+const LEFT_AFTER: Duration = Duration::from_secs(60);
 const LOCK: &str = ".lock";
 /// Hexadecimal digits of a run id.
 const ID_DIGITS: usize = 12;
@@ -39,8 +43,7 @@ impl Slots {
         let folder = parent.join(format!("{PREFIX}{run_id}"));
         // The lock is held before the folder has its final name, so that no sweep of another process takes it for
         // ownerless.
-        let fresh =
-            tempfile::Builder::new().prefix(".evomerge-new-").tempdir_in(parent).map_err(|e| fault(parent, e))?;
+        let fresh = tempfile::Builder::new().prefix(NEW_PREFIX).tempdir_in(parent).map_err(|e| fault(parent, e))?;
         let lock = File::create(fresh.path().join(LOCK)).map_err(|source| fault(fresh.path(), source))?;
         lock.try_lock().map_err(|error| fault(&folder, error.into()))?;
         use std::os::unix::fs::PermissionsExt as _;
@@ -116,7 +119,7 @@ fn sweep(parent: &Path) {
     let Ok(entries) = std::fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
         let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        if !is_folder || !is_ours(&entry.file_name().to_string_lossy()) {
+        if !is_folder || !(is_ours(&entry.file_name().to_string_lossy()) || is_left_unnamed(&entry)) {
             continue;
         }
         let path = entry.path();
@@ -135,6 +138,11 @@ fn sweep(parent: &Path) {
 fn is_ours(name: &str) -> bool {
     let id = name.strip_prefix(PREFIX).unwrap_or_default();
     id.len() == ID_DIGITS && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn is_left_unnamed(entry: &DirEntry) -> bool {
+    let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+    entry.file_name().to_string_lossy().starts_with(NEW_PREFIX) && age().is_some_and(|age| age > LEFT_AFTER)
 }
 
 /// The folder for candidates of `bytes` each: the RAM disk when `slots + 1` of them fit in it and in half of the free
@@ -185,7 +193,13 @@ mod tests {
         File::create(dead.join(LOCK)).unwrap();
         let half_removed = parent.path().join("evomerge-00000000beef");
         std::fs::create_dir(&half_removed).unwrap();
-        let foreign = ["somebody-else", "evomerge-notes", "evomerge-scratch-17", "evomerge-0000beef"];
+        let unnamed = parent.path().join(".evomerge-new-old");
+        std::fs::create_dir(&unnamed).unwrap();
+        File::create(unnamed.join(LOCK)).unwrap();
+        File::open(&unnamed).unwrap().set_modified(std::time::SystemTime::now() - 2 * LEFT_AFTER).unwrap();
+        std::fs::create_dir(parent.path().join(".evomerge-new-1")).unwrap();
+        let foreign =
+            [".evomerge-new-1", "somebody-else", "evomerge-notes", "evomerge-scratch-17", "evomerge-0000beef"];
         for name in foreign {
             std::fs::create_dir_all(parent.path().join(name)).unwrap();
         }
@@ -194,7 +208,7 @@ mod tests {
 
         let other = Slots::claim(parent.path(), "ba9876543210").unwrap();
         assert!(ours.candidate("c1").is_dir());
-        assert!(!dead.exists() && !half_removed.exists());
+        assert!(!dead.exists() && !half_removed.exists() && !unnamed.exists());
         assert!(foreign.iter().all(|name| parent.path().join(name).is_dir()));
 
         let folder = ours.folder.clone();
