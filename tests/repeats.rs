@@ -10,6 +10,8 @@ mod runs;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use evomerge::ledger::{Ledger, RepeatPurpose, RepeatRecord};
 use evomerge::scores::Status;
@@ -281,6 +283,50 @@ fn a_sentinel_that_drifts_raises_an_alarm_and_changes_no_proposal() {
     let calm = without.search(&run_file(&without, &server, "[repeats]\nfinalists = false\nsentinel = 0\n"), &[]);
     assert_eq!(calm["alarms"], json!([]));
     assert_eq!(without.trials("results", "run"), scratch.trials("results", "run"));
+}
+
+/// Given up, it has told nothing of the evaluator: it is asked once more at the end.
+#[test]
+fn a_sentinel_that_was_given_up_is_scored_at_the_end() {
+    let server = server(|request, answer| {
+        set_accuracy(answer, skill(request["candidate"]["id"].as_str().unwrap()));
+        if request["replicate"] == 2 {
+            answer["status"] = json!("failed");
+            answer["error"] = json!({"code": "busy", "class": "infrastructure", "title": "busy", "detail": "busy"});
+        }
+    });
+    let scratch = Scratch::new();
+    scratch.search(&run_file(&scratch, &server, "[repeats]\nfinalists = false\nsentinel = 18\n"), &[]);
+    let made: Vec<(u32, Status)> =
+        repeats(&scratch, "results").iter().map(|repeat| (repeat.replicate, repeat.status)).collect();
+    assert_eq!(made, [(2, Status::Failed), (3, Status::Scored)]);
+}
+
+/// What was merged ahead when the time was up leaves its slot to those that are scored again.
+#[test]
+fn no_more_candidates_lie_about_at_the_end_than_there_are_slots() {
+    static MOST: AtomicUsize = AtomicUsize::new(0);
+    let server = server(|request, answer| {
+        set_accuracy(answer, skill(request["candidate"]["id"].as_str().unwrap()));
+        if request["replicate"] == 0 {
+            std::thread::sleep(Duration::from_millis(200));
+            return;
+        }
+        // Time to merge ahead whatever may be.
+        std::thread::sleep(Duration::from_millis(300));
+        let folder = Path::new(request["candidate"]["source"]["path"].as_str().unwrap()).parent().unwrap();
+        let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+        let candidates = names.filter(|name| !name.to_string_lossy().starts_with('.')).count();
+        MOST.fetch_max(candidates, Ordering::Relaxed);
+    });
+    let scratch = Scratch::new();
+    let path = run_file(&scratch, &server, "[repeats]\nsentinel = 0\n");
+    let text = std::fs::read_to_string(&path).unwrap().replace("evaluations = 20", "evaluations = 1000");
+    std::fs::write(&path, text).unwrap();
+    let report = scratch.search(&path, &["--wall-clock", "2s"]);
+    assert!(report["reason"].as_str().unwrap().contains("wall clock"), "{report}");
+    assert!(repeats(&scratch, "results").len() > 2);
+    assert_eq!(MOST.load(Ordering::Relaxed), 2, "one that is evaluated, and one merged ahead");
 }
 
 #[test]

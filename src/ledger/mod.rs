@@ -271,6 +271,20 @@ impl Ledger {
         self.rows("SELECT * FROM asked ORDER BY \"index\"", [], "an asked evaluation", records::asked_from_row)
     }
 
+    /// What was asked for as the evaluation of that index.
+    ///
+    /// # Errors
+    /// [`LedgerError::Corrupt`] where there is none or its record cannot be read, [`LedgerError::Locked`].
+    pub fn asked_at(&self, index: u64) -> Result<AskedRecord, LedgerError> {
+        let query = "SELECT * FROM asked WHERE \"index\" = ?1";
+        let found = self.rows(query, [to_sql(index)], "an asked evaluation", records::asked_from_row)?.pop();
+        found.ok_or_else(|| LedgerError::Corrupt {
+            path: self.path.clone(),
+            what: format!("evaluation {index}"),
+            reason: "it is gone".to_owned(),
+        })
+    }
+
     /// All outcomes without their scores by sample, which are most of a ledger.
     ///
     /// # Errors

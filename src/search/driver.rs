@@ -1,6 +1,7 @@
 //! The search's own loop: asks, starts, waits, records.
 
 mod assembly;
+mod clock;
 mod conclusion;
 mod replay;
 mod reuse;
@@ -9,9 +10,10 @@ mod standing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use assembly::{materialize_stage, outcome_of, parts, setup};
+use clock::Clock;
 
 use super::budget::limits_document;
 use super::candidate::{Candidate, EvaluationContext, is_baseline};
@@ -34,9 +36,6 @@ use crate::strategy::{self, Outcome, PROMOTION, Proposal, Race, origin};
 
 /// How often the screen is brought up to date.
 const TICK: Duration = Duration::from_millis(500);
-
-/// How often the active time is recorded: so much of it a killed process forgets.
-const SAVE_TIME_EVERY: Duration = Duration::from_secs(2);
 
 /// One run between its start and its verdict.
 pub(super) struct Search {
@@ -67,10 +66,7 @@ pub(super) struct Search {
     sentinel: sentinel::Sentinel,
     /// What another run paid for.
     reusable: Option<reuse::Reusable>,
-    active_before: Duration,
-    started: Instant,
-    /// When the active time was recorded last.
-    time_saved: Instant,
+    clock: Clock,
 }
 
 impl Search {
@@ -104,7 +100,6 @@ impl Search {
             stage: stage.clone(),
             progress: progress.clone(),
         };
-        let active_before = ledger.fact(fact::ACTIVE_SECONDS)?.and_then(|text| text.parse().ok()).unwrap_or(0.0);
         let repeats = Repeats::of(&prepared.config.repeats, frozen.deterministic);
         let has_winner = ledger.fact(fact::WINNER)?.is_some();
         Ok(Self {
@@ -116,6 +111,7 @@ impl Search {
             stage,
             repeats,
             sentinel: sentinel::Sentinel::of(&ledger, repeats.sentinel)?,
+            clock: Clock::start(&ledger)?,
             prepared,
             folder,
             ledger,
@@ -127,9 +123,6 @@ impl Search {
             best: None,
             has_winner,
             reusable: None,
-            active_before: Duration::try_from_secs_f64(active_before).unwrap_or_default(),
-            started: Instant::now(),
-            time_saved: Instant::now(),
         })
     }
 
@@ -191,7 +184,7 @@ impl Search {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.check_baselines()?;
-            let may_start = !self.stop.wanted() && !self.budget.out_of_time(self.active());
+            let may_start = !self.stop.wanted() && !self.budget.out_of_time(self.clock.active());
             if may_start {
                 while self.ask_one()? {}
                 self.start_sentinel()?;
@@ -211,29 +204,16 @@ impl Search {
                     }
                 }
                 () = self.stop.requested(), if !already_stopping => self.progress.line(STOPPING),
-                _ = ticks.tick() => self.save_time(),
+                _ = ticks.tick() => self.clock.tick(&self.ledger),
             }
         }
-    }
-
-    fn save_time(&mut self) {
-        if self.time_saved.elapsed() >= SAVE_TIME_EVERY {
-            // A fault that lasts will show when there is an outcome to record; this one costs some seconds at worst.
-            let _ = self.ledger.set_fact(fact::ACTIVE_SECONDS, &self.active_text());
-            self.time_saved = Instant::now();
-        }
-    }
-
-    /// The active time as the ledger keeps it.
-    fn active_text(&self) -> String {
-        format!("{:.3}", self.active().as_secs_f64())
     }
 
     fn end_reason(&mut self) -> Result<String, SearchError> {
         if self.stop.wanted() {
             return Err(SearchError::Stopped);
         }
-        if self.budget.out_of_time(self.active()) {
+        if self.budget.out_of_time(self.clock.active()) {
             return Ok("wall clock used up".into());
         }
         if let Some(reason) = self.refusal() {
@@ -342,7 +322,7 @@ impl Search {
             error: finished.error.clone(),
         };
         self.folder.check_place()?;
-        self.ledger.told(&record, &[(fact::ACTIVE_SECONDS, &self.active_text())])?;
+        self.ledger.told(&record, &[(fact::ACTIVE_SECONDS, &self.clock.text())])?;
         let outcome = outcome_of(record, self.fidelity(finished.index));
         let row = self.row(&outcome);
         let improved = self.note(row);

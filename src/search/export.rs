@@ -24,9 +24,8 @@ pub(super) fn note_winner(ledger: &Ledger, index: u64, evaluations: usize) -> Re
 /// Those of reading the ledger.
 pub fn best_record(ledger: &Ledger) -> Result<Option<(AskedRecord, ToldRecord)>, SearchError> {
     let mut told = Standings::of(ledger)?.in_short()?;
-    if let Some(index) = noted_winner(ledger, told.len())?
-        && let Some(asked) = ledger.all_asked()?.into_iter().find(|asked| asked.index == index)
-    {
+    if let Some(index) = noted_winner(ledger, told.len())? {
+        let asked = ledger.asked_at(index)?;
         return Ok(told.remove(&index).map(|outcome| (asked, outcome)));
     }
     let mut best: Option<(AskedRecord, f64)> = None;

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::candidate::{Candidate, EvaluationContext};
-use super::pipeline::{Equipment, Finished, MaterializeStage, Pipeline, Work, WorkKind};
+use super::pipeline::{Equipment, Finished, Pipeline, Work, WorkKind};
 use super::prepare::Prepared;
 use super::progress::Progress;
 use super::run::Row;
 use super::sealed::HoldoutPlan;
 use super::{SearchError, Stop};
-use crate::ledger::{AskedRecord, HoldoutRecord, Ledger, fact, now};
+use crate::ledger::{HoldoutRecord, Ledger, fact, now};
 use crate::plural::counted;
 use crate::score::{Contender, Decision, Verdict, VerdictQuestion, decide};
 use crate::scores::{Status, TaskScores};
@@ -20,16 +20,15 @@ use crate::scores::{Status, TaskScores};
 /// the best.
 const MOST_RIVALS: usize = 16;
 
-/// Hold-out scores by candidate.
-type Scores = BTreeMap<String, BTreeMap<String, TaskScores>>;
+/// By candidate and task.
+type HoldoutScores = BTreeMap<String, BTreeMap<String, TaskScores>>;
 
 /// What opening the hold-out takes.
 pub(super) struct HoldoutOpening<'a> {
     pub prepared: &'a Arc<Prepared>,
     pub ledger: &'a Arc<Ledger>,
-    pub stage: Option<MaterializeStage>,
-    pub run_id: &'a str,
-    pub asked: &'a [AskedRecord],
+    /// What the search itself worked with.
+    pub equipment: &'a Equipment,
     /// Search evaluations made so far.
     pub evaluations: u64,
     /// Baselines without a score that are not to blame for it.
@@ -50,11 +49,11 @@ impl HoldoutOpening<'_> {
         rivals: &[Row],
     ) -> Result<Verdict, SearchError> {
         let Some(plan) = &self.prepared.holdout else {
-            return self.decide(finalists, baseline, (&[], 0), &Scores::new(), false);
+            return self.decide(finalists, baseline, (&[], 0), &HoldoutScores::new(), false);
         };
         // Opened is what it is as soon as someone may see a score.
         let reused = self.open()?;
-        let mut scores = Scores::new();
+        let mut scores = HoldoutScores::new();
         self.score(plan, finalists.iter().chain(baseline).collect(), "scoring", &mut scores).await?;
         let verdict = self.decide(finalists, baseline, (&[], 0), &scores, reused)?;
         let (rivals, left_out) = rivals.split_at(rivals.len().min(MOST_RIVALS));
@@ -71,7 +70,7 @@ impl HoldoutOpening<'_> {
         finalists: &[Row],
         baseline: Option<&Row>,
         (rivals, rivals_left_out): (&[Row], usize),
-        scores: &Scores,
+        scores: &HoldoutScores,
         reused: bool,
     ) -> Result<Verdict, SearchError> {
         let contender = |row: &Row| Contender {
@@ -114,7 +113,7 @@ impl HoldoutOpening<'_> {
         plan: &HoldoutPlan,
         mut contenders: Vec<&Row>,
         why: &str,
-        scores: &mut Scores,
+        scores: &mut HoldoutScores,
     ) -> Result<(), SearchError> {
         let recorded = self.ledger.all_holdout()?;
         let mut pipeline = self.pipeline(plan);
@@ -149,33 +148,21 @@ impl HoldoutOpening<'_> {
 
     fn pipeline(&self, plan: &HoldoutPlan) -> Pipeline {
         let context = EvaluationContext {
-            run_id: self.run_id.to_string(),
-            run_name: self.prepared.config.name.clone(),
             tasks: plan.tasks.clone(),
             fingerprint: plan.evaluator.fingerprint().to_string(),
-            settings: self.prepared.models.settings_ids.clone(),
+            ..self.equipment.context.clone()
         };
-        let equipment = Equipment {
-            evaluator: plan.evaluator.clone(),
-            context,
-            ledger: self.ledger.clone(),
-            stage: self.stage.clone(),
-            progress: self.progress.clone(),
-        };
+        let equipment = Equipment { evaluator: plan.evaluator.clone(), context, ..self.equipment.clone() };
         Pipeline::new(equipment, self.stop.now.child_token())
     }
 
     /// The candidate as the search recorded it, under the hold-out's evaluation id.
     fn candidate(&self, row: &Row, context: &EvaluationContext) -> Result<Candidate, SearchError> {
-        let asked = self
-            .asked
-            .iter()
-            .find(|asked| asked.index == row.index)
-            .ok_or_else(|| SearchError::BadData(format!("ledger: evaluation {} is gone", row.index)))?;
-        Candidate::from_record(asked, &self.prepared.models, context, 0)
+        let asked = self.ledger.asked_at(row.index)?;
+        Candidate::from_record(&asked, &self.prepared.models, context, 0)
     }
 
-    fn record(&self, plan: &HoldoutPlan, finished: Finished, scores: &mut Scores) -> Result<(), SearchError> {
+    fn record(&self, plan: &HoldoutPlan, finished: Finished, scores: &mut HoldoutScores) -> Result<(), SearchError> {
         let tasks = rename(plan, finished.tasks);
         if finished.status != Status::Scored {
             let reason = finished.error.clone().unwrap_or_default();
@@ -213,7 +200,7 @@ mod tests {
 
     use super::*;
     use crate::config::RunConfig;
-    use crate::ledger::event;
+    use crate::ledger::{AskedRecord, event};
     use crate::search::{Snapshot, prepare};
     use crate::strategy::{Content, Proposal};
 
@@ -238,15 +225,19 @@ holdout = { fraction = 0.5 }
         fn update(&self, _: &Snapshot) {}
     }
 
-    /// The evaluation in full, under this index, of one of the sources.
-    fn evaluation(prepared: &Prepared, index: u64, source: usize) -> (AskedRecord, Row) {
-        let context = EvaluationContext {
+    fn context(prepared: &Prepared) -> EvaluationContext {
+        EvaluationContext {
             run_id: "r".into(),
             run_name: "run".into(),
             tasks: prepared.tasks.clone(),
             fingerprint: prepared.evaluator.fingerprint().to_owned(),
             settings: prepared.models.settings_ids.clone(),
-        };
+        }
+    }
+
+    /// The evaluation in full, under this index, of one of the sources.
+    fn evaluation(prepared: &Prepared, index: u64, source: usize) -> (AskedRecord, Row) {
+        let context = context(prepared);
         let proposal = Proposal {
             content: Content::Soup(vec![source]),
             origin: "source".into(),
@@ -296,12 +287,17 @@ holdout = { fraction = 0.5 }
         let (asked, rows): (Vec<_>, Vec<_>) =
             [(0, 0), (1, 1), (2, 0)].map(|(index, source)| evaluation(&prepared, index, source)).into_iter().unzip();
         asked.iter().for_each(|record| ledger.asked(record).unwrap());
+        let equipment = Equipment {
+            evaluator: prepared.evaluator.clone(),
+            context: context(&prepared),
+            ledger: ledger.clone(),
+            stage: None,
+            progress: progress.clone(),
+        };
         let opening = HoldoutOpening {
             prepared: &prepared,
             ledger: &ledger,
-            stage: None,
-            run_id: "r",
-            asked: &asked,
+            equipment: &equipment,
             evaluations: 3,
             unscored_baselines: vec![],
             again: &BTreeMap::new(),

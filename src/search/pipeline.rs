@@ -80,6 +80,7 @@ pub struct Finished {
 }
 
 /// What a pipeline works with.
+#[derive(Clone)]
 pub struct Equipment {
     pub evaluator: Arc<dyn Evaluator>,
     pub context: EvaluationContext,
@@ -142,6 +143,10 @@ impl Pipeline {
         }
     }
 
+    pub fn equipment(&self) -> &Equipment {
+        &self.equipment
+    }
+
     pub fn context(&self) -> &EvaluationContext {
         &self.equipment.context
     }
@@ -199,12 +204,35 @@ impl Pipeline {
         }
     }
 
-    /// Runs everything that was added, and hands over what ends.
+    /// Runs everything that was added, and hands over what ends. After an error nothing is left of the rest.
     ///
     /// # Errors
     ///
     /// [`SearchError::Stopped`] when a stop was asked for, after what was under way has ended; what `take` fails with.
     pub async fn finish(
+        &mut self,
+        stop: &Stop,
+        take: impl FnMut(Finished) -> Result<(), SearchError>,
+    ) -> Result<(), SearchError> {
+        let ended = self.run_to_end(stop, take).await;
+        if ended.is_err() {
+            self.abandon().await;
+        }
+        ended
+    }
+
+    /// Gives up what has not ended: nothing runs any more, and its candidates leave their slots to whoever comes next.
+    pub async fn abandon(&mut self) {
+        self.stop_merging();
+        self.cancel();
+        while self.jobs.join_next().await.is_some() {}
+        let turns: Vec<Turn> = self.open.keys().copied().collect();
+        for turn in turns {
+            self.close(turn);
+        }
+    }
+
+    async fn run_to_end(
         &mut self,
         stop: &Stop,
         mut take: impl FnMut(Finished) -> Result<(), SearchError>,

@@ -8,7 +8,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::candidate::{Candidate, EvaluationContext};
-use super::pipeline::{Equipment, Finished, MaterializeStage, Pipeline, Work, WorkKind};
+use super::pipeline::{Equipment, Finished, Pipeline, Work, WorkKind};
 use super::prepare::Prepared;
 use super::progress::Progress;
 use super::{SearchError, Stop};
@@ -77,9 +77,8 @@ impl Rescoring<'_> {
 
     /// The next scoring of the sentinel; after a kill it is the same again, so that an evaluator knows it.
     pub fn next_sentinel(&self, asked: &AskedRecord) -> Result<Work, SearchError> {
-        let repeats = self.ledger.all_repeats()?;
-        let of_it =
-            repeats.iter().filter(|repeat| repeat.index == asked.index && repeat.purpose == RepeatPurpose::Sentinel);
+        let repeats = self.ledger.repeats_for(RepeatPurpose::Sentinel)?;
+        let of_it = repeats.iter().filter(|repeat| repeat.index == asked.index);
         // The first replicate is kept for a sentinel that becomes a finalist.
         self.work(asked, 2 + of_it.count() as u32)
     }
@@ -101,9 +100,8 @@ impl Rescoring<'_> {
 
     fn sentinel_alarm(&self, finished: &Finished) -> Result<Option<Alarm>, SearchError> {
         let Some(first) = self.outcomes.get(&finished.index) else { return Ok(None) };
-        let repeats = self.ledger.all_repeats()?;
-        let of_it =
-            repeats.iter().filter(|repeat| repeat.index == finished.index && repeat.purpose == RepeatPurpose::Sentinel);
+        let repeats = self.ledger.repeats_for(RepeatPurpose::Sentinel)?;
+        let of_it = repeats.iter().filter(|repeat| repeat.index == finished.index);
         let known = of_it.filter(|repeat| repeat.status == Status::Scored).map(|repeat| &repeat.tasks);
         let earlier: Vec<&Scores> = std::iter::once(&first.tasks).chain(known).collect();
         let what = match finished.status {
@@ -174,26 +172,28 @@ impl Rescoring<'_> {
 /// The end of a search: finalists, best baseline and, if it is due, the sentinel.
 pub struct FinalRescoring<'a> {
     pub rescoring: Rescoring<'a>,
-    pub stage: Option<MaterializeStage>,
-    pub asked: &'a [AskedRecord],
+    /// What the search itself worked with.
+    pub equipment: &'a Equipment,
     pub stop: &'a Stop,
 }
 
 impl FinalRescoring<'_> {
     /// Scores the candidates of these evaluations again (what is recorded is not asked again); their new objectives by
     /// candidate.
-    pub async fn score(&self, finalists: &[u64], sentinel: Option<u64>) -> Result<BTreeMap<String, f64>, SearchError> {
+    ///
+    /// # Errors
+    /// Those of a search.
+    pub async fn score_finalists(&self, finalists: &[u64]) -> Result<BTreeMap<String, f64>, SearchError> {
         let mut found = BTreeMap::new();
         let mut pipeline = self.pipeline();
-        let recorded = self.rescoring.ledger.all_repeats()?;
+        let recorded = self.rescoring.ledger.repeats_for(RepeatPurpose::Finalist)?;
         let mut open = 0;
         for index in finalists {
-            let of_it = |repeat: &&RepeatRecord| repeat.index == *index && repeat.purpose == RepeatPurpose::Finalist;
-            if let Some(repeat) = recorded.iter().find(of_it) {
+            if let Some(repeat) = recorded.iter().find(|repeat| repeat.index == *index) {
                 found.extend(repeat.objective.map(|objective| (repeat.candidate_id.clone(), objective)));
                 continue;
             }
-            pipeline.add(self.rescoring.finalist(self.asked(*index)?)?);
+            pipeline.add(self.rescoring.finalist(&self.rescoring.ledger.asked_at(*index)?)?);
             open += 1;
         }
         if open > 0 {
@@ -220,11 +220,17 @@ impl FinalRescoring<'_> {
                 Ok(())
             })
             .await?;
-        if let Some(index) = sentinel {
-            pipeline.add(self.rescoring.next_sentinel(self.asked(index)?)?);
-            pipeline.finish(self.stop, |finished| self.rescoring.sentinel(&finished)).await?;
-        }
         Ok(found)
+    }
+
+    /// Scores the sentinel once more.
+    ///
+    /// # Errors
+    /// Those of a search.
+    pub async fn score_sentinel(&self, index: u64) -> Result<(), SearchError> {
+        let mut pipeline = self.pipeline();
+        pipeline.add(self.rescoring.next_sentinel(&self.rescoring.ledger.asked_at(index)?)?);
+        pipeline.finish(self.stop, |finished| self.rescoring.sentinel(&finished)).await
     }
 
     /// Asks for the scores of baselines that were given up once more (what is recorded is not asked again): their new
@@ -235,7 +241,7 @@ impl FinalRescoring<'_> {
         let recorded = Standings::of(self.rescoring.ledger)?.late;
         let mut open = 0;
         for index in baselines.iter().filter(|index| !recorded.contains_key(index)) {
-            pipeline.add(self.rescoring.work(self.asked(*index)?, 0)?);
+            pipeline.add(self.rescoring.work(&self.rescoring.ledger.asked_at(*index)?, 0)?);
             open += 1;
         }
         if open > 0 {
@@ -268,19 +274,7 @@ impl FinalRescoring<'_> {
     }
 
     fn pipeline(&self) -> Pipeline {
-        let equipment = Equipment {
-            evaluator: self.rescoring.prepared.evaluator.clone(),
-            context: self.rescoring.context.clone(),
-            ledger: self.rescoring.ledger.clone(),
-            stage: self.stage.clone(),
-            progress: self.rescoring.progress.clone(),
-        };
-        Pipeline::new(equipment, self.stop.now.child_token())
-    }
-
-    fn asked(&self, index: u64) -> Result<&AskedRecord, SearchError> {
-        let record = self.asked.iter().find(|asked| asked.index == index);
-        record.ok_or_else(|| SearchError::BadData(format!("ledger: evaluation {index} is gone")))
+        Pipeline::new(self.equipment.clone(), self.stop.now.child_token())
     }
 }
 
@@ -338,9 +332,13 @@ fn apply_late_outcome(record: &mut ToldRecord, late: &RepeatRecord) {
     record.error.clone_from(&late.error);
 }
 
-/// The sentinel's latest scoring.
+/// The sentinel's latest scoring that told something.
+///
+/// # Errors
+/// Those of reading the ledger.
 pub fn last_sentinel(ledger: &Ledger) -> Result<Option<RepeatRecord>, SearchError> {
-    Ok(ledger.all_repeats()?.into_iter().rfind(|repeat| repeat.purpose == RepeatPurpose::Sentinel))
+    let repeats = ledger.repeats_for(RepeatPurpose::Sentinel)?;
+    Ok(repeats.into_iter().rfind(|repeat| repeat.status != Status::Failed))
 }
 
 /// The latest alarm that scoring again gave cause for.

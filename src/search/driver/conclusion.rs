@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Search;
 use super::assembly::late_outcome;
-use crate::ledger::{AskedRecord, event, fact};
+use crate::ledger::event;
 use crate::recipe::Recipe;
 use crate::score::repeats::{TwoScores, order};
 use crate::score::{Verdict, may_be_as_good};
@@ -26,18 +26,16 @@ impl Search {
     ) -> Result<RunReport, SearchError> {
         self.pipeline.stop_merging();
         self.stop_evaluations().await;
+        self.pipeline.abandon().await;
         // Nothing is written to where another run may be by now.
         self.folder.check_place()?;
-        let timed = self.ledger.set_fact(fact::ACTIVE_SECONDS, &self.active_text());
-        let written = export::write_table(self.folder.path(), &self.ledger, &self.prepared.config);
+        let saved = self.save_tables();
         let ledger = self.ledger.clone();
         let concluded = match outcome {
-            Ok(reason) => {
-                timed?;
-                written?;
-                self.schedule.settle()?;
-                self.conclude(reason).await
-            }
+            Ok(reason) => match saved {
+                Ok(()) => self.conclude(reason).await,
+                Err(error) => Err(error),
+            },
             Err(error) => {
                 let all_failed = self.count(Status::Failed) == self.rows.len() as u64;
                 if matches!(error, SearchError::TooManyFailures { .. }) && all_failed {
@@ -57,6 +55,13 @@ impl Search {
         Ok(report)
     }
 
+    /// The active time, and the table of trials, whether or not the other can be written.
+    fn save_tables(&self) -> Result<(), SearchError> {
+        let timed = self.clock.save(&self.ledger);
+        export::write_table(self.folder.path(), &self.ledger, &self.prepared.config)?;
+        Ok(timed?)
+    }
+
     /// After an error: cancels what is still with the evaluator and keeps what it answers meanwhile.
     async fn stop_evaluations(&mut self) {
         if self.pipeline.idle() {
@@ -72,6 +77,7 @@ impl Search {
 
     /// Opens the hold-out and says what was found.
     async fn conclude(mut self, reason: String) -> Result<RunReport, SearchError> {
+        self.schedule.settle()?;
         if let Some(share) = self.schedule.strategy().hypervolume() {
             self.progress.line(&format!(
                 "the candidates dominate {:.1} % of the box between the worst and the best value seen of each objective",
@@ -80,12 +86,11 @@ impl Search {
         }
         let soup = self.schedule.strategy().soup_trace().cloned();
         let soup_index = self.greedy_soup()?.map(|row| row.index);
-        let asked = self.ledger.all_asked()?;
-        self.ask_for_given_up(&asked).await?;
-        let choice = self.choose(&asked).await?;
+        self.ask_for_given_up().await?;
+        let choice = self.choose().await?;
         let best = choice.finalists.first().cloned();
         let verdict = match &best {
-            Some(_) => Some(self.verdict(&choice, &asked).await?),
+            Some(_) => Some(self.verdict(&choice).await?),
             None => None,
         };
         let baseline = choice.baseline.as_ref();
@@ -110,7 +115,7 @@ impl Search {
             infeasible: self.count(Status::Infeasible),
             failed: self.count(Status::Failed),
             reason,
-            active_s: self.active().as_secs_f64(),
+            active_s: self.clock.active().as_secs_f64(),
             best,
             baselines: self.baselines().cloned().collect(),
             soup,
@@ -120,20 +125,21 @@ impl Search {
         })
     }
 
+    fn final_rescoring(&self) -> FinalRescoring<'_> {
+        FinalRescoring { rescoring: self.rescoring(), equipment: self.pipeline.equipment(), stop: &self.stop }
+    }
+
     /// A baseline without a score leaves every claim open, and whatever kept it from one may be over.
-    async fn ask_for_given_up(&mut self, asked: &[AskedRecord]) -> Result<(), SearchError> {
+    async fn ask_for_given_up(&mut self) -> Result<(), SearchError> {
         let given_up: Vec<u64> = self.given_up_baselines().map(|row| row.index).collect();
         if given_up.is_empty() || self.best.is_none() {
             return Ok(());
         }
-        let last = FinalRescoring { rescoring: self.rescoring(), stage: self.stage.clone(), asked, stop: &self.stop };
-        for repeat in last.score_given_up(&given_up).await? {
+        for repeat in self.final_rescoring().score_given_up(&given_up).await? {
             let scored = late_outcome(&repeat);
             let row = self.row(&scored);
-            if self.note(row)
-                && let Some(asked) = asked.iter().find(|asked| asked.index == scored.index)
-            {
-                self.mark_winner(asked)?;
+            if self.note(row) {
+                self.mark_winner(scored.index)?;
             }
         }
         Ok(())
@@ -141,58 +147,59 @@ impl Search {
 
     /// The finalists, scored again where the evaluator's answers may vary, the best first. The hold-out has no part in
     /// it.
-    async fn choose(&self, asked: &[AskedRecord]) -> Result<Choice, SearchError> {
-        let mut finalists = self.finalists(self.repeats.finalists_of(&self.prepared));
-        let sentinel = self.last_sentinel_due();
-        if finalists.is_empty() || !(self.repeats.finalists || sentinel.is_some()) {
-            return Ok(Choice { finalists, baseline: self.best_baseline().cloned(), again: BTreeMap::new() });
+    async fn choose(&self) -> Result<Choice, SearchError> {
+        let finalists = self.finalists(self.repeats.finalists_of(&self.prepared));
+        let choice = if finalists.is_empty() || !self.repeats.finalists {
+            Choice { finalists, baseline: self.best_baseline().cloned(), again: BTreeMap::new() }
+        } else {
+            self.choose_again(finalists).await?
+        };
+        if let Some(index) = self.last_sentinel_due().filter(|_| !choice.finalists.is_empty()) {
+            self.final_rescoring().score_sentinel(index).await?;
         }
+        Ok(choice)
+    }
+
+    /// Finalists and best baseline in the order of both their scores.
+    async fn choose_again(&self, mut finalists: Vec<Row>) -> Result<Choice, SearchError> {
         let wanted = finalists.len();
-        let mut indices = Vec::new();
-        if self.repeats.finalists {
-            let ids: BTreeSet<String> = finalists.iter().map(|row| row.candidate_id.clone()).collect();
-            // The best baseline may turn out to be the best of all.
-            finalists.extend(self.best_baseline().filter(|row| !ids.contains(&row.candidate_id)).cloned());
-            indices.extend(finalists.iter().map(|row| row.index));
+        let ids: BTreeSet<String> = finalists.iter().map(|row| row.candidate_id.clone()).collect();
+        // The best baseline may turn out to be the best of all.
+        finalists.extend(self.best_baseline().filter(|row| !ids.contains(&row.candidate_id)).cloned());
+        let indices: Vec<u64> = finalists.iter().map(|row| row.index).collect();
+        let again = self.final_rescoring().score_finalists(&indices).await?;
+        let two = |row: &Row| TwoScores {
+            search: row.objective.unwrap_or(f64::NAN),
+            again: again.get(&row.candidate_id).copied(),
+        };
+        let places = order(&finalists.iter().map(two).collect::<Vec<_>>());
+        // By the same two scores as the winner: by the first alone, a lucky baseline would stand for a better one.
+        let baseline = places.iter().map(|of| &finalists[*of]).find(|row| self.is_baseline(row)).cloned();
+        let added = finalists.get(wanted).map(|_| wanted);
+        let finalists: Vec<Row> = places
+            .iter()
+            .enumerate()
+            .filter(|(place, of)| *place == 0 || Some(**of) != added)
+            .map(|(_, of)| finalists[*of].clone())
+            .collect();
+        if let Some(winner) = finalists.first() {
+            self.mark_winner(winner.index)?;
         }
-        let last = FinalRescoring { rescoring: self.rescoring(), stage: self.stage.clone(), asked, stop: &self.stop };
-        let again = last.score(&indices, sentinel).await?;
-        let mut best_baseline = self.best_baseline().cloned();
-        if self.repeats.finalists {
-            let two = |row: &Row| TwoScores {
-                search: row.objective.unwrap_or(f64::NAN),
-                again: again.get(&row.candidate_id).copied(),
-            };
-            let places = order(&finalists.iter().map(two).collect::<Vec<_>>());
-            // By the same two scores as the winner: by the first alone, a lucky baseline would stand for a better one.
-            best_baseline = places.iter().map(|of| &finalists[*of]).find(|row| self.is_baseline(row)).cloned();
-            let baseline = finalists.get(wanted).map(|_| wanted);
-            finalists = places
-                .iter()
-                .enumerate()
-                .filter(|(place, of)| *place == 0 || Some(**of) != baseline)
-                .map(|(_, of)| finalists[*of].clone())
-                .collect();
-            if let Some(asked) = finalists.first().and_then(|row| asked.iter().find(|asked| asked.index == row.index)) {
-                self.mark_winner(asked)?;
-            }
-        }
-        Ok(Choice { finalists, baseline: best_baseline, again })
+        Ok(Choice { finalists, baseline, again })
     }
 
     /// Makes an evaluation's candidate the one that `best/`, `status` and `export` show.
-    fn mark_winner(&self, asked: &AskedRecord) -> Result<(), SearchError> {
+    fn mark_winner(&self, index: u64) -> Result<(), SearchError> {
+        let asked = self.ledger.asked_at(index)?;
         export::write_best(self.folder.path(), &Recipe::from_toml(&asked.recipe)?, &asked.recipe)?;
         export::note_winner(&self.ledger, asked.index, self.rows.len())
     }
 
-    async fn verdict(&self, choice: &Choice, asked: &[AskedRecord]) -> Result<Verdict, SearchError> {
+    async fn verdict(&self, choice: &Choice) -> Result<Verdict, SearchError> {
         let opening = holdout::HoldoutOpening {
             prepared: &self.prepared,
             ledger: &self.ledger,
-            stage: self.stage.clone(),
-            run_id: &self.frozen.run_id,
-            asked,
+            equipment: self.pipeline.equipment(),
             evaluations: self.rows.len() as u64,
             unscored_baselines: self.unknown_baselines()?,
             again: &choice.again,

@@ -5,6 +5,7 @@ use std::num::NonZeroU64;
 
 use super::Search;
 use crate::ledger::Ledger;
+use crate::scores::Status;
 use crate::search::SearchError;
 use crate::search::pipeline::Finished;
 use crate::search::repeats::{Rescoring, last_sentinel};
@@ -16,10 +17,10 @@ pub(super) struct Sentinel {
     index: Option<u64>,
     /// What had been spent when it was due last, in evaluations in full.
     due_at: u64,
-    /// The same when it was scored again last.
+    /// The same when the scoring began that told something last.
     made_at: u64,
-    /// It is being scored.
-    open: bool,
+    /// The same when the scoring began that is under way.
+    open: Option<u64>,
 }
 
 impl Sentinel {
@@ -27,7 +28,7 @@ impl Sentinel {
         let last = last_sentinel(ledger)?;
         let made_at = last.as_ref().map_or(0, |last| last.after);
         let due_at = every.map_or(0, |every| made_at / every * every.get());
-        Ok(Self { index: last.map(|last| last.index), due_at, made_at, open: false })
+        Ok(Self { index: last.map(|last| last.index), due_at, made_at, open: None })
     }
 }
 
@@ -73,23 +74,24 @@ impl Search {
     /// Has the sentinel scored again if it is time.
     pub(super) fn start_sentinel(&mut self) -> Result<(), SearchError> {
         let Some(every) = self.repeats.sentinel else { return Ok(()) };
-        if self.sentinel.open || self.spent() < self.sentinel.due_at + every.get() {
+        if self.sentinel.open.is_some() || self.spent() < self.sentinel.due_at + every.get() {
             return Ok(());
         }
         let Some(index) = self.sentinel.index.or_else(|| self.choose_sentinel()) else { return Ok(()) };
-        let Some(asked) = self.ledger.all_asked()?.into_iter().find(|asked| asked.index == index) else {
-            return Ok(());
-        };
-        let work = self.rescoring().next_sentinel(&asked)?;
+        let work = self.rescoring().next_sentinel(&self.ledger.asked_at(index)?)?;
         self.pipeline.add(work);
         let spent = self.spent();
-        self.sentinel =
-            Sentinel { index: Some(index), due_at: spent / every * every.get(), made_at: spent, open: true };
+        let due_at = spent / every * every.get();
+        self.sentinel = Sentinel { index: Some(index), due_at, made_at: self.sentinel.made_at, open: Some(spent) };
         Ok(())
     }
 
     pub(super) fn finish_sentinel(&mut self, finished: &Finished) -> Result<(), SearchError> {
-        self.sentinel.open = false;
-        self.rescoring().sentinel(finished)
+        let spent = self.sentinel.open.take().unwrap_or_else(|| self.spent());
+        // Given up, it has told nothing: at the end of the search it is asked once more.
+        if finished.status != Status::Failed {
+            self.sentinel.made_at = spent;
+        }
+        Rescoring { spent, ..self.rescoring() }.sentinel(finished)
     }
 }

@@ -1,7 +1,6 @@
 //! Where a run stands: its best, its failures, and what is shown of it.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use super::Search;
 use crate::score::shown;
@@ -116,16 +115,11 @@ impl Search {
         self.schedule.outcomes().values().filter(|outcome| outcome.status == status).count() as u64
     }
 
-    /// Active time of this run, summed over its starts.
-    pub(super) fn active(&self) -> Duration {
-        self.active_before + self.started.elapsed()
-    }
-
     pub(super) fn show(&self) {
         let limits = &self.prepared.config.budget;
         let samples = self.rows.keys().filter_map(|index| self.asked.get(index)).map(|asked| asked.samples);
         let samples = samples.fold(0, u64::saturating_add);
-        let pace = Pace { evaluations: self.rows.len() as u64, samples, active: self.active() };
+        let pace = Pace { evaluations: self.rows.len() as u64, samples, active: self.clock.active() };
         self.progress.update(&Snapshot {
             finished: pace.evaluations,
             total: limits.evaluations,
