@@ -149,29 +149,57 @@ fn identify_evaluator(kind: &EvaluatorKind) -> Value {
     }
 }
 
-/// In what two identities differ, one readable line each: `space.genes.weight.high: 1.5 -> 2.0`.
-pub fn differences(old: &Value, new: &Value) -> Vec<String> {
-    let mut lines = Vec::new();
-    compare("", old, new, &mut lines);
-    lines
+/// A value of an identity that is another one; as text, one readable line: `space.genes.weight.high: 1.5 -> 2.0`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Difference {
+    /// The outermost key; empty where the identities are no objects.
+    part: String,
+    /// Keys and places in lists from the outermost on, as people write them.
+    path: String,
+    old: Value,
+    new: Value,
 }
 
-fn compare(path: &str, old: &Value, new: &Value, lines: &mut Vec<String>) {
+impl Difference {
+    /// The part of the identity that it lies in: its outermost key.
+    pub fn part(&self) -> &str {
+        &self.part
+    }
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}: {} -> {}", self.path, show(&self.old), show(&self.new))
+    }
+}
+
+/// In what two identities differ.
+pub fn differences(old: &Value, new: &Value) -> Vec<Difference> {
+    let mut found = Vec::new();
+    compare(None, "", (old, new), &mut found);
+    found
+}
+
+fn compare(part: Option<&str>, path: &str, (old, new): (&Value, &Value), found: &mut Vec<Difference>) {
     match (old, new) {
         (Value::Object(before), Value::Object(after)) => {
-            for (key, value) in before {
-                compare(&join(path, key), value, after.get(key).unwrap_or(&Value::Null), lines);
-            }
-            for (key, value) in after.iter().filter(|(key, _)| !before.contains_key(*key)) {
-                compare(&join(path, key), &Value::Null, value, lines);
+            let is_new = |key: &&String| !before.contains_key(*key);
+            for key in before.keys().chain(after.keys().filter(is_new)) {
+                let values = [before, after].map(|object| object.get(key).unwrap_or(&Value::Null));
+                compare(part.or(Some(key)), &join(path, key), values.into(), found);
             }
         }
         (Value::Array(before), Value::Array(after)) if before.len() == after.len() => {
-            for (index, (old, new)) in before.iter().zip(after).enumerate() {
-                compare(&format!("{path}[{index}]"), old, new, lines);
+            for (index, values) in before.iter().zip(after).enumerate() {
+                compare(part, &format!("{path}[{index}]"), values, found);
             }
         }
-        _ if old != new => lines.push(format!("{path}: {} -> {}", show(old), show(new))),
+        _ if old != new => found.push(Difference {
+            part: part.unwrap_or_default().to_owned(),
+            path: path.to_owned(),
+            old: old.clone(),
+            new: new.clone(),
+        }),
         _ => {}
     }
 }
@@ -203,7 +231,7 @@ mod tests {
             ("in_flight = 2", "in_flight = 3\n[candidates]\nslots = 7\ndir = 'elsewhere'"),
         ] {
             assert!(RUN.contains(from));
-            assert_eq!(differences(&identity(RUN), &identity(&RUN.replace(from, to))), Vec::<String>::new(), "{to}");
+            assert_eq!(differences(&identity(RUN), &identity(&RUN.replace(from, to))), [], "{to}");
         }
     }
 
@@ -229,7 +257,7 @@ mod tests {
         ] {
             assert!(RUN.contains(from));
             let lines = differences(&identity(RUN), &identity(&RUN.replace(from, to)));
-            assert!(lines.iter().any(|found| found == line), "{line}: {lines:?}");
+            assert!(lines.iter().any(|found| found.to_string() == line), "{line}: {lines:?}");
         }
     }
 
@@ -237,6 +265,6 @@ mod tests {
     fn survives_a_round_trip_through_json() {
         let before = identity(RUN);
         let after: Value = serde_json::from_str(&before.to_string()).unwrap();
-        assert_eq!(differences(&before, &after), Vec::<String>::new());
+        assert_eq!(differences(&before, &after), []);
     }
 }

@@ -25,7 +25,7 @@ use crate::checkpoint::Dtype;
 pub use duration::parse as parse_duration;
 pub use error::ConfigError;
 pub(crate) use evaluator::endpoint_url;
-pub use identity::differences;
+pub use identity::{Difference, differences};
 pub use kinds::{StrategyKind, TestFunction};
 
 /// A model as the run file names it.

@@ -330,8 +330,11 @@ fn a_prior_needs_a_base_and_is_part_of_the_identity() {
     let text = changed("high = 1.5,", "high = 1.5, conflict_prior = 0.5,");
     let (before, after) = (parse(RUN).unwrap(), parse(&text).unwrap());
     assert!(!before.space.as_ref().unwrap().has_conflict_prior() && after.space.as_ref().unwrap().has_conflict_prior());
-    let lines = differences(&before.identity()["space"], &after.identity()["space"]);
-    assert_eq!(lines, ["genes.weight.conflict_prior: (absent) -> 0.5"]);
+    let found = differences(&before.identity()["space"], &after.identity()["space"]);
+    assert_eq!(
+        found.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["genes.weight.conflict_prior: (absent) -> 0.5"]
+    );
     let message =
         refused(&text.replace("base = \"base\"\n", "").replace("dare_ties", "linear").replace("drop_rate", "# "));
     assert!(message.contains("conflict_prior`") && message.contains("`models.base`"), "{message}");
@@ -407,7 +410,8 @@ fn stacks_are_read() {
     let identity = |space: &str| parse(&run(space)).unwrap().identity();
     let (two, three) = ("granularity = 2\nstack = {}", "granularity = 2\nstack = { passes = 3 }");
     let [before, after] = [two, three].map(|space| identity(&format!("method = 'passthrough'\n{space}")));
-    assert_eq!(differences(&before["space"], &after["space"]), ["stack.passes: 2 -> 3"]);
+    let found = differences(&before["space"], &after["space"]);
+    assert_eq!(found.iter().map(ToString::to_string).collect::<Vec<_>>(), ["stack.passes: 2 -> 3"]);
 }
 
 /// Every key of a file that uses them all, misspelt, is named in the message.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::fidelity::Basis;
 use super::prepare::Prepared;
 use super::{SearchError, model_changes};
-use crate::config::{RacingConfig, RunConfig, differences};
+use crate::config::{Difference, RacingConfig, RunConfig, differences};
 use crate::ledger::{Ledger, fact};
 use crate::recipe::ModelReference;
 
@@ -123,29 +123,28 @@ fn decided(ledger: &Ledger, prepared: &Prepared) -> Result<Frozen, SearchError> 
 /// In what two identities differ: of the models by name, of all else by key.
 fn changes(recorded: &Value, identity: &Value) -> Vec<String> {
     let mut lines = model_changes::between(recorded, identity);
-    let follows = |line: &String| {
-        let is_of = |key: &&str| line.starts_with(key) || line.starts_with(&format!("\"{key}\""));
-        MODELS.iter().any(is_of)
-    };
-    let (of_models, others): (Vec<_>, Vec<_>) = differences(recorded, identity).into_iter().partition(follows);
+    let is_of_models = |difference: &Difference| MODELS.contains(&difference.part());
+    let (of_models, others): (Vec<_>, Vec<_>) = differences(recorded, identity).into_iter().partition(is_of_models);
     if lines.is_empty() {
         // Whatever it is: it is another run.
-        lines = of_models;
+        lines.extend(of_models.iter().map(explained));
     }
-    lines.extend(others);
-    lines.into_iter().map(explained).collect()
+    lines.extend(others.iter().map(explained));
+    lines
 }
 
 /// Fingerprints and content ids tell nobody what changed.
-fn explained(line: String) -> String {
+fn explained(difference: &Difference) -> String {
     let why = [
         (FINGERPRINT, "data, settings or version of the evaluator are others"),
         (HOLDOUT_FINGERPRINT, "data, settings or version of the hold-out's evaluator are others"),
         (CONTENTS, "a model has other weights, or lies elsewhere"),
         (SETTINGS, "config.json, tokenizer or template of a model are others"),
     ];
-    let found = why.iter().find(|(key, _)| line.starts_with(key) || line.starts_with(&format!("\"{key}\"")));
-    found.map_or(line.clone(), |(_, why)| format!("{line} ({why})"))
+    match why.iter().find(|(part, _)| *part == difference.part()) {
+        Some((_, why)) => format!("{difference} ({why})"),
+        None => difference.to_string(),
+    }
 }
 
 /// Metrics and directions that the run file leaves to the evaluator, where it says others now: scores from before and
@@ -186,13 +185,18 @@ fn reordered(ledger: &Ledger, fact: &str, what: &str, names: &[String]) -> Resul
     // Ledgers of earlier versions do not tell the order of genes.
     let Some(recorded) = ledger.fact(fact)? else { return Ok(None) };
     let recorded: Vec<String> = serde_json::from_str(&recorded).unwrap_or_default();
+    Ok(reordering(what, &recorded, names))
+}
+
+/// Says that names are the same in another order.
+pub(super) fn reordering(what: &str, before: &[String], after: &[String]) -> Option<String> {
     let sorted = |names: &[String]| {
         let mut names = names.to_vec();
         names.sort();
         names
     };
-    let is_reordered = recorded != names && sorted(&recorded) == sorted(names);
-    Ok(is_reordered.then(|| format!("order of {what}: {} -> {}", recorded.join(", "), names.join(", "))))
+    let is_other = before != after && sorted(before) == sorted(after);
+    is_other.then(|| format!("order of {what}: {} -> {}", before.join(", "), after.join(", ")))
 }
 
 /// Everything that determines candidates and scores: the run file without budget, endpoints and the like, what the

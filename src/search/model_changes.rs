@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::frozen::{CONTENTS, SETTINGS};
+use super::frozen::{CONTENTS, SETTINGS, reordering};
 
 /// A model of a run's identity.
 #[derive(Debug, PartialEq)]
@@ -57,14 +57,7 @@ fn changes(key: &str, before: &Model<'_>, after: &Model<'_>) -> Vec<String> {
 /// The same models in another order: proposals name them by their places.
 fn other_order(key: &str, before: &[Model<'_>], after: &[Model<'_>]) -> Option<String> {
     let names = |models: &[Model<'_>]| models.iter().map(|model| model.name.to_owned()).collect::<Vec<_>>();
-    let (before, after) = (names(before), names(after));
-    let sorted = |names: &[String]| {
-        let mut names = names.to_vec();
-        names.sort();
-        names
-    };
-    let is_turned = before != after && sorted(&before) == sorted(&after);
-    is_turned.then(|| format!("order of {key}: {} -> {}", before.join(", "), after.join(", ")))
+    reordering(key, &names(before), &names(after))
 }
 
 /// The base, or the sources in order.
