@@ -436,7 +436,7 @@ async fn a_bad_candidate_is_its_own_fault() {
     edit(vocabulary.path(), "tokenizer.json", "\"+\": 69", "\"+\": 80");
 
     for (folder, code, part) in [
-        (&truncated, "candidate_invalid", "model.safetensors is damaged"),
+        (&truncated, "candidate_invalid", "is the download complete?"),
         (&nan, "candidate_nonfinite", "NaN"),
         (&overflowing, "candidate_nonfinite", "logit"),
         (&shape, "candidate_invalid", "has shape"),

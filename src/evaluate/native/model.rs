@@ -25,7 +25,7 @@ struct Linear {
 impl Linear {
     /// Stacks the projections `names` (each `outputs` x `inputs`) into one, so that one product serves them all.
     fn load(
-        weights: &mut Weights,
+        weights: &Weights,
         prefix: &str,
         names: &[(&str, usize)],
         inputs: usize,
@@ -65,12 +65,12 @@ struct Layer {
 }
 
 impl Layer {
-    fn load(weights: &mut Weights, architecture: &Architecture, index: usize) -> Result<Self, Fault> {
+    fn load(weights: &Weights, architecture: &Architecture, index: usize) -> Result<Self, Fault> {
         let a = architecture;
         let prefix = format!("model.layers.{index}");
         let (attention, mlp) = (format!("{prefix}.self_attn"), format!("{prefix}.mlp"));
         let (query, key_value) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
-        let mut head_norm = |name: &str| match a.qk_norm {
+        let head_norm = |name: &str| match a.qk_norm {
             true => weights.vector(&format!("{attention}.{name}.weight"), a.head_dim).map(Some),
             false => Ok(None),
         };
@@ -133,7 +133,7 @@ impl Model {
     /// See [`Architecture::read`] and [`Weights`].
     pub(super) fn load(folder: &Path) -> Result<Self, Fault> {
         let architecture = Architecture::read(folder)?;
-        let mut weights = Weights::open(folder)?;
+        let weights = Weights::open(folder)?;
         let (vocabulary, hidden) = (architecture.vocabulary, architecture.hidden);
         let embedding = weights.tensor("model.embed_tokens.weight", &[vocabulary, hidden])?;
         let head = if architecture.tied_embeddings {
@@ -143,7 +143,7 @@ impl Model {
         };
         let head = Linear { weight: head.t().map_err(fault::tensor)?, bias: None };
         let layers = (0..architecture.layers)
-            .map(|index| Layer::load(&mut weights, &architecture, index))
+            .map(|index| Layer::load(&weights, &architecture, index))
             .collect::<Result<Vec<_>, _>>()?;
         let norm = weights.vector("model.norm.weight", hidden)?;
         Ok(Self { architecture, embedding, layers, norm, head })
