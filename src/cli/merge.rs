@@ -24,17 +24,7 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
         arguments.mergekit.note().iter().for_each(|note| say(&format!("note: {note}")));
     }
     let out = arguments.output_folder();
-    let mut recipe = file.recipe;
-    if let Some(seed) = arguments.seed {
-        recipe.masks.seed = seed;
-    }
-    match arguments.dare_masks {
-        Some(MaskChoice::Native) => recipe.masks.kind = MaskKind::Native,
-        Some(MaskChoice::Mergekit) => recipe.masks.kind = MaskKind::Mergekit,
-        None => {}
-    }
-    recipe.dtype = arguments.dtype.or(recipe.dtype);
-    recipe.out_dtype = arguments.out_dtype.or(recipe.out_dtype);
+    let recipe = with_arguments(file.recipe, arguments);
     if !output.quiet {
         mask_note(arguments, &recipe).iter().for_each(|note| say(&format!("note: {note}")));
     }
@@ -59,23 +49,43 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
         ..MergeOptions::default()
     };
     let report = materialize(&merger, &recipe, out, options, output)?;
-    if report.is_narrowed && !output.quiet {
+    if !output.quiet {
+        say_notes(&report);
+    }
+    output.result(&describe(&report, out, output), &to_json(&report, out))?;
+    Ok(ExitCode::Done)
+}
+
+/// The recipe with what the command line says instead.
+fn with_arguments(mut recipe: Recipe, arguments: &Merge) -> Recipe {
+    if let Some(seed) = arguments.seed {
+        recipe.masks.seed = seed;
+    }
+    match arguments.dare_masks {
+        Some(MaskChoice::Native) => recipe.masks.kind = MaskKind::Native,
+        Some(MaskChoice::Mergekit) => recipe.masks.kind = MaskKind::Mergekit,
+        None => {}
+    }
+    recipe.dtype = arguments.dtype.or(recipe.dtype);
+    recipe.out_dtype = arguments.out_dtype.or(recipe.out_dtype);
+    recipe
+}
+
+/// What whoever uses the output should know.
+fn say_notes(report: &MergeReport) {
+    if report.is_narrowed {
         say(
             "note: the models are not all stored in one type, and the recipe names none: the output has the base's, else the first \
              model's, where mergekit promotes (bfloat16 and float32: float32); `dtype` or --dtype says which is meant",
         );
     }
-    if let Some(model) = report.missing_tokenizer.as_ref().filter(|_| !output.quiet) {
+    if let Some(model) = &report.missing_tokenizer {
         say(&format!(
             "note: the output has no tokenizer, since the model that gives configuration and tokenizer has none; `{model}` has \
              one, and `tokenizer_source` names the model whose tokenizer is copied"
         ));
     }
-    if !output.quiet {
-        report.notes.iter().for_each(|note| say(&format!("note: {note}")));
-    }
-    output.result(&describe(&report, out, output), &to_json(&report, out))?;
-    Ok(ExitCode::Done)
+    report.notes.iter().for_each(|note| say(&format!("note: {note}")));
 }
 
 /// What masks are drawn where somebody may expect others: mergekit's from its configuration, or any at all.

@@ -298,15 +298,7 @@ fn read_search(
             check_value(name, &field, parameter, *bound)?;
         }
     }
-    if !(gene.high - gene.low).is_finite() {
-        return Err(field.error(format!("the range from {} to {} is too large a number", gene.low, gene.high)));
-    }
-    if gene.low >= gene.high {
-        return Err(field.error(format!(
-            "`low` ({}) must be below `high` ({}); a plain number freezes a gene",
-            gene.low, gene.high
-        )));
-    }
+    check_range(field, &gene)?;
     if let Some(field) = fields.take("per") {
         gene.per = read_per(&field, parameter, context)?;
     }
@@ -319,17 +311,7 @@ fn read_search(
     if let Some(field) = fields.take("integer") {
         gene.integer |= field.truth()?;
     }
-    if gene.integer && (gene.low.fract() != 0.0 || gene.high.fract() != 0.0) {
-        return Err(
-            field.error(format!("`low` ({}) and `high` ({}) of a whole number must be whole", gene.low, gene.high))
-        );
-    }
-    if gene.integer && (gene.low.abs() > 1e15 || gene.high.abs() > 1e15) {
-        return Err(field.error("`low` and `high` of a whole number must lie within 1e15 of 0"));
-    }
-    if gene.integer && gene.log {
-        return Err(field.error("`integer` and `scale = \"log\"` do not go together"));
-    }
+    check_integer(field, &gene)?;
     if let Some(field) = fields.take("init") {
         let init = field.number()?;
         if !(gene.low..=gene.high).contains(&init) {
@@ -348,6 +330,33 @@ fn read_search(
     }
     fields.finish()?;
     Ok(gene)
+}
+
+fn check_range(field: &Field<'_>, GeneSearch { low, high, .. }: &GeneSearch) -> Result<(), FieldError> {
+    if !(high - low).is_finite() {
+        return Err(field.error(format!("the range from {low} to {high} is too large a number")));
+    }
+    if low >= high {
+        return Err(field.error(format!("`low` ({low}) must be below `high` ({high}); a plain number freezes a gene")));
+    }
+    Ok(())
+}
+
+fn check_integer(field: &Field<'_>, gene: &GeneSearch) -> Result<(), FieldError> {
+    let GeneSearch { low, high, .. } = gene;
+    if !gene.integer {
+        return Ok(());
+    }
+    if low.fract() != 0.0 || high.fract() != 0.0 {
+        return Err(field.error(format!("`low` ({low}) and `high` ({high}) of a whole number must be whole")));
+    }
+    if low.abs() > 1e15 || high.abs() > 1e15 {
+        return Err(field.error("`low` and `high` of a whole number must lie within 1e15 of 0"));
+    }
+    if gene.log {
+        return Err(field.error("`integer` and `scale = \"log\"` do not go together"));
+    }
+    Ok(())
 }
 
 fn read_conflict_prior(

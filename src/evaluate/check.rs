@@ -218,24 +218,7 @@ fn check_per_sample(
     if let Some((value, capability)) = mean_of
         && !aligned.is_empty()
     {
-        let slack = |bound: f64| MEAN_TOLERANCE * bound.abs().max(1.0);
-        let outside = |score: &f64| {
-            capability.min.is_some_and(|min| *score < min - slack(min))
-                || capability.max.is_some_and(|max| *score > max + slack(max))
-        };
-        if let Some(place) = aligned.iter().position(outside) {
-            let (id, score) = (&ids[place], aligned[place]);
-            return Err(violation(format!(
-                "task {name}: the score of sample {id} is {score}, outside the announced range"
-            )));
-        }
-        let mean = aligned.iter().sum::<f64>() / aligned.len() as f64;
-        if (mean - value).abs() > MEAN_TOLERANCE * value.abs().max(1.0) {
-            let metric = &task.metric;
-            return Err(violation(format!(
-                "task {name}: {metric} is {value}, but its samples have the mean {mean}; expected within {MEAN_TOLERANCE:e}, not rounded"
-            )));
-        }
+        check_mean_of(task, (&ids, &aligned), value, capability)?;
     }
     let mut kept = BTreeMap::from([(task.metric.clone(), aligned)]);
     if task.metric != SAMPLE_WEIGHT
@@ -244,6 +227,33 @@ fn check_per_sample(
         kept.insert(SAMPLE_WEIGHT.to_owned(), aligned_weights(&answer, weights, &ids, name)?);
     }
     Ok(PerSample { ids: ids.into(), scores: kept })
+}
+
+/// A metric that is a mean of its samples must be that of these, each within the announced range.
+fn check_mean_of(
+    TaskRequest { name, metric, .. }: &TaskRequest,
+    (ids, scores): (&[SampleId], &[f64]),
+    value: f64,
+    capability: &MetricCapability,
+) -> Result<(), Fault> {
+    let slack = |bound: f64| MEAN_TOLERANCE * bound.abs().max(1.0);
+    let outside = |score: &f64| {
+        capability.min.is_some_and(|min| *score < min - slack(min))
+            || capability.max.is_some_and(|max| *score > max + slack(max))
+    };
+    if let Some(place) = scores.iter().position(outside) {
+        let (id, score) = (&ids[place], scores[place]);
+        return Err(violation(format!(
+            "task {name}: the score of sample {id} is {score}, outside the announced range"
+        )));
+    }
+    let mean = scores.iter().sum::<f64>() / scores.len() as f64;
+    if (mean - value).abs() > MEAN_TOLERANCE * value.abs().max(1.0) {
+        return Err(violation(format!(
+            "task {name}: {metric} is {value}, but its samples have the mean {mean}; expected within {MEAN_TOLERANCE:e}, not rounded"
+        )));
+    }
+    Ok(())
 }
 
 /// What the samples of a weighted mean weigh, in the order of `ids`, which all have a score.

@@ -151,15 +151,7 @@ fn main_sentence(verdict: &Verdict) -> String {
     let n: u64 = verdict.n.values().sum();
     let samples = |before: &str| if n > 0 { format!("{before} {n} hold-out samples") } else { String::new() };
     let Some([low, high]) = verdict.interval else {
-        let scores = [winner.holdout_score, baseline.holdout_score];
-        let why = match scores.iter().flatten().all(|score| score.abs() < LARGEST_SQUARE) {
-            true if verdict.n.values().any(|n| *n == 1) => "one sample tells nothing of others".to_owned(),
-            true => format!(
-                "{}, and there are no standard errors above zero (with their `n`) from which one would follow",
-                verdict.unpaired_because.as_deref().unwrap_or("samples could not be paired")
-            ),
-            false => "the scores are too large numbers for one".to_owned(),
-        };
+        let why = why_no_interval(verdict, [winner.holdout_score, baseline.holdout_score]);
         let digits = digits(&[difference]);
         return format!(
             "No evidence of improvement: {difference:+.digits$} over the best baseline ({}){}, and no interval: {why}.",
@@ -185,6 +177,19 @@ fn main_sentence(verdict: &Verdict) -> String {
             winner.origin, baseline.origin
         ),
     }
+}
+
+fn why_no_interval(verdict: &Verdict, scores: [Option<f64>; 2]) -> String {
+    if scores.iter().flatten().any(|score| score.abs() >= LARGEST_SQUARE) {
+        return "the scores are too large numbers for one".to_owned();
+    }
+    if verdict.n.values().any(|n| *n == 1) {
+        return "one sample tells nothing of others".to_owned();
+    }
+    format!(
+        "{}, and there are no standard errors above zero (with their `n`) from which one would follow",
+        verdict.unpaired_because.as_deref().unwrap_or("samples could not be paired")
+    )
 }
 
 #[cfg(test)]

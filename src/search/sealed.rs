@@ -85,10 +85,50 @@ pub(super) async fn holdout_plan(
     progress: &Arc<dyn Progress>,
     stop: &Stop,
 ) -> Result<Option<HoldoutPlan>, SearchError> {
-    let Some(holdout) = prepared.config.holdout.clone() else { return Ok(None) };
+    let Some(holdout) = &prepared.config.holdout else { return Ok(None) };
+    let Source { evaluator, names, samples } = open_source(prepared, &holdout.source, scratch, progress, stop).await?;
+    let is_covered = |name: &String| match &holdout.source {
+        HoldoutSource::Data(data) => data.contains_key(name),
+        HoldoutSource::Tasks(renamed) => renamed.contains_key(name),
+        HoldoutSource::Endpoints(_) | HoldoutSource::Fraction(_) => true,
+    };
+    let mut tasks = Vec::new();
+    for task in prepared.tasks.iter().filter(|task| is_covered(&task.name)) {
+        let name = names.get(&task.name).unwrap_or(&task.name).clone();
+        check_metric(prepared.evaluator.as_ref(), evaluator.as_ref(), task, &name)?;
+        let samples = samples.get(&task.name).cloned().unwrap_or(Samples::All);
+        tasks.push(TaskRequest { name, metric: task.metric.clone(), samples, seed: task.seed });
+    }
+    let samples = count_samples(&tasks, evaluator.as_ref());
+    let compared = prepared.objective.tasks.iter().filter(|task| is_covered(&task.name)).cloned();
+    let objective = Objective { tasks: compared.collect() };
+    let plan = HoldoutPlan { evaluator, tasks, objective, names, finalists: holdout.finalists.get(), samples };
+    if matches!(holdout.source, HoldoutSource::Endpoints(_)) {
+        refuse_same_fingerprint(prepared, plan.evaluator.as_ref())?;
+    }
+    refuse_overlap(prepared, &plan, matches!(holdout.source, HoldoutSource::Fraction(_)))?;
+    Ok(Some(plan))
+}
+
+/// Where the samples of a hold-out come from.
+struct Source {
+    evaluator: Arc<dyn Evaluator>,
+    /// Names that the evaluator has for tasks of the run, where they are others.
+    names: BTreeMap<String, String>,
+    /// By the run's names, for those that are not asked for all.
+    samples: BTreeMap<String, Samples>,
+}
+
+async fn open_source(
+    prepared: &Prepared,
+    source: &HoldoutSource,
+    scratch: &Path,
+    progress: &Arc<dyn Progress>,
+    stop: &Stop,
+) -> Result<Source, SearchError> {
     let mut names = BTreeMap::new();
     let mut samples = BTreeMap::new();
-    let evaluator = match &holdout.source {
+    let evaluator = match source {
         HoldoutSource::Fraction(fraction) => {
             for task in &prepared.config.tasks {
                 let known = capability(prepared.evaluator.as_ref(), &task.name)?;
@@ -122,27 +162,7 @@ pub(super) async fn holdout_plan(
             connect(&prepared.config, &evaluator_tasks(&tasks), scratch, progress, stop).await?
         }
     };
-    let is_covered = |name: &String| match &holdout.source {
-        HoldoutSource::Data(data) => data.contains_key(name),
-        HoldoutSource::Tasks(renamed) => renamed.contains_key(name),
-        HoldoutSource::Endpoints(_) | HoldoutSource::Fraction(_) => true,
-    };
-    let mut tasks = Vec::new();
-    for task in prepared.tasks.iter().filter(|task| is_covered(&task.name)) {
-        let name = names.get(&task.name).unwrap_or(&task.name).clone();
-        check_metric(prepared.evaluator.as_ref(), evaluator.as_ref(), task, &name)?;
-        let samples = samples.get(&task.name).cloned().unwrap_or(Samples::All);
-        tasks.push(TaskRequest { name, metric: task.metric.clone(), samples, seed: task.seed });
-    }
-    let samples = count_samples(&tasks, evaluator.as_ref());
-    let compared = prepared.objective.tasks.iter().filter(|task| is_covered(&task.name)).cloned();
-    let objective = Objective { tasks: compared.collect() };
-    let plan = HoldoutPlan { evaluator, tasks, objective, names, finalists: holdout.finalists.get(), samples };
-    if matches!(holdout.source, HoldoutSource::Endpoints(_)) {
-        refuse_same_fingerprint(prepared, plan.evaluator.as_ref())?;
-    }
-    refuse_overlap(prepared, &plan, matches!(holdout.source, HoldoutSource::Fraction(_)))?;
-    Ok(Some(plan))
+    Ok(Source { evaluator, names, samples })
 }
 
 /// Under one fingerprint, tasks of one name and version have the same data: a fingerprint covers it. Where the user takes
