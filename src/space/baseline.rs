@@ -7,9 +7,6 @@ use super::{GeneKind, GeneValue, Genome, ModelFacts, SearchSpace};
 use crate::merge::{BaseUse, DENSITY, Untrimmed, complement};
 use crate::recipe::{Body, FilteredValue, Gradient, Input, ModelReference, Parameters, Recipe, Setting, Slice, Value};
 
-/// How near a decoded parameter must be to the one that was aimed at.
-const TOLERANCE: f64 = 1e-9;
-
 /// A baseline as a point of the search space.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Encoded {
@@ -223,10 +220,6 @@ impl SearchSpace {
     /// Whether the genome, decoded again, has the values that were aimed at: genes may be bounded, frozen or tied.
     fn reaches(&self, decoded: &Decoded<'_>, members: &[usize], target: Target) -> bool {
         let method = decoded.method();
-        let near = |parameter: &str, place: Place, default: f64, wanted: f64| {
-            method.parameter(parameter).is_none()
-                || (decoded.number(parameter, place).unwrap_or(default) - wanted).abs() <= TOLERANCE
-        };
         let normalizes = method
             .parameter("normalize")
             .is_some_and(|parameter| matches!(parameter.kind, crate::merge::ParameterKind::Bool { default: true }));
@@ -239,14 +232,14 @@ impl SearchSpace {
                 (0..=self.modules.len()).all(|module| {
                     let sources = decoded.sources().all(|source| {
                         let (place, member) = (Place { source, group, module }, members.contains(&source));
-                        near("weight", place, f64::NAN, target.weight[usize::from(member)])
-                            && (!member || near(DENSITY, place, 1.0, 1.0))
+                        decoded.is_about("weight", place, target.weight[usize::from(member)], f64::NAN)
+                            && (!member || decoded.is_about(DENSITY, place, 1.0, 1.0))
                     });
                     let (place, normalize) =
                         (Place { source: 0, group, module }, f64::from(u8::from(target.normalize)));
                     sources
-                        && near("lambda", place, 1.0, target.lambda)
-                        && near("normalize", place, f64::from(u8::from(normalizes)), normalize)
+                        && decoded.is_about("lambda", place, target.lambda, 1.0)
+                        && decoded.is_about("normalize", place, normalize, f64::from(u8::from(normalizes)))
                 })
             })
     }

@@ -15,6 +15,9 @@ const EPSILON: &str = "epsilon";
 /// How far inside its bounds a repaired density lies.
 const MARGIN: f64 = 1e-3;
 
+/// How near a decoded parameter must be to the one that was aimed at.
+const TOLERANCE: f64 = 1e-9;
+
 /// The density nearest to `density` at which no chance to keep an element leaves `(0, 1)`. A density of 1 drops nothing
 /// and is left alone, unless values between it and another are read off a gradient.
 fn repaired_density(density: f64, epsilon: f64, interpolated: bool) -> f64 {
@@ -214,6 +217,13 @@ impl Decoded<'_> {
             }
             None => Some(written),
         }
+    }
+
+    /// Whether a parameter has about the value that was aimed at, `default` being what it has without a gene or frozen
+    /// value. One that the method does not have is no obstacle.
+    pub(super) fn is_about(&self, parameter: &str, place: Place, wanted: f64, default: f64) -> bool {
+        self.method.parameter(parameter).is_none()
+            || (self.number(parameter, place).unwrap_or(default) - wanted).abs() <= TOLERANCE
     }
 
     /// How far the chances to keep an element lie from the density, for methods that have such a parameter.

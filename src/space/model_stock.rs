@@ -1,15 +1,11 @@
 //! The point of a space where Model Stock (arXiv 2403.19522) sees the best merge: between base and average, the nearer to
 //! the average the more the task vectors go the same way. It is found from the weights, free of evaluations.
 
-use super::decode::Decoded;
 use super::plan::Place;
 use super::stack::Origin;
 use super::{Genome, SearchSpace};
 use crate::merge::agreement::Agreement;
 use crate::merge::{DENSITY, Untrimmed};
-
-/// How near a decoded parameter must be to the one that was aimed at.
-const TOLERANCE: f64 = 1e-9;
 
 impl SearchSpace {
     /// That point; `agreements` are the layers' ([`crate::merge::agreement::layer_agreements`]). Nothing is trimmed in it;
@@ -79,19 +75,13 @@ impl SearchSpace {
                     let wanted = values(group);
                     // The density of a source without weight is nobody's.
                     let weighs = wanted.iter().any(|(parameter, value)| *parameter == "weight" && *value != 0.0);
-                    wanted.iter().all(|(parameter, value)| is_near(&decoded, parameter, place, *value))
-                        && (!weighs || is_near(&decoded, DENSITY, place, 1.0))
+                    wanted.iter().all(|(parameter, value)| decoded.is_about(parameter, place, *value, 1.0))
+                        && (!weighs || decoded.is_about(DENSITY, place, 1.0, 1.0))
                         && decoded.normalizes(place) == normalize
                 })
             });
         reached.then_some(genome)
     }
-}
-
-/// Whether a method that has this parameter has about that value for it.
-fn is_near(decoded: &Decoded<'_>, parameter: &str, place: Place, wanted: f64) -> bool {
-    decoded.method().parameter(parameter).is_none()
-        || (decoded.number(parameter, place).unwrap_or(1.0) - wanted).abs() <= TOLERANCE
 }
 
 /// Shares of the average.

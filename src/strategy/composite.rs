@@ -4,9 +4,8 @@
 //! every task is learnt by itself, with length scales of its own, and the expected values are added (composite Bayesian
 //! optimisation, Astudillo and Frazier 2019, for a sum).
 
-use super::Outcome;
 use super::surrogate::{Scales, Surrogate, fit};
-use super::tpe::cumulative;
+use super::{Outcome, normal};
 use crate::score::ObjectiveTask;
 use crate::space::Gene;
 
@@ -161,7 +160,7 @@ fn log_expected_improvement(mean: f64, deviation: f64) -> f64 {
     let density = |z: f64| -0.5 * z * z - 0.5 * std::f64::consts::TAU.ln();
     let scale = deviation.ln();
     if z > -2.0 {
-        return scale + (density(z).exp() + z * cumulative(z)).ln();
+        return scale + (density(z).exp() + z * normal::below(z)).ln();
     }
     // The tail: the density times one less |z| times Mills' ratio, by its continued fraction.
     let x = -z;

@@ -15,6 +15,7 @@ mod genetic;
 mod history;
 mod linear_algebra;
 mod local;
+mod normal;
 mod nsga2;
 pub mod origin;
 mod pareto;

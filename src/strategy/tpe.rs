@@ -11,7 +11,7 @@ use rand_distr::StandardNormal;
 
 use super::history::History;
 use super::settings::Settings;
-use super::{Ask, Content, Landscape, Outcome, Placement, Setup, Strategy, StrategyError, space_filling};
+use super::{Ask, Content, Landscape, Outcome, Placement, Setup, Strategy, StrategyError, normal, space_filling};
 use crate::random;
 use crate::space::{GeneKind, Genome, Levels};
 
@@ -199,7 +199,7 @@ impl Density {
             };
             let deviation = if place == n { 1.0 } else { gap.clamp(narrowest, 1.0) };
             let weight = weights[place] / total;
-            let inside = normal_mass((0.0 - here) / deviation, (1.0 - here) / deviation);
+            let inside = normal::mass((0.0 - here) / deviation, (1.0 - here) / deviation);
             let height = weight / (deviation * inside * std::f64::consts::TAU.sqrt());
             components.push(Component { weight, mean: here, deviation, height });
         }
@@ -266,20 +266,6 @@ fn pick(weights: impl Iterator<Item = f64>, rng: &mut impl Rng) -> usize {
         }
     }
     last
-}
-
-/// The mass of the standard normal distribution between two numbers, at least a trace.
-fn normal_mass(low: f64, high: f64) -> f64 {
-    (cumulative(high) - cumulative(low)).max(1e-12)
-}
-
-/// The standard normal distribution function to 1.5e-7 (Abramowitz and Stegun 7.1.26).
-pub(super) fn cumulative(z: f64) -> f64 {
-    let x = z.abs() / std::f64::consts::SQRT_2;
-    let t = 1.0 / (1.0 + 0.3275911 * x);
-    let polynomial = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))));
-    let tail = 0.5 * polynomial * (-x * x).exp();
-    if z > 0.0 { 1.0 - tail } else { tail }
 }
 
 impl Strategy for Tpe {
