@@ -6,11 +6,9 @@
 
 use std::ops::Range;
 
-use rayon::iter::{IntoParallelIterator, ParallelIterator};
-
 use super::MergeError;
 use super::block::{TileMerge, Tiled};
-use super::reduce::Lanes;
+use super::reduce::{Lanes, in_order};
 use super::simd::{Isa, Kernel, dispatch};
 use super::statistics::{GramKey, StatisticsCache};
 use super::tensor::{BLOCK, Stored, TILE, TensorGroup, block_count, block_range, decode_tiles, tiles};
@@ -67,13 +65,9 @@ impl<'a> Vectors<'a> {
     }
 
     fn products(&self, isa: Isa, elements: u64) -> Result<Gram, MergeError> {
-        let blocks: Vec<Result<Gram, MergeError>> = (0..block_count(elements))
-            .into_par_iter()
-            .map(|block| self.part(isa, block_range(elements, block)))
-            .collect();
         let mut sum = Gram::new(self.count());
-        for block in blocks {
-            sum.add(&block?);
+        for block in in_order(block_count(elements), |block| self.part(isa, block_range(elements, block)))? {
+            sum.add(&block);
         }
         Ok(sum)
     }
@@ -92,8 +86,7 @@ impl<'a> Vectors<'a> {
             dispatch(isa, Squares { vectors: self, weights, range, buffer: &mut buffer, lanes: &mut lanes })?;
             Ok(lanes.total())
         };
-        let blocks: Vec<Result<f64, MergeError>> = (0..block_count(elements)).into_par_iter().map(part).collect();
-        Ok(blocks.into_iter().sum::<Result<f64, _>>()?.sqrt())
+        Ok(in_order(block_count(elements), part)?.into_iter().sum::<f64>().sqrt())
     }
 
     fn part(&self, isa: Isa, range: Range<u64>) -> Result<Gram, MergeError> {
@@ -122,31 +115,20 @@ impl<'a> Vectors<'a> {
         if elements == 0 {
             return Ok(Vec::new());
         }
-        let parts: Vec<Result<Vec<T>, MergeError>> = (0..count.div_ceil(step))
-            .into_par_iter()
-            .map(|part| {
-                let range = part * step..count.min((part + 1) * step);
-                match lines {
-                    Lines::Rows(width) => {
-                        let mut buffer = self.buffer();
-                        range
-                            .map(|row| {
-                                let gram = self.part_in(isa, row * width..(row + 1) * width, &mut buffer)?;
-                                Ok(reduce(&gram))
-                            })
-                            .collect()
-                    }
-                    Lines::Columns(stride) => {
-                        Ok(self.columns(isa, elements, stride, range)?.iter().map(&reduce).collect())
-                    }
+        let parts = in_order(count.div_ceil(step), |part| {
+            let range = part * step..count.min((part + 1) * step);
+            match lines {
+                Lines::Rows(width) => {
+                    let mut buffer = self.buffer();
+                    let row = |row: u64| {
+                        self.part_in(isa, row * width..(row + 1) * width, &mut buffer).map(|gram| reduce(&gram))
+                    };
+                    range.map(row).collect::<Result<Vec<T>, _>>()
                 }
-            })
-            .collect();
-        let mut all = Vec::with_capacity(count as usize);
-        for part in parts {
-            all.extend(part?);
-        }
-        Ok(all)
+                Lines::Columns(stride) => Ok(self.columns(isa, elements, stride, range)?.iter().map(&reduce).collect()),
+            }
+        })?;
+        Ok(parts.into_iter().flatten().collect())
     }
 
     /// Dot products along these columns, at most [`TILE`] of them.

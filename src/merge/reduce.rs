@@ -102,22 +102,29 @@ impl Lanes {
     }
 }
 
+/// What `part` gives for the numbers below `count`, computed in parallel, in their order. Of several errors the first one
+/// in that order is reported, which collecting into a `Result` would not do.
+pub(crate) fn in_order<T: Send>(
+    count: u64,
+    part: impl Fn(u64) -> Result<T, MergeError> + Sync,
+) -> Result<Vec<T>, MergeError> {
+    let parts: Vec<Result<T, MergeError>> = (0..count).into_par_iter().map(&part).collect();
+    parts.into_iter().collect()
+}
+
 /// As [`sum_blocks`], for `count` sums that `block` adds to.
 pub(crate) fn sum_block_rows(
     elements: u64,
     count: usize,
     block: impl Fn(Range<u64>, &mut [f64]) -> Result<(), MergeError> + Sync,
 ) -> Result<Vec<f64>, MergeError> {
-    let sums: Vec<Result<Vec<f64>, MergeError>> = (0..block_count(elements))
-        .into_par_iter()
-        .map(|index| {
-            let mut sums = vec![0.0; count];
-            block(block_range(elements, index), &mut sums).map(|()| sums)
-        })
-        .collect();
+    let sums = in_order(block_count(elements), |index| {
+        let mut sums = vec![0.0; count];
+        block(block_range(elements, index), &mut sums).map(|()| sums)
+    })?;
     let mut total = vec![0.0; count];
     for sums in sums {
-        for (total, part) in total.iter_mut().zip(sums?) {
+        for (total, part) in total.iter_mut().zip(sums) {
             *total += part;
         }
     }
@@ -129,12 +136,10 @@ pub(crate) fn sum_blocks<const N: usize>(
     elements: u64,
     block: impl Fn(Range<u64>) -> Result<[f64; N], MergeError> + Sync,
 ) -> Result<[f64; N], MergeError> {
-    // Not collected as a `Result`: of several errors the first one in index order is to be reported.
-    let sums: Vec<Result<[f64; N], MergeError>> =
-        (0..block_count(elements)).into_par_iter().map(|index| block(block_range(elements, index))).collect();
+    let sums = in_order(block_count(elements), |index| block(block_range(elements, index)))?;
     let mut total = [0.0; N];
     for sum in sums {
-        for (total, part) in total.iter_mut().zip(sum?) {
+        for (total, part) in total.iter_mut().zip(sum) {
             *total += part;
         }
     }

@@ -16,6 +16,7 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::MergeError;
 use super::element::Element;
+use super::reduce::in_order;
 use super::simd::{Isa, Kernel, dispatch};
 use super::tensor::{BLOCK, TILE, Values, block_count, block_range, tiles, with_buffer};
 
@@ -126,22 +127,16 @@ impl<W: Element, V: Values<W>> Kernel for CountDigit<'_, W, V> {
     }
 }
 
-/// Counts blocks `range` of a part of a tensor, by bin.
-type Counted = Result<Vec<(u32, u64)>, MergeError>;
-
-/// Cuts a tensor into parts of whole blocks, counts each, and adds up.
-fn histogram(elements: u64, count: impl Fn(Range<u64>) -> Counted + Sync) -> Result<Histogram, MergeError> {
+/// Cuts a tensor into parts of whole blocks, counts each by bin, and adds up.
+fn histogram(
+    elements: u64,
+    count: impl Fn(Range<u64>) -> Result<Vec<(u32, u64)>, MergeError> + Sync,
+) -> Result<Histogram, MergeError> {
     let blocks = block_count(elements);
     // A 32-bit counter holds the count of a part: parts have at most 2^31 elements.
     let parts = (rayon::current_num_threads() as u64).min(blocks.div_ceil(PART)).max(elements.div_ceil(1 << 31)).max(1);
-    let counts: Vec<Counted> = (0..parts)
-        .into_par_iter()
-        .map(|part| count(blocks * part / parts * BLOCK..elements.min(blocks * (part + 1) / parts * BLOCK)))
-        .collect();
-    let mut all = Vec::new();
-    for part in counts {
-        all.append(&mut part?);
-    }
+    let of_part = |part| count(blocks * part / parts * BLOCK..elements.min(blocks * (part + 1) / parts * BLOCK));
+    let mut all: Vec<(u32, u64)> = in_order(parts, of_part)?.into_iter().flatten().collect();
     all.sort_unstable_by_key(|(bin, _)| *bin);
     let sum = |bins: &[(u32, u64)]| (bins[0].0, bins.iter().map(|(_, count)| count).sum());
     Ok(Histogram::new(all.chunk_by(|left, right| left.0 == right.0).map(sum)))

@@ -3,15 +3,13 @@
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-use rayon::iter::{IntoParallelIterator, ParallelIterator};
-
 use super::{Context, MergeMethod};
 use crate::merge::MergeError;
 use crate::merge::block::{BlockMerge, TileMerge, Tiled};
 use crate::merge::divergence::{Divergence, RowPair, Rows};
 use crate::merge::element::Element;
 use crate::merge::gram::{Lines, Run};
-use crate::merge::reduce::sum_block_rows;
+use crate::merge::reduce::{in_order, sum_block_rows};
 use crate::merge::simd::Isa;
 use crate::merge::specification::{BaseUse, InputCount, MethodSpecification, Survivor};
 use crate::merge::tensor::{BLOCK, Stored, TILE, TensorGroup, Values, tiles};
@@ -102,23 +100,15 @@ fn divergences<W: Divergence>(
 ) -> Result<Vec<W>, MergeError> {
     let rows = elements.checked_div(width).unwrap_or(0);
     let step = (BLOCK / width.max(1)).max(1);
-    let parts: Vec<Result<Vec<W>, MergeError>> = (0..rows.div_ceil(step))
-        .into_par_iter()
-        .map(|part| {
-            let mut tiles = RowPair::new();
-            (part * step..rows.min((part + 1) * step))
-                .map(|row| {
-                    let elements = row * width..(row + 1) * width;
-                    W::divergence(isa, &Rows { model: source, base, elements }, &mut tiles)
-                })
-                .collect()
-        })
-        .collect();
-    let mut all = Vec::with_capacity(rows as usize);
-    for part in parts {
-        all.extend(part?);
-    }
-    Ok(all)
+    let parts = in_order(rows.div_ceil(step), |part| {
+        let mut tiles = RowPair::new();
+        let row = |row: u64| {
+            let elements = row * width..(row + 1) * width;
+            W::divergence(isa, &Rows { model: source, base, elements }, &mut tiles)
+        };
+        (part * step..rows.min((part + 1) * step)).map(row).collect::<Result<Vec<W>, _>>()
+    })?;
+    Ok(parts.into_iter().flatten().collect())
 }
 
 /// The importances of one sign as magnitudes to select among; those of the other sign are zero.
