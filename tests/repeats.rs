@@ -10,6 +10,7 @@ mod runs;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -180,6 +181,62 @@ fn the_best_baseline_is_the_best_by_both_scores() {
     assert_eq!(report["baseline"], report["winner"]);
     assert_eq!(report["verdict"], "no_evidence");
     assert!(report["sentence"].as_str().unwrap().contains("is the best baseline itself"), "{report}");
+}
+
+/// Trials of the greedy soup are no baselines, however lucky: a winner among them is compared with the soup.
+#[test]
+fn what_the_greedy_soup_tried_is_no_baseline() {
+    /// Candidates of each run in the order in which they came.
+    static SEEN: Mutex<BTreeMap<String, Vec<String>>> = Mutex::new(BTreeMap::new());
+    // Of two scores, those of the soups higher than those of the sources; answers to the same samples vary.
+    let server = server(|request, answer| {
+        let [candidate, run] =
+            [&request["candidate"]["id"], &request["run"]["name"]].map(|text| text.as_str().unwrap());
+        let mut seen = SEEN.lock().unwrap();
+        let seen = seen.entry(run.to_owned()).or_default();
+        if !seen.iter().any(|other| other == candidate) {
+            seen.push(candidate.to_owned());
+        }
+        let is_trial = seen.iter().position(|other| other == candidate) >= Some(5);
+        let first = hash(&format!("{candidate} {run}")) % 2 + if is_trial { 2 } else { 0 };
+        let again = hash(&format!("{run} again {candidate}")) % 11;
+        set_accuracy(answer, if request["replicate"] == 0 { first } else { again } as f64 / 10.0);
+    });
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+    let scratch = Scratch::new();
+    let (mut of_trials, mut ties) = (0, 0);
+    for (seed, keep) in (0..12).flat_map(|seed| [(seed, "better"), (seed, "not_worse")]) {
+        let has_second = keep == "better";
+        let text = format!(
+            "name = \"{keep}-{seed}\"\nseed = {seed}\n[models]\nsources = [{:?}, {:?}, {:?}, {:?}]\n[strategy]\nkind = \"greedy-soup\"\n\
+             keep = \"{keep}\"\n[budget]\nevaluations = 20\n[evaluator]\nkind = \"http\"\nendpoints = [{:?}]\n[[tasks]]\n\
+             name = \"add\"\n[repeats]\nfinalists = {has_second}\n",
+            golden.join("base"),
+            golden.join("a"),
+            golden.join("b"),
+            golden.join("c"),
+            server.url(),
+        );
+        std::fs::write(scratch.path("run.toml"), text).unwrap();
+        let report = scratch.search(Path::new("run.toml"), &["--quiet"]);
+        let (winner, baseline, soup) = (&report["winner"], &report["baseline"], &report["soup_index"]);
+        for row in [winner, baseline] {
+            assert!(row["origin"] != "greedy_soup" || row["index"] == *soup, "{report}");
+        }
+        of_trials += u32::from(winner["origin"] == "greedy_soup_trial");
+        assert!(winner["origin"] != "greedy_soup_trial" || has_second, "the soup comes before its equals: {report}");
+        let rows = report["baselines"].as_array().unwrap();
+        let has_equal = |row: &&Value| row["index"] == *soup && row["origin"] == "greedy_soup";
+        let value = rows.iter().find(has_equal).map(|row| row["objective"].as_f64().unwrap());
+        let earlier = rows.iter().filter(|row| row["index"].as_u64() < soup.as_u64());
+        ties +=
+            u32::from(!has_second && value.is_some() && earlier.clone().any(|row| row["objective"].as_f64() == value));
+        let status = scratch.evomerge(&["status", &format!("results/{keep}-{seed}"), "--json"]);
+        let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+        assert_eq!(status["best"]["index"], winner["index"], "{report}");
+        assert_eq!(status["best_baseline"]["index"], baseline["index"], "{report}");
+    }
+    assert!(of_trials > 0 && ties > 0, "the test needs some: {of_trials}, {ties}");
 }
 
 #[test]

@@ -107,6 +107,15 @@ impl Summary {
             Some(alarms) if !running => alarms.clone(),
             _ => repeats_alarm(&ledger)?.iter().filter_map(|alarm| serde_json::to_value(alarm).ok()).collect(),
         };
+        let verdict_is_old = stopped.is_none() || running;
+        let baseline = match verdict.as_ref().filter(|_| !verdict_is_old).and_then(baseline_of) {
+            Some(index) => Standings::of(&ledger)?.outcome(index)?.map(|outcome| (index, outcome.objective)),
+            None => best_baseline(&ledger, &asked)?,
+        };
+        let baseline = baseline.and_then(|(index, objective)| {
+            let record = asked.iter().find(|record| record.index == index)?;
+            Some(Scored::new(record, objective))
+        });
         Ok(Self {
             name: fact(fact::RUN_NAME)?,
             running,
@@ -115,13 +124,13 @@ impl Summary {
             active: active.unwrap_or_default(),
             limits: begun.map(|event| event.payload["budget"].clone()).unwrap_or_default(),
             best: best_record(&ledger)?.map(|(record, outcome)| Scored::new(&record, outcome.objective)),
-            baseline: best_baseline(&ledger, &asked)?,
+            baseline,
             failed_attempts: attempts.iter().filter(|event| !event.payload["attempt"]["fault"].is_null()).count(),
             attempts: attempts.len(),
             scored_again: ledger.all_repeats()?.len(),
             alarms,
             verdict,
-            verdict_is_old: stopped.is_none() || running,
+            verdict_is_old,
         })
     }
 
@@ -199,13 +208,19 @@ fn describe_state(running: bool, stopped: Option<&Value>) -> String {
     }
 }
 
-/// The baseline with the highest score; the first among equals.
-fn best_baseline(ledger: &Ledger, asked: &[AskedRecord]) -> Result<Option<Scored>, CliError> {
+/// The evaluation of a verdict's baseline.
+fn baseline_of(verdict: &Value) -> Option<u64> {
+    verdict["baseline"]["index"].as_u64()
+}
+
+/// The baseline with the highest score so far, with that score; the first among equals. What the greedy soup tried and
+/// left is among them: it scored no higher.
+fn best_baseline(ledger: &Ledger, asked: &[AskedRecord]) -> Result<Option<(u64, Option<f64>)>, CliError> {
     let standings = Standings::of(ledger)?.in_short()?;
     let scores = asked.iter().filter(|record| is_baseline(record));
-    let scores = scores.filter_map(|record| Some((record, standings.get(&record.index)?.objective?)));
+    let scores = scores.filter_map(|record| Some((record.index, standings.get(&record.index)?.objective?)));
     let best = scores.reduce(|best, next| if next.1 > best.1 { next } else { best });
-    Ok(best.map(|(record, objective)| Scored::new(record, Some(objective))))
+    Ok(best.map(|(index, objective)| (index, Some(objective))))
 }
 
 fn describe_budget(limits: &BudgetConfig, left: Option<Duration>) -> Option<String> {

@@ -96,10 +96,12 @@ fn rivals(question: &VerdictQuestion<'_>, winner: &Contender<'_>) -> Result<Vec<
 }
 
 /// Of the finalist with the best search score: what made it that is its first score alone, so that the second one is free
-/// of choice.
+/// of choice. Of several with that score, the mean: they come in an order that the second score has a part in.
 fn rescoring_over_statement(finalists: &[Contender<'_>]) -> Option<f64> {
-    let best = finalists.iter().reduce(|best, other| if other.search_score > best.search_score { other } else { best });
-    best.and_then(|best| Some(best.search_score - best.rescored?))
+    let best = finalists.iter().map(|finalist| finalist.search_score).reduce(f64::max)?;
+    let again = finalists.iter().filter(|finalist| finalist.search_score == best).filter_map(|best| best.rescored);
+    let (count, sum) = again.fold((0, 0.0), |(count, sum), score| (count + 1, sum + score));
+    (count > 0).then(|| best - sum / f64::from(count))
 }
 
 /// As [`comparison`], of each task by itself; nothing where there is none.
@@ -357,9 +359,10 @@ mod tests {
             rescored: Some(again),
             ..contender(id, search, None)
         };
-        let question = VerdictQuestion {
-            objective: &objective(),
-            finalists: vec![again("w", 0.7, 0.7), again("lucky", 0.75, 0.6)],
+        let objective = objective();
+        let question = |finalists| VerdictQuestion {
+            objective: &objective,
+            finalists,
             baseline: None,
             rivals: vec![],
             rivals_left_out: 0,
@@ -368,8 +371,14 @@ mod tests {
             reused: false,
             seed: 7,
         };
-        let verdict = decide(&question).unwrap();
+        let verdict = decide(&question(vec![again("w", 0.7, 0.7), again("lucky", 0.75, 0.6)])).unwrap();
         assert!((verdict.rescoring_over_statement.unwrap() - 0.15).abs() < 1e-12);
+        assert!(verdict.sentence.contains("the best search score of the finalists"), "{}", verdict.sentence);
+        // Who comes first of several with the best search score has the better second one.
+        let equals =
+            vec![again("w", 0.75, 0.7), again("x", 0.75, 0.6), again("y", 0.7, 0.6), contender("z", 0.75, None)];
+        let verdict = decide(&question(equals)).unwrap();
+        assert!((verdict.rescoring_over_statement.unwrap() - 0.1).abs() < 1e-12);
         assert!(verdict.sentence.contains("the best search score of the finalists"), "{}", verdict.sentence);
     }
 

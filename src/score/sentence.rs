@@ -36,11 +36,11 @@ pub fn sentence(verdict: &Verdict) -> String {
         let digits = digits(&[again]);
         text.push_str(&format!(" Scored again on the search samples, the winner has {again:.digits$}"));
         text.push_str(&match verdict.rescoring_over_statement {
-            Some(over) if verdict.has_best_search_score() => {
+            Some(over) if over == verdict.winner.search_score - again => {
                 format!("; its search score differs from that by {over:+.digits$}.")
             }
             Some(over) => format!(
-                "; the best search score of the finalists differs from the second one of the same by {over:+.digits$}."
+                "; the best search score of the finalists differs from the second one of who has it by {over:+.digits$}."
             ),
             None => ".".to_owned(),
         });
@@ -86,13 +86,6 @@ fn rivals_sentence(verdict: &Verdict) -> String {
         (None, _) => {
             format!(" {name}, which by its search score may be as good a baseline, has no score on the hold-out.")
         }
-    }
-}
-
-impl Verdict {
-    /// Whether no finalist has a better search score than the winner.
-    fn has_best_search_score(&self) -> bool {
-        self.finalists.iter().all(|finalist| finalist.search_score <= self.winner.search_score)
     }
 }
 

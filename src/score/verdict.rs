@@ -78,7 +78,8 @@ pub struct Verdict {
     /// The best baseline by search score, by the mean of both scores where they were scored again; `None` if none was.
     pub baseline: Option<VerdictCandidate>,
     /// Baselines whose search scores are not clearly below the best one's, best first: one of them may be the best, so an
-    /// improvement has to be one on each of them. Scored on the hold-out only where the winner is ahead of `baseline`.
+    /// improvement has to be one on each of them. Scored on the hold-out only where the winner beats
+    /// `baseline` by more than chance.
     #[serde(default)]
     pub rivals: Vec<RivalVerdict>,
     /// Further such baselines, which were not scored on the hold-out because there are so many.

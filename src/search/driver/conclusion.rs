@@ -11,12 +11,14 @@ use crate::recipe::Recipe;
 use crate::score::repeats::{TwoScores, order};
 use crate::score::{Verdict, may_be_as_good};
 use crate::scores::Status;
-use crate::search::candidate::soup_id;
 use crate::search::repeats::{FinalRescoring, Standings};
 use crate::search::run::{Row, RunReport};
 use crate::search::run_folder::RunFolder;
 use crate::search::{SearchError, alarms, export, holdout};
 use crate::strategy::origin;
+
+/// Origin of a finalist that the greedy soup tried on its way.
+const SOUP_TRIAL: &str = "greedy_soup_trial";
 
 impl Search {
     /// Ends a run in good order, whatever ended it: nothing stays running, the tables are written.
@@ -117,7 +119,7 @@ impl Search {
             reason,
             active_s: self.clock.active().as_secs_f64(),
             best,
-            baselines: self.baselines().cloned().collect(),
+            baselines: self.baselines_and_trials().cloned().collect(),
             soup,
             soup_index,
             alarms,
@@ -148,12 +150,16 @@ impl Search {
     /// The finalists, scored again where the evaluator's answers may vary, the best first. The hold-out has no part in
     /// it.
     async fn choose(&self) -> Result<Choice, SearchError> {
-        let finalists = self.finalists(self.repeats.finalists_of(&self.prepared));
+        let finalists = self.finalists(self.repeats.finalists_of(&self.prepared))?;
         let choice = if finalists.is_empty() || !self.repeats.finalists {
-            Choice { finalists, baseline: self.best_baseline().cloned(), again: BTreeMap::new() }
+            Choice { finalists, baseline: self.best_baseline()?.cloned(), again: BTreeMap::new() }
         } else {
             self.choose_again(finalists).await?
         };
+        let winner = choice.finalists.first().map(|row| row.index);
+        if let Some(winner) = winner.filter(|winner| self.best.is_none_or(|(_, best)| best != *winner)) {
+            self.mark_winner(winner)?;
+        }
         if let Some(index) = self.last_sentinel_due().filter(|_| !choice.finalists.is_empty()) {
             self.final_rescoring().score_sentinel(index).await?;
         }
@@ -165,7 +171,7 @@ impl Search {
         let wanted = finalists.len();
         let ids: BTreeSet<String> = finalists.iter().map(|row| row.candidate_id.clone()).collect();
         // The best baseline may turn out to be the best of all.
-        finalists.extend(self.best_baseline().filter(|row| !ids.contains(&row.candidate_id)).cloned());
+        finalists.extend(self.best_baseline()?.filter(|row| !ids.contains(&row.candidate_id)).cloned());
         let indices: Vec<u64> = finalists.iter().map(|row| row.index).collect();
         let again = self.final_rescoring().score_finalists(&indices).await?;
         let two = |row: &Row| TwoScores {
@@ -174,7 +180,10 @@ impl Search {
         };
         let places = order(&finalists.iter().map(two).collect::<Vec<_>>());
         // By the same two scores as the winner: by the first alone, a lucky baseline would stand for a better one.
-        let baseline = places.iter().map(|of| &finalists[*of]).find(|row| self.is_baseline(row)).cloned();
+        let trials = self.soup_trials()?;
+        let baselines: BTreeSet<u64> = self.baselines_and_trials().map(|row| row.index).collect();
+        let is_baseline = |row: &&Row| baselines.contains(&row.index) && !trials.contains(&row.index);
+        let baseline = places.iter().map(|of| &finalists[*of]).find(is_baseline).cloned();
         let added = finalists.get(wanted).map(|_| wanted);
         let finalists: Vec<Row> = places
             .iter()
@@ -182,9 +191,6 @@ impl Search {
             .filter(|(place, of)| *place == 0 || Some(**of) != added)
             .map(|(_, of)| finalists[*of].clone())
             .collect();
-        if let Some(winner) = finalists.first() {
-            self.mark_winner(winner.index)?;
-        }
         Ok(Choice { finalists, baseline, again })
     }
 
@@ -240,21 +246,6 @@ impl Search {
         Ok(rivals)
     }
 
-    /// The evaluation of the greedy soup, of what it is made of so far: that of a source or of the uniform soup where it
-    /// is the same. The other trials were no soup that anybody would take.
-    fn greedy_soup(&self) -> Result<Option<&Row>, SearchError> {
-        let Some(trace) = self.schedule.strategy().soup_trace().filter(|trace| !trace.members.is_empty()) else {
-            return Ok(None);
-        };
-        let id = soup_id(&self.prepared.models, &trace.members)?;
-        Ok(self.rows.values().find(|row| row.candidate_id == id && self.is_full(row)))
-    }
-
-    /// Whether the evaluation was one of all samples.
-    fn is_full(&self, row: &Row) -> bool {
-        self.asked.get(&row.index).is_some_and(|asked| asked.fidelity >= 1.0)
-    }
-
     /// Objectives at full fidelity, one a candidate.
     fn objectives(&self) -> Vec<f64> {
         let mut seen = BTreeSet::new();
@@ -262,16 +253,27 @@ impl Search {
         rows.filter_map(|row| row.objective.filter(|_| seen.insert(row.candidate_id.as_str()))).collect()
     }
 
-    /// The best candidates at full fidelity, best first, earliest first among equals.
-    fn finalists(&self, wanted: usize) -> Vec<Row> {
+    /// The best candidates at full fidelity, best first. Of equals the earliest is first, but behind the greedy soup what it
+    /// tried on its way.
+    fn finalists(&self, wanted: usize) -> Result<Vec<Row>, SearchError> {
+        let trials = self.soup_trials()?;
         let scored = self.rows.values().filter(|row| row.objective.is_some());
         let mut rows: Vec<&Row> = scored.filter(|row| self.is_full(row)).collect();
         rows.sort_by(|first, second| {
             let by_score = second.objective.unwrap_or(f64::MIN).total_cmp(&first.objective.unwrap_or(f64::MIN));
-            by_score.then(first.index.cmp(&second.index))
+            let place = |row: &Row| (trials.contains(&row.index), row.index);
+            by_score.then(place(first).cmp(&place(second)))
         });
         let mut seen = BTreeSet::new();
-        rows.into_iter().filter(|row| seen.insert(row.candidate_id.clone())).take(wanted).cloned().collect()
+        let finalist = |row: &Row| {
+            let mut row = row.clone();
+            if trials.contains(&row.index) {
+                row.origin = SOUP_TRIAL.to_owned();
+            }
+            row
+        };
+        let first = rows.into_iter().filter(|row| seen.insert(row.candidate_id.clone()));
+        Ok(first.take(wanted).map(finalist).collect())
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::Search;
 use crate::score::shown;
 use crate::scores::Status;
-use crate::search::candidate::baselines;
+use crate::search::candidate::{baselines, soup_id};
 use crate::search::pipeline::Finished;
 use crate::search::progress::Snapshot;
 use crate::search::run::Row;
@@ -120,6 +120,8 @@ impl Search {
         let samples = self.rows.keys().filter_map(|index| self.asked.get(index)).map(|asked| asked.samples);
         let samples = samples.fold(0, u64::saturating_add);
         let pace = Pace { evaluations: self.rows.len() as u64, samples, active: self.clock.active() };
+        // What is shown is no reason to stop.
+        let best_baseline = self.best_baseline().unwrap_or_default();
         self.progress.update(&Snapshot {
             finished: pace.evaluations,
             total: limits.evaluations,
@@ -127,29 +129,48 @@ impl Search {
             infeasible: self.count(Status::Infeasible),
             failed: self.count(Status::Failed),
             best: self.best.and_then(|(value, index)| Some((value, self.rows.get(&index)?.candidate_id.clone()))),
-            best_baseline: self.best_baseline().and_then(|row| Some((row.objective?, row.origin.clone()))),
+            best_baseline: best_baseline.and_then(|row| Some((row.objective?, row.origin.clone()))),
             active: pace.active,
             remaining: pace.time_left(limits),
         });
     }
 
-    pub(super) fn baselines(&self) -> impl Iterator<Item = &Row> {
-        self.rows.values().filter(|row| self.is_baseline(row))
+    /// Base, sources, uniform soup, and all that the greedy soup tried.
+    pub(super) fn baselines_and_trials(&self) -> impl Iterator<Item = &Row> {
+        self.rows.values().filter(|row| self.asked.get(&row.index).is_some_and(|asked| asked.baseline))
     }
 
-    /// Base, source or soup.
-    pub(super) fn is_baseline(&self, row: &Row) -> bool {
-        self.asked.get(&row.index).is_some_and(|asked| asked.baseline)
+    /// The evaluation of the greedy soup, of what it is made of so far: that of a source or of the uniform soup where it
+    /// is the same.
+    pub(super) fn greedy_soup(&self) -> Result<Option<&Row>, SearchError> {
+        let Some(trace) = self.schedule.strategy().soup_trace().filter(|trace| !trace.members.is_empty()) else {
+            return Ok(None);
+        };
+        let id = soup_id(&self.prepared.models, &trace.members)?;
+        Ok(self.rows.values().find(|row| row.candidate_id == id && self.is_full(row)))
     }
 
-    /// The best baseline by search score; the earliest among equals.
-    pub(super) fn best_baseline(&self) -> Option<&Row> {
+    /// What the greedy soup tried and is not made of: no soup that anybody would take, and so no baseline.
+    pub(super) fn soup_trials(&self) -> Result<BTreeSet<u64>, SearchError> {
+        let soup = self.greedy_soup()?.map(|row| row.index);
+        let of_greedy = self.baselines_and_trials().filter(|row| row.origin == origin::GREEDY_SOUP);
+        Ok(of_greedy.map(|row| row.index).filter(|index| Some(*index) != soup).collect())
+    }
+
+    /// The best of base, sources, uniform and greedy soup by search score; the earliest among equals.
+    pub(super) fn best_baseline(&self) -> Result<Option<&Row>, SearchError> {
+        let trials = self.soup_trials()?;
         let mut best: Option<&Row> = None;
-        for row in self.baselines().filter(|row| row.objective.is_some()) {
+        for row in self.baselines_and_trials().filter(|row| row.objective.is_some() && !trials.contains(&row.index)) {
             if best.is_none_or(|best| row.objective > best.objective) {
                 best = Some(row);
             }
         }
-        best
+        Ok(best)
+    }
+
+    /// Whether the evaluation was one of all samples.
+    pub(super) fn is_full(&self, row: &Row) -> bool {
+        self.asked.get(&row.index).is_some_and(|asked| asked.fidelity >= 1.0)
     }
 }
