@@ -4,7 +4,7 @@
 #[allow(dead_code, reason = "shared with the tests of whole searches")]
 mod runs;
 
-use runs::{SPACE, Scratch, TASKS, stderr};
+use runs::{SPACE, Scratch, TASKS, cell, stderr};
 
 fn stdout(output: &std::process::Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -122,10 +122,22 @@ fn check_prices_a_race_with_a_budget_of_evaluations() {
             .unwrap()
     };
     let all = number_before(&line(&full, "budget"), " in all");
-    let about = number_before(&line(&raced, "budget"), " in all");
-    assert!(about < 0.6 * all, "{raced}");
-    let candidates = number_before(&line(&raced, "racing"), " candidates beside");
-    assert!((70.0..100.0).contains(&candidates), "{raced}");
+    let range = |label: &str, word: &str| {
+        let line = line(&raced, label);
+        let about = line.split("about ").nth(1).unwrap();
+        [" to ", word].map(|word| number_before(about, word))
+    };
+    let [least, most] = range("budget", " in all");
+    assert!(least < most && least < 0.5 * all && most < 0.75 * all, "{raced}");
+    let [fewest, most] = range("racing", " candidates beside");
+    assert!((60.0..70.0).contains(&fewest) && (70.0..100.0).contains(&most), "{raced}");
+    // The search itself, where so many baselines and trials of the greedy soup come first.
+    let report = scratch.search(&scratch.path("run.toml"), &[]);
+    let raced = scratch.trials("results", "run").iter().filter(|row| cell(row, "fidelity") != "1").count() as f64;
+    assert!((0.9 * fewest..=most).contains(&raced), "{raced} raced: {report}");
+    // Soups do not race.
+    let soups = check("[racing]\n[strategy]\nkind = \"greedy-soup\"\n");
+    assert!(line(&soups, "racing").contains("nothing to race"), "{soups}");
 }
 
 #[test]

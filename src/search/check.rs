@@ -1,8 +1,11 @@
 //! What `evomerge check` finds out: sizes, prices, and the smallest gain that the hold-out can show.
 
+mod race;
+
 use std::path::{Path, PathBuf};
 
-use super::fidelity::Parts;
+use race::RacePrice;
+
 use super::prepare::{Prepared, candidate_parent};
 use super::repeats::Repeats;
 use super::{SearchError, alarms};
@@ -12,7 +15,7 @@ use crate::plural::counted;
 use crate::score::ObjectiveTask;
 use crate::score::alarms::Alarm;
 use crate::score::power::{self, FEWEST_SAMPLES, SAMPLES_FOR_A_TENTH};
-use crate::strategy::{ONE_REFERENCE_IN, makes_greedy_soup};
+use crate::strategy::makes_greedy_soup;
 
 /// A run file that holds together, and what running it means.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -116,7 +119,7 @@ pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchErro
         baselines: prepared.baselines,
         greedy_soup: makes_greedy_soup(prepared.config.strategy.kind, prepared.models.facts.sources.len()),
         budget: describe_budget(prepared),
-        racing: describe_racing(prepared),
+        racing: race::describe(prepared),
         conflicts: conflicts(prepared),
         repeats: describe_repeats(prepared),
         holdout: describe_holdout(prepared, shown),
@@ -162,7 +165,7 @@ fn describe_budget(prepared: &Prepared) -> String {
     let limits = &prepared.config.budget;
     let mut parts = Vec::new();
     if let Some(evaluations) = limits.evaluations {
-        let raced = race_price(prepared).and_then(Result::ok);
+        let raced = RacePrice::of(prepared).and_then(Result::ok);
         parts.push(match (prepared.samples, raced) {
             (0, _) => counted(evaluations, "evaluation"),
             (samples, None) => {
@@ -171,11 +174,9 @@ fn describe_budget(prepared: &Prepared) -> String {
                 format!("{evaluations} of {samples} ({all} in all)")
             }
             (samples, Some(price)) => {
-                let in_full = evaluations.min(prepared.baselines);
-                let raced = (evaluations - in_full) as f64 / price.evaluations * price.samples;
-                let all = in_full.saturating_mul(samples) as f64 + raced;
+                let [least, most] = price.samples_of(prepared, evaluations);
                 let (evaluations, samples) = (counted(evaluations, "evaluation"), counted(samples, "sample"));
-                format!("{evaluations} of up to {samples} (about {all:.0} in all)")
+                format!("{evaluations} of up to {samples} (about {least:.0} to {most:.0} in all)")
             }
         });
     }
@@ -188,75 +189,6 @@ fn describe_budget(prepared: &Prepared) -> String {
         parts.push(format!("{} s of active time", limit.as_secs_f64()));
     }
     parts.join(", ")
-}
-
-/// What a race costs.
-struct RacePrice {
-    parts: Parts,
-    /// Samples of the rungs.
-    rungs: Vec<u64>,
-    /// Samples that a candidate costs on average.
-    samples: f64,
-    /// Evaluations that a candidate takes on average, promotions among them.
-    evaluations: f64,
-}
-
-/// `None`: no racing; an error says why a race that was asked for is off.
-fn race_price(prepared: &Prepared) -> Option<Result<RacePrice, String>> {
-    let config = prepared.config.effective_racing()?;
-    let parts = match Parts::plan(&config, &prepared.tasks, prepared.evaluator.as_ref()) {
-        Ok(parts) => parts,
-        Err(reason) => return Some(Err(reason)),
-    };
-    let count = |fidelity: f64| {
-        let requests = parts.requests(&prepared.tasks, fidelity, None);
-        super::prepare::count_samples(&requests, prepared.evaluator.as_ref())
-    };
-    let rungs: Vec<u64> = parts.fidelities.iter().map(|fidelity| count(*fidelity)).collect();
-    // The first rung, and the later ones as often as they are reached.
-    let (mut samples, mut evaluations) = (0.0, 0.0);
-    for (rung, of_rung) in rungs.iter().enumerate() {
-        let known = if rung > 0 && parts.incremental { rungs[rung - 1] } else { 0 };
-        let reached = parts.keep.powi(rung as i32);
-        samples += of_rung.saturating_sub(known) as f64 * reached;
-        evaluations += reached;
-    }
-    if parts.per_sample {
-        let in_full = 1.0 / ONE_REFERENCE_IN as f64;
-        samples += (prepared.samples as f64 - samples) * in_full;
-        evaluations += (1.0 - evaluations) * in_full;
-    }
-    Some(Ok(RacePrice { parts, rungs, samples, evaluations }))
-}
-
-fn describe_racing(prepared: &Prepared) -> Option<String> {
-    let price = match race_price(prepared)? {
-        Ok(price) => price,
-        Err(reason) => return Some(format!("off: {reason}")),
-    };
-    let mut text = format!(
-        "rungs of {} samples, one candidate in {:.0} goes on",
-        price.rungs.iter().map(u64::to_string).collect::<Vec<_>>().join(", "),
-        1.0 / price.parts.keep
-    );
-    if price.parts.per_sample {
-        text.push_str(&format!(", one in {ONE_REFERENCE_IN} is scored in full at once"));
-    } else {
-        text.push_str(&format!(
-            " (and one in {ONE_REFERENCE_IN} is scored in full at once where answers turn out to be means of `per_sample`)"
-        ));
-    }
-    let limits = &prepared.config.budget;
-    let baselines = prepared.baselines;
-    let by_samples = limits
-        .samples
-        .filter(|_| price.samples > 0.0)
-        .map(|limit| limit.saturating_sub(baselines.saturating_mul(prepared.samples)) as f64 / price.samples);
-    let by_evaluations = limits.evaluations.map(|limit| limit.saturating_sub(baselines) as f64 / price.evaluations);
-    if let Some(candidates) = by_samples.into_iter().chain(by_evaluations).reduce(f64::min) {
-        text.push_str(&format!("; about {candidates:.0} candidates beside the baselines"));
-    }
-    Some(text)
 }
 
 fn conflicts(prepared: &Prepared) -> Vec<Conflict> {
@@ -318,7 +250,7 @@ fn describe_holdout(prepared: &Prepared, shown: ShownGain) -> String {
     let samples =
         if plan.samples > 0 { format!("{} each", counted(plan.samples, "sample")) } else { "all samples".to_owned() };
     let mut text = format!(
-        "{} and the best baseline, {samples} (where the winner is ahead, also baselines that may be as good)",
+        "{} and the best baseline, {samples} (where the winner is ahead by more than chance, also baselines that may be as good)",
         counted(plan.finalists as u64, "finalist")
     );
     if plan.evaluator.kind() == "command" {

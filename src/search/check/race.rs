@@ -1,0 +1,132 @@
+//! What a race will cost, and how many candidates it will have room for.
+
+use crate::config::StrategyKind;
+use crate::search::fidelity::Parts;
+use crate::search::prepare::{Prepared, count_samples};
+use crate::strategy::{ONE_REFERENCE_IN, makes_greedy_soup};
+
+/// Up to so many times the share that is to go on does: in a short race the first results have few rivals, and a search
+/// that gets better has its latest results among the best. (At most, on the landscapes of docs/search.md.)
+const MOST_PROMOTIONS: f64 = 2.0;
+
+/// What a candidate costs on average.
+#[derive(Clone, Copy)]
+struct Cost {
+    samples: f64,
+    /// Promotions among them.
+    evaluations: f64,
+}
+
+/// What a race costs.
+pub(super) struct RacePrice {
+    parts: Parts,
+    /// Samples of the rungs.
+    rungs: Vec<u64>,
+    /// Of a candidate, with as few promotions as there are meant to be, and with as many as there may be.
+    costs: [Cost; 2],
+}
+
+impl RacePrice {
+    /// `None`: no racing; an error says why a race that was asked for is off.
+    pub(super) fn of(prepared: &Prepared) -> Option<Result<Self, String>> {
+        let config = prepared.config.effective_racing()?;
+        let parts = match Parts::plan(&config, &prepared.tasks, prepared.evaluator.as_ref()) {
+            Ok(parts) => parts,
+            Err(reason) => return Some(Err(reason)),
+        };
+        let samples = |fidelity: &f64| {
+            let requests = parts.requests(&prepared.tasks, *fidelity, None);
+            count_samples(&requests, prepared.evaluator.as_ref())
+        };
+        let rungs: Vec<u64> = parts.fidelities.iter().map(samples).collect();
+        let shares = [parts.keep, (MOST_PROMOTIONS * parts.keep).min(1.0)];
+        let costs = shares.map(|share| cost(&parts, &rungs, share, prepared.samples));
+        Some(Ok(Self { parts, rungs, costs }))
+    }
+
+    /// Least and most samples that so many evaluations take in all.
+    pub(super) fn samples_of(&self, prepared: &Prepared, evaluations: u64) -> [f64; 2] {
+        let in_full = evaluations.min(evaluations_in_full(prepared));
+        let others = if has_candidates(prepared) { evaluations - in_full } else { 0 };
+        let all = |cost: Cost| {
+            in_full.saturating_mul(prepared.samples) as f64 + others as f64 / cost.evaluations * cost.samples
+        };
+        sorted(self.costs.map(all))
+    }
+
+    /// Fewest and most candidates that the budget has room for; `None` where nothing but time limits them.
+    fn candidates(&self, prepared: &Prepared) -> Option<[f64; 2]> {
+        let (limits, in_full) = (&prepared.config.budget, evaluations_in_full(prepared));
+        let of_cost = |cost: Cost| {
+            let left = |limit: u64, spent: u64| limit.saturating_sub(spent) as f64;
+            let by_samples = limits
+                .samples
+                .filter(|_| cost.samples > 0.0)
+                .map(|limit| left(limit, in_full.saturating_mul(prepared.samples)) / cost.samples);
+            let by_evaluations = limits.evaluations.map(|limit| left(limit, in_full) / cost.evaluations);
+            by_samples.into_iter().chain(by_evaluations).reduce(f64::min)
+        };
+        let [few, many] = self.costs.map(of_cost);
+        Some(sorted([few?, many?]))
+    }
+}
+
+/// The first rung, and the later ones as often as they are reached by `share` of those before.
+fn cost(parts: &Parts, rungs: &[u64], share: f64, all_samples: u64) -> Cost {
+    let (mut samples, mut evaluations) = (0.0, 0.0);
+    for (rung, of_rung) in rungs.iter().enumerate() {
+        let known = if rung > 0 && parts.incremental { rungs[rung - 1] } else { 0 };
+        let reached = share.powi(rung as i32);
+        samples += of_rung.saturating_sub(known) as f64 * reached;
+        evaluations += reached;
+    }
+    if parts.per_sample {
+        let in_full = 1.0 / ONE_REFERENCE_IN as f64;
+        samples += (all_samples as f64 - samples) * in_full;
+        evaluations += (1.0 - evaluations) * in_full;
+    }
+    Cost { samples, evaluations }
+}
+
+/// Evaluations on all samples that every search makes first: baselines, and the additions that the greedy soup tries.
+fn evaluations_in_full(prepared: &Prepared) -> u64 {
+    let sources = prepared.models.facts.sources.len();
+    let soup = if makes_greedy_soup(prepared.config.strategy.kind, sources) { sources as u64 - 1 } else { 0 };
+    prepared.baselines + soup
+}
+
+/// Whether the strategy has candidates of its own.
+fn has_candidates(prepared: &Prepared) -> bool {
+    !matches!(prepared.config.strategy.kind, StrategyKind::GreedySoup | StrategyKind::UniformSoup)
+}
+
+fn sorted([one, other]: [f64; 2]) -> [f64; 2] {
+    [one.min(other), one.max(other)]
+}
+
+/// The race in words; `None`: there is none.
+pub(super) fn describe(prepared: &Prepared) -> Option<String> {
+    let price = match RacePrice::of(prepared)? {
+        Ok(price) => price,
+        Err(reason) => return Some(format!("off: {reason}")),
+    };
+    if !has_candidates(prepared) {
+        return Some("nothing to race: soups are scored on all samples".to_owned());
+    }
+    let mut text = format!(
+        "rungs of {} samples, one candidate in {:.0} goes on",
+        price.rungs.iter().map(u64::to_string).collect::<Vec<_>>().join(", "),
+        1.0 / price.parts.keep
+    );
+    if price.parts.per_sample {
+        text.push_str(&format!(", one in {ONE_REFERENCE_IN} is scored in full at once"));
+    } else {
+        text.push_str(&format!(
+            " (and one in {ONE_REFERENCE_IN} is scored in full at once where answers turn out to be means of `per_sample`)"
+        ));
+    }
+    if let Some([least, most]) = price.candidates(prepared) {
+        text.push_str(&format!("; about {least:.0} to {most:.0} candidates beside baselines and greedy soup"));
+    }
+    Some(text)
+}
