@@ -25,7 +25,7 @@ fn a_matrix_and_a_ledger_are_replayed() {
             write!(text, ",{}", u8::from((sample + candidate) % (candidate + 2) != 0)).unwrap();
         });
     }
-    std::fs::write(scratch.path("scores.csv"), text + "\n").unwrap();
+    std::fs::write(scratch.path("scores.csv"), text.clone() + "\n").unwrap();
     let arguments = ["simulate", "scores.csv", "--budget", "80,720", "--eta", "2", "--seed", "4", "--json"];
     let output = scratch.evomerge(&arguments);
     assert!(output.status.success(), "{}", stderr(&output));
@@ -35,6 +35,10 @@ fn a_matrix_and_a_ledger_are_replayed() {
     assert_eq!(json["budgets"][1]["uniform"]["samples_of_chosen"], 90.0);
     assert!(json["budgets"][0]["uniform"]["over_statement"].as_f64().unwrap() > 0.0);
     assert_eq!(scratch.evomerge(&arguments).stdout, output.stdout);
+    for separator in ["\t", ";"] {
+        std::fs::write(scratch.path("scores.csv"), text.replace(',', separator)).unwrap();
+        assert_eq!(scratch.evomerge(&arguments).stdout, output.stdout, "{separator:?}");
+    }
 
     let run_file = scratch.run_file(
         "night",

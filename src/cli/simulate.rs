@@ -93,7 +93,8 @@ fn read(path: &Path, minimize: bool) -> Result<ScoreMatrix, CliError> {
 
 /// One row a candidate; the first column is its name, every other one a sample.
 fn from_csv(path: &Path, minimize: bool) -> Result<ScoreTable, CliError> {
-    let mut reader = csv::Reader::from_path(path).map_err(|error| bad(path, error.to_string()))?;
+    let text = std::fs::read(path).map_err(|error| bad(path, error.to_string()))?;
+    let mut reader = csv::ReaderBuilder::new().delimiter(delimiter(&text)).from_reader(text.as_slice());
     let header = reader.headers().map_err(|error| bad(path, error.to_string()))?.clone();
     refuse_scores_as_header(path, &header)?;
     let samples = header.len().saturating_sub(1);
@@ -111,6 +112,12 @@ fn from_csv(path: &Path, minimize: bool) -> Result<ScoreTable, CliError> {
         table.candidates.push(name);
     }
     Ok(table)
+}
+
+/// What separates the cells: commas, or where the header has none, tabs or semicolons, as spreadsheets write them too.
+fn delimiter(text: &[u8]) -> u8 {
+    let header = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    *[b',', b'\t', b';'].iter().find(|byte| header.contains(byte)).unwrap_or(&b',')
 }
 
 /// Refuses a first line that is a candidate: its cells are numbers, and no numbers of samples. Those are whole, and no two
