@@ -11,7 +11,7 @@ use super::MergeError;
 use super::block::BlockMerge;
 use super::element::Element;
 use super::philox::{DRAWS, FEW, MANY};
-use super::simd::{Isa, Kernel, dispatch};
+use super::simd::{Isa, Kernel, dispatch, prefetch};
 use super::tensor::Stored;
 use crate::checkpoint::Dtype;
 
@@ -27,6 +27,10 @@ pub(crate) trait PairMerge<const S: usize>: Send + Sync {
 
     /// Whether an input that is not finite always makes a result that is not finite.
     const PROPAGATES: bool;
+
+    /// Whether asking for the next chunk's bytes pays: not where the processor waits for memory anyway, nor where
+    /// [`Self::prepare`] does so.
+    const FETCHES_AHEAD: bool = false;
 
     /// A chunk's place.
     fn begin(&self) -> Self::Chunk;
@@ -176,6 +180,14 @@ impl<M: PairMerge<S>, const S: usize> Pass<'_, '_, M, S> {
         for (index, output) in output.as_chunks_mut::<BYTES>().0.iter_mut().enumerate() {
             if !arithmetic.prepare::<COUNTERS>(reached, sources.map(|chunks| &chunks[index][..]), &mut chunk) {
                 break;
+            }
+            if M::FETCHES_AHEAD {
+                // Memory answers while this chunk is merged; what the processor foresees by itself ends with a page.
+                [base]
+                    .iter()
+                    .chain(&sources)
+                    .filter_map(|chunks| chunks.get(index + 1))
+                    .for_each(|next| prefetch(next));
             }
             let base = words(&base[index]);
             let sources = sources.map(|chunks| words(&chunks[index]));

@@ -73,6 +73,8 @@ impl PairMerge<2> for Combined {
 
     const PROPAGATES: bool = true;
 
+    const FETCHES_AHEAD: bool = true;
+
     fn begin(&self) {}
 
     #[inline(always)]
@@ -96,6 +98,9 @@ trait Rule<const S: usize>: Send + Sync {
 
     /// Whether an element is never dropped.
     const KEEPS_ALL: bool;
+
+    /// As [`PairMerge::FETCHES_AHEAD`].
+    const FETCHES_AHEAD: bool = false;
 
     fn begin(&self) -> Self::Chunk;
 
@@ -140,6 +145,8 @@ impl<const S: usize> Rule<S> for Largest<S> {
     type Chunk = [u32; S];
 
     const KEEPS_ALL: bool = false;
+
+    const FETCHES_AHEAD: bool = true;
 
     fn begin(&self) -> [u32; S] {
         [0; S]
@@ -230,6 +237,8 @@ impl<R: Rule<S>, const S: usize, const ELECTS: bool, const DIVIDES: bool> PairMe
 
     /// A sign that is not elected hides what has it.
     const PROPAGATES: bool = R::KEEPS_ALL && !ELECTS;
+
+    const FETCHES_AHEAD: bool = R::FETCHES_AHEAD;
 
     fn begin(&self) -> R::Chunk {
         self.rule.begin()
