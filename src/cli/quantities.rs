@@ -3,6 +3,8 @@
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::time::Duration;
 
+use crate::config::MOST_THREADS;
+
 /// `90s`, `30m`, `8h`, `2d`, and sums like `1h30m`.
 pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     let expected = || format!("`{text}` is no time; write for example 90s, 30m, 1h30m or 8h");
@@ -53,9 +55,6 @@ pub(super) fn parse_count<N: TryFrom<NonZeroU64>>(text: &str) -> Result<N, Strin
     let number = NonZeroU64::new(number).ok_or("must be at least 1")?;
     N::try_from(number).map_err(|_| "is too large".to_owned())
 }
-
-/// More than any machine has cores: they only cost memory and time.
-const MOST_THREADS: usize = 4096;
 
 /// A number of threads.
 pub(super) fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {

@@ -24,8 +24,8 @@ const DEFAULT_MAX_NEW_TOKENS: usize = 64;
 const DEFAULT_FUNCTION_SAMPLES: u64 = 100;
 /// Evaluations that one evaluator may be asked for at once.
 const MOST_IN_FLIGHT: usize = 10_000;
-/// More than any machine has cores.
-const MOST_THREADS: usize = 4096;
+/// More than any machine has cores: they only cost memory and time.
+pub(crate) const MOST_THREADS: usize = 4096;
 /// Samples of a landscape: their ids are held in memory.
 const MOST_FUNCTION_SAMPLES: usize = 10_000_000;
 

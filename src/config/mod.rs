@@ -24,7 +24,7 @@ use crate::checkpoint::Dtype;
 
 pub use duration::parse as parse_duration;
 pub use error::ConfigError;
-pub(crate) use evaluator::endpoint_url;
+pub(crate) use evaluator::{MOST_THREADS, endpoint_url};
 pub use identity::{Difference, differences};
 pub use kinds::{StrategyKind, TestFunction};
 

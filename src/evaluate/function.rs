@@ -15,7 +15,7 @@ use rand_distr::{Distribution, StandardNormal};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::retry::{AttemptLog, Jitter, RetryPolicy};
+use super::retry::{AttemptLog, Jitter, RetryPolicy, wait};
 use super::{
     AttemptObserver, CandidateRequest, Capabilities, ConnectContext, EvaluateError, Evaluation, EvaluationRequest,
     Evaluator, EvaluatorTask, Fault, FaultClass, MetricCapability, Samples, TaskCapability, TaskRequest,
@@ -96,7 +96,7 @@ impl FunctionEvaluator {
             number += 1;
             let mut draws = stream(self.seed, &format!("function attempt {}", request.evaluation_id), number);
             let latency = self.config.latency + self.config.latency_jitter.mul_f64(draws.random::<f64>());
-            sleep(latency, cancel).await?;
+            wait(latency, cancel).await?;
             let fault = (draws.random::<f64>() < self.config.fault_rate).then(|| ordered_fault(draws.random()));
             drop(place);
             let Some((fault, counts)) = fault else {
@@ -112,7 +112,7 @@ impl FunctionEvaluator {
             if counted >= self.patience.max_attempts {
                 return Err(EvaluateError::GivenUp(fault));
             }
-            sleep(jitter.next_wait(&self.policy), cancel).await?;
+            wait(jitter.next_wait(&self.policy), cancel).await?;
         }
     }
 
@@ -230,18 +230,6 @@ fn ordered_fault(counts: bool) -> (Fault, bool) {
     let (code, detail) =
         if counts { ("internal", "a fault to order") } else { ("overloaded", "back-pressure to order") };
     (Fault::new(FaultClass::Infrastructure, code, detail), counts)
-}
-
-async fn sleep(wait: Duration, cancel: &CancellationToken) -> Result<(), EvaluateError> {
-    if wait.is_zero() {
-        // Still a point where a cancelled run stops and others get their turn.
-        tokio::task::yield_now().await;
-        return if cancel.is_cancelled() { Err(EvaluateError::Cancelled) } else { Ok(()) };
-    }
-    tokio::select! {
-        () = cancel.cancelled() => Err(EvaluateError::Cancelled),
-        () = tokio::time::sleep(wait) => Ok(()),
-    }
 }
 
 fn check_config(config: &FunctionConfig) -> Result<(), Fault> {

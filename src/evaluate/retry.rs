@@ -6,7 +6,9 @@ use jiff::Timestamp;
 use rand::RngExt;
 use rand::rngs::ChaCha8Rng;
 
-use super::{Attempt, AttemptObserver, Fault};
+use tokio_util::sync::CancellationToken;
+
+use super::{Attempt, AttemptObserver, EvaluateError, Fault};
 
 /// Patience with endpoints, as plain numbers.
 #[derive(Clone, Debug, PartialEq)]
@@ -142,6 +144,21 @@ pub fn wait_of_seconds(seconds: f64) -> Option<Duration> {
 fn http_date(text: &str) -> Option<Timestamp> {
     let zoned = jiff::fmt::rfc2822::parse(text.trim()).ok()?;
     Some(zoned.timestamp())
+}
+
+/// Waits, however short the wait is giving others their turn.
+///
+/// # Errors
+/// [`EvaluateError::Cancelled`] as soon as that is so.
+pub(super) async fn wait(time: Duration, cancel: &CancellationToken) -> Result<(), EvaluateError> {
+    if time.is_zero() {
+        tokio::task::yield_now().await;
+        return if cancel.is_cancelled() { Err(EvaluateError::Cancelled) } else { Ok(()) };
+    }
+    tokio::select! {
+        () = cancel.cancelled() => Err(EvaluateError::Cancelled),
+        () = tokio::time::sleep(time) => Ok(()),
+    }
 }
 
 #[cfg(test)]

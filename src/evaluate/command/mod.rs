@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::judgement::{Judgement, Reaction};
 use super::process::{End, Program, find_program, find_setpriv, run};
-use super::retry::{AttemptLog, Jitter, RetryPolicy};
+use super::retry::{AttemptLog, Jitter, RetryPolicy, wait};
 use super::text::shortened;
 use super::{
     AttemptObserver, Capabilities, ConnectContext, EvaluateError, Evaluation, EvaluationRequest, Evaluator,
@@ -164,11 +164,7 @@ impl CommandEvaluator {
                 return Err(self.give_up(judgement.fault));
             }
             let drawn = jitter.next_wait(&self.policy);
-            let wait = self.policy.wait(judgement.retry_after, drawn);
-            tokio::select! {
-                () = cancel.cancelled() => return Err(EvaluateError::Cancelled),
-                () = tokio::time::sleep(wait) => {}
-            }
+            wait(self.policy.wait(judgement.retry_after, drawn), cancel).await?;
         }
     }
 

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::judgement::{Judgement, Loss, Reaction};
 use super::super::protocol::WireRequest;
-use super::super::retry::{AttemptLog, Jitter};
+use super::super::retry::{AttemptLog, Jitter, wait};
 use super::super::{AttemptObserver, EvaluateError, Evaluation, EvaluationRequest, Fault, FaultClass};
 use super::HttpEvaluator;
 use super::attempt::attempt;
@@ -211,7 +211,7 @@ impl<'a> Course<'a> {
         }
         let policy = &self.evaluator.pool.policy;
         let drawn = self.jitter.next_wait(policy);
-        self.sleep(policy.wait(judgement.retry_after, drawn)).await?;
+        wait(policy.wait(judgement.retry_after, drawn), self.cancel).await?;
         Ok(Next::Again)
     }
 
@@ -282,15 +282,8 @@ impl<'a> Course<'a> {
             if left.is_zero() {
                 return Ok(None);
             }
-            self.sleep(pool.policy.probe_wait(failures).min(left)).await?;
+            wait(pool.policy.probe_wait(failures).min(left), self.cancel).await?;
             failures += 1;
-        }
-    }
-
-    async fn sleep(&self, wait: Duration) -> Result<(), EvaluateError> {
-        tokio::select! {
-            () = self.cancel.cancelled() => Err(EvaluateError::Cancelled),
-            () = tokio::time::sleep(wait) => Ok(()),
         }
     }
 }
