@@ -156,9 +156,12 @@ impl Search {
         } else {
             self.choose_again(finalists).await?
         };
-        let winner = choice.finalists.first().map(|row| row.index);
-        if let Some(winner) = winner.filter(|winner| self.best.is_none_or(|(_, best)| best != *winner)) {
-            self.mark_winner(winner)?;
+        if let Some(winner) = choice.finalists.first() {
+            let is_best = self.best.is_some_and(|(_, best)| best == winner.index);
+            // Else `best/` holds it already; after an earlier verdict it may hold another one.
+            if self.repeats.finalists || self.has_winner || !is_best {
+                self.mark_winner(winner.index)?;
+            }
         }
         if let Some(index) = self.last_sentinel_due().filter(|_| !choice.finalists.is_empty()) {
             self.final_rescoring().score_sentinel(index).await?;
