@@ -90,6 +90,9 @@ fn a_missing_model() {
     let run = Run::new();
     std::fs::remove_dir_all(run.scratch.path("b")).unwrap();
     run.refused(65, &["not found", &run.scratch.path("b").display().to_string()]);
+    // Nobody waits for an evaluator to hear of it.
+    let output = run.search(&run.write("http://127.0.0.1:1", 8, ""));
+    expect(&output, 65, &["not found", &run.scratch.path("b").display().to_string()]);
 }
 
 #[test]

@@ -39,9 +39,14 @@ fn tasks_too_small_for_the_rungs_race_on_those_that_have_new_samples() {
     let scratch = Scratch::new();
     let text = format!("{SPACE}{TASKS}[racing]\nrungs = 6\n");
     let run_file = scratch.run_file("run", 60, "name = \"sphere\"\nsamples = 20", &text);
-    assert_eq!(scratch.search(&run_file, &[])["evaluations"], 60);
+    let report = scratch.search(&run_file, &[]);
+    assert_eq!(report["evaluations"], 60);
     let trials = scratch.trials("results", "run");
     assert!(check_promotions(&trials, &asked(&scratch)) > 3);
+    let winner = &report["winner"];
+    assert_eq!(cell(&trials[winner["index"].as_u64().unwrap() as usize], "origin"), "promotion");
+    let first = trials.iter().find(|trial| cell(trial, "candidate_id") == winner["candidate_id"]).unwrap();
+    assert_eq!(winner["origin"], cell(first, "origin"));
     let mut rungs: Vec<(f64, u64)> =
         trials.iter().map(|trial| (cell(trial, "fidelity").parse().unwrap(), n_samples(trial))).collect();
     rungs.sort_by(|one, other| one.0.total_cmp(&other.0));

@@ -61,6 +61,19 @@ fn attempts_that_fail_are_told_as_they_fail() {
     assert!(told > 0, "{}", stderr(&output));
     let output = scratch.evomerge(&["status", "results/run"]);
     assert!(stdout(&output).contains("\nbudget       20 evaluations\n"), "{}", stdout(&output));
+    assert!(!stdout(&output).contains(" (0 failed)"), "{}", stdout(&output));
+}
+
+#[test]
+fn a_candidate_s_own_fault_is_no_failed_attempt() {
+    let scratch = Scratch::new();
+    let evaluator = "name = \"sphere\"\nsamples = 50\ninfeasible_rate = 0.3";
+    let run_file = scratch.run_file("run", 20, evaluator, &format!("{SPACE}{TASKS}"));
+    let output = scratch.evomerge(&["search", run_file.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let output = scratch.evomerge(&["status", "results/run"]);
+    assert!(stdout(&output).contains("\nattempts     20 (0 failed)\n"), "{}", stdout(&output));
+    assert!(!stdout(&output).contains("(0 infeasible"), "{}", stdout(&output));
 }
 
 #[test]

@@ -76,7 +76,8 @@ fn describe(findings: &Findings) -> String {
         );
     }
     if findings.conflicts.len() > CONFLICTS_SHOWN {
-        line("", format!("and {} more pairs; --json has all", findings.conflicts.len() - CONFLICTS_SHOWN));
+        let more = counted((findings.conflicts.len() - CONFLICTS_SHOWN) as u64, "more pair");
+        line("", format!("and {more}; --json has all"));
     }
     line("again", findings.repeats.clone());
     line("hold-out", findings.holdout.clone());

@@ -110,7 +110,7 @@ fn scores(told: &ToldRecord, fidelity: f64) -> String {
             text.push_str(&format!("| {task} | {metric} | {} | {samples} |\n", shown(value.value)));
         }
     }
-    text.push_str("\nThe search chose by these scores: they overstate. The verdict is what counts.\n\n");
+    text.push_str("\nThe search chose by these scores: they overstate.\n\n");
     text
 }
 

@@ -10,6 +10,7 @@ use super::error::CliError;
 use super::output::Output;
 use super::quantities::human;
 use crate::config::BudgetConfig;
+use crate::evaluate::{Fault, FaultClass};
 use crate::exit::ExitCode;
 use crate::ledger::{AskedRecord, Ledger, event, fact};
 use crate::score::shown;
@@ -35,6 +36,7 @@ struct Summary {
     best: Option<Scored>,
     baseline: Option<Scored>,
     attempts: usize,
+    /// Through no fault of the candidate.
     failed_attempts: usize,
     scored_again: usize,
     alarms: Vec<Value>,
@@ -125,7 +127,7 @@ impl Summary {
             limits: begun.map(|event| event.payload["budget"].clone()).unwrap_or_default(),
             best: best_record(&ledger)?.map(|(record, outcome)| Scored::new(&record, outcome.objective)),
             baseline,
-            failed_attempts: attempts.iter().filter(|event| !event.payload["attempt"]["fault"].is_null()).count(),
+            failed_attempts: attempts.iter().filter(|event| is_failure(&event.payload["attempt"])).count(),
             attempts: attempts.len(),
             scored_again: ledger.all_repeats()?.len(),
             alarms,
@@ -206,6 +208,12 @@ fn describe_state(running: bool, stopped: Option<&Value>) -> String {
         },
         None => "killed; the same command continues it".to_owned(),
     }
+}
+
+/// Whether an attempt told nothing of its candidate: that the candidate is at fault is an answer.
+fn is_failure(attempt: &Value) -> bool {
+    let fault = serde_json::from_value::<Option<Fault>>(attempt["fault"].clone()).ok().flatten();
+    fault.is_some_and(|fault| fault.class != FaultClass::Candidate)
 }
 
 /// The evaluation of a verdict's baseline.

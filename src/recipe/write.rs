@@ -49,7 +49,7 @@ impl Recipe {
             let _ = writeln!(
                 text,
                 "# This method drops weights at random. mergekit draws other random numbers than evomerge ({} masks, seed {}),\n\
-                 # so its merge will differ from the one that was scored; recipe.toml gives that one.",
+                 # so its merge will differ from evomerge's, which recipe.toml gives.",
                 self.masks.kind.name(),
                 self.masks.seed
             );

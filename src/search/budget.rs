@@ -54,7 +54,7 @@ impl Budget {
             return Some(format!("budget of {limit} evaluations used{more}"));
         }
         let limit = self.limits.samples.filter(|limit| self.samples.saturating_add(samples) > *limit)?;
-        Some(format!("{} of {limit} samples used, an evaluation takes {samples}", self.samples))
+        Some(format!("{} of {limit} samples used, the next evaluation would take {samples}", self.samples))
     }
 
     /// Whether the active time is used up.

@@ -9,7 +9,10 @@ use super::models::Models;
 use super::progress::Progress;
 use super::sealed::{HoldoutPlan, holdout_plan, keep_some, split};
 use super::{Budget, SearchError, Stop};
-use crate::config::{GeneConfig, Goal, HoldoutSource, LayerGrouping, RunConfig, SpaceConfig, TaskConfig};
+use crate::checkpoint;
+use crate::config::{
+    EvaluatorKind, GeneConfig, Goal, HoldoutSource, LayerGrouping, RunConfig, SpaceConfig, TaskConfig,
+};
 use crate::evaluate::{
     self, ConnectContext, EvaluateError, Evaluator, EvaluatorTask, Fault, Samples, TaskCapability, TaskRequest,
 };
@@ -73,6 +76,7 @@ pub async fn prepare(
 ) -> Result<Prepared, SearchError> {
     refuse_lone_source(&config)?;
     strategy::check_settings(&config.strategy)?;
+    refuse_missing_models(&config)?;
     let evaluator = connect(&config, &evaluator_tasks(&config.tasks), scratch, progress, stop).await?;
     let objective = objective(&config, evaluator.as_ref())?;
     let tasks = task_requests(&config, &objective, evaluator.as_ref())?;
@@ -105,6 +109,17 @@ pub async fn prepare(
     prepared.holdout = holdout_plan(&prepared, scratch, progress, stop).await?;
     Budget::new(prepared.config.budget.clone()).check_minimum(baselines, prepared.samples)?;
     Ok(prepared)
+}
+
+/// Refuses models that are not there, or not models, before anybody waits for an evaluator.
+fn refuse_missing_models(config: &RunConfig) -> Result<(), SearchError> {
+    if matches!(config.evaluator.kind, EvaluatorKind::Function(_)) {
+        return Ok(());
+    }
+    for model in config.models.base.iter().chain(&config.models.sources) {
+        checkpoint::open_model(&model.location, model.adapter.as_deref(), &config.directory)?;
+    }
+    Ok(())
 }
 
 /// The models, with the profiles of their layers where the space needs these.

@@ -256,6 +256,12 @@ impl Search {
         rows.filter_map(|row| row.objective.filter(|_| seen.insert(row.candidate_id.as_str()))).collect()
     }
 
+    /// Who proposed a row's candidate: a promotion only gave it more samples.
+    fn proposer<'a>(&'a self, row: &'a Row) -> &'a str {
+        let first = self.rows.values().find(|other| other.candidate_id == row.candidate_id);
+        first.map_or(&row.origin, |first| &first.origin)
+    }
+
     /// The best candidates at full fidelity, best first. Of equals the earliest is first, but behind the greedy soup what it
     /// tried on its way.
     fn finalists(&self, wanted: usize) -> Result<Vec<Row>, SearchError> {
@@ -270,9 +276,8 @@ impl Search {
         let mut seen = BTreeSet::new();
         let finalist = |row: &Row| {
             let mut row = row.clone();
-            if trials.contains(&row.index) {
-                row.origin = SOUP_TRIAL.to_owned();
-            }
+            row.origin =
+                if trials.contains(&row.index) { SOUP_TRIAL.to_owned() } else { self.proposer(&row).to_owned() };
             row
         };
         let first = rows.into_iter().filter(|row| seen.insert(row.candidate_id.clone()));

@@ -137,7 +137,7 @@ impl CmaEs {
         let first = self.history.points().len() == self.since;
         for attempt in 0..TRIES {
             let (genome, origin) = match attempt {
-                0 if first => (self.distribution.mean.clone(), "init"),
+                0 if first => (self.distribution.mean.clone(), self.start()),
                 _ if attempt < GAUSSIAN_TRIES => (self.distribution.sample(rng), "cma_es"),
                 _ => (space_filling::uniform(rng, self.distribution.mean.len()), "random"),
             };
@@ -146,6 +146,11 @@ impl CmaEs {
             }
         }
         None
+    }
+
+    /// What the mean of a new distribution is called: only the first one of all is the genes' own.
+    fn start(&self) -> &'static str {
+        if self.follower || self.restarts > 0 { "restart" } else { "init" }
     }
 
     fn rank(&self, point: usize) -> Option<f64> {
