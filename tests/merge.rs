@@ -289,7 +289,7 @@ fn shards_follow_the_first_source_or_the_size_asked_for() {
 fn extra_files_are_written_and_progress_ends_at_the_total() {
     let family = Family::new([("a", Model::new(1, 1)), ("b", Model::new(1, 2))]);
     let (most, total) = (AtomicU64::new(0), AtomicU64::new(0));
-    let progress = |progress: evomerge::merge::Progress| {
+    let progress = |progress: evomerge::merge::MergeProgress| {
         most.fetch_max(progress.bytes_written, Ordering::Relaxed);
         total.store(progress.bytes_total, Ordering::Relaxed);
     };

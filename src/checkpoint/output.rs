@@ -113,7 +113,7 @@ pub(super) struct Place {
 
 /// The files of an output, checked, with every byte that is not a weight.
 #[derive(Debug)]
-pub(super) struct Plan {
+pub(super) struct OutputPlan {
     /// Name, header with its length in front, and size of each file.
     pub files: Vec<PlannedFile>,
     pub places: BTreeMap<String, Place>,
@@ -131,11 +131,11 @@ pub(super) struct PlannedFile {
 }
 
 /// Lays out the files; the reason when no valid checkpoint can be made of them.
-pub(super) fn plan(files: &[OutputFile]) -> Result<Plan, String> {
+pub(super) fn plan(files: &[OutputFile]) -> Result<OutputPlan, String> {
     if files.is_empty() {
         return Err("a checkpoint without any weight file was asked for".to_owned());
     }
-    let mut plan = Plan { files: Vec::new(), places: BTreeMap::new(), elements: 0, tensor_bytes: 0 };
+    let mut plan = OutputPlan { files: Vec::new(), places: BTreeMap::new(), elements: 0, tensor_bytes: 0 };
     let mut names = HashSet::new();
     for (index, file) in files.iter().enumerate() {
         if !is_shard_name(&file.name) {
@@ -153,7 +153,7 @@ pub(super) fn plan(files: &[OutputFile]) -> Result<Plan, String> {
     Ok(plan)
 }
 
-fn plan_file(plan: &mut Plan, index: usize, file: &OutputFile) -> Result<(), String> {
+fn plan_file(plan: &mut OutputPlan, index: usize, file: &OutputFile) -> Result<(), String> {
     let mut tensors: Vec<&OutputTensor> = file.tensors.iter().collect();
     // Widest type first, so that every tensor is aligned to its own width; then by name.
     tensors.sort_by(|left, right| right.dtype.cmp(&left.dtype).then_with(|| left.name.cmp(&right.name)));
@@ -209,7 +209,7 @@ fn header(entries: Vec<(String, StoredInfo)>) -> Result<Vec<u8>, String> {
 }
 
 /// `model.safetensors.index.json` as transformers writes it: keys sorted, two spaces, ASCII only, a line end.
-pub(super) fn index_json(plan: &Plan) -> String {
+pub(super) fn index_json(plan: &OutputPlan) -> String {
     let mut text = format!(
         "{{\n  \"metadata\": {{\n    \"total_parameters\": {},\n    \"total_size\": {}\n  }},\n  \"weight_map\": {{",
         plan.elements, plan.tensor_bytes

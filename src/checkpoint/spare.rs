@@ -16,7 +16,7 @@ use rustix::fs::OFlags;
 
 use super::error::CheckpointError;
 use super::mapping::{WritableFile, is_ours_alone};
-use super::output::Plan;
+use super::output::OutputPlan;
 use crate::lock::lock;
 
 /// A weight file that is being written.
@@ -84,7 +84,7 @@ impl SpareCheckpoints {
 
     /// Moves the weight files of a spare checkpoint that has the files of the plan into the directory `to`; `None`:
     /// there is none. Spare checkpoints that do not fit, or that somebody still reads, are removed.
-    pub(super) fn take(&self, plan: &Plan, to: &Path) -> Result<Option<Vec<OpenFile>>, CheckpointError> {
+    pub(super) fn take(&self, plan: &OutputPlan, to: &Path) -> Result<Option<Vec<OpenFile>>, CheckpointError> {
         loop {
             let Some(spare) = self.stock().spares.pop() else { return Ok(None) };
             let Spare { directory, files } = spare;

@@ -14,7 +14,7 @@ use super::directory::{INDEX_FILE, SINGLE_FILE, is_plain_name};
 use super::disk::{check_space, create_new, no_space, reserve, sync, sync_directory, write_error};
 use super::error::{CheckpointError, quote};
 use super::mapping::{open_regular, start_writing};
-use super::output::{OutputFile, Place, Plan, PlannedFile, index_json, plan};
+use super::output::{OutputFile, OutputPlan, Place, PlannedFile, index_json, plan};
 use super::partial::{PartialDirectory, Way, check_destination, split};
 use super::spare::{OpenFile, SpareCheckpoints};
 
@@ -32,7 +32,7 @@ pub struct CheckpointWriter {
     /// Directories that get a new entry: the destination's parent, and those above it where parents were missing.
     entries: Vec<PathBuf>,
     partial: PartialDirectory,
-    plan: Plan,
+    plan: OutputPlan,
     files: Vec<OpenFile>,
     /// Where the files go when the checkpoint is not needed any more.
     spares: Option<SpareCheckpoints>,
@@ -232,7 +232,11 @@ impl CheckpointWriter {
 }
 
 /// New files of the planned sizes.
-fn create_files(destination: &Path, partial: &PartialDirectory, plan: &Plan) -> Result<Vec<OpenFile>, CheckpointError> {
+fn create_files(
+    destination: &Path,
+    partial: &PartialDirectory,
+    plan: &OutputPlan,
+) -> Result<Vec<OpenFile>, CheckpointError> {
     let needed = plan.files.iter().fold(RESERVE, |sum, file| sum.saturating_add(file.size));
     check_space(destination, partial.path(), needed)?;
     let create = |file: &PlannedFile| {

@@ -105,7 +105,7 @@ pub(super) fn materialize(
         indicatif::ProgressBar::new(merger.required_bytes(recipe)?)
             .with_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()))
     };
-    let show = |progress: crate::merge::Progress| bar.set_position(progress.bytes_written);
+    let show = |progress: crate::merge::MergeProgress| bar.set_position(progress.bytes_written);
     let cancel = signals::cancelled_by_signal();
     let options = MergeOptions { progress: Some(&show), cancel: Some(&cancel), ..options };
     let report = merger.materialize(recipe, out, &options);

@@ -8,7 +8,7 @@ use super::MergeError;
 use super::block::{BlockMerge, PassThrough, Tiled};
 use super::failure::Failure;
 use super::mergekit_order::DrawingOrder;
-use super::merger::{MergeOptions, Merger, Progress};
+use super::merger::{MergeOptions, MergeProgress, Merger};
 use super::methods::{Context, MaskSource, MergeMethod};
 use super::model::Model;
 use super::parameters::ResolvedParameters;
@@ -183,7 +183,7 @@ impl<'a> Run<'a> {
         let length = bytes.len() as u64;
         let bytes_written = self.written.fetch_add(length, Ordering::Relaxed) + length;
         if let Some(progress) = self.options.progress {
-            progress(Progress { bytes_written, bytes_total: self.total });
+            progress(MergeProgress { bytes_written, bytes_total: self.total });
         }
         Ok(())
     }

@@ -52,7 +52,7 @@ impl Default for MergerOptions {
 
 /// What a merge has done so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
+pub struct MergeProgress {
     /// Bytes of output tensors that are done.
     pub bytes_written: u64,
     /// Bytes of all output tensors.
@@ -103,7 +103,7 @@ pub struct MergeOptions<'a> {
     /// Ends the merge soon after it becomes true.
     pub cancel: Option<&'a AtomicBool>,
     /// Called after each block, from any thread.
-    pub progress: Option<&'a (dyn Fn(Progress) + Sync)>,
+    pub progress: Option<&'a (dyn Fn(MergeProgress) + Sync)>,
 }
 
 impl MergeOptions<'_> {

@@ -53,7 +53,7 @@ mod window;
 mod write_queue;
 
 pub use error::MergeError;
-pub use merger::{MergeOptions, MergeReport, Merger, MergerOptions, Progress, WriteMode};
+pub use merger::{MergeOptions, MergeProgress, MergeReport, Merger, MergerOptions, WriteMode};
 pub use methods::{find_method, methods, unknown_method};
 pub use parameters::{ParameterValue, ResolvedParameters};
 pub use plan::{Action, MergePlan, PlannedInput, PlannedSlice, PlannedTensor};

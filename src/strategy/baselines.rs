@@ -13,7 +13,7 @@ pub(super) const GREEDY_SOUP_SOURCES: usize = 16;
 
 /// What is proposed before the search.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Plan {
+pub(super) struct BaselinePlan {
     pub(super) has_base: bool,
     pub(super) sources: usize,
     /// Whether a greedy soup is made; of several sources only.
@@ -43,7 +43,7 @@ pub fn baseline_contents(has_base: bool, sources: usize) -> Vec<Content> {
 
 /// The baselines, then the inner strategy.
 pub(super) struct Baselines {
-    plan: Plan,
+    plan: BaselinePlan,
     inner: Option<Box<dyn Strategy>>,
     /// Base, sources and uniform soup, in order of proposing.
     first: Vec<Content>,
@@ -62,7 +62,7 @@ pub(super) struct Baselines {
 }
 
 impl Baselines {
-    pub(super) fn new(plan: Plan, inner: Option<Box<dyn Strategy>>) -> Self {
+    pub(super) fn new(plan: BaselinePlan, inner: Option<Box<dyn Strategy>>) -> Self {
         let first = baseline_contents(plan.has_base, plan.sources);
         Self {
             plan,

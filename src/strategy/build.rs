@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::baselines::{Baselines, GREEDY_SOUP_SOURCES, Plan};
+use super::baselines::{BaselinePlan, Baselines, GREEDY_SOUP_SOURCES};
 use super::cma_es::{self, CmaEs};
 use super::contract::Checked;
 use super::genetic::{self, Genetic};
@@ -92,13 +92,13 @@ pub fn build_raced(
 ) -> Result<Box<dyn Strategy>, StrategyError> {
     let landscape = setup.landscape.clone();
     let genes = landscape.as_ref().map_or(0, |space| space.genes().len());
-    let Choice { kind, keep, passes, search } = Choice::read(config, genes)?;
+    let Choice { kind, keep, passes, proposer } = Choice::read(config, genes)?;
     let greedy = makes_greedy_soup(kind, setup.sources);
-    let plan = Plan { has_base: setup.has_base, sources: setup.sources, greedy, keep, passes };
-    let inner: Option<Box<dyn Strategy>> = match search {
-        Some(search) => {
+    let plan = BaselinePlan { has_base: setup.has_base, sources: setup.sources, greedy, keep, passes };
+    let inner: Option<Box<dyn Strategy>> = match proposer {
+        Some(proposer) => {
             let landscape = landscape.ok_or(StrategyError::NoSpace { kind })?;
-            Some(search.build(landscape, &setup))
+            Some(proposer.build(landscape, &setup))
         }
         None => None,
     };
@@ -124,11 +124,11 @@ struct Choice {
     keep: Keep,
     passes: Passes,
     /// `None`: the soups are all there is.
-    search: Option<Search>,
+    proposer: Option<Proposer>,
 }
 
 /// What proposes candidates after the baselines.
-enum Search {
+enum Proposer {
     Sampling(Source),
     Genetic(genetic::Parameters),
     CmaEs(cma_es::Parameters),
@@ -145,22 +145,22 @@ impl Choice {
         let keep = [Keep::Better, Keep::NotWorse][settings.choice("keep", &["better", "not_worse"])?];
         let passes =
             Passes { replacement: settings.truth("replacement", false)?, backward: settings.truth("backward", false)? };
-        let search = match kind {
-            StrategyKind::Random => Some(Search::Sampling(Source::Uniform)),
-            StrategyKind::Sobol => Some(Search::Sampling(Source::Sobol)),
-            StrategyKind::Genetic => Some(Search::Genetic(genetic::Parameters::read(&mut settings)?)),
-            StrategyKind::CmaEs => Some(Search::CmaEs(cma_es::Parameters::read(&mut settings)?)),
-            StrategyKind::Tpe => Some(Search::Tpe(tpe::Parameters::read(&mut settings)?)),
-            StrategyKind::Nsga2 => Some(Search::Nsga2(nsga2::Parameters::read(&mut settings)?)),
-            StrategyKind::Portfolio => Some(Search::Portfolio(portfolio::Parameters::read(&mut settings, genes)?)),
+        let proposer = match kind {
+            StrategyKind::Random => Some(Proposer::Sampling(Source::Uniform)),
+            StrategyKind::Sobol => Some(Proposer::Sampling(Source::Sobol)),
+            StrategyKind::Genetic => Some(Proposer::Genetic(genetic::Parameters::read(&mut settings)?)),
+            StrategyKind::CmaEs => Some(Proposer::CmaEs(cma_es::Parameters::read(&mut settings)?)),
+            StrategyKind::Tpe => Some(Proposer::Tpe(tpe::Parameters::read(&mut settings)?)),
+            StrategyKind::Nsga2 => Some(Proposer::Nsga2(nsga2::Parameters::read(&mut settings)?)),
+            StrategyKind::Portfolio => Some(Proposer::Portfolio(portfolio::Parameters::read(&mut settings, genes)?)),
             StrategyKind::GreedySoup | StrategyKind::UniformSoup => None,
         };
         settings.finish(kind.name())?;
-        Ok(Self { kind, keep, passes, search })
+        Ok(Self { kind, keep, passes, proposer })
     }
 }
 
-impl Search {
+impl Proposer {
     fn build(self, landscape: Arc<dyn Landscape>, setup: &Setup) -> Box<dyn Strategy> {
         match self {
             Self::Sampling(source) => Box::new(Sampling::new(source, setup.seed, landscape)),

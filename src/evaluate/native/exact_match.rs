@@ -1,8 +1,8 @@
 //! Greedy decoding in batches of equally long prompts.
 
+use super::deadline::Deadline;
 use super::fault;
 use super::model::Model;
-use super::stop::Stop;
 use crate::evaluate::Fault;
 
 /// An answer as it was generated.
@@ -18,12 +18,12 @@ pub(super) struct Answer {
 /// token or `max_new_tokens` tokens, the end token counted.
 ///
 /// # Errors
-/// A candidate fault for logits that are not finite; what `stop` says.
+/// A candidate fault for logits that are not finite; what `deadline` says.
 pub(super) fn greedy(
     model: &Model,
     prompts: &[&[u32]],
     max_new_tokens: usize,
-    stop: &Stop,
+    deadline: &Deadline,
 ) -> Result<Vec<Answer>, Fault> {
     let mut answers = vec![Answer { ids: Vec::new(), truncated: true }; prompts.len()];
     // Rows of the batch, by the prompt that each belongs to; finished ones leave once they are half of it.
@@ -31,7 +31,7 @@ pub(super) fn greedy(
     let mut cache = model.cache();
     let mut input = prompts.concat();
     for _ in 0..max_new_tokens {
-        stop.check()?;
+        deadline.check()?;
         let hidden = model.forward(&input, rows.len(), &mut cache)?;
         let length = input.len() / rows.len();
         let last = hidden.narrow(1, length - 1, 1).and_then(|h| h.squeeze(1)).map_err(fault::tensor)?;

@@ -22,6 +22,7 @@
 
 mod architecture;
 mod data;
+mod deadline;
 mod exact_match;
 mod fault;
 mod kernels;
@@ -29,7 +30,6 @@ mod likelihood;
 mod model;
 mod samples;
 mod scoring;
-mod stop;
 mod tokens;
 mod weights;
 mod workers;
@@ -45,8 +45,8 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use self::data::TaskData;
+use self::deadline::Deadline;
 use self::scoring::{Engine, Task};
-use self::stop::Stop;
 use crate::config::{NativeConfig, Patience};
 use crate::evaluate::{
     Attempt, AttemptObserver, Capabilities, EvaluateError, Evaluation, EvaluationRequest, Evaluator, EvaluatorTask,
@@ -119,11 +119,11 @@ impl NativeEvaluator {
         let cancel = cancel.child_token();
         let _stops_when_dropped = cancel.clone().drop_guard();
         let (engine, request) = (self.engine.clone(), request.clone());
-        tokio::task::spawn_blocking(move || engine.evaluate(&request, &Stop::new(cancel, limit))).await.unwrap_or_else(
-            |error| {
+        tokio::task::spawn_blocking(move || engine.evaluate(&request, &Deadline::new(cancel, limit)))
+            .await
+            .unwrap_or_else(|error| {
                 Err(fault::internal(format!("the evaluation ended without an answer: {error}; please report this")))
-            },
-        )
+            })
     }
 }
 

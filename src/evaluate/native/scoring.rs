@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use super::architecture::Architecture;
 use super::data::{Content, TaskData, TaskKind};
+use super::deadline::Deadline;
 use super::model::Model;
-use super::stop::Stop;
 use super::tokens::{Encoded, Tokenizers, Tokens};
 use super::workers::Workers;
 use super::{exact_match, fault, likelihood, samples};
@@ -48,7 +48,7 @@ struct Unit {
 
 /// What came out for one sample.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Outcome {
+struct SampleScore {
     score: f64,
     /// Of the sample in the task's value: bytes for perplexity, else 1.
     weight: f64,
@@ -74,9 +74,9 @@ impl Engine {
     }
 
     /// Scores the request's candidate.
-    pub(super) fn evaluate(&self, request: &EvaluationRequest, stop: &Stop) -> Result<Evaluation, Fault> {
+    pub(super) fn evaluate(&self, request: &EvaluationRequest, deadline: &Deadline) -> Result<Evaluation, Fault> {
         let begun = Instant::now();
-        stop.check()?;
+        deadline.check()?;
         let folder = request.candidate.path.as_deref().ok_or_else(|| {
             Fault::configuration("invalid_request", "the native evaluator needs the candidate's folder, and got none")
         })?;
@@ -93,7 +93,7 @@ impl Engine {
             .collect::<Result<Vec<_>, Fault>>()?;
         let model = load(folder, &asked)?;
         let loaded = Instant::now();
-        let outcomes = self.score(&model, &tokens, &asked, stop)?;
+        let outcomes = self.score(&model, &tokens, &asked, deadline)?;
         let timing = BTreeMap::from([
             ("load_s".to_owned(), (loaded - begun).as_secs_f64()),
             ("evaluate_s".to_owned(), loaded.elapsed().as_secs_f64()),
@@ -125,21 +125,21 @@ impl Engine {
         Ok((task, samples::select(&request.name, &ids, &request.samples, request.seed)?))
     }
 
-    /// Outcomes by task, aligned with `chosen`.
+    /// Scores of samples by task, aligned with `chosen`.
     fn score(
         &self,
         model: &Model,
         tokens: &Tokens,
         asked: &[Asked<'_>],
-        stop: &Stop,
-    ) -> Result<Vec<Vec<Outcome>>, Fault> {
+        deadline: &Deadline,
+    ) -> Result<Vec<Vec<SampleScore>>, Fault> {
         let units: Vec<Unit> = asked.iter().enumerate().flat_map(|(at, asked)| units(at, asked, self.batch)).collect();
         let results = self.workers.map(units.len(), |unit| {
-            stop.check()?;
+            deadline.check()?;
             let unit = &units[unit];
-            score_unit(model, tokens, &asked[unit.asked], &unit.members, stop)
+            score_unit(model, tokens, &asked[unit.asked], &unit.members, deadline)
         })?;
-        let mut outcomes: Vec<Vec<Option<Outcome>>> =
+        let mut outcomes: Vec<Vec<Option<SampleScore>>> =
             asked.iter().map(|asked| vec![None; asked.chosen.len()]).collect();
         for (unit, results) in units.iter().zip(results) {
             for (member, outcome) in unit.members.iter().zip(results) {
@@ -215,12 +215,12 @@ fn score_unit(
     tokens: &Tokens,
     asked: &Asked<'_>,
     members: &[usize],
-    stop: &Stop,
-) -> Result<Vec<Outcome>, Fault> {
+    deadline: &Deadline,
+) -> Result<Vec<SampleScore>, Fault> {
     let positions = members.iter().map(|&member| asked.chosen[member]);
     match asked.task.data.kind {
         TaskKind::ExactMatch => {
-            let answers = generate(model, asked, positions.clone(), stop)?;
+            let answers = generate(model, asked, positions.clone(), deadline)?;
             positions
                 .zip(answers)
                 .map(|(position, answer)| {
@@ -229,12 +229,12 @@ fn score_unit(
                             Content::ExactMatch { answer: gold, .. } => tokens.decode(&answer.ids)? == *gold,
                             _ => false,
                         };
-                    Ok(Outcome { score: f64::from(u8::from(right)), weight: 1.0, truncated: answer.truncated })
+                    Ok(SampleScore { score: f64::from(u8::from(right)), weight: 1.0, truncated: answer.truncated })
                 })
                 .collect()
         }
         TaskKind::MultipleChoice | TaskKind::Perplexity => {
-            positions.map(|position| likelihood_outcome(model, asked, position, stop)).collect()
+            positions.map(|position| likelihood_score(model, asked, position, deadline)).collect()
         }
     }
 }
@@ -243,7 +243,7 @@ fn generate(
     model: &Model,
     asked: &Asked<'_>,
     positions: impl Iterator<Item = usize>,
-    stop: &Stop,
+    deadline: &Deadline,
 ) -> Result<Vec<exact_match::Answer>, Fault> {
     let prefix: Vec<u32> = model.architecture.prefix_token().into_iter().collect();
     let prompts: Vec<&[u32]> = positions
@@ -252,10 +252,15 @@ fn generate(
             _ => &prefix[..],
         })
         .collect();
-    exact_match::greedy(model, &prompts, asked.task.max_new_tokens, stop)
+    exact_match::greedy(model, &prompts, asked.task.max_new_tokens, deadline)
 }
 
-fn likelihood_outcome(model: &Model, asked: &Asked<'_>, position: usize, stop: &Stop) -> Result<Outcome, Fault> {
+fn likelihood_score(
+    model: &Model,
+    asked: &Asked<'_>,
+    position: usize,
+    deadline: &Deadline,
+) -> Result<SampleScore, Fault> {
     let sample = &asked.task.data.samples[position];
     match (&sample.content, &asked.encoded[position]) {
         (Content::MultipleChoice { choices, gold, .. }, Encoded::MultipleChoice(pairs)) => {
@@ -266,12 +271,12 @@ fn likelihood_outcome(model: &Model, asked: &Asked<'_>, position: usize, stop: &
                 }
             }
             let right = likeliest(&values) == *gold;
-            Ok(Outcome { score: f64::from(u8::from(right)), weight: 1.0, truncated: false })
+            Ok(SampleScore { score: f64::from(u8::from(right)), weight: 1.0, truncated: false })
         }
         (Content::Perplexity { text }, Encoded::Perplexity(ids)) => {
-            let bits = -likelihood::text(model, ids, || stop.check())? / std::f64::consts::LN_2;
+            let bits = -likelihood::text(model, ids, || deadline.check())? / std::f64::consts::LN_2;
             let bytes = text.len() as f64;
-            Ok(Outcome { score: bits / bytes, weight: bytes, truncated: false })
+            Ok(SampleScore { score: bits / bytes, weight: bytes, truncated: false })
         }
         _ => Err(fault::internal("a sample and its tokens are of different kinds; please report this")),
     }
@@ -282,7 +287,7 @@ fn likeliest(values: &[f64]) -> usize {
     (1..values.len()).fold(0, |best, at| if values[at] > values[best] { at } else { best })
 }
 
-fn summarize(asked: &Asked<'_>, outcomes: &[Outcome]) -> TaskScores {
+fn summarize(asked: &Asked<'_>, outcomes: &[SampleScore]) -> TaskScores {
     let samples = &asked.task.data.samples;
     let scores = outcomes.iter().map(|outcome| outcome.score).collect();
     let mut per_sample = PerSample {
@@ -304,7 +309,7 @@ fn summarize(asked: &Asked<'_>, outcomes: &[Outcome]) -> TaskScores {
 
 /// Mean of the scores by weight, and its standard error: of a mean (n - 1 in the denominator) where weights are equal,
 /// of a ratio of sums (linearized) where they are not. None for a single sample.
-fn weighted_mean(outcomes: &[Outcome]) -> MetricValue {
+fn weighted_mean(outcomes: &[SampleScore]) -> MetricValue {
     let total: f64 = outcomes.iter().map(|outcome| outcome.weight).sum();
     let value = outcomes.iter().map(|outcome| outcome.weight * outcome.score).sum::<f64>() / total;
     let n = outcomes.len() as f64;
@@ -338,8 +343,8 @@ fn warnings(model: &Model, asked: &[Asked<'_>]) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn outcome(score: f64, weight: f64) -> Outcome {
-        Outcome { score, weight, truncated: false }
+    fn outcome(score: f64, weight: f64) -> SampleScore {
+        SampleScore { score, weight, truncated: false }
     }
 
     #[test]

@@ -9,10 +9,10 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::data::{Content, TaskData};
+use super::deadline::Deadline;
 use super::exact_match::{Answer, greedy};
 use super::likelihood;
 use super::model::Model;
-use super::stop::Stop;
 use super::tokens::{Encoded, Tokenizers};
 use super::workers::Workers;
 
@@ -32,8 +32,8 @@ fn reference<T: for<'de> Deserialize<'de>>(file: &str) -> T {
     serde_json::from_str(&text).unwrap()
 }
 
-fn never() -> Stop {
-    Stop::new(CancellationToken::new(), Duration::MAX)
+fn never() -> Deadline {
+    Deadline::new(CancellationToken::new(), Duration::MAX)
 }
 
 fn assert_near(ours: &[f32], theirs: &[f32], tolerance: f32, what: &str) {

@@ -89,13 +89,13 @@ impl Search {
         let soup = self.schedule.strategy().soup_trace().cloned();
         let soup_index = self.greedy_soup()?.map(|row| row.index);
         self.ask_for_given_up().await?;
-        let choice = self.choose().await?;
-        let best = choice.finalists.first().cloned();
+        let shortlist = self.choose().await?;
+        let best = shortlist.finalists.first().cloned();
         let verdict = match &best {
-            Some(_) => Some(self.verdict(&choice).await?),
+            Some(_) => Some(self.verdict(&shortlist).await?),
             None => None,
         };
-        let baseline = choice.baseline.as_ref();
+        let baseline = shortlist.baseline.as_ref();
         let ended = alarms::Ended {
             objectives: &self.objectives(),
             unreached_baselines: self.unreached_baselines()?,
@@ -149,28 +149,28 @@ impl Search {
 
     /// The finalists, scored again where the evaluator's answers may vary, the best first. The hold-out has no part in
     /// it.
-    async fn choose(&self) -> Result<Choice, SearchError> {
+    async fn choose(&self) -> Result<Shortlist, SearchError> {
         let finalists = self.finalists(self.repeats.finalists_of(&self.prepared))?;
-        let choice = if finalists.is_empty() || !self.repeats.finalists {
-            Choice { finalists, baseline: self.best_baseline()?.cloned(), again: BTreeMap::new() }
+        let shortlist = if finalists.is_empty() || !self.repeats.finalists {
+            Shortlist { finalists, baseline: self.best_baseline()?.cloned(), again: BTreeMap::new() }
         } else {
             self.choose_again(finalists).await?
         };
-        if let Some(winner) = choice.finalists.first() {
+        if let Some(winner) = shortlist.finalists.first() {
             let is_best = self.best.is_some_and(|(_, best)| best == winner.index);
             // Else `best/` holds it already; after an earlier verdict it may hold another one.
             if self.repeats.finalists || self.has_winner || !is_best {
                 self.mark_winner(winner.index)?;
             }
         }
-        if let Some(index) = self.last_sentinel_due().filter(|_| !choice.finalists.is_empty()) {
+        if let Some(index) = self.last_sentinel_due().filter(|_| !shortlist.finalists.is_empty()) {
             self.final_rescoring().score_sentinel(index).await?;
         }
-        Ok(choice)
+        Ok(shortlist)
     }
 
     /// Finalists and best baseline in the order of both their scores.
-    async fn choose_again(&self, mut finalists: Vec<Row>) -> Result<Choice, SearchError> {
+    async fn choose_again(&self, mut finalists: Vec<Row>) -> Result<Shortlist, SearchError> {
         let wanted = finalists.len();
         let ids: BTreeSet<String> = finalists.iter().map(|row| row.candidate_id.clone()).collect();
         // The best baseline may turn out to be the best of all.
@@ -194,7 +194,7 @@ impl Search {
             .filter(|(place, of)| *place == 0 || Some(**of) != added)
             .map(|(_, of)| finalists[*of].clone())
             .collect();
-        Ok(Choice { finalists, baseline, again })
+        Ok(Shortlist { finalists, baseline, again })
     }
 
     /// Makes an evaluation's candidate the one that `best/`, `status` and `export` show.
@@ -204,22 +204,22 @@ impl Search {
         export::note_winner(&self.ledger, asked.index, self.rows.len())
     }
 
-    async fn verdict(&self, choice: &Choice) -> Result<Verdict, SearchError> {
+    async fn verdict(&self, shortlist: &Shortlist) -> Result<Verdict, SearchError> {
         let opening = holdout::HoldoutOpening {
             prepared: &self.prepared,
             ledger: &self.ledger,
             equipment: self.pipeline.equipment(),
             evaluations: self.rows.len() as u64,
             unscored_baselines: self.unknown_baselines()?,
-            again: &choice.again,
+            again: &shortlist.again,
             progress: &self.progress,
             stop: &self.stop,
         };
-        let rivals = match &choice.baseline {
+        let rivals = match &shortlist.baseline {
             Some(baseline) => self.rivals(baseline)?,
             None => Vec::new(),
         };
-        opening.verdict(&choice.finalists, choice.baseline.as_ref(), &rivals).await
+        opening.verdict(&shortlist.finalists, shortlist.baseline.as_ref(), &rivals).await
     }
 
     /// Base, sources, uniform soup and the greedy soup that their scores on the search samples do not tell from the best
@@ -287,7 +287,7 @@ impl Search {
 
 /// Finalists in order, the baseline that the first of them is compared with, and the scores of those that were scored
 /// again.
-struct Choice {
+struct Shortlist {
     finalists: Vec<Row>,
     baseline: Option<Row>,
     again: BTreeMap<String, f64>,

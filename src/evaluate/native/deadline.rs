@@ -8,13 +8,13 @@ use super::fault;
 use crate::evaluate::Fault;
 
 /// Asked between batches and between decoding steps.
-pub(super) struct Stop {
+pub(super) struct Deadline {
     cancel: CancellationToken,
     begun: Instant,
     limit: Duration,
 }
 
-impl Stop {
+impl Deadline {
     pub(super) fn new(cancel: CancellationToken, limit: Duration) -> Self {
         Self { cancel, begun: Instant::now(), limit }
     }
