@@ -292,7 +292,14 @@ fn an_existing_output_is_left_as_it_is() {
     std::fs::write(out.join("notes.txt"), "mine").unwrap();
     let output = family.merge("linear", &out);
     assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("not a checkpoint") && !said.contains("--force"), "{said}");
+    assert_eq!(entries(&out), ["notes.txt"]);
+    std::fs::write(out.join("config.json"), "{}").unwrap();
+    let output = family.merge("linear", &out);
+    assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("--force"));
+    std::fs::remove_file(out.join("config.json")).unwrap();
     assert_eq!(entries(&out), ["notes.txt"]);
     assert!(!entries(family.folder.path()).iter().any(|name| name.contains("partial")));
 }

@@ -872,7 +872,7 @@ fn masks_whose_order_is_not_known_are_told() {
         model.add("model.layers.0.self_attn.q_proj.bias", &[4], 5);
         (name, model)
     });
-    assert!(uncertain(other_weights, MaskKind::Mergekit, "dare_linear"), "mergekit leaves out what it does not list");
+    assert!(!uncertain(other_weights, MaskKind::Mergekit, "dare_linear"), "mergekit leaves out what it does not list");
 }
 
 #[test]

@@ -150,6 +150,7 @@ impl Checkpoint {
     /// Every tensor must be where the index says, and the index must say it of every tensor.
     fn check_index(&self, map: &WeightMap) -> Result<(), CheckpointError> {
         let wrong = |reason| Err(CheckpointError::Index { path: self.path.join(INDEX_FILE), reason });
+        let place = |name: &str| map.iter().find(|(_, names)| names.iter().any(|other| other == name));
         for (shard, listed) in self.shards.iter().zip(map.values()) {
             let stored: BTreeSet<&str> = shard.tensors.iter().map(String::as_str).collect();
             let listed: BTreeSet<&str> = listed.iter().map(String::as_str).collect();
@@ -158,7 +159,16 @@ impl Checkpoint {
                 return wrong(format!("it lists tensor {} in {file}, which does not hold it", quote(name)));
             }
             if let Some(name) = stored.difference(&listed).next() {
-                return wrong(format!("it does not list tensor {}, which {file} holds", quote(name)));
+                return wrong(match place(name) {
+                    Some((other, _)) => {
+                        format!("it lists tensor {} in {}, and {file} holds it", quote(name), quote(other))
+                    }
+                    None => format!(
+                        "it does not list tensor {}, which {file} holds; index and shards are of different versions of the \
+                         model: download them anew, or add the tensor to the index",
+                        quote(name)
+                    ),
+                });
             }
         }
         Ok(())

@@ -197,11 +197,11 @@ pub(super) fn check_destination(destination: &Path, replace: bool) -> Result<Way
     }
     match fixed {
         Some(fixed) if destination.is_dir() => refuse(fixed.advice()),
-        _ if !replace => Err(exists(destination)),
-        _ if metadata.is_dir() && destination.join(CONFIG_FILE).is_file() => Ok(Way::Beside),
-        _ => refuse(
+        _ if !metadata.is_dir() || !destination.join(CONFIG_FILE).is_file() => refuse(
             "it is not a checkpoint (a directory with config.json), so it is not replaced; remove it or choose another path",
         ),
+        _ if replace => Ok(Way::Beside),
+        _ => Err(exists(destination)),
     }
 }
 

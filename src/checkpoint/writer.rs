@@ -135,7 +135,7 @@ impl CheckpointWriter {
         let OpenFile { path, file, pages } = &self.files[file];
         if !pages.as_ref().is_some_and(|pages| pages.write_at(start + offset, bytes)) {
             file.write_all_at(bytes, start + offset)
-                .map_err(|source| write_error(path, self.partial.path(), length, source))?;
+                .map_err(|source| write_error(path, self.partial.path(), self.unwritten(), source))?;
         }
         if self.durable {
             // So that little is left to wait for at the end.
@@ -150,6 +150,12 @@ impl CheckpointWriter {
     pub fn writes_in_parallel(&self, tensor: &str) -> bool {
         let place = self.plan.places.get(tensor);
         place.and_then(|place| self.files.get(place.file)).is_some_and(|open| open.pages.is_some())
+    }
+
+    /// Bytes of tensors that are still to be written.
+    fn unwritten(&self) -> u64 {
+        let places = self.plan.places.values().zip(self.written.values());
+        places.map(|(place, written)| place.length.saturating_sub(written.load(Ordering::Relaxed))).sum()
     }
 
     /// Adds a small file (`config.json`, a recipe, a model card).

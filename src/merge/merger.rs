@@ -11,6 +11,7 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use safetensors::Dtype as StoredDtype;
 
 use super::MergeError;
+use super::completeness::{check_complete, notes_of_missing_layers};
 use super::execute::Run;
 use super::mergekit_order::{DrawingOrder, UNCERTAIN_ORDER, VocabularyStep, drawing_order};
 use super::methods::{MergeMethod, implementation};
@@ -224,6 +225,7 @@ impl Merger {
     /// See [`MergeError`]: an invalid recipe, or models that do not fit together.
     pub fn plan(&self, recipe: &Recipe) -> Result<MergePlan, MergeError> {
         let plan = plan(recipe, &self.models, self.truncate_embeddings)?;
+        check_complete(&plan, &self.models, recipe)?;
         check_side_files(&plan, &self.models, recipe)?;
         Ok(plan)
     }
@@ -270,6 +272,7 @@ impl Merger {
         let order = self.drawing_order(recipe, method, &plan)?;
         let as_mergekit = order.is_some();
         let uncertain_order = order.as_ref().filter(|order| !order.is_certain).map(|_| UNCERTAIN_ORDER.to_owned());
+        let left_out = order.as_ref().and_then(DrawingOrder::note_of_left_out);
         let files = self.layout(&plan, options.shard_size);
         let writer = match options.mode {
             WriteMode::Over(spares) => CheckpointWriter::create_over(destination, &files, spares)?,
@@ -291,12 +294,14 @@ impl Merger {
         let padding = if as_mergekit { note_of_padding(&plan, &self.models, recipe)? } else { None };
         let uncertain_masks: Vec<String> = uncertain_order.into_iter().chain(padding).collect();
         let mut notes = notes_of_side_files(&plan, &self.models, recipe)?;
+        notes.extend(notes_of_missing_layers(&plan, &self.models, recipe));
         notes.extend(note_of_kinds(&plan, &self.models));
         notes.extend(note_of_parts(&plan, &self.models));
         notes.extend(note_of_towers(&plan, &self.models, recipe));
         notes.extend(note_of_rows(&plan, recipe)?);
         let is_uncertain = !uncertain_masks.is_empty();
         notes.extend(uncertain_masks);
+        notes.extend(left_out);
         Ok(MergeReport {
             tensors: plan.tensors.len(),
             bytes_read: self.bytes_read(&plan),

@@ -12,6 +12,7 @@
 pub mod agreement;
 mod block;
 mod cascade_sum;
+mod completeness;
 mod divergence;
 mod element;
 mod error;

@@ -104,6 +104,13 @@ const HIGHEST: usize = 512;
 /// Layers that a note lists.
 const LISTED: usize = 12;
 
+/// The number of layers that a configuration says, where it is that of a model's only tower.
+pub(super) fn declared_layers(config: &Map<String, Value>) -> Option<usize> {
+    let count = LAYER_COUNTS.iter().find_map(|key| config.get(*key)?.as_u64())?;
+    let has_towers = DECODER_LAYER_COUNTS.iter().chain(&ENCODER_LAYER_COUNTS).any(|key| config.contains_key(*key));
+    if has_towers { None } else { usize::try_from(count).ok() }
+}
+
 /// A setting that says something of each layer.
 #[derive(Clone, Copy)]
 enum Follower<'a> {

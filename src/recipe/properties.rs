@@ -109,7 +109,7 @@ pub(crate) fn recipe() -> impl Strategy<Value = Recipe> {
     names().prop_flat_map(move |models| {
         let body = body(&models);
         let fixed = (method.clone(), shared_parameters(), dtype(), dtype(), masks.clone());
-        let text = (proptest::option::of(0..models.len() + 1), proptest::option::of("\\PC*[{\n\u{85}]\\PC*"));
+        let text = (proptest::option::of(0..models.len() + 1), proptest::option::of("\\PC*[{\n\u{85}]?\\{\\PC*"));
         (body, fixed, text).prop_map(
             move |(body, (method, parameters, dtype, out_dtype, masks), (tokenizer, template))| {
                 let tokenizer = tokenizer

@@ -277,6 +277,13 @@ fn read_chat_template(field: &Field<'_>) -> Result<String, FieldError> {
             field.error(format!("templates by name (`{text}`) are not supported; give the template's Jinja text"))
         );
     }
+    if !text.contains('{') {
+        let named = NAMED_TEMPLATES.join("`, `");
+        return Err(field.error(format!(
+            "`{text}` is no template: expected Jinja text, which has `{{{{` or `{{%` in it (mergekit's names, `{named}`, are not \
+             supported)"
+        )));
+    }
     Ok(text.to_owned())
 }
 

@@ -139,6 +139,7 @@ fn what_is_not_supported_is_refused_by_name() {
         ("tokenizer_source: d", vec!["`tokenizer_source`", "`d`"]),
         ("tokenizer_source: base\ntokenizer: {source: base}", vec!["`tokenizer`", "tokenizer_source"]),
         ("chat_template: chatml", vec!["`chat_template`", "Jinja"]),
+        ("chat_template: chatlm", vec!["`chat_template`", "`chatlm` is no template", "`chatml`"]),
         ("dtype: int64", vec!["`dtype`", "int64", "float32"]),
         ("mrege_method: x", vec!["`mrege_method`", "did you mean `merge_method`?"]),
         ("slices: [{sources: []}]", vec!["`slices`", "models"]),

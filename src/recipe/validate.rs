@@ -126,8 +126,12 @@ fn check_inputs(stage: &Stage<'_>) -> Result<(), FieldError> {
         return Err(FieldError::new(&stage.key, "at least one model is needed"));
     }
     for (index, input) in stage.inputs.iter().enumerate() {
-        if stage.inputs[..index].iter().any(|other| other.model == input.model) {
-            let reason = format!("`{}` is listed twice; give it one entry with the sum of the weights", input.model);
+        if let Some(other) = stage.inputs[..index].iter().find(|other| other.model == input.model) {
+            let advice = match other.layer_range == input.layer_range {
+                true => "give it one entry with the sum of the weights",
+                false => "layers of one model cannot be merged with each other, here as in mergekit",
+            };
+            let reason = format!("`{}` is listed twice; {advice}", input.model);
             return Err(FieldError::new(format!("{}[{index}].model", stage.key), reason));
         }
     }

@@ -59,7 +59,7 @@ impl Configuration {
         let wrong = |reason: String| CheckpointError::Config { path: path.to_owned(), reason };
         let bytes = read_capped(path, MAX_CONFIG)?;
         let fields: Map<String, Value> =
-            serde_json::from_slice(&bytes).map_err(|error| wrong(format!("expected a JSON object: {error}")))?;
+            serde_json::from_slice(&bytes).map_err(|error| wrong(format!("it is no JSON object: {error}")))?;
         Self::parse(&fields).map_err(wrong)
     }
 

@@ -29,6 +29,11 @@ impl Architecture {
         self.before.split(' ')
     }
 
+    /// What follows the number in the names of a layer's weights, where all layers have the same ones.
+    pub(super) fn of_every_layer(&self) -> Option<impl Iterator<Item = &'static str>> {
+        (self.names != MIXED_LAYERS).then(|| self.layer.split(' '))
+    }
+
     /// Names of a layer's weights.
     pub(super) fn layer(&self, number: usize) -> impl Iterator<Item = String> {
         self.layer.split(' ').map(move |suffix| format!("{}{number}.{suffix}", self.prefix))
@@ -44,6 +49,9 @@ impl Architecture {
         self.after.split(' ')
     }
 }
+
+/// The architecture whose layers are of two kinds.
+const MIXED_LAYERS: &str = "Lfm2ForCausalLM";
 
 /// Facts about mergekit 0.1.5 (its `_data/architectures`): which weights it merges, and in which order it lists them.
 /// Weights that no model stores are passed over, so optional ones need no mark. Compared with mergekit's own by

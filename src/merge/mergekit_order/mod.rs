@@ -11,12 +11,13 @@ mod schedule;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::MergeError;
 use super::model::Model;
 use super::plan::{Action, MergePlan, PlannedTensor};
 use crate::checkpoint::is_head;
+use crate::plural::counted;
 use architectures::Architecture;
 use planned::scheduled_tensors;
 use schedule::{ScheduledTensor, order};
@@ -33,6 +34,20 @@ pub(super) struct DrawingOrder<'a> {
     pub(super) tensors: Vec<(u64, &'a PlannedTensor)>,
     /// Whether the order is known to be mergekit's; else it may draw an embedding after the head that it fills.
     pub(super) is_certain: bool,
+    /// Merged tensors that mergekit leaves out.
+    left_out: Vec<&'a str>,
+}
+
+impl DrawingOrder<'_> {
+    /// Says which tensors mergekit leaves out.
+    pub(super) fn note_of_left_out(&self) -> Option<String> {
+        let first = self.left_out.first()?;
+        let tensors = counted(self.left_out.len() as u64, "tensor");
+        Some(format!(
+            "mergekit leaves out {tensors} (`{first}` first) that its list of the architecture lacks, and draws no masks for them; \
+             here they are merged, with masks that are drawn after all others"
+        ))
+    }
 }
 
 /// The last of a tensor's inputs' names, which are not the output's where layers move or a head is tied.
@@ -40,7 +55,8 @@ fn last_input(tensor: &PlannedTensor) -> Option<&str> {
     tensor.action.inputs().map(|input| input.tensor.as_str()).max()
 }
 
-/// Puts the tensors of a plan in the order in which mergekit draws their masks.
+/// Puts the tensors of a plan in the order in which mergekit draws their masks. Those that mergekit leaves out, because
+/// its table of the architecture lacks them, draw theirs after all others.
 ///
 /// # Errors
 /// A layer is an input of several output layers, and mergekit's schedule is not known for the models.
@@ -49,15 +65,29 @@ pub(super) fn drawing_order<'a>(
     models: &[Model],
     vocabulary: VocabularyStep,
 ) -> Result<DrawingOrder<'a>, MergeError> {
+    let scheduled = common_architecture(plan, models).map(|architecture| {
+        let stores = |model: usize, name: &str| models[model].checkpoint.tensors().contains_key(name);
+        scheduled_tensors(architecture, &plan.slices, stores)
+    });
+    let known: Option<HashSet<&str>> =
+        scheduled.as_ref().map(|scheduled| scheduled.iter().map(|tensor| tensor.name.as_str()).collect());
+    let is_left_out =
+        |tensor: &PlannedTensor| known.as_ref().is_some_and(|known| !known.contains(tensor.name.as_str()));
     let mut tensors: Vec<(u64, &PlannedTensor)> = (0..).zip(&plan.tensors).collect();
-    tensors.sort_by_cached_key(|(_, tensor)| (last_input(tensor).map(str::to_owned), is_head(&tensor.name)));
-    let is_shared = |pair: &&[(u64, &PlannedTensor)]| last_input(pair[0].1) == last_input(pair[1].1);
+    tensors.sort_by_cached_key(|(_, tensor)| {
+        (is_left_out(tensor), last_input(tensor).map(str::to_owned), is_head(&tensor.name))
+    });
+    let is_shared =
+        |pair: &&[(u64, &PlannedTensor)]| !is_left_out(pair[1].1) && last_input(pair[0].1) == last_input(pair[1].1);
+    let is_merged = |tensor: &&PlannedTensor| matches!(tensor.action, Action::Merge { .. });
+    let left_out = plan.tensors.iter().filter(|tensor| is_left_out(tensor)).filter(is_merged);
+    let left_out: Vec<&str> = left_out.map(|tensor| tensor.name.as_str()).collect();
     if !tensors.windows(2).any(|pair| is_shared(&pair)) {
-        return Ok(DrawingOrder { tensors, is_certain: true });
+        return Ok(DrawingOrder { tensors, is_certain: true, left_out });
     }
-    if let Some(places) = scheduled_places(plan, models, vocabulary) {
-        tensors.sort_by_key(|(_, tensor)| places.get(&tensor.name));
-        return Ok(DrawingOrder { tensors, is_certain: true });
+    if let Some(places) = scheduled.as_ref().and_then(|scheduled| places(plan, scheduled, vocabulary)) {
+        tensors.sort_by_key(|(_, tensor)| places.get(tensor.name.as_str()).copied().unwrap_or(usize::MAX));
+        return Ok(DrawingOrder { tensors, is_certain: true, left_out });
     }
     let is_layer = |pair: &&[(u64, &PlannedTensor)]| is_head(&pair[0].1.name) == is_head(&pair[1].1.name);
     match tensors.windows(2).filter(is_shared).find(is_layer) {
@@ -66,25 +96,29 @@ pub(super) fn drawing_order<'a>(
              is not known for these models; use --dare-masks native",
             pair[0].1.name, pair[1].1.name
         ))),
-        None => Ok(DrawingOrder { tensors, is_certain: false }),
+        None => Ok(DrawingOrder { tensors, is_certain: false, left_out }),
     }
 }
 
-/// The place of each tensor in mergekit's schedule, by name; `None` where the models' architecture is not known here, or
-/// mergekit would merge other tensors than the plan does.
-fn scheduled_places(plan: &MergePlan, models: &[Model], vocabulary: VocabularyStep) -> Option<HashMap<String, usize>> {
-    let architecture = common_architecture(plan, models)?;
-    let stores = |model: usize, name: &str| models[model].checkpoint.tensors().contains_key(name);
-    let scheduled = scheduled_tensors(architecture, &plan.slices, stores);
+/// The place of each tensor in mergekit's schedule, by name; `None` where mergekit would merge tensors of other inputs than
+/// the plan does.
+fn places<'a>(
+    plan: &MergePlan,
+    scheduled: &'a [ScheduledTensor],
+    vocabulary: VocabularyStep,
+) -> Option<HashMap<&'a str, usize>> {
     let by_name: HashMap<&str, &ScheduledTensor> =
         scheduled.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
-    let agrees = |tensor: &PlannedTensor| {
-        let scheduled = by_name.get(tensor.name.as_str())?;
-        (!matches!(tensor.action, Action::Merge { .. }) || has_same_inputs(tensor, scheduled)).then_some(())
+    let differs = |tensor: &PlannedTensor| {
+        let scheduled = by_name.get(tensor.name.as_str());
+        let is_merged = matches!(tensor.action, Action::Merge { .. });
+        is_merged && scheduled.is_some_and(|scheduled| !has_same_inputs(tensor, scheduled))
     };
-    plan.tensors.iter().try_for_each(agrees)?;
-    let places = order(&scheduled, vocabulary).into_iter().enumerate();
-    Some(places.map(|(place, index)| (scheduled[index].name.clone(), place)).collect())
+    if plan.tensors.iter().any(differs) {
+        return None;
+    }
+    let places = order(scheduled, vocabulary).into_iter().enumerate();
+    Some(places.map(|(place, index)| (scheduled[index].name.as_str(), place)).collect())
 }
 
 /// The architecture of all models that a plan uses.
@@ -93,6 +127,12 @@ fn common_architecture(plan: &MergePlan, models: &[Model]) -> Option<&'static Ar
     let mut sources = plan.slices.iter().flat_map(|slice| &slice.sources);
     let is_expected = |model: usize| architecture(&models[model]).is_some_and(|found| std::ptr::eq(found, expected));
     sources.all(|(model, _)| is_expected(*model)).then_some(expected)
+}
+
+/// What follows the number in the names of the weights that mergekit knows of each layer, optional ones among them; `None`
+/// where it is not known for the model.
+pub(super) fn weights_of_every_layer(model: &Model) -> Option<impl Iterator<Item = &'static str>> {
+    architecture(model)?.of_every_layer()
 }
 
 fn architecture(model: &Model) -> Option<&'static Architecture> {

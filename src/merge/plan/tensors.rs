@@ -177,8 +177,12 @@ impl<'a> Planner<'a> {
             || found.iter().all(|input: &Found<'_, '_>| input.info.float().is_none());
         match (found.first(), lacking.first()) {
             (Some(has), Some(lacks)) if !optional => Err(MergeError::Incompatible(format!(
-                "model `{}` has tensor `{name}`, model `{}` lacks it: they have different architectures",
-                has.source.model.name, lacks.model.name
+                "model `{}` ({}) has tensor `{name}`, model `{}` ({}) lacks it: they have different architectures; if it is of \
+                 no use to the merge (a head for another task), take it out of the one model's files",
+                has.source.model.name,
+                has.source.model.checkpoint.path().display(),
+                lacks.model.name,
+                lacks.model.checkpoint.path().display()
             ))),
             _ => Ok(found),
         }
