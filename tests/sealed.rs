@@ -175,3 +175,59 @@ fn a_hold_out_under_the_fingerprint_of_the_search_is_its_own_data() {
     silent_run(&scratch, &server, 4, "[holdout]\ntasks = { add = { task = \"rev\" } }\n");
     assert!(scratch.evomerge(&["check", "run.toml"]).status.success());
 }
+
+/// What `check` says of a run of the tiny Llamas with two tasks, whose hold-outs are these lines.
+#[cfg(feature = "native")]
+fn with_holdouts(holdouts: [&str; 2]) -> (Scratch, std::process::Output) {
+    let scratch = Scratch::new();
+    let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("evals/tiny-llama");
+    let line = |task: &str, number: usize| format!("{{\"text\": \"{task} {number}\"}}\n");
+    for (task, holdout) in ["one", "two"].into_iter().zip(holdouts) {
+        std::fs::write(scratch.path(&format!("{task}.jsonl")), line(task, 0) + &line(task, 1)).unwrap();
+        std::fs::write(scratch.path(&format!("{task}.sealed.jsonl")), holdout).unwrap();
+    }
+    let text = format!(
+        "name = \"run\"\n[models]\nbase = {:?}\nsources = [{:?}, {:?}]\n[space]\nmethod = \"linear\"\n[space.genes]\n\
+         weight = {{ low = 0, high = 1, per = [\"model\"] }}\n[budget]\nevaluations = 5\n[evaluator]\nkind = \"native\"\n\
+         [[tasks]]\nname = \"one\"\ndata = \"one.jsonl\"\n[[tasks]]\nname = \"two\"\ndata = \"two.jsonl\"\n\
+         [holdout]\ntasks = {{ one = {{ data = \"one.sealed.jsonl\" }}, two = {{ data = \"two.sealed.jsonl\" }} }}\n",
+        zoo.join("base"),
+        zoo.join("expert-add"),
+        zoo.join("expert-rev")
+    );
+    std::fs::write(scratch.path("run.toml"), text).unwrap();
+    let output = scratch.evomerge(&["check", "run.toml", "--json"]);
+    (scratch, output)
+}
+
+#[cfg(feature = "native")]
+#[test]
+fn copies_of_a_hold_out_sample_count_once() {
+    let (a, b, c) = ("{\"text\": \"a b\"}\n", "{\"text\": \"c d\"}\n", "{\"text\": \"e f\"}\n");
+    let checked = |holdouts: [&str; 2]| {
+        let (_scratch, output) = with_holdouts(holdouts);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (report["holdout"].as_str().unwrap().to_owned(), stderr(&output))
+    };
+    let (holdout, said) = checked([&format!("{a}{b}"), c]);
+    assert!(holdout.contains("3 samples") && !said.contains("copies"), "{holdout} {said}");
+    let (holdout, said) = checked([&format!("{a}{b}{a}{a}"), &format!("{b}{c}")]);
+    assert!(holdout.contains("3 samples"), "{holdout}");
+    assert!(said.contains("task `one`: 2 of 4 samples are copies"), "{said}");
+    assert!(said.contains("task `two`: 1 of 2 samples are copies"), "{said}");
+    let (_scratch, output) = with_holdouts([&format!("{a}{b}"), a]);
+    assert_eq!(output.status.code(), Some(65), "{}", stderr(&output));
+    assert!(stderr(&output).contains("task `two`: all of its samples are in the hold-out of another task"));
+}
+
+#[cfg(feature = "native")]
+#[test]
+fn two_tasks_cannot_share_one_hold_out_file() {
+    let (scratch, _) = with_holdouts(["{\"text\": \"a\"}\n", "{\"text\": \"b\"}\n"]);
+    let text = std::fs::read_to_string(scratch.path("run.toml")).unwrap();
+    std::fs::write(scratch.path("run.toml"), text.replace("two.sealed", "one.sealed")).unwrap();
+    let output = scratch.evomerge(&["check", "run.toml"]);
+    assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+    assert!(stderr(&output).contains("is the hold-out of the task \"one\" already"), "{}", stderr(&output));
+}

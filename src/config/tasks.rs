@@ -132,6 +132,11 @@ fn read_holdout_tasks(
                 if tasks.iter().any(|task| task.data.as_ref() == Some(&path)) {
                     return Err(field.error("is a file that the search itself uses, so it would prove nothing"));
                 }
+                if let Some((first, _)) = data.iter().find(|(_, taken)| **taken == path) {
+                    return Err(
+                        field.error(format!("is the hold-out of the task {first:?} already; each task needs its own"))
+                    );
+                }
                 data.insert(name.to_owned(), path);
             }
             (None, Some(field)) => {

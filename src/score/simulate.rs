@@ -280,7 +280,7 @@ pub fn simulate(matrix: &ScoreMatrix, plan: &SimulationPlan) -> Result<Vec<Budge
             return Err(SimulateError::SmallBudget { budget, candidates, tasks });
         }
         let (each, samples) = (budget / candidates as u64, matrix.samples());
-        if each > MOST_PASSES * samples as u64 {
+        if budget > MOST_PASSES.saturating_mul(candidates as u64 * samples as u64) {
             return Err(SimulateError::LargeBudget { budget, each, candidates, samples });
         }
         let equally = [candidates];

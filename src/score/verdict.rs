@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::objective::Objective;
 use crate::scores::Scores;
@@ -114,6 +114,37 @@ pub struct Verdict {
     pub sentence: String,
 }
 
+/// Names of the fields of a verdict, in order.
+const FIELDS: [&str; 16] = [
+    "verdict",
+    "winner",
+    "baseline",
+    "rivals",
+    "rivals_left_out",
+    "difference",
+    "interval",
+    "paired",
+    "unpaired_because",
+    "n",
+    "tasks",
+    "over_statement",
+    "rescoring_over_statement",
+    "reused",
+    "finalists",
+    "sentence",
+];
+
+/// A verdict's fields for a document that they are part of; all null where there is none.
+///
+/// # Errors
+/// Those of the serializer.
+pub fn serialize_or_null<S: Serializer>(verdict: &Option<Verdict>, serializer: S) -> Result<S::Ok, S::Error> {
+    match verdict {
+        Some(verdict) => verdict.serialize(serializer),
+        None => serializer.collect_map(FIELDS.map(|field| (field, ()))),
+    }
+}
+
 /// A candidate that a verdict is asked about.
 #[derive(Clone, Debug)]
 pub struct Contender<'a> {
@@ -152,4 +183,53 @@ pub struct VerdictQuestion<'a> {
     pub reused: bool,
     /// The run's seed, for the bootstrap.
     pub seed: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Serialize)]
+    struct Document {
+        name: &'static str,
+        #[serde(flatten, serialize_with = "serialize_or_null")]
+        verdict: Option<Verdict>,
+    }
+
+    #[test]
+    fn a_document_without_a_verdict_has_its_fields() {
+        let winner = VerdictCandidate {
+            candidate_id: "c".into(),
+            index: 1,
+            origin: "sbx".into(),
+            search_score: 0.5,
+            rescored: None,
+            holdout_score: None,
+        };
+        let verdict = Verdict {
+            verdict: Decision::NoEvidence,
+            winner: winner.clone(),
+            baseline: None,
+            rivals: vec![],
+            rivals_left_out: 0,
+            difference: None,
+            interval: None,
+            paired: false,
+            unpaired_because: None,
+            n: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            over_statement: None,
+            rescoring_over_statement: None,
+            reused: false,
+            finalists: vec![winner],
+            sentence: "s".into(),
+        };
+        let keys = |verdict: Option<Verdict>| -> Vec<String> {
+            let document = serde_json::to_value(Document { name: "run", verdict }).unwrap();
+            document.as_object().unwrap().keys().cloned().collect()
+        };
+        assert_eq!(keys(None), keys(Some(verdict)));
+        let document = serde_json::to_value(Document { name: "run", verdict: None }).unwrap();
+        assert!(document["winner"].is_null() && document["name"] == "run");
+    }
 }

@@ -72,8 +72,8 @@ pub struct RunReport {
     pub soup_index: Option<u64>,
     /// What makes the scores doubtful.
     pub alarms: Vec<Alarm>,
-    /// `None`: no candidate was scored. Its fields stand at the top level of the document.
-    #[serde(flatten)]
+    /// `None`: no candidate was scored, and its fields are null. They stand at the top level of the document.
+    #[serde(flatten, serialize_with = "crate::score::verdict::serialize_or_null")]
     pub verdict: Option<Verdict>,
 }
 

@@ -5,7 +5,7 @@ use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::SearchError;
-use crate::files::{is_file_at, place_of};
+use crate::files::{is_file_at, place_of, sweep_unfinished};
 use crate::ledger::Ledger;
 
 const LOCK: &str = "run.lock";
@@ -68,6 +68,7 @@ impl RunFolder {
         let place = place_of(&std::fs::metadata(&path).map_err(|source| fault(&path, source))?);
         let folder = Self { path, place, lock };
         folder.write_owner().map_err(|source| fault(&lock_path, source))?;
+        [folder.path.clone(), folder.path.join("best")].iter().for_each(|path| sweep_unfinished(path));
         Ok(folder)
     }
 

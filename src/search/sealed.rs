@@ -99,6 +99,7 @@ pub(super) async fn holdout_plan(
         let samples = samples.get(&task.name).cloned().unwrap_or(Samples::All);
         tasks.push(TaskRequest { name, metric: task.metric.clone(), samples, seed: task.seed });
     }
+    leave_out_copies(&mut tasks, evaluator.as_ref(), progress)?;
     let samples = count_samples(&tasks, evaluator.as_ref());
     let compared = prepared.objective.tasks.iter().filter(|task| is_covered(&task.name)).cloned();
     let objective = Objective { tasks: compared.collect() };
@@ -249,6 +250,51 @@ fn content_hashes<'a>(known: &'a TaskCapability, samples: &Samples) -> Vec<&'a s
         }
         _ => hashes.iter().map(String::as_str).collect(),
     }
+}
+
+/// Has a hold-out ask for each sample once, in whichever task it is first: a copy would count as one more independent
+/// answer.
+fn leave_out_copies(
+    tasks: &mut [TaskRequest],
+    evaluator: &dyn Evaluator,
+    progress: &Arc<dyn Progress>,
+) -> Result<(), SearchError> {
+    let mut seen: HashSet<&str> = HashSet::new();
+    for task in tasks {
+        let known = capability(evaluator, &task.name)?;
+        let hashes = content_hashes(known, &task.samples);
+        let is_first: Vec<bool> = hashes.iter().map(|hash| seen.insert(hash)).collect();
+        let copies = is_first.iter().filter(|is_first| !**is_first).count();
+        if copies == 0 {
+            continue;
+        }
+        let (name, all) = (&task.name, hashes.len());
+        let bad = |what: String| Err(SearchError::BadData(format!("hold-out of task `{name}`: {what}")));
+        if copies == all {
+            return bad("all of its samples are in the hold-out of another task already; each needs its own".to_owned());
+        }
+        let ids = known.sample_ids.as_ref().filter(|_| known.supports_sample_ids);
+        let asked: Option<Vec<&SampleId>> = match (&task.samples, ids) {
+            (Samples::All, Some(ids)) => Some(ids.iter().collect()),
+            (Samples::Ids(wanted), Some(ids)) => {
+                let wanted: HashSet<&SampleId> = wanted.iter().collect();
+                Some(ids.iter().filter(|id| wanted.contains(id)).collect())
+            }
+            _ => None,
+        };
+        let Some(asked) = asked.filter(|asked| asked.len() == all) else {
+            return bad(format!(
+                "{copies} of {all} samples are copies of others, which would count as further answers, and the evaluator cannot leave \
+                 them out (it does not support sample_ids): keep one of each"
+            ));
+        };
+        progress.line(&format!(
+            "hold-out of task `{name}`: {copies} of {all} samples are copies of others and are left out; each counts once"
+        ));
+        let firsts = asked.into_iter().zip(is_first).filter(|(_, is_first)| *is_first);
+        task.samples = Samples::Ids(firsts.map(|(id, _)| id.clone()).collect());
+    }
+    Ok(())
 }
 
 /// A sample that the search saw, in whichever task, proves nothing.

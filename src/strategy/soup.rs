@@ -63,7 +63,7 @@ pub(super) struct Passes {
     pub(super) backward: bool,
 }
 
-/// A soup takes each source so many times on average, at most.
+/// A soup takes each source so many times at most.
 const SHARE: usize = 4;
 
 /// What is tried next.
@@ -136,12 +136,20 @@ impl SoupTrace {
         step.or_else(|| self.repeat().map(Trial::Repeat)).or_else(|| self.removal().map(Trial::Removal))
     }
 
-    /// The source to add again: all in order, until each was tried since the last that was kept.
+    /// The source to add again: all in order, until each was tried since the last that was kept; but none that makes no
+    /// other soup, since it is all of this one, and none that has its share.
     fn repeat(&self) -> Option<usize> {
-        let sources = self.order.len();
-        let since_kept = self.repeats.iter().rev().take_while(|step| !step.kept).count();
-        let open = self.removals.is_empty() && since_kept < sources && self.members.len() < SHARE * sources;
-        (self.replacement && sources > 1 && open).then(|| self.order[self.repeats.len() % sources])
+        if !self.replacement || !self.removals.is_empty() {
+            return None;
+        }
+        let place_of = |step: &SoupStep| self.order.iter().position(|source| *source == step.added);
+        let start = self.repeats.last().and_then(place_of).map_or(0, |last| last + 1);
+        let tried: Vec<usize> =
+            self.repeats.iter().rev().take_while(|step| !step.kept).map(|step| step.added).collect();
+        let parts = |source: usize| self.members.iter().filter(|member| **member == source).count();
+        let is_open =
+            |source: &usize| !tried.contains(source) && parts(*source) < SHARE && parts(*source) < self.members.len();
+        self.order.iter().copied().cycle().skip(start).take(self.order.len()).find(is_open)
     }
 
     /// The member to try without: each once, in order of joining, as long as another is left.
@@ -263,5 +271,27 @@ mod tests {
             endless.scored(Some(0.5), Keep::NotWorse);
         }
         assert_eq!(endless.members.len(), 2 * SHARE);
+    }
+
+    /// More of the only source of a soup is the same soup, however its score counts.
+    #[test]
+    fn a_soup_of_one_source_takes_no_more_of_it() {
+        let passes = Passes { replacement: true, backward: true };
+        let mut trace = SoupTrace::start(&[Some(0.6), Some(0.5), Some(0.4)], passes);
+        let mut tried = Vec::new();
+        while let Some(members) = trace.next() {
+            tried.push(members.clone());
+            trace.scored(Some(if members.iter().all(|member| *member == 0) { 0.6 } else { 0.1 }), Keep::NotWorse);
+        }
+        assert_eq!(tried, [vec![0, 1], vec![0, 2], vec![0, 1], vec![0, 2]]);
+        assert_eq!((trace.members.as_slice(), trace.complete), (&[0][..], true));
+
+        // More and more of source 0, but its share.
+        let mut trace = SoupTrace::start(&[Some(0.6), Some(0.5)], Passes { replacement: true, ..Passes::default() });
+        while let Some(members) = trace.next() {
+            let share = members.iter().filter(|member| **member == 0).count() as f64 / members.len() as f64;
+            trace.scored(Some(0.7 + 0.1 * share), Keep::Better);
+        }
+        assert_eq!(trace.members, [0, 1, 0, 0, 0]);
     }
 }
