@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Medians of examples/landscape beside the peers' (evals/digits/peers.csv). Standard library only.
 
-  landscape_table.py [--paired] RESULTS.jsonl...
+  landscape_table.py [--paired | --racing] RESULTS.jsonl...
 
-With --paired, which wants runs of two strategies: how much better the second one (in alphabetical order) is, in the mean over all
+With --racing, which wants runs in full, with `--racing --divisor N` and with `--divisor N`: what races and evaluations in full make
+of the samples divided, less the runs with all samples, in the mean over the seeds that all three ran on, with 95 % bootstrap
+intervals over seeds (10,000 draws). With --paired, which wants runs of two strategies: how much better the second one (in alphabetical order) is, in the mean over all
 landscapes and seeds that both ran on, with its standard error.
 """
 
@@ -11,6 +13,7 @@ import argparse
 import csv
 import json
 import pathlib
+import random
 import statistics
 import sys
 
@@ -64,6 +67,48 @@ def paired(runs):
         print(f"| {budget} | {len(pairs)} | {cells[0]} | {cells[1]} |")
 
 
+def with_interval(differences, draws=10_000):
+    """A mean and its 95 % percentile bootstrap interval."""
+    dice = random.Random(1)
+    means = sorted(statistics.fmean(dice.choices(differences, k=len(differences))) for _ in range(draws))
+    return f"{statistics.fmean(differences):+.4f} [{means[int(0.025 * draws)]:+.4f}, {means[int(0.975 * draws) - 1]:+.4f}]"
+
+
+def racing(runs):
+    """Prints what a race makes of a part of the samples, by landscape and by the evaluations whose samples were divided."""
+    methods = {words(run) for run in runs}
+
+    def at(method, zoo, space, seed, budget):
+        """Of the shortest run that went so far: one that knew what it may spend."""
+        wanted = (method, zoo, space, seed)
+        found = [run["at"] for run in runs if (words(run), run["zoo"], run["space"], run["seed"]) == wanted]
+        return min((at for at in found if budget in at), key=len, default={}).get(budget)
+
+    print("| landscape | seeds | evaluations | part | split | all samples | racing less all | in full less all | racing less in full |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for method in sorted(method for method in methods if ", racing, 1/" in method):
+        strategy, part = method.split(", racing, ")
+        control, pooled = f"{strategy}, {part}", {}
+        for zoo, space in sorted({(run["zoo"], run["space"]) for run in runs if words(run) == method}):
+            seeds = sorted({run["seed"] for run in runs})
+            for budget in BUDGETS[1:]:
+                trios = [[at(name, zoo, space, seed, budget) for name in (strategy, method, control)] for seed in seeds]
+                trios = [trio for trio in trios if all(trio)]
+                for split in ("val", "test") if trios else ():
+                    scores = [[point[split] for point in trio] for trio in trios]
+                    pooled.setdefault((budget, split), []).extend(scores)
+                    print_trios(f"{zoo}/{space}", budget, part, split, scores)
+        for (budget, split), scores in pooled.items():
+            print_trios("all", budget, part, split, scores)
+
+
+def print_trios(landscape, budget, part, split, scores):
+    """A line of the table of races; `scores`: with all samples, racing, in full."""
+    cells = [with_interval([trio[one] - trio[other] for trio in scores]) for one, other in ((1, 0), (2, 0), (1, 2))]
+    mean = statistics.fmean(trio[0] for trio in scores)
+    print(f"| {landscape} | {len(scores)} | {budget} | {part} | {split} | {mean:.4f} | {' | '.join(cells)} |")
+
+
 def median(values):
     return statistics.median(values) if values else float("nan")
 
@@ -71,11 +116,15 @@ def median(values):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="files of examples/landscape or scripts/landscape_peers.py")
-    parser.add_argument("--paired", action="store_true", help="compare two strategies seed by seed")
+    compared = parser.add_mutually_exclusive_group()
+    compared.add_argument("--paired", action="store_true", help="compare two strategies seed by seed")
+    compared.add_argument("--racing", action="store_true", help="compare races with evaluations in full")
     arguments = parser.parse_args()
     runs = [json.loads(line) for name in arguments.runs for line in open(name)]
     if arguments.paired:
         return paired(runs)
+    if arguments.racing:
+        return racing(runs)
     best = best_peers()
     print("| landscape | strategy | seeds | evaluations | validation | best peer | difference | test | peer's 1,000 score after |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")

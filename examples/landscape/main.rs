@@ -4,6 +4,8 @@
 //! `landscape --zoo evals/digits/tasks --images tasks.safetensors --space dare8 --strategy portfolio --seeds 0-9
 //! --budget 1000`
 //!
+//! With `--racing` candidates race as with `[racing]`; with `--divisor 4` there are a quarter of the samples only.
+//!
 //! With `--listen` it answers an optimizer of another program instead (scripts/landscape_peers.py): a line with the
 //! names of the genes first, then one line for each line `{"genes": [numbers from 0 to 1], "split": "validation" or
 //! "test"}`.
@@ -21,13 +23,14 @@ use candle_core::{Device, Tensor};
 use clap::Parser;
 use evomerge::config::{RunConfig, StrategyConfig, StrategyKind};
 use evomerge::merge::{MergeOptions, Merger, WriteMode};
+use evomerge::random;
 use evomerge::recipe::Recipe;
-use evomerge::score::ObjectiveTask;
-use evomerge::scores::Status;
-use evomerge::scores::{MetricValue, PerSample, SampleId, TaskScores};
+use evomerge::score::{Objective, ObjectiveTask};
+use evomerge::scores::{MetricValue, PerSample, SampleId, Status, TaskScores};
 use evomerge::search::{Models, seed_genomes};
 use evomerge::space::{Genome, SearchSpace, base_recipe, soup_recipe};
-use evomerge::strategy::{self, Ask, Content, Landscape, Outcome, Placement, Setup, Strategy};
+use evomerge::strategy::{self, Ask, Content, Landscape, Outcome, PROMOTION, Placement, Race, Setup, Strategy};
+use rand::seq::SliceRandom as _;
 
 /// The best so far is reported at these numbers of evaluations.
 const BUDGETS: [u64; 6] = [50, 100, 200, 300, 500, 1000];
@@ -59,6 +62,13 @@ struct Arguments {
     seeds: String,
     #[arg(long, default_value_t = 1000)]
     budget: u64,
+    /// Candidates race, as with `[racing]` in a run file.
+    #[arg(long)]
+    racing: bool,
+    /// The search may take the samples of so many evaluations divided by this. Results stand under the number of
+    /// evaluations whose samples were divided.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    divisor: u64,
     /// As a run with one evaluator at a time has it.
     #[arg(long, default_value_t = 2)]
     look_ahead: u64,
@@ -166,6 +176,7 @@ struct Bench {
 }
 
 /// What one candidate scored: the mean over the tasks, and each task's hits.
+#[derive(Clone)]
 struct Scores {
     mean: f64,
     hits: Vec<Vec<f64>>,
@@ -240,7 +251,8 @@ impl Bench {
             seed,
             sources,
             has_base,
-            evaluations: Some(arguments.budget),
+            // A budget of samples is no budget of evaluations where candidates race.
+            evaluations: Some(arguments.budget / arguments.divisor).filter(|_| !arguments.racing),
             look_ahead: usize::try_from(arguments.look_ahead).unwrap_or(usize::MAX),
             seeds: seed_genomes(&self.space, has_base, sources),
             model_stock: self.space.model_stock(&self.models.agreements()),
@@ -259,39 +271,71 @@ impl Bench {
         let kind = settings.remove("kind").and_then(|kind| StrategyKind::of_name(kind.as_str()?));
         let kind = kind.ok_or("--strategy: no such `kind` (docs/strategies.md lists them)")?;
         let config = StrategyConfig { kind, look_ahead: None, settings };
-        let mut strategy = strategy::build(&config, self.setup(arguments, seed))?;
+        let race = arguments.racing.then(|| self.race(seed));
+        let mut strategy = strategy::build_raced(&config, self.setup(arguments, seed), race)?;
         let started = Instant::now();
-        let trace = self.drive(&mut *strategy, arguments)?;
+        let divisor = arguments.divisor;
+        let trace = self.drive(&mut *strategy, arguments, &self.orders(seed))?;
         let wall = started.elapsed().as_secs_f64();
         let mut at = serde_json::Map::new();
         let mut tested: HashMap<u64, f64> = HashMap::new();
-        for budget in BUDGETS.into_iter().filter(|budget| *budget <= trace.evaluations) {
-            let Some((found, value, content)) = trace.best.iter().rev().find(|(found, _, _)| *found <= budget) else {
-                continue;
-            };
-            let test = match tested.get(found) {
+        for budget in BUDGETS.into_iter().filter(|budget| *budget <= arguments.budget) {
+            let affordable = |best: &&Best| best.samples * divisor <= budget * self.samples();
+            let Some(best) = trace.best.iter().rev().find(affordable) else { continue };
+            let test = match tested.get(&best.found) {
                 Some(test) => *test,
-                None => self.score(content, &self.test)?.mean,
+                None => self.score(&best.content, &self.test)?.mean,
             };
-            tested.insert(*found, test);
-            at.insert(budget.to_string(), serde_json::json!({ "val": value, "test": test, "found": found }));
+            tested.insert(best.found, test);
+            let found = serde_json::json!({ "val": best.value, "test": test, "found": best.found });
+            at.insert(budget.to_string(), found);
         }
-        let best: Vec<_> = trace.best.iter().map(|(found, value, _)| serde_json::json!([found, value])).collect();
+        let best: Vec<_> = trace.best.iter().map(|best| serde_json::json!([best.found, best.value])).collect();
+        let racing = if arguments.racing { ", racing" } else { "" };
+        let part = if divisor > 1 { format!(", 1/{divisor}") } else { String::new() };
+        let method = format!("{}{racing}{part}", arguments.strategy);
         Ok(serde_json::json!({
             "zoo": arguments.zoo.file_name().map(|name| name.to_string_lossy()), "space": arguments.space,
-            "method": arguments.strategy, "seed": seed, "n": trace.evaluations, "wall_s": wall, "eval_s": trace.seconds, "at": at,
+            "method": method, "seed": seed, "n": trace.evaluations, "wall_s": wall, "eval_s": trace.seconds, "at": at,
             "inc": best, "origins": trace.origins,
         }))
     }
 
+    /// The samples of an evaluation in full.
+    fn samples(&self) -> u64 {
+        self.validation.iter().map(|images| images.labels.len() as u64).sum()
+    }
+
+    /// The race of a run file that says no more than `[racing]`.
+    fn race(&self, seed: u64) -> Race {
+        let tasks = self.validation.iter().map(|images| goal(&images.task)).collect();
+        Race { fidelities: vec![0.25, 1.0], keep: 0.25, objective: Objective { tasks }, seed }
+    }
+
+    /// The order in which a race asks for the samples of each task.
+    fn orders(&self, seed: u64) -> Vec<Vec<usize>> {
+        let order = |images: &Images| {
+            let mut order: Vec<usize> = (0..images.labels.len()).collect();
+            order.shuffle(&mut random::stream(seed, &format!("order of {}", images.task), 0));
+            order
+        };
+        self.validation.iter().map(order).collect()
+    }
+
     /// Proposal k sees the outcomes up to k less the look-ahead, as in a search.
-    fn drive(&self, strategy: &mut dyn Strategy, arguments: &Arguments) -> Result<Trace, Failure> {
+    fn drive(
+        &self,
+        strategy: &mut dyn Strategy,
+        arguments: &Arguments,
+        orders: &[Vec<usize>],
+    ) -> Result<Trace, Failure> {
+        let granted = arguments.budget * self.samples() / arguments.divisor;
         let mut trace = Trace::default();
-        let mut known: HashMap<String, u64> = HashMap::new();
+        let mut known: HashMap<String, Known> = HashMap::new();
         let mut outcomes: Vec<Outcome> = Vec::new();
         let (mut told, mut duplicates) = (0usize, 0);
         let mut needed = 0;
-        while trace.evaluations < arguments.budget && duplicates < 1_000 {
+        while duplicates < 1_000 {
             needed = needed.max((outcomes.len() as u64 + 1).saturating_sub(arguments.look_ahead));
             while (told as u64) < needed {
                 strategy.tell(&outcomes[told])?;
@@ -306,37 +350,71 @@ impl Bench {
                 Ask::Proposal(proposal) => proposal,
             };
             let identity = self.recipe(&proposal.content)?.sha256(&self.models.content_ids)?;
-            if let Some(of) = known.get(&identity) {
+            let is_new = |known: &Known| proposal.origin == PROMOTION && proposal.fidelity > known.fidelity;
+            if let Some(of) = known.get(&identity).filter(|known| !is_new(known)) {
                 duplicates += 1;
-                strategy.place(Placement::Duplicate { of: *of });
+                strategy.place(Placement::Duplicate { of: of.index });
                 continue;
+            }
+            let parts = |fidelity: f64| orders.iter().map(move |order| (fidelity * order.len() as f64).ceil() as usize);
+            let count = |fidelity: f64| parts(fidelity).sum::<usize>() as u64;
+            let known_before = known.get(&identity).map_or(0.0, |known| known.fidelity);
+            let cost = count(proposal.fidelity) - count(known_before);
+            if trace.samples + cost > granted {
+                break;
             }
             duplicates = 0;
             let index = outcomes.len() as u64;
-            known.insert(identity, index);
             strategy.place(Placement::Asked { index });
             let started = Instant::now();
-            let scores = self.score(&proposal.content, &self.validation)?;
+            let scores = match known.get(&identity) {
+                Some(known) => known.scores.clone(),
+                None => self.score(&proposal.content, &self.validation)?,
+            };
             trace.seconds += started.elapsed().as_secs_f64();
             trace.evaluations += 1;
+            trace.samples += cost;
             *trace.origins.entry(proposal.origin.clone()).or_default() += 1;
-            if trace.best.last().is_none_or(|(_, best, _)| scores.mean > *best + 1e-12) {
-                trace.best.push((trace.evaluations, scores.mean, proposal.content.clone()));
+            let is_best = |best: Option<&Best>| best.is_none_or(|best| scores.mean > best.value + 1e-12);
+            if proposal.fidelity >= 1.0 && is_best(trace.best.last()) {
+                let (found, samples, content) = (trace.evaluations, trace.samples, proposal.content.clone());
+                trace.best.push(Best { found, samples, value: scores.mean, content });
             }
-            outcomes.push(self.outcome(index, scores));
+            let first: Vec<&[usize]> =
+                orders.iter().zip(parts(proposal.fidelity)).map(|(order, n)| &order[..n]).collect();
+            outcomes.push(self.outcome(index, &scores, &first, proposal.fidelity));
+            let first = known.get(&identity).map_or(index, |known| known.index);
+            known.insert(identity, Known { index: first, fidelity: proposal.fidelity, scores });
         }
         Ok(trace)
     }
 
-    fn outcome(&self, index: u64, scores: Scores) -> Outcome {
-        let tasks = self.validation.iter().zip(scores.hits).map(|(images, hits)| (images.task.clone(), task(hits)));
-        Outcome { index, status: Status::Scored, objective: Some(scores.mean), tasks: tasks.collect(), fidelity: 1.0 }
+    /// What a strategy hears of a candidate that was scored on these samples of each task.
+    fn outcome(&self, index: u64, scores: &Scores, samples: &[&[usize]], fidelity: f64) -> Outcome {
+        let of_task =
+            |((images, hits), samples): ((&Images, &Vec<f64>), &&[usize])| (images.task.clone(), task(hits, samples));
+        let tasks: BTreeMap<String, TaskScores> =
+            self.validation.iter().zip(&scores.hits).zip(samples).map(of_task).collect();
+        let mean = tasks.values().map(|task| task.metrics["accuracy"].value).sum::<f64>() / tasks.len() as f64;
+        let objective = Some(if fidelity >= 1.0 { scores.mean } else { mean });
+        Outcome { index, status: Status::Scored, objective, tasks, fidelity }
     }
 }
 
-fn task(hits: Vec<f64>) -> TaskScores {
+/// What was scored of a candidate.
+struct Known {
+    /// Of its first evaluation.
+    index: u64,
+    fidelity: f64,
+    scores: Scores,
+}
+
+fn task(hits: &[f64], samples: &[usize]) -> TaskScores {
+    let mut samples = samples.to_vec();
+    samples.sort_unstable();
+    let hits: Vec<f64> = samples.iter().map(|sample| hits[*sample]).collect();
     let value = hits.iter().sum::<f64>() / hits.len() as f64;
-    let ids = (0..hits.len() as i64).map(SampleId::Number).collect();
+    let ids = samples.into_iter().map(|sample| SampleId::Number(sample as i64)).collect();
     TaskScores {
         n: hits.len() as u64,
         n_truncated: None,
@@ -354,9 +432,18 @@ struct Trace {
     evaluations: u64,
     /// Seconds spent merging and scoring.
     seconds: f64,
-    /// Evaluation (from 1), score and content whenever the best improved.
-    best: Vec<(u64, f64, Content)>,
+    samples: u64,
+    /// Whenever the best score on all samples improved.
+    best: Vec<Best>,
     origins: BTreeMap<String, u64>,
+}
+
+struct Best {
+    /// Evaluation, from 1, and the samples until then.
+    found: u64,
+    samples: u64,
+    value: f64,
+    content: Content,
 }
 
 /// All tasks of a split, in alphabetical order.
