@@ -4,7 +4,7 @@
 #[allow(dead_code, reason = "shared with the tests of other merges")]
 mod models;
 
-use evomerge::merge::{MergeOptions, MergeReport};
+use evomerge::merge::{MergeError, MergeOptions, MergeReport};
 use evomerge::recipe::{MaskKind, Recipe};
 use models::{AVERAGE, Family, Model, values};
 use serde_json::{Value, json};
@@ -121,4 +121,25 @@ fn weights_that_mergekit_leaves_out_draw_no_masks_before_others() {
         assert_eq!(values(&plain, name), values(&with, name), "{name}");
     }
     assert_eq!(with.tensors().len(), plain.tensors().len() + 2);
+}
+
+#[test]
+fn a_head_for_another_task_that_one_model_has_is_left_out() {
+    let scored = |model: Model| changed(model, |model| model.add("score.weight", &[1, 4], 3));
+    let merge = |models: [Model; 2]| {
+        let [a, b] = models;
+        let family = Family::new([("a", a), ("b", b)]);
+        let report = family.try_merge(AVERAGE, &MergeOptions::default())?;
+        Ok::<_, MergeError>((family.model("merged").tensors().contains_key("score.weight"), report.notes.join("\n")))
+    };
+    let of = |seed| llama("LlamaForCausalLM", 2, seed);
+    let (written, told) = merge([scored(of(1)), of(20)]).unwrap();
+    assert!(!written && told.contains("left out") && told.contains("`score.weight` of `a`"), "{told}");
+    let (written, told) = merge([scored(of(1)), scored(of(20))]).unwrap();
+    assert!(written && told.is_empty(), "{told}");
+    // What other architectures need is not known, and layers are refused in all of them.
+    let novel = |seed| llama("NovelForCausalLM", 2, seed);
+    assert!(merge([scored(novel(1)), novel(20)]).unwrap_err().to_string().contains("`score.weight`"));
+    let biased = changed(of(1), |model| model.add("model.layers.0.mlp.up_proj.bias", &[4], 3));
+    assert!(merge([biased, of(20)]).unwrap_err().to_string().contains("up_proj.bias"));
 }

@@ -6,11 +6,15 @@
 use std::collections::HashSet;
 
 use super::MergeError;
-use super::mergekit_order::weights_of_every_layer;
+use super::mergekit_order::{leaves_out, weights_of_every_layer};
 use super::model::Model;
-use super::plan::MergePlan;
+use super::plan::{MergePlan, is_rotary_table};
 use super::stacked_config::declared_layers;
+use crate::checkpoint::is_head;
 use crate::recipe::{Body, Recipe};
+
+/// Tensors that a note lists.
+const LISTED: usize = 5;
 
 /// Refuses layers of known architectures that lack what the model's other layers have, and models with fewer layers
 /// than their configuration says.
@@ -57,6 +61,25 @@ pub(super) fn notes_of_missing_layers(plan: &MergePlan, models: &[Model], recipe
         ))
     };
     used.filter_map(note).collect()
+}
+
+/// Says which tensors outside the layers are left out because only some of the models have them, and mergekit's list of
+/// their architecture does not.
+pub(super) fn note_of_strays(plan: &MergePlan, models: &[Model]) -> Option<String> {
+    let written: HashSet<&str> = plan.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    let strays: Vec<String> = plan
+        .used_models()
+        .into_iter()
+        .flat_map(|index| models[index].checkpoint.tensors().keys().map(move |name| (&models[index], name)))
+        .filter(|(model, name)| !written.contains(name.as_str()) && leaves_out(model, name))
+        .filter(|(_, name)| !is_head(name) && !is_rotary_table(name))
+        .map(|(model, name)| format!("`{name}` of `{}`", model.name))
+        .collect();
+    let more = if strays.len() > LISTED { format!(" and {} more", strays.len() - LISTED) } else { String::new() };
+    (!strays.is_empty()).then(|| {
+        let listed = strays.iter().take(LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
+        format!("left out, here as in mergekit, because other models lack them: {listed}{more}")
+    })
 }
 
 fn named(model: &Model) -> String {

@@ -11,7 +11,7 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use safetensors::Dtype as StoredDtype;
 
 use super::MergeError;
-use super::completeness::{check_complete, notes_of_missing_layers};
+use super::completeness::{check_complete, note_of_strays, notes_of_missing_layers};
 use super::execute::Run;
 use super::mergekit_order::{DrawingOrder, UNCERTAIN_ORDER, VocabularyStep, drawing_order};
 use super::methods::{MergeMethod, implementation};
@@ -295,6 +295,7 @@ impl Merger {
         let uncertain_masks: Vec<String> = uncertain_order.into_iter().chain(padding).collect();
         let mut notes = notes_of_side_files(&plan, &self.models, recipe)?;
         notes.extend(notes_of_missing_layers(&plan, &self.models, recipe));
+        notes.extend(note_of_strays(&plan, &self.models));
         notes.extend(note_of_kinds(&plan, &self.models));
         notes.extend(note_of_parts(&plan, &self.models));
         notes.extend(note_of_towers(&plan, &self.models, recipe));

@@ -135,6 +135,15 @@ pub(super) fn weights_of_every_layer(model: &Model) -> Option<impl Iterator<Item
     architecture(model)?.of_every_layer()
 }
 
+/// Whether mergekit leaves out a tensor of this name, outside the layers: its list of the model's architecture, which is
+/// known, lacks it.
+pub(super) fn leaves_out(model: &Model, name: &str) -> bool {
+    let is_listed = |architecture: &Architecture| {
+        model.layer_of(name).is_some() || architecture.before().chain(architecture.after()).any(|listed| listed == name)
+    };
+    architecture(model).is_some_and(|architecture| !is_listed(architecture))
+}
+
 fn architecture(model: &Model) -> Option<&'static Architecture> {
     match model.checkpoint.config().get("architectures")?.as_array()?.as_slice() {
         [name] => Architecture::named(name.as_str()?),

@@ -7,6 +7,7 @@ use super::stages::{Source, Stage};
 use super::{Action, PlannedInput, PlannedTensor, Planner};
 use crate::checkpoint::{Dtype, TensorInfo, is_head, is_input_embedding};
 use crate::merge::MergeError;
+use crate::merge::mergekit_order::leaves_out;
 use crate::merge::model::Model;
 use crate::merge::parameters::{ParameterValue, ResolvedParameters, depth, of_scope, resolve};
 use crate::merge::specification::{BaseUse, InputCount, ParameterScope, Survivor};
@@ -176,9 +177,13 @@ impl<'a> Planner<'a> {
             || is_rotary_table(name)
             || found.iter().all(|input: &Found<'_, '_>| input.info.float().is_none());
         match (found.first(), lacking.first()) {
+            // The head of another task, which one of the models was trained for.
+            (Some(_), Some(_)) if !optional && stage.sources.iter().all(|source| leaves_out(source.model, name)) => {
+                Ok(Vec::new())
+            }
             (Some(has), Some(lacks)) if !optional => Err(MergeError::Incompatible(format!(
                 "model `{}` ({}) has tensor `{name}`, model `{}` ({}) lacks it: they have different architectures; if it is of \
-                 no use to the merge (a head for another task), take it out of the one model's files",
+                 no use to the merge, take it out of the one model's files",
                 has.source.model.name,
                 has.source.model.checkpoint.path().display(),
                 lacks.model.name,
@@ -228,7 +233,7 @@ impl<'a> Planner<'a> {
 }
 
 /// Frequencies that old checkpoints store and loaders compute anew.
-fn is_rotary_table(name: &str) -> bool {
+pub(in crate::merge) fn is_rotary_table(name: &str) -> bool {
     name.ends_with("inv_freq")
 }
 
