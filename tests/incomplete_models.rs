@@ -73,6 +73,47 @@ fn a_layer_that_lacks_what_the_others_have_is_refused() {
     family.merge(&alone([2, 3]));
 }
 
+/// The one that is incomplete is named, and not the other one for what it has more.
+#[test]
+fn of_two_models_the_incomplete_one_is_named() {
+    let of = |seed| llama("LlamaForCausalLM", 3, seed);
+    for (missing, words) in [
+        (MISSING, "which its other layers have"),
+        ("model.norm.weight", "it lacks `model.norm.weight`"),
+        ("model.embed_tokens.weight", "it lacks `model.embed_tokens.weight`"),
+    ] {
+        let family = Family::new([("a", of(1)), ("b", changed(of(20), |model| model.remove(missing)))]);
+        let error = family.refusal(AVERAGE).to_string();
+        assert!(error.contains("`b`") && error.contains(words) && error.contains(missing), "{error}");
+    }
+    let shorter = changed(llama("LlamaForCausalLM", 2, 20), |model| model.config(json!({"num_hidden_layers": 3})));
+    let error = Family::new([("a", of(1)), ("b", shorter)]).refusal(AVERAGE).to_string();
+    assert!(error.contains("`b`") && error.contains("3 layers") && error.contains("`model.layers.2`"), "{error}");
+    // Both lack it.
+    let lacking = |seed| changed(of(seed), |model| model.remove("model.norm.weight"));
+    let error = Family::new([("a", lacking(1)), ("b", lacking(20))]).refusal(AVERAGE).to_string();
+    assert!(error.contains("it lacks `model.norm.weight`"), "{error}");
+}
+
+/// A list has one name for each weight, and some models of an architecture call all of them otherwise: nothing of these
+/// is left out, and nothing is missed.
+#[test]
+fn models_that_call_their_weights_otherwise_are_not_known() {
+    let renamed = |seed| {
+        changed(llama("LlamaForCausalLM", 2, seed), |model| {
+            for tensor in &mut model.tensors {
+                tensor.0 = tensor.0.trim_start_matches("model.").to_owned();
+            }
+        })
+    };
+    let family = Family::new([("a", renamed(1)), ("b", renamed(20))]);
+    assert_eq!(family.try_merge(AVERAGE, &MergeOptions::default()).unwrap().notes, Vec::<String>::new());
+    assert!(family.model("merged").tensors().contains_key("embed_tokens.weight"));
+    let lacking = changed(renamed(20), |model| model.remove("norm.weight"));
+    let error = Family::new([("a", renamed(1)), ("b", lacking)]).refusal(AVERAGE).to_string();
+    assert!(error.contains("`norm.weight`") && error.contains("lacks it"), "{error}");
+}
+
 /// Nobody knows what the layers of other architectures need: some have layers of several kinds.
 #[test]
 fn of_unknown_architectures_missing_layers_are_told_and_others_are_not() {

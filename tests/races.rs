@@ -47,6 +47,9 @@ fn tasks_too_small_for_the_rungs_race_on_those_that_have_new_samples() {
     assert_eq!(cell(&trials[winner["index"].as_u64().unwrap() as usize], "origin"), "promotion");
     let first = trials.iter().find(|trial| cell(trial, "candidate_id") == winner["candidate_id"]).unwrap();
     assert_eq!(winner["origin"], cell(first, "origin"));
+    let output = scratch.evomerge(&["status", "results/run", "--json"]);
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(status["best"]["origin"], winner["origin"]);
     let mut rungs: Vec<(f64, u64)> =
         trials.iter().map(|trial| (cell(trial, "fidelity").parse().unwrap(), n_samples(trial))).collect();
     rungs.sort_by(|one, other| one.0.total_cmp(&other.0));

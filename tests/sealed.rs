@@ -214,11 +214,17 @@ fn copies_of_a_hold_out_sample_count_once() {
     assert!(holdout.contains("3 samples") && !said.contains("copies"), "{holdout} {said}");
     let (holdout, said) = checked([&format!("{a}{b}{a}{a}"), &format!("{b}{c}")]);
     assert!(holdout.contains("3 samples"), "{holdout}");
-    assert!(said.contains("task `one`: 2 of 4 samples are copies"), "{said}");
-    assert!(said.contains("task `two`: 1 of 2 samples are copies"), "{said}");
+    assert!(said.contains("task `one`: of 4 samples, copies of others: 2"), "{said}");
+    assert!(said.contains("task `two`: of 2 samples, copies of others: 1"), "{said}");
     let (_scratch, output) = with_holdouts([&format!("{a}{b}"), a]);
     assert_eq!(output.status.code(), Some(65), "{}", stderr(&output));
     assert!(stderr(&output).contains("task `two`: all of its samples are in the hold-out of another task"));
+    // A task without a weight takes no samples from one that has a weight, whichever comes first.
+    let (scratch, _) = with_holdouts([a, &format!("{a}{b}")]);
+    let text = std::fs::read_to_string(scratch.path("run.toml")).unwrap();
+    std::fs::write(scratch.path("run.toml"), text.replace("name = \"one\"", "name = \"one\"\nweight = 0")).unwrap();
+    let output = scratch.evomerge(&["check", "run.toml"]);
+    assert!(output.status.success() && !stderr(&output).contains("copies"), "{}", stderr(&output));
 }
 
 #[cfg(feature = "native")]

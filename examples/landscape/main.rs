@@ -51,8 +51,11 @@ struct Arguments {
     /// dare8: dare_ties, weight and density a source; dare24 and dare48: the same in each of three or six layer groups;
     /// ties24 and ties48: so with ties; arithmetic12: task_arithmetic, a weight a source and layer group; slerp6: slerp
     /// of the first two experts, a t a layer; soup: linear, a weight a source, for the zoos with one task; mixed17: the
-    /// method (task_arithmetic, ties or dare_ties), a weight a source and layer group, a density a source.
-    #[arg(long, value_parser = ["dare8", "ties24", "dare24", "arithmetic12", "ties48", "dare48", "slerp6", "soup", "mixed17"])]
+    /// method (task_arithmetic, ties or dare_ties), a weight a source and layer group, a density a source; linear12: linear
+    /// of the experts, which divides by the sum of the weights, and signed12: task_arithmetic with weights from -0.5 to
+    /// 1.5, a weight a source and layer group; della24 and crumbs24 (breadcrumbs_ties): as ties24.
+    #[arg(long, value_parser = ["dare8", "ties24", "dare24", "arithmetic12", "ties48", "dare48", "slerp6", "soup", "mixed17",
+        "linear12", "signed12", "della24", "crumbs24"])]
     space: String,
     /// A `[strategy]` table, or only its kind.
     #[arg(long, default_value = "portfolio")]
@@ -130,6 +133,20 @@ fn run_file(zoo: &Path, space: &str) -> Result<RunConfig, Failure> {
         "dare48" => ("dare_ties", weights_and_densities(6, true)),
         "ties48" => ("ties", weights_and_densities(6, true)),
         "arithmetic12" => ("task_arithmetic", weights_and_densities(3, false)),
+        "linear12" | "signed12" => {
+            let (method, low, high) =
+                if space == "linear12" { ("linear", 0.0, 1.0) } else { ("task_arithmetic", -0.5, 1.5) };
+            let per = "[\"model\", \"layer_group\"]";
+            let weight = format!("weight = {{ low = {low:.1}, high = {high:.1}, per = {per} }}\n");
+            let rest = if space == "linear12" { "" } else { "lambda = 1.0\nnormalize = false\n" };
+            (method, format!("layer_groups = 3\n[space.genes]\n{weight}{rest}"))
+        }
+        "della24" => {
+            let genes = weights_and_densities(3, true)
+                .replace("density = { low = 0.0, high = 1.0", "density = { low = 0.1, high = 0.9");
+            ("della", format!("{genes}epsilon = 0.05\n"))
+        }
+        "crumbs24" => ("breadcrumbs_ties", format!("{}gamma = 0.01\n", weights_and_densities(3, true))),
         "slerp6" => (
             "slerp",
             "layer_groups = 6\n[space.genes]\nt = { low = 0.0, high = 1.0, per = [\"layer_group\"] }\n".to_owned(),
@@ -279,7 +296,9 @@ impl Bench {
         let wall = started.elapsed().as_secs_f64();
         let mut at = serde_json::Map::new();
         let mut tested: HashMap<u64, f64> = HashMap::new();
-        for budget in BUDGETS.into_iter().filter(|budget| *budget <= arguments.budget) {
+        let is_divided = arguments.racing || divisor > 1;
+        let reached = if is_divided { arguments.budget } else { trace.evaluations };
+        for budget in BUDGETS.into_iter().filter(|budget| *budget <= reached) {
             let affordable = |best: &&Best| best.samples * divisor <= budget * self.samples();
             let Some(best) = trace.best.iter().rev().find(affordable) else { continue };
             let test = match tested.get(&best.found) {

@@ -112,7 +112,7 @@ fn read_holdout_tasks(
     kind: &EvaluatorKind,
     tasks: &[TaskConfig],
 ) -> Result<HoldoutSource, FieldError> {
-    let mut data = BTreeMap::new();
+    let mut data: BTreeMap<String, PathBuf> = BTreeMap::new();
     let mut names = BTreeMap::new();
     for (name, entry) in field.named()? {
         if !tasks.iter().any(|task| task.name == name) {
@@ -132,7 +132,10 @@ fn read_holdout_tasks(
                 if tasks.iter().any(|task| task.data.as_ref() == Some(&path)) {
                     return Err(field.error("is a file that the search itself uses, so it would prove nothing"));
                 }
-                if let Some((first, _)) = data.iter().find(|(_, taken)| **taken == path) {
+                let counts = |name: &str| tasks.iter().any(|task| task.name == name && task.weight != 0.0);
+                if let Some((first, _)) =
+                    data.iter().find(|(first, taken)| **taken == path && counts(first) && counts(name))
+                {
                     return Err(
                         field.error(format!("is the hold-out of the task {first:?} already; each task needs its own"))
                     );

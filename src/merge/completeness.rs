@@ -1,51 +1,84 @@
 //! Whether models have the weights that loaders expect of them: what a merge lacks, they fill with random numbers.
 //!
-//! Which weights a layer needs is known of the architectures that mergekit has a table of, and these are refused as
-//! mergekit refuses them. Of others only the number of layers is looked at, and a person told.
+//! What is wanted is known of the architectures that mergekit has a table of, and models without it are refused as mergekit
+//! refuses them. Of others only the number of layers is looked at, and a person told.
 
 use std::collections::HashSet;
 
 use super::MergeError;
-use super::mergekit_order::{leaves_out, weights_of_every_layer};
+use super::mergekit_order::{leaves_out, wanted};
 use super::model::Model;
 use super::plan::{MergePlan, is_rotary_table};
 use super::stacked_config::declared_layers;
 use crate::checkpoint::is_head;
+use crate::plural::counted;
 use crate::recipe::{Body, Recipe};
 
 /// Tensors that a note lists.
 const LISTED: usize = 5;
 
-/// Refuses layers of known architectures that lack what the model's other layers have, and models with fewer layers
-/// than their configuration says.
+/// Refuses models of known architectures that lack weights which are wanted of them: those outside the layers, what the
+/// model's other layers have, and layers that the configuration counts.
 ///
 /// # Errors
 /// [`MergeError::Incompatible`] with the model and the first weight that it lacks.
 pub(super) fn check_complete(plan: &MergePlan, models: &[Model], recipe: &Recipe) -> Result<(), MergeError> {
-    for slice in &plan.slices {
+    let count = plan.slices.len();
+    for (place, slice) in plan.slices.iter().enumerate() {
         for (index, first_layer) in &slice.sources {
-            let model = &models[*index];
-            let Some(weights) = weights_of_every_layer(model) else { continue };
-            if let Some((declared, stored)) = missing_layers(model, recipe) {
-                return Err(MergeError::Incompatible(format!(
-                    "{} is incomplete: config.json says that it has {declared} layers, and there is no tensor of \
-                     `{}{stored}`; is the download complete? If the layers were cut off on purpose, correct the number in \
-                     config.json",
-                    named(model),
-                    model.layout.prefix
-                )));
-            }
-            if let Some((layer, weight)) = missing_weight(model, *first_layer, slice.layers, weights) {
-                return Err(MergeError::Incompatible(format!(
-                    "{} is incomplete: it lacks `{}{layer}.{weight}`, which its other layers have; is the download \
-                     complete?",
-                    named(model),
-                    model.layout.prefix
-                )));
-            }
+            let part =
+                Part { first_layer: *first_layer, layers: slice.layers, first: place == 0, last: place + 1 == count };
+            check_part(&models[*index], recipe, part)?;
         }
     }
     Ok(())
+}
+
+/// The same of the whole models of a recipe that could not be planned: that one of them is incomplete may be why.
+///
+/// # Errors
+/// As [`check_complete`].
+pub(super) fn check_models(models: &[Model], recipe: &Recipe) -> Result<(), MergeError> {
+    let named = recipe.models();
+    let mut used = models.iter().filter(|model| named.contains(&&model.name));
+    used.try_for_each(|model| {
+        let part = Part { first_layer: 0, layers: model.layout.count, first: true, last: true };
+        check_part(model, recipe, part)
+    })
+}
+
+/// What is merged of a model.
+struct Part {
+    first_layer: usize,
+    layers: usize,
+    /// Whether the weights before the layers are, too.
+    first: bool,
+    /// Whether those after the layers are, too.
+    last: bool,
+}
+
+fn check_part(model: &Model, recipe: &Recipe, part: Part) -> Result<(), MergeError> {
+    let Some(wanted) = wanted(model) else { return Ok(()) };
+    let incomplete = |what: String| Err(MergeError::Incompatible(format!("{} is incomplete: {what}", named(model))));
+    let prefix = &model.layout.prefix;
+    if let Some((declared, stored)) = missing_layers(model, recipe) {
+        return incomplete(format!(
+            "config.json says that it has {}, and there is no tensor of `{prefix}{stored}`; is the download complete? If \
+             the layers were cut off on purpose, correct the number in config.json",
+            counted(declared as u64, "layer")
+        ));
+    }
+    let before = wanted.before.iter().filter(|_| part.first);
+    let mut outside = before.chain(wanted.after.iter().filter(|_| part.last));
+    if let Some(name) = outside.find(|name| !model.checkpoint.tensors().contains_key(**name)) {
+        return incomplete(format!("it lacks `{name}`; is the download complete?"));
+    }
+    match missing_weight(model, part.first_layer, part.layers, &wanted.of_every_layer) {
+        Some((layer, weight)) => incomplete(format!(
+            "it lacks `{prefix}{layer}.{weight}`, which its other layers have; is the download complete?"
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Says which models of other architectures have fewer layers than their configuration says.
@@ -78,7 +111,7 @@ pub(super) fn note_of_strays(plan: &MergePlan, models: &[Model]) -> Option<Strin
     let more = if strays.len() > LISTED { format!(" and {} more", strays.len() - LISTED) } else { String::new() };
     (!strays.is_empty()).then(|| {
         let listed = strays.iter().take(LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
-        format!("left out, here as in mergekit, because other models lack them: {listed}{more}")
+        format!("left out, here as in mergekit, because only some of the models have it: {listed}{more}")
     })
 }
 
@@ -97,11 +130,11 @@ fn missing_weight(
     model: &Model,
     first_layer: usize,
     layers: usize,
-    weights: impl Iterator<Item = &'static str>,
+    weights: &[&'static str],
 ) -> Option<(usize, &'static str)> {
     let stored: HashSet<&str> =
         (0..model.layout.count).flat_map(|layer| model.layer_suffixes(layer)).map(String::as_str).collect();
-    let expected: Vec<&'static str> = weights.filter(|weight| stored.contains(weight)).collect();
+    let expected: Vec<&'static str> = weights.iter().copied().filter(|weight| stored.contains(weight)).collect();
     (first_layer..first_layer + layers).find_map(|layer| {
         let own: HashSet<&str> = model.layer_suffixes(layer).iter().map(String::as_str).collect();
         expected.iter().find(|weight| !own.contains(**weight)).map(|weight| (layer, *weight))

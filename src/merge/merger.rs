@@ -11,7 +11,7 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use safetensors::Dtype as StoredDtype;
 
 use super::MergeError;
-use super::completeness::{check_complete, note_of_strays, notes_of_missing_layers};
+use super::completeness::{check_complete, check_models, note_of_strays, notes_of_missing_layers};
 use super::execute::Run;
 use super::mergekit_order::{DrawingOrder, UNCERTAIN_ORDER, VocabularyStep, drawing_order};
 use super::methods::{MergeMethod, implementation};
@@ -224,7 +224,12 @@ impl Merger {
     /// # Errors
     /// See [`MergeError`]: an invalid recipe, or models that do not fit together.
     pub fn plan(&self, recipe: &Recipe) -> Result<MergePlan, MergeError> {
-        let plan = plan(recipe, &self.models, self.truncate_embeddings)?;
+        let plan = plan(recipe, &self.models, self.truncate_embeddings).or_else(|error| {
+            if matches!(error, MergeError::Incompatible(_)) {
+                check_models(&self.models, recipe)?;
+            }
+            Err(error)
+        })?;
         check_complete(&plan, &self.models, recipe)?;
         check_side_files(&plan, &self.models, recipe)?;
         Ok(plan)

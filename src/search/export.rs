@@ -24,19 +24,29 @@ pub(super) fn note_winner(ledger: &Ledger, index: u64, evaluations: usize) -> Re
 /// Those of reading the ledger.
 pub fn best_record(ledger: &Ledger) -> Result<Option<(AskedRecord, ToldRecord)>, SearchError> {
     let mut told = Standings::of(ledger)?.in_short()?;
+    let all = ledger.all_asked()?;
     if let Some(index) = noted_winner(ledger, told.len())? {
-        let asked = ledger.asked_at(index)?;
+        let asked = by_its_proposer(ledger.asked_at(index)?, &all);
         return Ok(told.remove(&index).map(|outcome| (asked, outcome)));
     }
-    let mut best: Option<(AskedRecord, f64)> = None;
-    for asked in ledger.all_asked()? {
+    let mut best: Option<(&AskedRecord, f64)> = None;
+    for asked in &all {
         let objective = told.get(&asked.index).and_then(|outcome| outcome.objective);
         let Some(objective) = objective.filter(|_| asked.fidelity >= 1.0) else { continue };
         if best.as_ref().is_none_or(|(_, value)| objective > *value) {
             best = Some((asked, objective));
         }
     }
-    Ok(best.and_then(|(asked, _)| told.remove(&asked.index).map(|outcome| (asked, outcome))))
+    let best = best.map(|(asked, _)| by_its_proposer(asked.clone(), &all));
+    Ok(best.and_then(|asked| told.remove(&asked.index).map(|outcome| (asked, outcome))))
+}
+
+/// An evaluation with the origin of its candidate's first one: a promotion only gave it more samples.
+fn by_its_proposer(mut asked: AskedRecord, all: &[AskedRecord]) -> AskedRecord {
+    if let Some(first) = all.iter().find(|other| other.candidate_id == asked.candidate_id) {
+        asked.origin.clone_from(&first.origin);
+    }
+    asked
 }
 
 /// The winner, unless the search has gone on since.
@@ -110,12 +120,12 @@ fn find_record(ledger: &Ledger, candidate: Option<&str>) -> Result<(AskedRecord,
         let told = Standings::of(ledger)?.outcome(asked.index)?;
         return Ok((asked, told));
     };
-    let asked = ledger.all_asked()?;
+    let all = ledger.all_asked()?;
     // An index may be the first digits of an id, too; it names its evaluation all the same.
-    let of_index = asked.iter().find(|record| record.index.to_string() == wanted).cloned();
+    let of_index = all.iter().find(|record| record.index.to_string() == wanted).cloned();
     let mut matches: Vec<AskedRecord> = match of_index {
         Some(record) => vec![record],
-        None => asked.into_iter().filter(|record| record.candidate_id.starts_with(wanted)).collect(),
+        None => all.iter().filter(|record| record.candidate_id.starts_with(wanted)).cloned().collect(),
     };
     // In a race a candidate has several evaluations: the one on the most samples tells most of it.
     let told = Standings::of(ledger)?;
@@ -128,7 +138,7 @@ fn find_record(ledger: &Ledger, candidate: Option<&str>) -> Result<(AskedRecord,
     matches.dedup_by(|first, second| first.candidate_id == second.candidate_id);
     match matches.len() {
         1 => {
-            let asked = matches.swap_remove(0);
+            let asked = by_its_proposer(matches.swap_remove(0), &all);
             let outcome = told.outcome(asked.index)?;
             Ok((asked, outcome))
         }

@@ -12,6 +12,7 @@ use super::progress::Progress;
 use super::{SearchError, Stop};
 use crate::config::{EvaluatorKind, HoldoutSource, TaskConfig};
 use crate::evaluate::{Evaluator, Samples, TaskCapability, TaskRequest, is_same_server};
+use crate::plural::counted;
 use crate::score::Objective;
 use crate::scores::SampleId;
 
@@ -99,10 +100,10 @@ pub(super) async fn holdout_plan(
         let samples = samples.get(&task.name).cloned().unwrap_or(Samples::All);
         tasks.push(TaskRequest { name, metric: task.metric.clone(), samples, seed: task.seed });
     }
-    leave_out_copies(&mut tasks, evaluator.as_ref(), progress)?;
-    let samples = count_samples(&tasks, evaluator.as_ref());
     let compared = prepared.objective.tasks.iter().filter(|task| is_covered(&task.name)).cloned();
     let objective = Objective { tasks: compared.collect() };
+    leave_out_copies(&mut tasks, &objective, evaluator.as_ref(), progress)?;
+    let samples = count_samples(&tasks, evaluator.as_ref());
     let plan = HoldoutPlan { evaluator, tasks, objective, names, finalists: holdout.finalists.get(), samples };
     if matches!(holdout.source, HoldoutSource::Endpoints(_)) {
         refuse_same_fingerprint(prepared, plan.evaluator.as_ref())?;
@@ -239,60 +240,57 @@ fn holdout_entry<T: Clone>(entries: &BTreeMap<String, T>, task: &str) -> Result<
     })
 }
 
-/// Content hashes of the samples that a request asks for, where the evaluator sees the data.
-fn content_hashes<'a>(known: &'a TaskCapability, samples: &Samples) -> Vec<&'a str> {
+/// Content hashes of the samples that a request asks for, where the evaluator sees the data, with the samples' ids where
+/// it takes ids.
+fn content_hashes<'a>(known: &'a TaskCapability, samples: &Samples) -> Vec<(Option<&'a SampleId>, &'a str)> {
     let Some(hashes) = &known.sample_hashes else { return Vec::new() };
+    let hashes = hashes.iter().map(String::as_str);
     match (samples, &known.sample_ids) {
         (Samples::Ids(wanted), Some(ids)) => {
             let wanted: HashSet<&SampleId> = wanted.iter().collect();
             let asked = ids.iter().zip(hashes).filter(|(id, _)| wanted.contains(id));
-            asked.map(|(_, hash)| hash.as_str()).collect()
+            asked.map(|(id, hash)| (Some(id), hash)).collect()
         }
-        _ => hashes.iter().map(String::as_str).collect(),
+        (Samples::All, Some(ids)) if known.supports_sample_ids => {
+            ids.iter().zip(hashes).map(|(id, hash)| (Some(id), hash)).collect()
+        }
+        _ => hashes.map(|hash| (None, hash)).collect(),
     }
 }
 
 /// Has a hold-out ask for each sample once, in whichever task it is first: a copy would count as one more independent
-/// answer.
+/// answer. Tasks without a weight prove nothing, and have their samples as they are.
 fn leave_out_copies(
     tasks: &mut [TaskRequest],
+    objective: &Objective,
     evaluator: &dyn Evaluator,
     progress: &Arc<dyn Progress>,
 ) -> Result<(), SearchError> {
     let mut seen: HashSet<&str> = HashSet::new();
-    for task in tasks {
-        let known = capability(evaluator, &task.name)?;
-        let hashes = content_hashes(known, &task.samples);
-        let is_first: Vec<bool> = hashes.iter().map(|hash| seen.insert(hash)).collect();
-        let copies = is_first.iter().filter(|is_first| !**is_first).count();
+    let weighted = tasks.iter_mut().zip(&objective.tasks).filter(|(_, compared)| compared.weight != 0.0);
+    for (task, _) in weighted {
+        let all = content_hashes(capability(evaluator, &task.name)?, &task.samples);
+        let firsts: Vec<Option<&SampleId>> =
+            all.iter().filter(|(_, hash)| seen.insert(hash)).map(|(id, _)| *id).collect();
+        let copies = all.len() - firsts.len();
         if copies == 0 {
             continue;
         }
-        let (name, all) = (&task.name, hashes.len());
+        let (name, all) = (&task.name, counted(all.len() as u64, "sample"));
         let bad = |what: String| Err(SearchError::BadData(format!("hold-out of task `{name}`: {what}")));
-        if copies == all {
+        if firsts.is_empty() {
             return bad("all of its samples are in the hold-out of another task already; each needs its own".to_owned());
         }
-        let ids = known.sample_ids.as_ref().filter(|_| known.supports_sample_ids);
-        let asked: Option<Vec<&SampleId>> = match (&task.samples, ids) {
-            (Samples::All, Some(ids)) => Some(ids.iter().collect()),
-            (Samples::Ids(wanted), Some(ids)) => {
-                let wanted: HashSet<&SampleId> = wanted.iter().collect();
-                Some(ids.iter().filter(|id| wanted.contains(id)).collect())
-            }
-            _ => None,
-        };
-        let Some(asked) = asked.filter(|asked| asked.len() == all) else {
+        let Some(firsts) = firsts.into_iter().map(|id| id.cloned()).collect::<Option<Vec<SampleId>>>() else {
             return bad(format!(
-                "{copies} of {all} samples are copies of others, which would count as further answers, and the evaluator cannot leave \
-                 them out (it does not support sample_ids): keep one of each"
+                "of {all}, copies: {copies}; they would count as further answers, and the evaluator cannot leave them out (it does not \
+                 support sample_ids): keep one of each"
             ));
         };
         progress.line(&format!(
-            "hold-out of task `{name}`: {copies} of {all} samples are copies of others and are left out; each counts once"
+            "hold-out of task `{name}`: of {all}, copies of others: {copies}; they are left out, so that each counts once"
         ));
-        let firsts = asked.into_iter().zip(is_first).filter(|(_, is_first)| *is_first);
-        task.samples = Samples::Ids(firsts.map(|(id, _)| id.clone()).collect());
+        task.samples = Samples::Ids(firsts);
     }
     Ok(())
 }
@@ -304,10 +302,11 @@ fn refuse_overlap(prepared: &Prepared, plan: &HoldoutPlan, is_fraction: bool) ->
         .iter()
         .map(|task| Ok((task, capability(prepared.evaluator.as_ref(), &task.name)?)))
         .collect::<Result<_, SearchError>>()?;
-    let seen: BTreeSet<&str> = search.iter().flat_map(|(task, known)| content_hashes(known, &task.samples)).collect();
+    let hashes = |known, task: &TaskRequest| content_hashes(known, &task.samples).into_iter().map(|(_, hash)| hash);
+    let seen: BTreeSet<&str> = search.iter().flat_map(|(task, known)| hashes(known, task)).collect();
     for (task, compared) in plan.tasks.iter().zip(&plan.objective.tasks) {
         let known = capability(plan.evaluator.as_ref(), &task.name)?;
-        let holdout = content_hashes(known, &task.samples);
+        let holdout: Vec<&str> = hashes(known, task).collect();
         let shared = holdout.iter().filter(|hash| seen.contains(*hash)).count();
         let name = &compared.name;
         if shared > 0 {

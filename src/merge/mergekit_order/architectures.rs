@@ -29,9 +29,19 @@ impl Architecture {
         self.before.split(' ')
     }
 
-    /// What follows the number in the names of a layer's weights, where all layers have the same ones.
-    pub(super) fn of_every_layer(&self) -> Option<impl Iterator<Item = &'static str>> {
-        (self.names != MIXED_LAYERS).then(|| self.layer.split(' '))
+    fn is_among(&self, names: &[&str]) -> bool {
+        self.names.split(' ').any(|name| names.contains(&name))
+    }
+
+    /// What stands before a layer's number.
+    pub(super) fn prefix(&self) -> &'static str {
+        self.prefix
+    }
+
+    /// What follows the number in the names of the weights that every layer has.
+    pub(super) fn of_every_layer(&self) -> impl Iterator<Item = &'static str> {
+        let (is_mixed, has_biases) = (self.is_among(&MIXED_LAYERS), !self.is_among(&OPTIONAL_BIASES));
+        self.layer.split(' ').filter(move |weight| !is_mixed && (has_biases || !weight.ends_with(".bias")))
     }
 
     /// Names of a layer's weights.
@@ -50,8 +60,10 @@ impl Architecture {
     }
 }
 
-/// The architecture whose layers are of two kinds.
-const MIXED_LAYERS: &str = "Lfm2ForCausalLM";
+/// Architectures whose layers are of two kinds.
+const MIXED_LAYERS: [&str; 1] = ["Lfm2ForCausalLM"];
+/// Architectures whose layers may lack biases.
+const OPTIONAL_BIASES: [&str; 2] = ["GraniteForCausalLM", "Glm4ForCausalLM"];
 
 /// Facts about mergekit 0.1.5 (its `_data/architectures`): which weights it merges, and in which order it lists them.
 /// Weights that no model stores are passed over, so optional ones need no mark. Compared with mergekit's own by

@@ -129,10 +129,25 @@ fn common_architecture(plan: &MergePlan, models: &[Model]) -> Option<&'static Ar
     sources.all(|(model, _)| is_expected(*model)).then_some(expected)
 }
 
-/// What follows the number in the names of the weights that mergekit knows of each layer, optional ones among them; `None`
-/// where it is not known for the model.
-pub(super) fn weights_of_every_layer(model: &Model) -> Option<impl Iterator<Item = &'static str>> {
-    architecture(model)?.of_every_layer()
+/// What mergekit wants of a model.
+pub(super) struct Wanted {
+    /// Names of weights before the layers.
+    pub(super) before: Vec<&'static str>,
+    /// What follows the number in the names of each layer's weights.
+    pub(super) of_every_layer: Vec<&'static str>,
+    /// Names of weights after the layers.
+    pub(super) after: Vec<&'static str>,
+}
+
+/// The weights that mergekit wants of a model, heads left out, which may be tied; `None` where they are not known.
+pub(super) fn wanted(model: &Model) -> Option<Wanted> {
+    let architecture = architecture(model)?;
+    let is_needed = |name: &&str| name.ends_with(".weight") && !is_head(name);
+    Some(Wanted {
+        before: architecture.before().filter(is_needed).collect(),
+        of_every_layer: architecture.of_every_layer().collect(),
+        after: architecture.after().filter(is_needed).collect(),
+    })
 }
 
 /// Whether mergekit leaves out a tensor of this name, outside the layers: its list of the model's architecture, which is
@@ -144,11 +159,12 @@ pub(super) fn leaves_out(model: &Model, name: &str) -> bool {
     architecture(model).is_some_and(|architecture| !is_listed(architecture))
 }
 
+/// The architecture that a model says it is of, if its tensors are called as the list has them (those of GPT-2 may lack
+/// their first part).
 fn architecture(model: &Model) -> Option<&'static Architecture> {
-    match model.checkpoint.config().get("architectures")?.as_array()?.as_slice() {
-        [name] => Architecture::named(name.as_str()?),
-        _ => None,
-    }
+    let [name] = model.checkpoint.config().get("architectures")?.as_array()?.as_slice() else { return None };
+    let named = Architecture::named(name.as_str()?)?;
+    (model.layout.prefix == named.prefix()).then_some(named)
 }
 
 fn has_same_inputs(planned: &PlannedTensor, scheduled: &ScheduledTensor) -> bool {

@@ -177,18 +177,23 @@ impl<'a> Planner<'a> {
             || is_rotary_table(name)
             || found.iter().all(|input: &Found<'_, '_>| input.info.float().is_none());
         match (found.first(), lacking.first()) {
-            // The head of another task, which one of the models was trained for.
+            // The head of another task, say, or layers that predict further tokens.
             (Some(_), Some(_)) if !optional && stage.sources.iter().all(|source| leaves_out(source.model, name)) => {
                 Ok(Vec::new())
             }
-            (Some(has), Some(lacks)) if !optional => Err(MergeError::Incompatible(format!(
-                "model `{}` ({}) has tensor `{name}`, model `{}` ({}) lacks it: they have different architectures; if it is of \
-                 no use to the merge, take it out of the one model's files",
-                has.source.model.name,
-                has.source.model.checkpoint.path().display(),
-                lacks.model.name,
-                lacks.model.checkpoint.path().display()
-            ))),
+            (Some(has), Some(lacks)) if !optional => {
+                let advice = match has.source.model.layer_of(name) {
+                    None => "; if it is of no use to the merge, take it out of the one model's files",
+                    Some(_) => "",
+                };
+                Err(MergeError::Incompatible(format!(
+                    "model `{}` ({}) has tensor `{name}`, model `{}` ({}) lacks it: they have different architectures{advice}",
+                    has.source.model.name,
+                    has.source.model.checkpoint.path().display(),
+                    lacks.model.name,
+                    lacks.model.checkpoint.path().display()
+                )))
+            }
             _ => Ok(found),
         }
     }

@@ -5,12 +5,13 @@ use crate::search::fidelity::Parts;
 use crate::search::prepare::{Prepared, count_samples};
 use crate::strategy::{ONE_REFERENCE_IN, makes_greedy_soup};
 
-/// Up to so many times the share that is to go on does, and this share whatever is meant: in a short race the first results
-/// have few rivals, and a search that gets better has its latest results among the best (43 % of the first hundred on
-/// `tasks`/ties24 of docs/search.md, where a quarter is meant to).
+/// Up to so many times the share that is to go on does: in a short race the first results have few rivals, and a search that
+/// gets better has its latest results among the best (43 % of the first hundred on `tasks`/ties24 of docs/search.md, where a
+/// quarter is meant to).
 const MOST_PROMOTIONS: f64 = 2.0;
+/// For these reasons so large a share may go on, however small it is meant to be.
 const OFTEN: f64 = 0.4;
-/// So few may go on where more than a quarter are meant to: who cannot be the best any more does not, whatever its rank.
+/// And so small a one, however large: who cannot be the best any more does not go on, whatever its rank.
 const SELDOM: f64 = 0.1;
 
 /// What a candidate costs on average.
@@ -43,8 +44,7 @@ impl RacePrice {
             count_samples(&requests, prepared.evaluator.as_ref())
         };
         let rungs: Vec<u64> = parts.fidelities.iter().map(samples).collect();
-        let least = if parts.keep > 0.25 { SELDOM } else { parts.keep };
-        let shares = [least, (MOST_PROMOTIONS * parts.keep).clamp(OFTEN, 1.0)];
+        let shares = [parts.keep.min(SELDOM), (MOST_PROMOTIONS * parts.keep).clamp(OFTEN, 1.0)];
         let costs = shares.map(|share| cost(&parts, &rungs, share, prepared.samples));
         Some(Ok(Self { parts, rungs, costs }))
     }
