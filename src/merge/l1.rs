@@ -148,6 +148,8 @@ impl FusedNorms<'_> {
         if let Some(remembered) = &mut remembered {
             remembered.reserve_exact(bases.len());
         }
+        // Added up at the end: sixteen float64 lanes in this loop would not stay in vectors.
+        let (mut sums, mut sums_kept) = (Vec::with_capacity(bases.len()), Vec::with_capacity(bases.len()));
         let mut draws = [[0; 8]; DRAWS / 4];
         for (index, (base, source)) in bases.iter().zip(sources).enumerate() {
             // Drawing takes longer than memory needs for the next chunk, but the core does not look that far ahead by
@@ -180,9 +182,11 @@ impl FusedNorms<'_> {
             if let Some(remembered) = &mut remembered {
                 remembered.push(dropped);
             }
-            all.add_lanes(&sum);
-            kept.add_lanes(&sum_kept);
+            sums.push(sum);
+            sums_kept.push(sum_kept);
         }
+        all.add_each(sums.as_flattened(), f64::from);
+        kept.add_each(sums_kept.as_flattened(), f64::from);
         if !base_rest.is_empty() {
             let group = range.start / CHUNK as u64 + bases.len() as u64;
             mask.generator.group::<COUNTERS>(group, &mut draws);

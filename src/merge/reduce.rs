@@ -50,14 +50,6 @@ impl Lanes {
         self.add_pairs(values, values, |value, _| term(value));
     }
 
-    /// Adds one value to each lane.
-    #[inline(always)]
-    pub(crate) fn add_lanes(&mut self, values: &[f32; LANES]) {
-        for (lane, value) in self.0.iter_mut().zip(values) {
-            *lane += f64::from(*value);
-        }
-    }
-
     /// Adds the magnitude of each element. Eight at a time are added in the precision of the elements.
     #[inline(always)]
     pub(crate) fn add_magnitudes<W: Element>(&mut self, values: &[W]) {
