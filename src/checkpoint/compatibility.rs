@@ -6,20 +6,19 @@ use super::model::Checkpoint;
 use super::tensor_names::is_head;
 
 /// Checks that all models have the tensors of the first one, with the same shapes. Floating-point types may differ,
-/// other types may not. Where all models tie the output head to the input embedding, a stored copy of the head in some
-/// of them is no difference.
+/// other types may not. A model that ties its output head to its input embedding need not store the head, and tensors
+/// that `may_be_missing` need not be in all of them.
 ///
 /// # Errors
 /// [`CheckpointError::Incompatible`] with every difference, or with the architectures where these are others; models are
 /// called by the names given.
-pub fn compare(models: &[(&str, &Checkpoint)]) -> Result<(), CheckpointError> {
+pub fn compare(models: &[(&str, &Checkpoint)], may_be_missing: impl Fn(&str) -> bool) -> Result<(), CheckpointError> {
     let Some((&(reference_name, reference), others)) = models.split_first() else {
         return Ok(());
     };
-    let tied = models.iter().all(|(_, model)| model.ties_head());
     let (mut differences, mut folders) = (Vec::new(), Vec::new());
     for &(name, model) in others {
-        let found = differences_of((name, model), (reference_name, reference), tied);
+        let found = differences_of((name, model), (reference_name, reference), &may_be_missing);
         if found.is_empty() {
             continue;
         }
@@ -38,33 +37,24 @@ pub fn compare(models: &[(&str, &Checkpoint)]) -> Result<(), CheckpointError> {
     Err(CheckpointError::Incompatible { differences, folders })
 }
 
-/// A sentence for each way in which `model` differs from `reference`; `tied` where all models of the run tie their heads.
+/// A sentence for each way in which `model` differs from `reference`.
 fn differences_of(
     (name, model): (&str, &Checkpoint),
     (reference_name, reference): (&str, &Checkpoint),
-    tied: bool,
+    may_be_missing: &impl Fn(&str) -> bool,
 ) -> Vec<String> {
     let mut differences = Vec::new();
-    let word = |model: &Checkpoint| if model.ties_head() { "ties" } else { "does not tie" };
-    if reference.ties_head() != model.ties_head() {
-        differences.push(format!(
-            "{name} {} its head to its input embedding, {reference_name} {} (tie_word_embeddings)",
-            word(model),
-            word(reference)
-        ));
-    }
-    let absent = |tensor: &str| !(tied && is_head(tensor));
+    let does_without =
+        |model: &Checkpoint, tensor: &str| is_head(tensor) && model.ties_head() || may_be_missing(tensor);
     for (tensor, expected) in reference.tensors() {
         match model.tensors().get(tensor) {
-            None if absent(tensor) => {
-                differences.push(format!("{name} lacks {}, which {reference_name} has", quote(tensor)));
-            }
-            None => {}
+            None if does_without(model, tensor) => {}
+            None => differences.push(format!("{name} lacks {}, which {reference_name} has", quote(tensor))),
             Some(found) => differences.extend(difference((name, found), (reference_name, expected))),
         }
     }
     for tensor in model.tensors().keys() {
-        if !reference.tensors().contains_key(tensor) && absent(tensor) {
+        if !reference.tensors().contains_key(tensor) && !does_without(reference, tensor) {
             differences.push(format!("{name} has {}, which {reference_name} lacks", quote(tensor)));
         }
     }
@@ -100,7 +90,7 @@ mod tests {
     }
 
     fn differences(models: &[(&str, &Checkpoint)]) -> Vec<String> {
-        match compare(models) {
+        match compare(models, |tensor| tensor == "buffer") {
             Ok(()) => Vec::new(),
             Err(CheckpointError::Incompatible { differences, .. }) => differences,
             Err(other) => panic!("{other}"),
@@ -112,12 +102,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let base = model(folder.path(), "base", "{}", &[("a", &[2, 2]), ("b", &[1]), ("c", &[1])]);
         let same = model(folder.path(), "same", r#"{"other": 1}"#, &[("a", &[2, 2]), ("b", &[1]), ("c", &[1])]);
-        let other =
-            model(folder.path(), "other", r#"{"tie_word_embeddings": true}"#, &[("a", &[4]), ("b", &[1]), ("d", &[1])]);
+        let other = model(folder.path(), "other", "{}", &[("a", &[4]), ("b", &[1]), ("d", &[1])]);
         assert_eq!(differences(&[]), [""; 0]);
         assert_eq!(differences(&[("base", &base), ("same", &same)]), [""; 0]);
         let expected = [
-            "other ties its head to its input embedding, base does not tie (tie_word_embeddings)",
             "`a` has shape [4] in other, [2, 2] in base",
             "other lacks `c`, which base has",
             "other has `d`, which base lacks",
@@ -135,13 +123,13 @@ mod tests {
         assert_eq!(differences(&[("base", &base), ("alike", &alike)]), [""; 0], "the tensors decide");
         let expected = ["other is of another architecture than base: qwen2 against llama (model_type in config.json)"];
         assert_eq!(differences(&[("base", &base), ("alike", &alike), ("other", &other)]), expected);
-        let text = compare(&[("base", &base), ("other", &other)]).unwrap_err().to_string();
+        let text = compare(&[("base", &base), ("other", &other)], |_| false).unwrap_err().to_string();
         let [base, other] = ["base", "other"].map(|name| folder.path().join(name).display().to_string());
         assert!(text.ends_with(&format!("\n(other: {other}, base: {base})")), "{text}");
     }
 
     #[test]
-    fn a_stored_copy_of_a_tied_head_is_no_difference() {
+    fn models_that_tie_their_heads_need_not_store_them() {
         let folder = tempfile::tempdir().unwrap();
         let tied = r#"{"tie_word_embeddings": true}"#;
         let with = model(folder.path(), "with", tied, &[("embed_tokens.weight", &[2]), ("lm_head.weight", &[2])]);
@@ -150,7 +138,28 @@ mod tests {
         assert_eq!(differences(&[("with", &with), ("without", &without), ("silent", &silent)]), [""; 0]);
         assert_eq!(differences(&[("without", &without), ("with", &with)]), [""; 0]);
         let untied = model(folder.path(), "untied", "{}", &[("embed_tokens.weight", &[2]), ("lm_head.weight", &[2])]);
-        assert_eq!(differences(&[("untied", &untied), ("without", &without)]).len(), 2);
+        assert_eq!(differences(&[("untied", &untied), ("without", &without)]), [""; 0]);
+        assert_eq!(differences(&[("with", &with), ("untied", &untied), ("silent", &silent)]), [""; 0]);
+        let no = r#"{"tie_word_embeddings": false}"#;
+        let headless = model(folder.path(), "headless", no, &[("embed_tokens.weight", &[2])]);
+        assert_eq!(
+            differences(&[("untied", &untied), ("headless", &headless)]),
+            ["headless lacks `lm_head.weight`, which untied has"]
+        );
+    }
+
+    #[test]
+    fn what_merges_do_without_need_not_be_in_all_models() {
+        let folder = tempfile::tempdir().unwrap();
+        let with = model(folder.path(), "with", "{}", &[("a", &[2]), ("buffer", &[2])]);
+        let without = model(folder.path(), "without", "{}", &[("a", &[2])]);
+        let longer = model(folder.path(), "longer", "{}", &[("a", &[2]), ("buffer", &[4])]);
+        assert_eq!(differences(&[("with", &with), ("without", &without)]), [""; 0]);
+        assert_eq!(differences(&[("without", &without), ("with", &with)]), [""; 0]);
+        assert_eq!(
+            differences(&[("with", &with), ("longer", &longer)]),
+            ["`buffer` has shape [4] in longer, [2] in with"]
+        );
     }
 
     #[test]

@@ -13,13 +13,13 @@ use safetensors::Dtype as StoredDtype;
 use super::MergeError;
 use super::completeness::{check_complete, check_models, note_of_strays, notes_of_missing_layers};
 use super::execute::Run;
-use super::mergekit_order::{DrawingOrder, UNCERTAIN_ORDER, VocabularyStep, drawing_order};
+use super::mergekit_order::{DrawingOrder, UNCERTAIN_ORDER, VocabularyStep, drawing_order, leaves_out};
 use super::methods::{MergeMethod, implementation};
 use super::model::Model;
 use super::output::{
     check_side_files, merged_config, missing_tokenizer, notes_of_side_files, pretty, write_side_files,
 };
-use super::plan::{Action, MergePlan, PlannedInput, PlannedTensor, note_of_towers, plan};
+use super::plan::{Action, MergePlan, PlannedInput, PlannedTensor, may_be_missing, note_of_towers, plan};
 use super::simd::Isa;
 use super::stacked_config::{note_of_kinds, note_of_parts};
 use super::statistics::{StatisticsCache, StatisticsUse};
@@ -249,6 +249,31 @@ impl Merger {
         recipe.dtype.is_none() && recipe.out_dtype.is_none() && plan.tensors.iter().any(is_other)
     }
 
+    /// Whether merges go without a tensor that only some of the models have, or take it from these.
+    pub fn may_be_missing(&self, tensor: &str) -> bool {
+        let stored = self.models.iter().filter_map(|model| model.checkpoint.tensors().get(tensor));
+        may_be_missing(tensor, stored) || self.models.iter().all(|model| leaves_out(model, tensor))
+    }
+
+    /// What whoever uses the recipe's output should know of it, a sentence each, as far as weights do not tell.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub fn notes(&self, recipe: &Recipe) -> Result<Vec<String>, MergeError> {
+        self.notes_of_plan(&self.plan(recipe)?, recipe)
+    }
+
+    fn notes_of_plan(&self, plan: &MergePlan, recipe: &Recipe) -> Result<Vec<String>, MergeError> {
+        let mut notes = notes_of_side_files(plan, &self.models, recipe)?;
+        notes.extend(notes_of_missing_layers(plan, &self.models, recipe));
+        notes.extend(note_of_strays(plan, &self.models));
+        notes.extend(note_of_kinds(plan, &self.models));
+        notes.extend(note_of_parts(plan, &self.models));
+        notes.extend(note_of_towers(plan, &self.models, recipe));
+        notes.extend(note_of_rows(plan, recipe)?);
+        Ok(notes)
+    }
+
     /// Bytes of the weights that the recipe's merge writes.
     ///
     /// # Errors
@@ -298,13 +323,7 @@ impl Merger {
         writer.finish()?;
         let padding = if as_mergekit { note_of_padding(&plan, &self.models, recipe)? } else { None };
         let uncertain_masks: Vec<String> = uncertain_order.into_iter().chain(padding).collect();
-        let mut notes = notes_of_side_files(&plan, &self.models, recipe)?;
-        notes.extend(notes_of_missing_layers(&plan, &self.models, recipe));
-        notes.extend(note_of_strays(&plan, &self.models));
-        notes.extend(note_of_kinds(&plan, &self.models));
-        notes.extend(note_of_parts(&plan, &self.models));
-        notes.extend(note_of_towers(&plan, &self.models, recipe));
-        notes.extend(note_of_rows(&plan, recipe)?);
+        let mut notes = self.notes_of_plan(&plan, recipe)?;
         let is_uncertain = !uncertain_masks.is_empty();
         notes.extend(uncertain_masks);
         notes.extend(left_out);

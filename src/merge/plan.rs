@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) use shapes::is_vocabulary;
 use shapes::{Vocabulary, check_vocabulary};
 use stages::Stage;
-pub(super) use tensors::is_rotary_table;
+pub(super) use tensors::{is_rotary_table, may_be_missing};
 
 use super::MergeError;
 use super::model::Model;

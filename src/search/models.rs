@@ -11,7 +11,7 @@ use crate::merge::agreement::{Agreement, layer_agreements};
 use crate::merge::structure::{LayerProfile, layer_profiles};
 use crate::merge::{Merger, MergerOptions};
 use crate::recipe::{MaskKind, Masks, ModelReference};
-use crate::space::{ModelFacts, soup_recipe, stack_recipe};
+use crate::space::{ModelFacts, base_recipe, soup_recipe, stack_recipe};
 
 /// Base and sources of a run.
 pub struct Models {
@@ -69,7 +69,8 @@ impl Models {
         }
         let pairs: Vec<(&str, &Checkpoint)> =
             named.iter().map(|(name, model)| (name.as_str(), model.as_ref())).collect();
-        checkpoint::compare(&pairs)?;
+        let merger = Arc::new(Merger::new(opened, cache, MergerOptions::default())?);
+        checkpoint::compare(&pairs, |tensor| merger.may_be_missing(tensor))?;
         let Some((_, first)) = named.first() else {
             return Err(SearchError::Settings("models.sources is empty".into()));
         };
@@ -80,8 +81,10 @@ impl Models {
             tensors: first.tensors().keys().cloned().collect(),
             ..bare_facts(config, LayerLayout::default())
         };
-        let merger = Arc::new(Merger::new(opened, cache, MergerOptions::default())?);
-        let candidate_bytes = merger.required_bytes(&soup_recipe(&facts, &[0]))?;
+        let all: Vec<usize> = (0..facts.sources.len()).collect();
+        let largest = std::iter::once(soup_recipe(&facts, &all)).chain(base_recipe(&facts));
+        let sizes: Vec<u64> = largest.map(|recipe| merger.required_bytes(&recipe)).collect::<Result<_, _>>()?;
+        let candidate_bytes = sizes.into_iter().max().unwrap_or(0);
         let checkpoints = named.into_iter().map(|(_, checkpoint)| checkpoint).collect();
         let profiles = OnceLock::new();
         let settings_ids = Arc::new(settings_ids);
@@ -110,6 +113,16 @@ impl Models {
             Some(format!("{name} is a copy of {of}: they have the same weights"))
         };
         (first_sources..models.len()).filter_map(copy).collect()
+    }
+
+    /// What whoever uses a soup of all sources should know of it; nothing without checkpoints.
+    ///
+    /// # Errors
+    /// [`SearchError`] where they cannot be merged.
+    pub fn notes(&self) -> Result<Vec<String>, SearchError> {
+        let Some(merger) = &self.merger else { return Ok(Vec::new()) };
+        let all: Vec<usize> = (0..self.facts.sources.len()).collect();
+        Ok(merger.notes(&soup_recipe(&self.facts, &all))?)
     }
 
     /// Makes room for candidates of that many layers, all of them like the largest one.

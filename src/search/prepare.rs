@@ -99,9 +99,9 @@ pub async fn prepare(
     for notice in space.iter().flat_map(|space| space.notices()) {
         progress.line(notice);
     }
-
-    for notice in models.copies() {
-        progress.line(&notice);
+    let notes = models.notes()?;
+    for notice in models.copies().iter().chain(&notes) {
+        progress.line(notice);
     }
     let baselines = count_baselines(&models)?;
     let mut prepared =

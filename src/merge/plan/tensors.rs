@@ -173,9 +173,8 @@ impl<'a> Planner<'a> {
                 None => lacking.push(source),
             }
         }
-        let optional = is_head(name)
-            || is_rotary_table(name)
-            || found.iter().all(|input: &Found<'_, '_>| input.info.float().is_none());
+        let stored = found.iter().map(|input: &Found<'_, '_>| input.info);
+        let optional = is_head(name) || may_be_missing(name, stored);
         match (found.first(), lacking.first()) {
             // The head of another task, say, or layers that predict further tokens.
             (Some(_), Some(_)) if !optional && stage.sources.iter().all(|source| leaves_out(source.model, name)) => {
@@ -240,6 +239,12 @@ impl<'a> Planner<'a> {
 /// Frequencies that old checkpoints store and loaders compute anew.
 pub(in crate::merge) fn is_rotary_table(name: &str) -> bool {
     name.ends_with("inv_freq")
+}
+
+/// Whether models that are merged need not all have a tensor outside their heads: rotary tables, and what holds no floats
+/// where it is `stored`, are taken from those that have it.
+pub(in crate::merge) fn may_be_missing<'a>(name: &str, mut stored: impl Iterator<Item = &'a TensorInfo>) -> bool {
+    is_rotary_table(name) || stored.all(|info| info.float().is_none())
 }
 
 fn tied_embedding<'a>(model: &'a Model, name: &str) -> Option<(&'a String, &'a TensorInfo)> {
