@@ -88,7 +88,7 @@ fn small_family(root: &Path) -> Result<(), Box<dyn Error>> {
     };
     let centred = |bits: u64| bits as f32 / 8_388_608.0 - 1.0;
     for (model, name) in (0_u64..).zip(MODELS) {
-        let writer = CheckpointWriter::create(&root.join(name), &files, false)?;
+        let writer = CheckpointWriter::create(&root.join(name), &files, WriteMode::default())?;
         for (layer, name) in (0_u64..).zip(&names) {
             let value = |element: u64| {
                 let place = layer << 32 | element;

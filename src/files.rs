@@ -34,6 +34,24 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::File::open(folder)?.sync_all()
 }
 
+/// The path, or the nearest folder above it that is there.
+pub fn nearest_existing(path: &Path) -> &Path {
+    let here = Path::new(".");
+    path.ancestors()
+        .map(|above| if above.as_os_str().is_empty() { here } else { above })
+        .find(|above| above.exists())
+        .unwrap_or(here)
+}
+
+/// Looks whether files can be written to a folder, which may have to be made first. Asks by trying: permissions do not
+/// tell of file systems that take no files.
+///
+/// # Errors
+/// The system's, without the name of the attempt, which says nothing.
+pub fn check_writable_folder(folder: &Path) -> std::io::Result<()> {
+    tempfile::tempfile_in(nearest_existing(folder)).map(drop).map_err(|error| error.kind().into())
+}
+
 /// Whether an open file is the one at `path` now: one that was waited for or locked may have been replaced meanwhile.
 pub fn is_file_at(file: &std::fs::File, path: &Path) -> bool {
     let (Ok(open), Ok(there)) = (file.metadata(), std::fs::symlink_metadata(path)) else { return false };
@@ -69,6 +87,19 @@ mod tests {
         super::write_atomically(&path, b"two").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_as_writable_as_the_nearest_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let deep = folder.path().join("one/two");
+        assert_eq!(super::nearest_existing(&deep), folder.path());
+        assert_eq!(super::nearest_existing("not/here".as_ref()), std::path::Path::new("."));
+        super::check_writable_folder(&deep).unwrap();
+        assert!(!folder.path().join("one").exists());
+        std::fs::write(folder.path().join("one"), "").unwrap();
+        let error = super::check_writable_folder(&deep).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::NotADirectory);
     }
 
     #[test]

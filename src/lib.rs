@@ -30,6 +30,7 @@ mod plural;
 mod python_json;
 pub mod random;
 pub mod recipe;
+mod repeated_keys;
 pub mod score;
 pub mod scores;
 pub mod search;

@@ -6,7 +6,7 @@ mod golden;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use evomerge::checkpoint::{CheckpointWriter, Dtype, OutputFile, OutputTensor};
+use evomerge::checkpoint::{CheckpointWriter, Dtype, OutputFile, OutputTensor, WriteMode};
 use evomerge::recipe::Recipe;
 
 /// Writes the family once more, with every element as float64.
@@ -20,7 +20,7 @@ fn write_wide(models: &Path) {
             shape: shape.clone(),
         });
         let file = OutputFile { name: "model.safetensors".into(), tensors: output.collect() };
-        let writer = CheckpointWriter::create(&models.join(name), &[file], false).unwrap();
+        let writer = CheckpointWriter::create(&models.join(name), &[file], WriteMode::default()).unwrap();
         for (name, (_, _, values)) in &tensors {
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             writer.write_at(name, 0, &bytes).unwrap();

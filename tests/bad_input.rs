@@ -6,12 +6,15 @@ mod fault_server;
 #[path = "support/runs.rs"]
 #[allow(dead_code, reason = "shared with the tests of whole searches")]
 mod runs;
+#[path = "support/skipping.rs"]
+mod skipping;
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use fault_server::{FaultServer, Reply};
 use runs::{Scratch, command, stderr, wait_until};
+use skipping::skip;
 
 /// A scratch folder with copies of the golden models `base`, `a` and `b`, and a run file that scores them over HTTP.
 struct Run {
@@ -269,8 +272,7 @@ fn a_full_disk_stops_the_run_and_the_next_start_goes_on() {
             .output()
     };
     if !unshare("mount -t tmpfs tmpfs /mnt").is_ok_and(|output| output.status.success()) {
-        eprintln!("no user namespaces here: a full disk cannot be made");
-        return;
+        return skip("namespaces", "there are no user namespaces: a full disk cannot be made");
     }
     let output = unshare(&script).unwrap();
     expect(&output, 73, &["small"]);

@@ -1,6 +1,10 @@
 //! The http evaluator against a real endpoint: the digits zoo behind `evals/digits/eval_endpoint.py`, twice.
 //!
-//! Needs a Python with numpy (`EVOMERGE_TEST_PYTHON`, else `python3`); without one there is nothing to test here.
+//! Needs a Python with numpy (`EVOMERGE_TEST_PYTHON`, else `python3`). Without one these tests are skipped, or fail
+//! where `EVOMERGE_TEST_ALL` lists `numpy`.
+
+#[path = "support/skipping.rs"]
+mod skipping;
 
 use std::io::{BufRead, BufReader};
 use std::num::NonZeroUsize;
@@ -16,6 +20,7 @@ use evomerge::evaluate::{
     Evaluator, EvaluatorTask, Samples, TaskRequest, connect,
 };
 use evomerge::scores::SampleId;
+use skipping::skip;
 use tokio_util::sync::CancellationToken;
 
 /// Validation accuracies of `individual.json`, tasks clean, rot90, fog, uci, parity.
@@ -120,8 +125,7 @@ async fn score(
 #[tokio::test]
 async fn two_real_endpoints_score_the_zoo() {
     let Some(python) = python() else {
-        eprintln!("no Python with numpy: nothing tested");
-        return;
+        return skip("numpy", "there is no Python with numpy");
     };
     let pool = [endpoint(&python, &[]), endpoint(&python, &[])];
     let urls: Vec<String> = pool.iter().map(|endpoint| endpoint.1.clone()).collect();
@@ -150,8 +154,7 @@ async fn two_real_endpoints_score_the_zoo() {
 #[tokio::test]
 async fn an_overloaded_endpoint_is_waited_for() {
     let Some(python) = python() else {
-        eprintln!("no Python with numpy: nothing tested");
-        return;
+        return skip("numpy", "there is no Python with numpy");
     };
     let endpoint = endpoint(&python, &["--fault-rate", "0.5", "--seed", "1"]);
     let evaluator = evaluator(vec![endpoint.1.clone()], &TASKS).await.unwrap();
@@ -167,8 +170,7 @@ async fn an_overloaded_endpoint_is_waited_for() {
 #[tokio::test]
 async fn a_real_endpoint_tells_bad_candidates_and_bad_requests() {
     let Some(python) = python() else {
-        eprintln!("no Python with numpy: nothing tested");
-        return;
+        return skip("numpy", "there is no Python with numpy");
     };
     let endpoint = endpoint(&python, &[]);
     let error = evaluator(vec![endpoint.1.clone()], &["claen"]).await.err().unwrap();

@@ -9,7 +9,7 @@ mod golden;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use evomerge::checkpoint::{CheckpointWriter, Dtype, OutputFile, OutputTensor};
+use evomerge::checkpoint::{CheckpointWriter, Dtype, OutputFile, OutputTensor, WriteMode};
 use evomerge::merge::{Isa, MergeOptions, Merger, MergerOptions, find_method};
 use evomerge::recipe::MaskKind;
 use half::bf16;
@@ -26,7 +26,7 @@ fn write_family(models: &Path, dtype: Dtype) {
             shape: shape.clone(),
         });
         let file = OutputFile { name: "model.safetensors".into(), tensors: output.collect() };
-        let writer = CheckpointWriter::create(&models.join(name), &[file], false).unwrap();
+        let writer = CheckpointWriter::create(&models.join(name), &[file], WriteMode::default()).unwrap();
         for (name, (_, _, values)) in &tensors {
             let bytes: Vec<u8> = match dtype {
                 Dtype::Bfloat16 => values.iter().flat_map(|value| bf16::from_f64(*value).to_le_bytes()).collect(),

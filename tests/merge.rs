@@ -470,7 +470,24 @@ fn weights_beyond_the_precision_of_a_merge_are_infeasible() {
 #[test]
 fn a_centre_is_not_looked_for_without_end() {
     let family = Family::new([("a", Model::new(1, 0)), ("b", Model::new(1, 5)), ("c", Model::new(1, 9))]);
-    family.merge(
-        "merge_method: karcher\nparameters: {max_iter: 1000000000000, tol: 0}\nmodels:\n- model: a\n- model: b\n- model: c",
-    );
+    let merge = |steps: u64| {
+        let merged = family.merge(&format!(
+            "merge_method: karcher\nparameters: {{max_iter: {steps}, tol: 0}}\n\
+             models:\n- model: a\n- model: b\n- model: c"
+        ));
+        std::fs::remove_dir_all(family.output()).unwrap();
+        merged
+    };
+    let norm = |values: &[f32]| values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+    // The centre is found within fifty steps, so a thousand tell where it is.
+    let (endless, converged) = (merge(1_000_000_000_000), merge(1000));
+    for tensor in endless.tensors().keys() {
+        let (found, expected) = (values(&endless, tensor), values(&converged, tensor));
+        let differences = found.iter().zip(&expected).map(|(found, expected)| (found - expected).abs());
+        let largest = differences.fold(0.0, f32::max);
+        assert!(largest < 1e-5, "{tensor}: {largest}");
+        let norms = ["a", "b", "c"].map(|name| norm(&values(&family.model(name), tensor)));
+        let average = norms.iter().sum::<f64>() / 3.0;
+        assert!((norm(&found) - average).abs() < 1e-5, "{tensor}: as long as the models are on average, {average}");
+    }
 }

@@ -1,6 +1,9 @@
 //! What a merge takes and what it leaves: anonymous memory that does not grow with the models, and nothing
 //! half-written.
 
+#[path = "support/skipping.rs"]
+mod skipping;
+
 use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
@@ -8,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use skipping::skip;
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
@@ -316,8 +320,7 @@ fn a_folder_that_is_not_writable_is_named_and_gets_nothing() {
     std::fs::create_dir(&folder).unwrap();
     std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o500)).unwrap();
     if File::create(folder.join("probe")).is_ok() {
-        eprintln!("permissions do not bind this user: a folder that is not writable cannot be made");
-        return;
+        return skip("permissions", "permissions do not bind this user: a folder that is not writable cannot be made");
     }
     let output = family.merge("linear", &folder.join("out"));
     assert_eq!(output.status.code(), Some(73));
@@ -334,8 +337,7 @@ fn a_full_disk_gets_nothing() {
         Command::new("unshare").args(["--user", "--map-root-user", "--mount", "sh", "-c", script]).output()
     };
     if !unshare("mount -t tmpfs tmpfs /mnt").is_ok_and(|output| output.status.success()) {
-        eprintln!("no user namespaces here: a full disk cannot be made");
-        return;
+        return skip("namespaces", "there are no user namespaces: a full disk cannot be made");
     }
     let program = assert_cmd::cargo::cargo_bin!("evomerge");
     let script = format!(

@@ -73,7 +73,7 @@ fn tables_strays_and_tied_heads_keep_nobody_from_a_search() {
     }
     let trials = scratch.trials("results", "run");
     assert_eq!(trials.len(), 24);
-    assert!(trials.iter().all(|row| cell(row, "status") == "ok"), "{trials:?}");
+    assert!(trials.iter().all(|row| cell(row, "status") == "scored"), "{trials:?}");
 
     let export = scratch.evomerge(&["export", "results/run", "--out", "best"]);
     assert!(export.status.success(), "{}", stderr(&export));

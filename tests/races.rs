@@ -7,15 +7,10 @@ mod runs;
 
 use std::collections::BTreeSet;
 
-use evomerge::ledger::{AskedRecord, Ledger};
+use evomerge::ledger::AskedRecord;
 use runs::{SPACE, Scratch, TASKS, cell};
 
 type Trial = Vec<(String, String)>;
-
-fn asked(scratch: &Scratch) -> Vec<AskedRecord> {
-    let ledger = Ledger::open_for_reading(&scratch.path("results/run/ledger.sqlite")).unwrap();
-    ledger.all_asked().unwrap()
-}
 
 fn n_samples(trial: &Trial) -> u64 {
     cell(trial, "n_samples").parse().unwrap()
@@ -42,7 +37,7 @@ fn tasks_too_small_for_the_rungs_race_on_those_that_have_new_samples() {
     let report = scratch.search(&run_file, &[]);
     assert_eq!(report["evaluations"], 60);
     let trials = scratch.trials("results", "run");
-    assert!(check_promotions(&trials, &asked(&scratch)) > 3);
+    assert!(check_promotions(&trials, &scratch.asked()) > 3);
     let winner = &report["winner"];
     assert_eq!(cell(&trials[winner["index"].as_u64().unwrap() as usize], "origin"), "promotion");
     let first = trials.iter().find(|trial| cell(trial, "candidate_id") == winner["candidate_id"]).unwrap();
@@ -66,7 +61,7 @@ fn a_promotion_takes_over_the_scores_of_a_task_that_has_no_further_samples() {
     let text = format!("{SPACE}{tasks}[racing]\nrungs = 3\n");
     let run_file = scratch.run_file("run", 120, "name = \"sphere\"\nsamples = 160", &text);
     assert_eq!(scratch.search(&run_file, &[])["evaluations"], 120);
-    let (trials, asked) = (scratch.trials("results", "run"), asked(&scratch));
+    let (trials, asked) = (scratch.trials("results", "run"), scratch.asked());
     assert!(check_promotions(&trials, &asked) > 3);
     let mut taken_over = 0;
     for (trial, record) in trials.iter().zip(&asked).filter(|(_, record)| record.origin == "promotion") {
@@ -91,7 +86,7 @@ fn nsga2_races_on_rungs_with_fewer_samples_than_groups() {
     assert_eq!(scratch.search(&run_file, &[])["evaluations"], 100);
     let trials = scratch.trials("results", "run");
     assert!(trials.iter().any(|trial| n_samples(trial) < 16), "a rung is to be that small");
-    assert!(check_promotions(&trials, &asked(&scratch)) > 3);
+    assert!(check_promotions(&trials, &scratch.asked()) > 3);
     assert!(trials.iter().filter(|trial| cell(trial, "origin") == "nsga2").count() > 20);
 }
 

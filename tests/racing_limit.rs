@@ -72,11 +72,6 @@ fn run_file(scratch: &Scratch, server: &FaultServer, samples: u64) -> PathBuf {
     path
 }
 
-fn asked(scratch: &Scratch) -> Vec<AskedRecord> {
-    let ledger = Ledger::open_for_reading(&scratch.path("results/run/ledger.sqlite")).unwrap();
-    ledger.all_asked().unwrap()
-}
-
 /// Samples of the rung with this fidelity.
 fn rung(fidelity: f64) -> u64 {
     RUNGS.iter().find(|(name, _)| name.parse() == Ok(fidelity)).map(|(_, samples)| *samples).unwrap()
@@ -86,7 +81,7 @@ fn rung(fidelity: f64) -> u64 {
 fn promotions_are_scored_anew_and_paid_in_full() {
     let (scratch, server) = (Scratch::new(), server());
     let report = scratch.search(&run_file(&scratch, &server, 1500), &["--quiet"]);
-    let (trials, asked) = (scratch.trials("results", "run"), asked(&scratch));
+    let (trials, asked) = (scratch.trials("results", "run"), scratch.asked());
     assert_eq!(trials.len(), asked.len());
 
     // What each evaluation asked for: the first samples of each task, by number alone.
@@ -155,7 +150,7 @@ fn an_id_names_the_evaluation_on_the_most_samples() {
     scratch.search(&run_file(&scratch, &server, 2500), &["--quiet"]);
     let ledger = Ledger::open_for_reading(&scratch.path("results/run/ledger.sqlite")).unwrap();
     let mut most: BTreeMap<&str, &AskedRecord> = BTreeMap::new();
-    let records = asked(&scratch);
+    let records = scratch.asked();
     for record in &records {
         let known = most.entry(&record.candidate_id).or_insert(record);
         *known = if record.fidelity > known.fidelity { record } else { *known };
@@ -171,10 +166,10 @@ fn an_id_names_the_evaluation_on_the_most_samples() {
 fn a_race_with_a_larger_budget_continues_without_paying_twice() {
     let (scratch, server) = (Scratch::new(), server());
     scratch.search(&run_file(&scratch, &server, 700), &["--quiet"]);
-    let before = asked(&scratch);
+    let before = scratch.asked();
     assert_eq!(server.posts(), before.len());
     scratch.search(&run_file(&scratch, &server, 1500), &["--quiet"]);
-    let after = asked(&scratch);
+    let after = scratch.asked();
     assert!(after.len() > before.len());
     assert_eq!(server.posts(), after.len());
     let ids = |records: &[AskedRecord]| -> Vec<String> {
@@ -185,7 +180,7 @@ fn a_race_with_a_larger_budget_continues_without_paying_twice() {
 
     let (whole, fresh) = (Scratch::new(), self::server());
     whole.search(&run_file(&whole, &fresh, 1500), &["--quiet"]);
-    assert_eq!(ids(&asked(&whole)), ids(&after), "the race is the one that had never stopped");
+    assert_eq!(ids(&whole.asked()), ids(&after), "the race is the one that had never stopped");
 }
 
 /// The answer of [`score`] with the scores that it is the mean of.
@@ -209,11 +204,11 @@ fn lists(server: &FaultServer, supports: &[&str]) {
 fn a_race_goes_on_as_it_began_when_the_endpoint_can_do_more() {
     let (scratch, server) = (Scratch::new(), server());
     scratch.search(&run_file(&scratch, &server, 700), &["--quiet"]);
-    let before = asked(&scratch);
+    let before = scratch.asked();
     lists(&server, &["limit", "sample_ids", "per_sample", "seed"]);
     *server.inner.otherwise.lock().unwrap() = Reply::Edited(score_by_sample);
     scratch.search(&run_file(&scratch, &server, 1500), &["--quiet"]);
-    let after = asked(&scratch);
+    let after = scratch.asked();
     assert!(after.len() > before.len());
     assert!(after.iter().zip(&before).all(|(now, then)| now.evaluation_id == then.evaluation_id));
     assert!(after[before.len()..].iter().any(|record| record.origin == "promotion"));
@@ -228,7 +223,7 @@ fn a_race_goes_on_as_it_began_when_the_endpoint_can_do_more() {
     for words in ["supports of task add: limit is gone", "supports of task rev: limit is gone", "--fresh"] {
         assert!(said.contains(words), "{words}: {said}");
     }
-    assert_eq!(asked(&scratch).len(), after.len());
+    assert_eq!(scratch.asked().len(), after.len());
 }
 
 /// Without parts at the first start there is no race later, and none is needed to go on.
@@ -237,10 +232,10 @@ fn a_run_that_could_not_race_goes_on_without() {
     let (scratch, server) = (Scratch::new(), server());
     lists(&server, &[]);
     scratch.search(&run_file(&scratch, &server, 700), &["--quiet"]);
-    let before = asked(&scratch);
+    let before = scratch.asked();
     lists(&server, &["limit", "sample_ids"]);
     scratch.search(&run_file(&scratch, &server, 1200), &["--quiet"]);
-    let after = asked(&scratch);
+    let after = scratch.asked();
     assert!(after.len() > before.len() && after.iter().all(|record| record.fidelity == 1.0));
 }
 
@@ -249,9 +244,9 @@ fn a_run_that_could_not_race_goes_on_without() {
 fn a_race_of_an_earlier_version_goes_on() {
     let (scratch, server) = (Scratch::new(), server());
     scratch.search(&run_file(&scratch, &server, 700), &["--quiet"]);
-    let before = asked(&scratch);
+    let before = scratch.asked();
     let ledger = rusqlite::Connection::open(scratch.path("results/run/ledger.sqlite")).unwrap();
     assert_eq!(ledger.execute("DELETE FROM facts WHERE key = 'race_basis'", []).unwrap(), 1);
     scratch.search(&run_file(&scratch, &server, 1500), &["--quiet"]);
-    assert!(asked(&scratch).len() > before.len());
+    assert!(scratch.asked().len() > before.len());
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use evomerge::ledger::{Ledger, RepeatPurpose, RepeatRecord};
 use evomerge::scores::Status;
@@ -366,15 +366,23 @@ fn no_more_candidates_lie_about_at_the_end_than_there_are_slots() {
     let server = server(|request, answer| {
         set_accuracy(answer, skill(request["candidate"]["id"].as_str().unwrap()));
         if request["replicate"] == 0 {
-            std::thread::sleep(Duration::from_millis(200));
+            // Slow enough that the time is up long before the budget is.
+            std::thread::sleep(Duration::from_millis(100));
             return;
         }
-        // Time to merge ahead whatever may be.
-        std::thread::sleep(Duration::from_millis(300));
         let folder = Path::new(request["candidate"]["source"]["path"].as_str().unwrap()).parent().unwrap();
-        let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
-        let candidates = names.filter(|name| !name.to_string_lossy().starts_with('.')).count();
-        MOST.fetch_max(candidates, Ordering::Relaxed);
+        let candidates = || {
+            let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+            names.filter(|name| !name.to_string_lossy().starts_with('.')).count()
+        };
+        // Until one was merged ahead, once: behind the last that is scored again, none is.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while MOST.load(Ordering::Relaxed) < 2 && candidates() < 2 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // Time in which one more would be merged if it might be.
+        std::thread::sleep(Duration::from_millis(100));
+        MOST.fetch_max(candidates(), Ordering::Relaxed);
     });
     let scratch = Scratch::new();
     let path = run_file(&scratch, &server, "[repeats]\nsentinel = 0\n");

@@ -1,6 +1,7 @@
 //! Whole searches over closed-form landscapes, through the program.
 
 #[path = "support/runs.rs"]
+#[allow(dead_code, reason = "shared with other tests of the program")]
 mod runs;
 
 use std::process::Stdio;

@@ -6,7 +6,7 @@ mod runs;
 
 use std::path::Path;
 
-use runs::{SPACE, Scratch, TASKS, stderr};
+use runs::{SPACE, Scratch, TASKS, copy_folder, stderr};
 
 const SPHERE: &str = "name = \"sphere\"\nsamples = 50";
 
@@ -80,15 +80,6 @@ fn status_bears_an_active_time_that_no_clock_gave() {
         ledger.execute("UPDATE facts SET value = ?1 WHERE key = 'active_seconds'", [wrong]).unwrap();
         let output = scratch.evomerge(&["status", "results/run"]);
         assert!(output.status.success(), "{wrong}: {}", stderr(&output));
-    }
-}
-
-/// Scores belong to a model with its configuration and tokenizer, not to weights alone.
-fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
-    for file in std::fs::read_dir(from).unwrap() {
-        let file = file.unwrap();
-        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
     }
 }
 
@@ -185,6 +176,7 @@ fn models_that_the_evaluator_cannot_score_are_found_before_the_search() {
     refused(&[&config, "model_type `gpt_neox` is not known to the native evaluator"]);
 }
 
+/// Scores belong to a model with its configuration and tokenizer, not to weights alone.
 #[cfg(feature = "native")]
 #[test]
 fn another_configuration_of_a_model_is_a_change() {

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use evomerge::config::{RunConfig, StrategyConfig, StrategyKind};
 use evomerge::merge::{MergeOptions, Merger, WriteMode};
 use evomerge::random;
@@ -29,7 +29,9 @@ use evomerge::score::{Objective, ObjectiveTask};
 use evomerge::scores::{MetricValue, PerSample, SampleId, Status, TaskScores};
 use evomerge::search::{Models, seed_genomes};
 use evomerge::space::{Genome, SearchSpace, base_recipe, soup_recipe};
-use evomerge::strategy::{self, Ask, Content, Landscape, Outcome, PROMOTION, Placement, Race, Setup, Strategy};
+use evomerge::strategy::{
+    self, Ask, Content, Landscape, Outcome, PROMOTION, Placement, Proposal, Race, Setup, Strategy,
+};
 use rand::seq::SliceRandom as _;
 
 /// The best so far is reported at these numbers of evaluations.
@@ -48,15 +50,9 @@ struct Arguments {
     /// Images and labels, made by scripts/digits_images.py.
     #[arg(long)]
     images: PathBuf,
-    /// dare8: dare_ties, weight and density a source; dare24 and dare48: the same in each of three or six layer groups;
-    /// ties24 and ties48: so with ties; arithmetic12: task_arithmetic, a weight a source and layer group; slerp6: slerp
-    /// of the first two experts, a t a layer; soup: linear, a weight a source, for the zoos with one task; mixed17: the
-    /// method (task_arithmetic, ties or dare_ties), a weight a source and layer group, a density a source; linear12: linear
-    /// of the experts, which divides by the sum of the weights, and signed12: task_arithmetic with weights from -0.5 to
-    /// 1.5, a weight a source and layer group; della24 and crumbs24 (breadcrumbs_ties): as ties24.
-    #[arg(long, value_parser = ["dare8", "ties24", "dare24", "arithmetic12", "ties48", "dare48", "slerp6", "soup", "mixed17",
-        "linear12", "signed12", "della24", "crumbs24"])]
-    space: String,
+    /// The search space: method and genes.
+    #[arg(long)]
+    space: Space,
     /// A `[strategy]` table, or only its kind.
     #[arg(long, default_value = "portfolio")]
     strategy: String,
@@ -68,11 +64,11 @@ struct Arguments {
     /// Candidates race, as with `[racing]` in a run file.
     #[arg(long)]
     racing: bool,
-    /// The search may take the samples of so many evaluations divided by this. Results stand under the number of
-    /// evaluations whose samples were divided.
+    /// The search may take the samples of `--budget` evaluations divided by this. Results stand under the number of
+    /// evaluations before the division.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     divisor: u64,
-    /// As a run with one evaluator at a time has it.
+    /// The look-ahead of the search; the default is that of a run whose evaluator takes one candidate at a time.
     #[arg(long, default_value_t = 2)]
     look_ahead: u64,
     /// Candidates are written here.
@@ -81,6 +77,41 @@ struct Arguments {
     /// Scores genomes that come in on the standard input.
     #[arg(long)]
     listen: bool,
+}
+
+/// A search space; a number in its name is that of its genes. The names on the command line and in the output are in
+/// lower case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[value(rename_all = "lower")]
+#[serde(rename_all = "lowercase")]
+enum Space {
+    /// dare_ties, a weight and a density a source.
+    Dare8,
+    /// ties, a weight and a density a source in each of three layer groups.
+    Ties24,
+    /// dare_ties, a weight and a density a source in each of three layer groups.
+    Dare24,
+    /// task_arithmetic, a weight a source in each of three layer groups.
+    Arithmetic12,
+    /// ties, a weight and a density a source in each of six layer groups.
+    Ties48,
+    /// dare_ties, a weight and a density a source in each of six layer groups.
+    Dare48,
+    /// slerp of the first two experts, a t in each of six layer groups.
+    Slerp6,
+    /// linear, a weight a source, for the zoos with one task.
+    Soup,
+    /// The method (task_arithmetic, ties or dare_ties), a weight a source in each of three layer groups, a density a
+    /// source.
+    Mixed17,
+    /// linear of the experts, which divides by the sum of the weights; a weight a source in each of three layer groups.
+    Linear12,
+    /// task_arithmetic with weights from -0.5 to 1.5, one a source in each of three layer groups.
+    Signed12,
+    /// della, a weight and a density a source in each of three layer groups.
+    Della24,
+    /// breadcrumbs_ties, a weight and a density a source in each of three layer groups.
+    Crumbs24,
 }
 
 /// A genome to be scored for another program.
@@ -114,52 +145,51 @@ fn main() -> Result<(), Failure> {
 }
 
 /// The run file of a landscape.
-fn run_file(zoo: &Path, space: &str) -> Result<RunConfig, Failure> {
+fn run_file(zoo: &Path, space: Space) -> Result<RunConfig, Failure> {
     let weights_and_densities = |groups: usize, densities: bool| {
         let per = if groups > 1 { "[\"model\", \"layer_group\"]" } else { "[\"model\"]" };
         let gene = format!("{{ low = 0.0, high = 1.0, per = {per} }}");
         let density = if densities { format!("density = {gene}\n") } else { String::new() };
         format!("layer_groups = {groups}\n[space.genes]\nweight = {gene}\n{density}lambda = 1.0\nnormalize = false\n")
     };
+    let weights = |low: f64, high: f64, rest: &str| {
+        let per = "[\"model\", \"layer_group\"]";
+        let weight = format!("weight = {{ low = {low:.1}, high = {high:.1}, per = {per} }}\n");
+        format!("layer_groups = 3\n[space.genes]\n{weight}{rest}")
+    };
     let (method, rest) = match space {
-        "mixed17" => (
+        Space::Mixed17 => (
             "task_arithmetic\", \"ties\", \"dare_ties",
             "layer_groups = 3\n[space.genes]\nweight = { low = 0.0, high = 1.0, per = [\"model\", \"layer_group\"] }\n\
              density = { low = 0.0, high = 1.0, per = [\"model\"] }\nlambda = 1.0\nnormalize = false\n"
                 .to_owned(),
         ),
-        "dare8" => ("dare_ties", weights_and_densities(1, true)),
-        "dare24" => ("dare_ties", weights_and_densities(3, true)),
-        "dare48" => ("dare_ties", weights_and_densities(6, true)),
-        "ties48" => ("ties", weights_and_densities(6, true)),
-        "arithmetic12" => ("task_arithmetic", weights_and_densities(3, false)),
-        "linear12" | "signed12" => {
-            let (method, low, high) =
-                if space == "linear12" { ("linear", 0.0, 1.0) } else { ("task_arithmetic", -0.5, 1.5) };
-            let per = "[\"model\", \"layer_group\"]";
-            let weight = format!("weight = {{ low = {low:.1}, high = {high:.1}, per = {per} }}\n");
-            let rest = if space == "linear12" { "" } else { "lambda = 1.0\nnormalize = false\n" };
-            (method, format!("layer_groups = 3\n[space.genes]\n{weight}{rest}"))
-        }
-        "della24" => {
+        Space::Dare8 => ("dare_ties", weights_and_densities(1, true)),
+        Space::Ties24 => ("ties", weights_and_densities(3, true)),
+        Space::Dare24 => ("dare_ties", weights_and_densities(3, true)),
+        Space::Dare48 => ("dare_ties", weights_and_densities(6, true)),
+        Space::Ties48 => ("ties", weights_and_densities(6, true)),
+        Space::Arithmetic12 => ("task_arithmetic", weights_and_densities(3, false)),
+        Space::Linear12 => ("linear", weights(0.0, 1.0, "")),
+        Space::Signed12 => ("task_arithmetic", weights(-0.5, 1.5, "lambda = 1.0\nnormalize = false\n")),
+        Space::Della24 => {
             let genes = weights_and_densities(3, true)
                 .replace("density = { low = 0.0, high = 1.0", "density = { low = 0.1, high = 0.9");
             ("della", format!("{genes}epsilon = 0.05\n"))
         }
-        "crumbs24" => ("breadcrumbs_ties", format!("{}gamma = 0.01\n", weights_and_densities(3, true))),
-        "slerp6" => (
+        Space::Crumbs24 => ("breadcrumbs_ties", format!("{}gamma = 0.01\n", weights_and_densities(3, true))),
+        Space::Slerp6 => (
             "slerp",
             "layer_groups = 6\n[space.genes]\nt = { low = 0.0, high = 1.0, per = [\"layer_group\"] }\n".to_owned(),
         ),
-        "soup" => ("linear", "[space.genes]\nweight = { low = 0.0, high = 1.0, per = [\"model\"] }\n".to_owned()),
-        _ => ("ties", weights_and_densities(3, true)),
+        Space::Soup => ("linear", "[space.genes]\nweight = { low = 0.0, high = 1.0, per = [\"model\"] }\n".to_owned()),
     };
-    let (base, mut sources) = if space == "soup" {
+    let (base, mut sources) = if space == Space::Soup {
         ("", models(&zoo.join("models"), "models/")?)
     } else {
         ("base = \"base\"\n", models(zoo, "")?.into_iter().filter(|name| name.starts_with("expert-")).collect())
     };
-    sources.truncate(if space == "slerp6" { 2 } else { usize::MAX });
+    sources.truncate(if space == Space::Slerp6 { 2 } else { usize::MAX });
     let text = format!(
         "name = \"landscape\"\nseed = 0\n[models]\n{base}sources = {sources:?}\n[space]\nmethod = [\"{method}\"]\n{rest}\
          [budget]\nevaluations = 1000\n[evaluator]\nkind = \"function\"\nname = \"sphere\"\n[[tasks]]\nname = \"t\"\n\
@@ -201,7 +231,7 @@ struct Scores {
 
 impl Bench {
     fn open(arguments: &Arguments) -> Result<Self, Failure> {
-        let config = run_file(&arguments.zoo, &arguments.space)?;
+        let config = run_file(&arguments.zoo, arguments.space)?;
         let models = Models::open(&config, true)?;
         let merger = models.merger.clone().ok_or("no checkpoints")?;
         let space = config.search_space()?.ok_or("no space")?;
@@ -369,16 +399,14 @@ impl Bench {
                 Ask::Proposal(proposal) => proposal,
             };
             let identity = self.recipe(&proposal.content)?.sha256(&self.models.content_ids)?;
-            let is_new = |known: &Known| proposal.origin == PROMOTION && proposal.fidelity > known.fidelity;
-            if let Some(of) = known.get(&identity).filter(|known| !is_new(known)) {
-                duplicates += 1;
-                strategy.place(Placement::Duplicate { of: of.index });
-                continue;
-            }
-            let parts = |fidelity: f64| orders.iter().map(move |order| (fidelity * order.len() as f64).ceil() as usize);
-            let count = |fidelity: f64| parts(fidelity).sum::<usize>() as u64;
-            let known_before = known.get(&identity).map_or(0.0, |known| known.fidelity);
-            let cost = count(proposal.fidelity) - count(known_before);
+            let cost = match demand(&proposal, known.get(&identity), orders) {
+                Demand::Nothing { of } => {
+                    duplicates += 1;
+                    strategy.place(Placement::Duplicate { of });
+                    continue;
+                }
+                Demand::Samples(cost) => cost,
+            };
             if trace.samples + cost > granted {
                 break;
             }
@@ -391,17 +419,9 @@ impl Bench {
                 None => self.score(&proposal.content, &self.validation)?,
             };
             trace.seconds += started.elapsed().as_secs_f64();
-            trace.evaluations += 1;
-            trace.samples += cost;
-            *trace.origins.entry(proposal.origin.clone()).or_default() += 1;
-            let is_best = |best: Option<&Best>| best.is_none_or(|best| scores.mean > best.value + 1e-12);
-            if proposal.fidelity >= 1.0 && is_best(trace.best.last()) {
-                let (found, samples, content) = (trace.evaluations, trace.samples, proposal.content.clone());
-                trace.best.push(Best { found, samples, value: scores.mean, content });
-            }
-            let first: Vec<&[usize]> =
-                orders.iter().zip(parts(proposal.fidelity)).map(|(order, n)| &order[..n]).collect();
-            outcomes.push(self.outcome(index, &scores, &first, proposal.fidelity));
+            trace.record(&proposal, cost, scores.mean);
+            let samples = first_samples(orders, proposal.fidelity);
+            outcomes.push(self.outcome(index, &scores, &samples, proposal.fidelity));
             let first = known.get(&identity).map_or(index, |known| known.index);
             known.insert(identity, Known { index: first, fidelity: proposal.fidelity, scores });
         }
@@ -422,10 +442,34 @@ impl Bench {
 
 /// What was scored of a candidate.
 struct Known {
-    /// Of its first evaluation.
+    /// The index of its first evaluation.
     index: u64,
+    /// The largest share of the samples that it was scored on.
     fidelity: f64,
     scores: Scores,
+}
+
+/// What a proposal asks of the evaluator.
+enum Demand {
+    /// Nothing: an earlier evaluation of the same candidate stands for it.
+    Nothing { of: u64 },
+    /// Scores of this many samples that its candidate has no score of yet.
+    Samples(u64),
+}
+
+/// What a proposal asks for, given what is known of its candidate. Only promotions ask for more samples of a known one.
+fn demand(proposal: &Proposal, known: Option<&Known>, orders: &[Vec<usize>]) -> Demand {
+    let is_promoted = |known: &Known| proposal.origin == PROMOTION && proposal.fidelity > known.fidelity;
+    if let Some(known) = known.filter(|known| !is_promoted(known)) {
+        return Demand::Nothing { of: known.index };
+    }
+    let count = |fidelity: f64| first_samples(orders, fidelity).into_iter().map(<[usize]>::len).sum::<usize>() as u64;
+    Demand::Samples(count(proposal.fidelity) - count(known.map_or(0.0, |known| known.fidelity)))
+}
+
+/// The samples of each task that an evaluation on this share of them is scored on.
+fn first_samples(orders: &[Vec<usize>], fidelity: f64) -> Vec<&[usize]> {
+    orders.iter().map(|order| &order[..(fidelity * order.len() as f64).ceil() as usize]).collect()
 }
 
 fn task(hits: &[f64], samples: &[usize]) -> TaskScores {
@@ -457,9 +501,24 @@ struct Trace {
     origins: BTreeMap<String, u64>,
 }
 
+impl Trace {
+    /// Counts an evaluation, which took `cost` samples; its score on all samples is kept where it is the best so far.
+    fn record(&mut self, proposal: &Proposal, cost: u64, score: f64) {
+        self.evaluations += 1;
+        self.samples += cost;
+        *self.origins.entry(proposal.origin.clone()).or_default() += 1;
+        let is_best = self.best.last().is_none_or(|best| score > best.value + 1e-12);
+        if proposal.fidelity >= 1.0 && is_best {
+            let (found, samples, content) = (self.evaluations, self.samples, proposal.content.clone());
+            self.best.push(Best { found, samples, value: score, content });
+        }
+    }
+}
+
 struct Best {
-    /// Evaluation, from 1, and the samples until then.
+    /// Number of the evaluation, from 1.
     found: u64,
+    /// Samples taken up to and including that evaluation.
     samples: u64,
     value: f64,
     content: Content,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{Read, Write as _};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,9 +12,9 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::error::CheckpointError;
-use super::json::read_capped;
-use super::mapping::{FileIdentity, MappedFile, open_regular};
+use super::mapping::{FileIdentity, MappedFile, open_regular, read_capped};
 use crate::digest::hex;
+use crate::files::write_atomically;
 use crate::lock::lock;
 
 /// First line of the cache file.
@@ -71,6 +71,7 @@ impl ContentIds {
             // Others may have added entries since; losing one costs a hash, so no lock is needed.
             let mut merged = load(path);
             merged.extend(self.known().iter().map(|(identity, id)| (*identity, id.clone())));
+            // A cache that cannot be written only costs hashes.
             let _ = save(path, &merged);
         }
     }
@@ -103,12 +104,7 @@ fn save(path: &Path, entries: &HashMap<FileIdentity, String>) -> std::io::Result
     for (FileIdentity { device, inode, size, modified, changed }, id) in entries.into_iter().take(MAX_ENTRIES) {
         let _ = writeln!(text, "{device} {inode} {size} {modified} {changed} {id}");
     }
-    let folder = path.parent().ok_or_else(|| std::io::Error::other("no parent"))?;
-    std::fs::create_dir_all(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(text.as_bytes())?;
-    file.persist(path)?;
-    Ok(())
+    write_atomically(path, text.as_bytes())
 }
 
 /// The id of one file.

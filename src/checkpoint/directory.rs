@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::error::{CheckpointError, quote};
-use super::json::{UniqueMap, read_capped};
+use super::mapping::read_capped;
 use crate::python_json::mark_nonfinite;
+use crate::repeated_keys::refuse_repeated_keys;
 
 /// The single weight file of a checkpoint that is not sharded.
 pub const SINGLE_FILE: &str = "model.safetensors";
@@ -113,13 +114,14 @@ pub(super) fn read_config(directory: &Path) -> Result<Map<String, Value>, Checkp
 fn read_index(path: &Path) -> Result<WeightMap, CheckpointError> {
     #[derive(serde::Deserialize)]
     struct Index {
-        weight_map: UniqueMap<String>,
+        weight_map: BTreeMap<String, String>,
     }
 
     let wrong = |reason: String| CheckpointError::Index { path: path.to_owned(), reason };
     let bytes = read_capped(path, MAX_INDEX)?;
-    let Index { weight_map: UniqueMap(weight_map) } =
-        serde_json::from_slice(&bytes).map_err(|error| wrong(format!("not a valid index: {error}")))?;
+    let invalid = |error: serde_json::Error| wrong(format!("not a valid index: {error}"));
+    refuse_repeated_keys(&bytes).map_err(invalid)?;
+    let Index { weight_map } = serde_json::from_slice(&bytes).map_err(invalid)?;
     let mut shards = WeightMap::new();
     for (tensor, file) in weight_map {
         if !is_shard_name(&file) {
@@ -174,7 +176,7 @@ const VOCABULARIES: &[&str] = &[
     "vocab.json",
     "vocab.txt",
 ];
-/// Of `source.spm`, `target.spm`, `qwen.tiktoken`.
+/// How the names of other vocabulary files end: `source.spm`, `target.spm`, `qwen.tiktoken`.
 const VOCABULARY_ENDINGS: &[&str] = &[".spm", ".tiktoken"];
 /// Other files beside the weights that make a model usable: what belongs to a tokenizer, chat templates, generation and
 /// pre-processing settings. Never code.

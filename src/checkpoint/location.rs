@@ -115,7 +115,7 @@ fn find_snapshot(repository: &Path, revision: &str) -> Result<PathBuf, String> {
         return Err(format!("no {} in the local Hugging Face cache", repository.display()));
     }
     let reference = repository.join("refs").join(revision);
-    let commit = match super::json::read_capped(&reference, MAX_REFERENCE) {
+    let commit = match super::mapping::read_capped(&reference, MAX_REFERENCE) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).trim().to_owned(),
         Err(_) => revision.to_owned(),
     };

@@ -9,6 +9,7 @@
 //! two to three times slower, and it lets go of pages that the next candidate needs again.
 
 use std::fs::{File, Metadata, OpenOptions};
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -63,6 +64,20 @@ pub(super) fn open_regular(path: &Path) -> Result<(File, FileIdentity), Checkpoi
     // Asked again of the open file: the path may lead elsewhere by now.
     let identity = regular(file.metadata().map_err(failed)?)?;
     Ok((file, identity))
+}
+
+/// Reads a whole regular file of at most `limit` bytes.
+pub(super) fn read_capped(path: &Path, limit: u64) -> Result<Vec<u8>, CheckpointError> {
+    let failed = |source| CheckpointError::Read { path: path.to_owned(), source };
+    let too_large = || failed(std::io::Error::other(format!("larger than the {limit} bytes that are accepted")));
+    let (file, identity) = open_regular(path)?;
+    if identity.size > limit {
+        return Err(too_large());
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(identity.size).unwrap_or(0));
+    // The file may grow while it is read: the limit holds for what comes, not for what was announced.
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > limit { Err(too_large()) } else { Ok(bytes) }
 }
 
 /// A file in memory, read-only, with what identified it when it was mapped.

@@ -14,7 +14,6 @@ mod error;
 #[cfg(test)]
 mod fixtures;
 mod header;
-mod json;
 mod layers;
 mod location;
 mod mapping;
@@ -43,4 +42,4 @@ pub use nonfinite::NonFinite;
 pub use output::{OutputFile, OutputTensor, base_layout, shard_layout};
 pub use spare::SpareCheckpoints;
 pub use tensor_names::{is_head, is_input_embedding};
-pub use writer::CheckpointWriter;
+pub use writer::{CheckpointWriter, WriteMode};

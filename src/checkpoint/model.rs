@@ -13,9 +13,8 @@ use super::directory::{
 use super::dtype::Dtype;
 use super::error::{CheckpointError, quote};
 use super::header::{TensorInfo, read_header};
-use super::json::read_capped;
 use super::layers::LayerLayout;
-use super::mapping::{MappedFile, open_regular};
+use super::mapping::{MappedFile, open_regular, read_capped};
 use super::nonfinite::{NonFinite, first_nonfinite};
 use super::tensor_names::{is_head, is_input_embedding};
 
@@ -306,7 +305,7 @@ impl Checkpoint {
         find_sidecars(&self.path).found
     }
 
-    /// As [`Self::sidecars`]: those that are links which lead nowhere.
+    /// The sidecars (see [`Self::sidecars`]) that are links which lead nowhere.
     pub fn dangling_sidecars(&self) -> Vec<PathBuf> {
         find_sidecars(&self.path).dangling
     }
@@ -317,12 +316,12 @@ impl Checkpoint {
         first_nonfinite(self.stored(|_| true))
     }
 
-    /// As [`Self::first_nonfinite`], in the tensors that an adapter brought along.
+    /// The first NaN or infinite element (see [`Self::first_nonfinite`]) of the tensors that an adapter brought along.
     pub fn first_nonfinite_of_adapter(&self) -> Option<NonFinite> {
         first_nonfinite(self.stored(|info| info.shard >= self.files.len()))
     }
 
-    /// These tensors with their bytes, in order of names.
+    /// The tensors that `included` accepts, with their bytes, in order of names.
     fn stored(&self, included: impl Fn(&TensorInfo) -> bool) -> impl Iterator<Item = (&TensorInfo, &[u8])> {
         let infos = self.tensors.values().filter(move |info| included(info));
         infos.filter_map(|info| Some((info, self.bytes(&info.name)?)))

@@ -32,6 +32,15 @@ pub(super) enum Way {
     Inside,
 }
 
+/// What becomes of a checkpoint that is at the destination already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Existing {
+    /// It stays, and the new one is refused.
+    Keep,
+    /// The new one takes its place.
+    Replace,
+}
+
 /// `<destination>.partial-<process>-<count>`, or `<destination>/.evomerge.partial-<process>-<count>`: removed with all
 /// its content when dropped. Its owner holds a lock on it,
 /// so that what a killed process left behind can be told from what is in use, on any host that shares the file system's
@@ -83,7 +92,7 @@ impl PartialDirectory {
     }
 
     /// Moves the finished directory to its destination.
-    pub(super) fn publish(&self, to: &Path, replace: bool) -> Result<(), CheckpointError> {
+    pub(super) fn publish(&self, to: &Path, existing: Existing) -> Result<(), CheckpointError> {
         let from = &self.path;
         let failed = |error: Errno| CheckpointError::Write { path: to.to_owned(), source: error.into() };
         if self.way == Way::Inside {
@@ -92,10 +101,10 @@ impl PartialDirectory {
             let _ = held.lock();
             return if is_vacant(to) { move_up(from, to) } else { Err(exists(to)) };
         }
-        if check_destination(to, replace)? != self.way {
+        if check_destination(to, existing)? != self.way {
             return Err(exists(to));
         }
-        if replace && to.symlink_metadata().is_ok() {
+        if existing == Existing::Replace && to.symlink_metadata().is_ok() {
             return match rename_with(from, to, RenameFlags::EXCHANGE) {
                 // What is in the partial directory now is the old checkpoint; dropping it removes that.
                 Ok(()) => Ok(()),
@@ -180,7 +189,7 @@ pub(super) fn split(destination: &Path) -> Result<(PathBuf, &OsStr), CheckpointE
 
 /// Refuses a destination that exists, unless it is an empty directory, or a checkpoint that may be replaced; and says
 /// how one gets there.
-pub(super) fn check_destination(destination: &Path, replace: bool) -> Result<Way, CheckpointError> {
+pub(super) fn check_destination(destination: &Path, existing: Existing) -> Result<Way, CheckpointError> {
     let Ok(metadata) = destination.symlink_metadata() else {
         return Ok(Way::Beside);
     };
@@ -200,7 +209,7 @@ pub(super) fn check_destination(destination: &Path, replace: bool) -> Result<Way
         _ if !metadata.is_dir() || !destination.join(CONFIG_FILE).is_file() => refuse(
             "it is not a checkpoint (a directory with config.json), so it is not replaced; remove it or choose another path",
         ),
-        _ if replace => Ok(Way::Beside),
+        _ if existing == Existing::Replace => Ok(Way::Beside),
         _ => Err(exists(destination)),
     }
 }

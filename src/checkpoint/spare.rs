@@ -138,13 +138,13 @@ mod tests {
 
     use super::super::model::Checkpoint;
     use super::super::output::{OutputFile, OutputTensor};
-    use super::super::writer::CheckpointWriter;
+    use super::super::writer::{CheckpointWriter, WriteMode};
     use super::*;
 
     fn write(spares: &SpareCheckpoints, destination: &Path, elements: usize, byte: u8) -> u64 {
         let tensor = OutputTensor { name: "a.weight".to_owned(), dtype: Dtype::U8, shape: vec![elements] };
         let files = [OutputFile { name: "model.safetensors".to_owned(), tensors: vec![tensor] }];
-        let writer = CheckpointWriter::create_over(destination, &files, spares).unwrap();
+        let writer = CheckpointWriter::create(destination, &files, WriteMode::Over(spares)).unwrap();
         writer.put_file("config.json", b"{}").unwrap();
         writer.write_at("a.weight", 0, &vec![byte; elements]).unwrap();
         writer.finish().unwrap();

@@ -15,11 +15,44 @@ use super::disk::{check_space, create_new, no_space, reserve, sync, sync_directo
 use super::error::{CheckpointError, quote};
 use super::mapping::{open_regular, start_writing};
 use super::output::{OutputFile, OutputPlan, Place, PlannedFile, index_json, plan};
-use super::partial::{PartialDirectory, Way, check_destination, split};
+use super::partial::{Existing, PartialDirectory, Way, check_destination, split};
 use super::spare::{OpenFile, SpareCheckpoints};
 
 /// Room left free for the small files of a checkpoint, in bytes.
 const RESERVE: u64 = 64 << 10;
+
+/// What a new checkpoint may replace at its destination, and whether it is durable: a durable checkpoint survives a
+/// power cut once it is finished.
+#[derive(Clone, Copy)]
+pub enum WriteMode<'a> {
+    /// At the destination there may be nothing, or an empty directory.
+    New {
+        /// Whether the checkpoint survives a power cut; a search's candidates need not.
+        durable: bool,
+    },
+    /// A checkpoint at the destination (a directory with a `config.json`) is replaced. It stays whole until the new one
+    /// is complete.
+    Replace {
+        /// Whether the checkpoint survives a power cut.
+        durable: bool,
+    },
+    /// A checkpoint at the destination is replaced, and the new one is not durable. It is written over the pages of a
+    /// spare checkpoint of the same layout where there is one.
+    Over(&'a SpareCheckpoints),
+}
+
+impl WriteMode<'_> {
+    /// The mode of durable output, which takes the place of a checkpoint only if `replace` says so.
+    pub const fn durable(replace: bool) -> Self {
+        if replace { Self::Replace { durable: true } } else { Self::New { durable: true } }
+    }
+}
+
+impl Default for WriteMode<'_> {
+    fn default() -> Self {
+        Self::New { durable: false }
+    }
+}
 
 /// A checkpoint in the making, in `<destination>.partial-...` beside its destination; inside it where that is an empty
 /// directory that nothing can take the place of.
@@ -37,56 +70,30 @@ pub struct CheckpointWriter {
     /// Where the files go when the checkpoint is not needed any more.
     spares: Option<SpareCheckpoints>,
     written: BTreeMap<String, AtomicU64>,
+    /// Whether it has to survive a power cut.
     durable: bool,
-    replace: bool,
+    existing: Existing,
 }
 
 impl CheckpointWriter {
-    /// Starts a checkpoint at `destination`, which must not exist or be an empty directory. Its parent directories are
-    /// made where they are missing. Disk space for all weights is looked for here, and reserved on disks, so that a full
-    /// one shows now. With `durable` the finished checkpoint survives a power cut.
+    /// Starts a checkpoint at `destination`, whose parent directories are made where they are missing. `mode` says what
+    /// may be there. Disk space for all weights is looked for here, and reserved on disks, so that a full disk shows
+    /// now.
     ///
     /// # Errors
-    /// The destination exists, there is not enough space, the folder is not writable, or the files break the format
-    /// (duplicate names, shapes that overflow, names that leave the folder).
-    pub fn create(destination: &Path, files: &[OutputFile], durable: bool) -> Result<Self, CheckpointError> {
-        Self::start(destination, files, durable, false, None)
-    }
-
-    /// As [`Self::create`], but [`Self::finish`] replaces what is at the destination: an empty directory, or one that
-    /// holds a `config.json`. The old checkpoint stays whole until the new one is.
-    ///
-    /// # Errors
-    /// As [`Self::create`]; also when the destination is anything but a checkpoint.
-    pub fn create_replacing(destination: &Path, files: &[OutputFile], durable: bool) -> Result<Self, CheckpointError> {
-        Self::start(destination, files, durable, true, None)
-    }
-
-    /// As [`Self::create_replacing`], not durable; written over the pages of a spare checkpoint of the same layout
-    /// where there is one.
-    ///
-    /// # Errors
-    /// As [`Self::create_replacing`].
-    pub fn create_over(
-        destination: &Path,
-        files: &[OutputFile],
-        spares: &SpareCheckpoints,
-    ) -> Result<Self, CheckpointError> {
-        Self::start(destination, files, false, true, Some(spares))
-    }
-
-    fn start(
-        destination: &Path,
-        files: &[OutputFile],
-        durable: bool,
-        replace: bool,
-        spares: Option<&SpareCheckpoints>,
-    ) -> Result<Self, CheckpointError> {
+    /// There is something at the destination that `mode` does not replace, there is not enough space, the folder is not
+    /// writable, or the files break the format (duplicate names, shapes that overflow, names that leave the folder).
+    pub fn create(destination: &Path, files: &[OutputFile], mode: WriteMode<'_>) -> Result<Self, CheckpointError> {
+        let (durable, existing, spares) = match mode {
+            WriteMode::New { durable } => (durable, Existing::Keep, None),
+            WriteMode::Replace { durable } => (durable, Existing::Replace, None),
+            WriteMode::Over(spares) => (false, Existing::Replace, Some(spares)),
+        };
         let invalid = |reason| CheckpointError::Output { path: destination.to_owned(), reason };
         let plan = plan(files).map_err(invalid)?;
         // Without a separator at its end: with one, a link's name is that of what it leads to.
         let destination = &destination.components().collect::<PathBuf>();
-        let way = check_destination(destination, replace)?;
+        let way = check_destination(destination, existing)?;
         let entries = match way {
             Way::Beside => directories_that_change(destination)?,
             Way::Inside => vec![destination.clone()],
@@ -111,7 +118,7 @@ impl CheckpointWriter {
             spares: spares.cloned(),
             written,
             durable,
-            replace,
+            existing,
         })
     }
 
@@ -222,7 +229,7 @@ impl CheckpointWriter {
             self.files.par_iter().try_for_each(|open| sync(&open.path, &open.file))?;
             sync_directory(self.partial.path())?;
         }
-        self.partial.publish(&self.destination, self.replace)?;
+        self.partial.publish(&self.destination, self.existing)?;
         if let Some(spares) = &self.spares {
             spares.keep_open(&self.destination, std::mem::take(&mut self.files));
         }

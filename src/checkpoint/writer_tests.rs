@@ -30,7 +30,7 @@ fn entries(directory: &Path) -> Vec<String> {
 
 fn small(destination: &Path, replace: bool, byte: u8) -> Result<PathBuf, CheckpointError> {
     let files = single(vec![tensor("a.weight", Dtype::U8, &[4])]);
-    let writer = CheckpointWriter::start(destination, &files, true, replace, None)?;
+    let writer = CheckpointWriter::create(destination, &files, WriteMode::durable(replace))?;
     writer.put_file("config.json", format!("{{\"byte\": {byte}}}").as_bytes())?;
     writer.write_at("a.weight", 0, &[byte; 4])?;
     writer.finish()
@@ -60,7 +60,8 @@ proptest! {
             .enumerate()
             .map(|(seed, tensor)| pattern(seed, tensor.byte_len().unwrap()))
             .collect();
-        let writer = CheckpointWriter::create(&folder.path().join("out"), &single(tensors.clone()), false).unwrap();
+        let out = folder.path().join("out");
+        let writer = CheckpointWriter::create(&out, &single(tensors.clone()), WriteMode::default()).unwrap();
         for (tensor, bytes) in tensors.iter().zip(&data).rev() {
             let pieces: Vec<(usize, &[u8])> = bytes.chunks(piece).enumerate().collect();
             for (index, bytes) in pieces.into_iter().rev() {
@@ -83,7 +84,7 @@ fn many_threads_write_one_tensor() {
     let destination = folder.path().join("deep/er/out");
     let bytes = pattern(3, 1 << 20);
     let files = single(vec![tensor("w", Dtype::F32, &[1 << 18])]);
-    let writer = CheckpointWriter::create(&destination, &files, false).unwrap();
+    let writer = CheckpointWriter::create(&destination, &files, WriteMode::default()).unwrap();
     bytes
         .par_chunks(4096)
         .enumerate()
@@ -115,7 +116,7 @@ fn files_have_the_mode_that_the_umask_leaves() {
     let source = folder.path().join("tokenizer.json");
     std::fs::write(&source, "{}").unwrap();
     std::fs::set_permissions(&source, std::fs::Permissions::from_mode(0o400)).unwrap();
-    let writer = CheckpointWriter::create(&folder.path().join("out"), &single(vec![]), false).unwrap();
+    let writer = CheckpointWriter::create(&folder.path().join("out"), &single(vec![]), WriteMode::default()).unwrap();
     writer.copy_file(&source).unwrap();
     let out = writer.finish().unwrap();
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
@@ -129,12 +130,12 @@ fn files_have_the_mode_that_the_umask_leaves() {
 fn incomplete_tensors_are_refused_and_nothing_is_left() {
     let folder = tempfile::tempdir().unwrap();
     let files = single(vec![tensor("w", Dtype::F32, &[4]), tensor("none", Dtype::F32, &[0])]);
-    let writer = CheckpointWriter::create(&folder.path().join("out"), &files, false).unwrap();
+    let writer = CheckpointWriter::create(&folder.path().join("out"), &files, WriteMode::default()).unwrap();
     writer.write_at("w", 4, &[0; 12]).unwrap();
     let error = writer.finish().unwrap_err();
     assert!(error.to_string().contains("12 bytes were written of tensor `w`, which has 16"), "{error}");
     assert_eq!(error.exit_code(), ExitCode::Internal);
-    drop(CheckpointWriter::create(&folder.path().join("out"), &files, false).unwrap());
+    drop(CheckpointWriter::create(&folder.path().join("out"), &files, WriteMode::default()).unwrap());
     assert_eq!(entries(folder.path()), [""; 0]);
 }
 
@@ -142,7 +143,7 @@ fn incomplete_tensors_are_refused_and_nothing_is_left() {
 fn parts_outside_of_a_tensor_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let files = single(vec![tensor("w", Dtype::U8, &[4])]);
-    let writer = CheckpointWriter::create(&folder.path().join("out"), &files, false).unwrap();
+    let writer = CheckpointWriter::create(&folder.path().join("out"), &files, WriteMode::default()).unwrap();
     for (name, offset) in [("w", 2), ("w", u64::MAX), ("v", 0)] {
         assert!(matches!(writer.write_at(name, offset, &[0; 3]), Err(CheckpointError::Output { .. })));
     }
@@ -205,7 +206,7 @@ fn an_empty_directory_behind_a_link_is_filled_in_place() {
         std::fs::create_dir(&target).unwrap();
     }
     // What fails leaves nothing there.
-    drop(CheckpointWriter::create(&link, &single(vec![]), false).unwrap());
+    drop(CheckpointWriter::create(&link, &single(vec![]), WriteMode::default()).unwrap());
     assert_eq!(entries(&target), [""; 0]);
     assert_eq!(entries(folder.path()), ["link", "target"]);
 }
@@ -265,7 +266,7 @@ fn an_empty_directory_is_filled_where_its_parent_is_not_writable() {
 fn a_destination_that_appears_meanwhile_is_not_overwritten() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    let writer = CheckpointWriter::create(&out, &single(vec![]), false).unwrap();
+    let writer = CheckpointWriter::create(&out, &single(vec![]), WriteMode::default()).unwrap();
     std::fs::create_dir(&out).unwrap();
     std::fs::write(out.join("mine"), "").unwrap();
     assert!(matches!(writer.finish(), Err(CheckpointError::Exists { .. })));
@@ -278,7 +279,7 @@ fn an_empty_directory_is_filled() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     std::fs::create_dir(&out).unwrap();
-    CheckpointWriter::create(&out, &single(vec![]), false).unwrap().finish().unwrap();
+    CheckpointWriter::create(&out, &single(vec![]), WriteMode::default()).unwrap().finish().unwrap();
     assert_eq!(entries(folder.path()), ["out"]);
     assert!(!entries(&out).is_empty());
 }
@@ -287,7 +288,7 @@ fn an_empty_directory_is_filled() {
 fn a_disk_that_is_too_small_is_found_before_writing() {
     let folder = tempfile::tempdir().unwrap();
     let files = single(vec![tensor("w", Dtype::F32, &[1 << 30, 1 << 28])]);
-    let error = CheckpointWriter::create(&folder.path().join("out"), &files, false).unwrap_err();
+    let error = CheckpointWriter::create(&folder.path().join("out"), &files, WriteMode::default()).unwrap_err();
     assert!(matches!(error, CheckpointError::NoSpace { needed, .. } if needed > 1 << 60), "{error}");
     assert_eq!(error.exit_code(), ExitCode::NotWritable);
     assert!(error.to_string().contains("1152921504.61 GB needed"), "{error}");
@@ -315,7 +316,7 @@ fn layouts_that_no_reader_accepts_are_refused() {
     ];
     const MAX: usize = super::super::header::MAX_RANK;
     for files in bad {
-        let result = CheckpointWriter::create(&folder.path().join("out"), &files, false);
+        let result = CheckpointWriter::create(&folder.path().join("out"), &files, WriteMode::default());
         assert!(matches!(result, Err(CheckpointError::Output { .. })), "{files:?}");
     }
     assert_eq!(entries(folder.path()), [""; 0]);
@@ -327,7 +328,8 @@ fn shards_and_index_are_as_transformers_writes_them() {
     let tensors =
         vec![tensor("b", Dtype::F32, &[2]), tensor("a", Dtype::BF16, &[3]), tensor("é\u{7f}😀\"", Dtype::F16, &[1])];
     let files = shard_layout(tensors, 10);
-    let writer = CheckpointWriter::create(&folder.path().join("out"), &files, true).unwrap();
+    let mode = WriteMode::New { durable: true };
+    let writer = CheckpointWriter::create(&folder.path().join("out"), &files, mode).unwrap();
     writer.put_file("config.json", b"{}").unwrap();
     writer.write_at("b", 0, &[1; 8]).unwrap();
     writer.write_at("a", 0, &[2; 6]).unwrap();

@@ -13,7 +13,7 @@ use crate::checkpoint::{Checkpoint, ContentIds, is_adapter_folder, resolve_locat
 use crate::config::RunConfig;
 use crate::evaluate::{Attempt, AttemptObserver, CandidateRequest, Evaluation, EvaluationRequest};
 use crate::exit::ExitCode;
-use crate::files::{path_text, write_atomically};
+use crate::files::{check_writable_folder, path_text, write_atomically};
 use crate::recipe::ModelReference;
 use crate::score::{Objective, digits};
 use crate::search::{Progress, connect_evaluator, evaluation_id};
@@ -96,12 +96,7 @@ fn check_writable(path: &Path) -> Result<(), CliError> {
     if path.is_dir() {
         return Err(fault(std::io::ErrorKind::IsADirectory.into()));
     }
-    let folders =
-        path.ancestors().skip(1).map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
-    // Folders that are not there will be made in the first one that is.
-    let Some(folder) = folders.into_iter().find(|folder| folder.exists()) else { return Ok(()) };
-    // Without the name of the attempt, which says nothing.
-    tempfile::tempfile_in(folder).map(|_| ()).map_err(|error| fault(error.kind().into()))
+    path.parent().map_or(Ok(()), check_writable_folder).map_err(fault)
 }
 
 /// One row a sample and metric, in the evaluator's order.

@@ -10,7 +10,7 @@ use crate::files::path_text;
 use crate::ledger::{Ledger, fact};
 use crate::merge::{MergeOptions, MergerOptions, WriteMode};
 use crate::recipe::RecipeFile;
-use crate::search::{RunFolder, export_record};
+use crate::search::{RunFolder, export_record, read_verdict};
 
 pub(super) fn run(arguments: &Export, output: Output) -> Result<ExitCode, CliError> {
     let path = RunFolder::ledger_in(&arguments.results);
@@ -22,9 +22,9 @@ pub(super) fn run(arguments: &Export, output: Output) -> Result<ExitCode, CliErr
     models.check_content(&content_ids, &arguments.results)?;
     models.refuse_to_replace(&arguments.out, &path)?;
     let merger = models.merger(MergerOptions::default())?;
-    let verdict = std::fs::read_to_string(RunFolder::verdict_in(&arguments.results)).ok();
+    let verdict = read_verdict(&arguments.results);
     let run = ledger.fact(fact::RUN_NAME)?.unwrap_or_default();
-    let card = model_card::of_run(&run, &asked, told.as_ref(), &recipe, verdict.as_deref(), &arguments.results);
+    let card = model_card::of_run(&run, &asked, told.as_ref(), &recipe, verdict.as_ref(), &arguments.results);
     let extra = model_card::files(&asked.recipe, &recipe, card);
     let options = MergeOptions { mode: WriteMode::durable(arguments.force), files: &extra, ..MergeOptions::default() };
     let report = materialize(&merger, &recipe, &arguments.out, options, output)?;

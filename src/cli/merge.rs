@@ -96,7 +96,8 @@ fn mask_note(arguments: &Merge, recipe: &Recipe) -> Option<String> {
         return is_surprise
             .then(|| "masks are evomerge's own, whatever the seed; --dare-masks mergekit draws mergekit's".to_owned());
     }
-    let flags = [("--seed", arguments.seed.is_some()), ("--dare-masks", arguments.dare_masks.is_some())];
+    let flags =
+        [("--seed (--random-seed)", arguments.seed.is_some()), ("--dare-masks", arguments.dare_masks.is_some())];
     let given: Vec<&str> = flags.into_iter().filter(|(_, is_given)| *is_given).map(|(flag, _)| flag).collect();
     let what = format!("without effect, since this merge ({}) draws no masks", recipe.merge_method);
     (!given.is_empty()).then(|| format!("{}: {what}", given.join(", ")))

@@ -23,7 +23,7 @@ const SWITCHES: [[&str; 2]; 12] = [
 /// Options with a value.
 const SETTINGS: [&str; 5] = ["device", "lora-merge-cache", "lora-merge-dtype", "transformers-cache", "write-threads"];
 
-/// The names of those that were given, without hyphens before them.
+/// The names of mergekit's options that were given, without hyphens before them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct MergekitFlags(Vec<&'static str>);
 

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use crate::checkpoint::HubId;
 use crate::ledger::{AskedRecord, ToldRecord};
-use crate::recipe::{ModelReference, Recipe};
+use crate::recipe::{Body, FilteredValue, Gradient, Input, ModelReference, Recipe, Setting, Slice, Value};
 use crate::score::shown;
+use crate::search::VerdictDocument;
 
 /// The files that go with a merged model: `recipe.toml`, `mergekit_config.yml` and the card, each with its content.
 pub(super) fn files(recipe_toml: &str, recipe: &Recipe, card: String) -> Vec<(String, Vec<u8>)> {
@@ -29,7 +30,7 @@ pub(super) fn of_run(
     asked: &AskedRecord,
     told: Option<&ToldRecord>,
     recipe: &Recipe,
-    verdict: Option<&str>,
+    verdict: Option<&VerdictDocument>,
     folder: &Path,
 ) -> String {
     let AskedRecord { candidate_id, index, origin, recipe_sha256, .. } = asked;
@@ -39,12 +40,9 @@ pub(super) fn of_run(
     if let Some(told) = told {
         text.push_str(&scores(told, asked.fidelity));
     }
-    let verdict = verdict.and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
-    let is_winner = |verdict: &serde_json::Value| verdict["winner"]["candidate_id"] == candidate_id.as_str();
-    if let Some(verdict) = verdict.filter(is_winner)
-        && let Some(sentence) = verdict["sentence"].as_str()
-    {
-        text.push_str(&format!("## Verdict\n\n{sentence}\n\n"));
+    let verdict = verdict.map(|document| &document.verdict);
+    if let Some(verdict) = verdict.filter(|verdict| verdict.winner.candidate_id == *candidate_id) {
+        text.push_str(&format!("## Verdict\n\n{}\n\n", verdict.sentence));
     }
     text + &how_to_make_it(recipe, folder) + &format!("\nrecipe sha256: `{recipe_sha256}`\n")
 }
@@ -66,8 +64,34 @@ fn front_matter(recipe: &Recipe, folder: &Path) -> String {
 }
 
 fn merge_of(recipe: &Recipe, made: &str) -> String {
-    let names: Vec<String> = recipe.models().into_iter().map(short_name).collect();
+    let name = |model: &ModelReference| {
+        let without_weight = if is_without_weight(model, recipe) { " (weight 0)" } else { "" };
+        short_name(model) + without_weight
+    };
+    let names: Vec<String> = recipe.models().into_iter().map(name).collect();
     format!("A merge of {} by `{}`, {made}.\n\n", names.join(", "), recipe.merge_method)
+}
+
+/// Whether a model adds nothing to the merge: it is no base, and each of its inputs has the weight 0 for all tensors.
+fn is_without_weight(model: &ModelReference, recipe: &Recipe) -> bool {
+    let slices: &[Slice] = match &recipe.body {
+        Body::Models(_) => &[],
+        Body::Slices(slices) => slices,
+    };
+    let mut bases = slices.iter().filter_map(|slice| slice.base_model.as_ref()).chain(&recipe.base_model);
+    let is_zero = |input: &Input| input.parameters.get("weight").is_some_and(is_zero_everywhere);
+    recipe.body.inputs().filter(|input| input.model == *model).all(is_zero) && !bases.any(|base| base == model)
+}
+
+fn is_zero_everywhere(setting: &Setting) -> bool {
+    let is_zero = |value: &Value| *value == Value::Number(0.0);
+    let is_zero_in = |entry: &FilteredValue| match &entry.value {
+        Gradient::Scalar(value) => is_zero(value),
+        Gradient::Points(values) => values.iter().all(is_zero),
+    };
+    let is_for_all = |entry: &FilteredValue| entry.filter.as_deref().is_none_or(|filter| filter == "*");
+    // Tensors that no entry is for have the weight of another scope.
+    setting.0.iter().all(is_zero_in) && setting.0.iter().any(is_for_all)
 }
 
 fn how_to_make_it(recipe: &Recipe, folder: &Path) -> String {
@@ -120,4 +144,22 @@ fn short_name(model: &ModelReference) -> String {
         None => location.to_owned(),
     };
     ModelReference { location: short(&model.location), adapter: model.adapter.as_deref().map(short) }.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_without_weight_are_marked() {
+        let recipe = Recipe::from_mergekit_yaml(
+            "merge_method: linear\nmodels:\n\
+             - {model: a, parameters: {weight: 1}}\n\
+             - {model: b, parameters: {weight: [0, 0]}}\n\
+             - {model: c, parameters: {weight: [{filter: mlp, value: 0}, {value: 1}]}}\n",
+        )
+        .unwrap();
+        let text = merge_of(&recipe, "made by hand");
+        assert!(text.starts_with("A merge of a, b (weight 0), c by `linear`"), "{text}");
+    }
 }

@@ -152,7 +152,7 @@ fn scores(report: &RunReport) -> String {
     text
 }
 
-/// The same by task, where there are several.
+/// The hold-out differences task by task, where there are several tasks.
 fn by_task(verdict: &Verdict) -> String {
     if verdict.tasks.len() < 2 {
         return String::new();

@@ -35,9 +35,9 @@ pub(super) fn watch(stop: Stop) -> Result<(), CliError> {
     Ok(())
 }
 
-/// A flag that the first SIGINT, SIGTERM or SIGHUP (a closed terminal) sets, for work that looks at it; a second one
-/// of the first two ends the process as it would have. Without signals (no thread to be had) the first one does. Who started the process
-/// with SIGHUP ignored (`nohup`) wants it to go on.
+/// A flag that the first SIGINT, SIGTERM or SIGHUP (a closed terminal) sets, for work that looks at it. A second SIGINT
+/// or SIGTERM exits at once. If no signal thread can be started, the first signal ends the process as by default.
+/// SIGHUP stays ignored if the process was started so (`nohup`).
 pub(super) fn cancelled_by_signal() -> Arc<AtomicBool> {
     let flag = Arc::new(AtomicBool::new(false));
     let seen = flag.clone();
@@ -60,7 +60,7 @@ pub(super) fn cancelled_by_signal() -> Arc<AtomicBool> {
                         None => std::future::pending().await,
                     }
                 };
-                // Of a terminal that is closed, a process may be told twice: by its shell, and by the system.
+                // When a terminal is closed, a process may get SIGHUP twice: from its shell, and from the system.
                 let is_asked_again = tokio::select! {
                     _ = interrupt.recv() => true,
                     _ = terminate.recv() => true,

@@ -120,8 +120,9 @@ fn delimiter(text: &[u8]) -> u8 {
     *[b',', b'\t', b';'].iter().find(|byte| header.contains(byte)).unwrap_or(&b',')
 }
 
-/// Refuses a first line that is a candidate: its cells are numbers, and no numbers of samples. Those are whole, and no two
-/// are the same, while scores of 0 and 1 repeat from the third on; of two, 1 before 0 is no order to number samples in.
+/// Refuses a file whose first line is a candidate instead of a header: all cells are numbers that cannot be sample
+/// numbers. Sample numbers are distinct whole numbers; scores of 0 and 1 repeat from three samples on, and `1, 0` is
+/// not taken for numbering.
 fn refuse_scores_as_header(path: &Path, header: &csv::StringRecord) -> Result<(), CliError> {
     let cells: Vec<&str> = header.iter().skip(1).map(str::trim).collect();
     let is_whole = |cell: &&str| cell.bytes().all(|byte| byte.is_ascii_digit());

@@ -13,9 +13,13 @@ use crate::config::BudgetConfig;
 use crate::evaluate::{Fault, FaultClass};
 use crate::exit::ExitCode;
 use crate::ledger::{AskedRecord, Ledger, event, fact};
+use crate::score::alarms::Alarm;
 use crate::score::shown;
 use crate::scores::Status;
-use crate::search::{Pace, RunFolder, Standings, best_record, is_baseline, recorded_limits, repeats_alarm};
+use crate::search::{
+    LatestOutcomes, Pace, RunFolder, VerdictDocument, best_baseline, best_record, read_verdict, recorded_limits,
+    repeats_alarm,
+};
 
 pub(super) fn run(arguments: &arguments::Status, output: Output) -> Result<ExitCode, CliError> {
     let summary = Summary::read(&arguments.results)?;
@@ -39,17 +43,17 @@ struct Summary {
     /// Through no fault of the candidate.
     failed_attempts: usize,
     scored_again: usize,
-    alarms: Vec<Value>,
-    verdict: Option<Value>,
+    alarms: Vec<Alarm>,
+    verdict: Option<VerdictDocument>,
     /// Whether the search went on after the verdict.
     verdict_is_old: bool,
 }
 
-/// Evaluations.
+/// Numbers of evaluations.
 struct Counts {
     asked: usize,
     finished: usize,
-    /// That the finished ones were asked for.
+    /// Samples that the finished evaluations were asked for.
     samples: u64,
     scored: usize,
     infeasible: usize,
@@ -101,23 +105,22 @@ impl Summary {
         let attempts = ledger.events(event::ATTEMPTED)?;
         let active =
             fact(fact::ACTIVE_SECONDS)?.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        let verdict = std::fs::read_to_string(RunFolder::verdict_in(results))
-            .ok()
-            .and_then(|text| serde_json::from_str::<Value>(&text).ok());
+        let verdict = read_verdict(results);
         // In a running search the alarms of the verdict are still to come.
-        let alarms = match verdict.as_ref().and_then(|verdict| verdict["alarms"].as_array()) {
-            Some(alarms) if !running => alarms.clone(),
-            _ => repeats_alarm(&ledger)?.iter().filter_map(|alarm| serde_json::to_value(alarm).ok()).collect(),
+        let alarms = match verdict.as_ref().and_then(|document| document.alarms.clone()) {
+            Some(alarms) if !running => alarms,
+            _ => repeats_alarm(&ledger)?.into_iter().collect(),
         };
         let verdict_is_old = stopped.is_none() || running;
-        let baseline = match verdict.as_ref().filter(|_| !verdict_is_old).and_then(baseline_of) {
-            Some(index) => Standings::of(&ledger)?.outcome(index)?.map(|outcome| (index, outcome.objective)),
-            None => best_baseline(&ledger, &asked)?,
+        let of_verdict = verdict.as_ref().filter(|_| !verdict_is_old);
+        let baseline = match of_verdict.and_then(|document| document.verdict.baseline.as_ref()) {
+            Some(baseline) => {
+                let outcome = LatestOutcomes::of(&ledger)?.outcome(baseline.index)?;
+                let record = asked.iter().find(|record| record.index == baseline.index);
+                record.zip(outcome).map(|(record, outcome)| Scored::new(record, outcome.objective))
+            }
+            None => best_baseline(&ledger)?.map(|(record, outcome)| Scored::new(&record, outcome.objective)),
         };
-        let baseline = baseline.and_then(|(index, objective)| {
-            let record = asked.iter().find(|record| record.index == index)?;
-            Some(Scored::new(record, objective))
-        });
         Ok(Self {
             name: fact(fact::RUN_NAME)?,
             running,
@@ -162,15 +165,14 @@ impl Summary {
             lines.push(format!("baseline     {}  {candidate_id} ({origin})", shown(*objective)));
         }
         lines.push(format!("attempts     {} ({} failed)", self.attempts, self.failed_attempts));
-        if let Some(sentence) = self.verdict.as_ref().and_then(|verdict| verdict["sentence"].as_str()) {
+        if let Some(document) = &self.verdict {
             let age = if self.verdict_is_old { "(from before the search went on) " } else { "" };
-            lines.push(format!("verdict      {age}{sentence}"));
+            lines.push(format!("verdict      {age}{}", document.verdict.sentence));
         }
         if self.scored_again > 0 {
             lines.push(format!("again        {} scored again", self.scored_again));
         }
-        let messages = self.alarms.iter().filter_map(|alarm| alarm["message"].as_str());
-        lines.extend(messages.map(|message| format!("warning      {message}")));
+        lines.extend(self.alarms.iter().map(|alarm| format!("warning      {}", alarm.message)));
         lines.join("\n") + "\n"
     }
 
@@ -193,7 +195,7 @@ impl Summary {
             "failed_attempts": self.failed_attempts,
             "scored_again": self.scored_again,
             "alarms": self.alarms,
-            "verdict": self.verdict,
+            "verdict": self.verdict.as_ref().map(|document| &document.json),
         })
     }
 }
@@ -214,21 +216,6 @@ fn describe_state(running: bool, stopped: Option<&Value>) -> String {
 fn is_failure(attempt: &Value) -> bool {
     let fault = serde_json::from_value::<Option<Fault>>(attempt["fault"].clone()).ok().flatten();
     fault.is_some_and(|fault| fault.class != FaultClass::Candidate)
-}
-
-/// The evaluation of a verdict's baseline.
-fn baseline_of(verdict: &Value) -> Option<u64> {
-    verdict["baseline"]["index"].as_u64()
-}
-
-/// The baseline with the highest score so far, with that score; the first among equals. What the greedy soup tried and
-/// left is among them: it scored no higher.
-fn best_baseline(ledger: &Ledger, asked: &[AskedRecord]) -> Result<Option<(u64, Option<f64>)>, CliError> {
-    let standings = Standings::of(ledger)?.in_short()?;
-    let scores = asked.iter().filter(|record| is_baseline(record));
-    let scores = scores.filter_map(|record| Some((record.index, standings.get(&record.index)?.objective?)));
-    let best = scores.reduce(|best, next| if next.1 > best.1 { next } else { best });
-    Ok(best.map(|(index, objective)| (index, Some(objective))))
 }
 
 fn describe_budget(limits: &BudgetConfig, left: Option<Duration>) -> Option<String> {

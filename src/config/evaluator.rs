@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use reqwest::Url;
 
-use super::read::{named, one_of, read_duration, read_positive_duration};
+use super::values::{named, one_of, read_duration, read_positive_duration};
 use super::{
     CommandConfig, EvaluatorConfig, EvaluatorKind, FunctionConfig, HttpConfig, NativeConfig, OnTimeout, Patience,
     TestFunction, TokenSource,

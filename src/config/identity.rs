@@ -10,6 +10,9 @@ use super::{
 use crate::document::join;
 use crate::files::path_text;
 
+/// The kind of the evaluator of closed-form landscapes, as identities have it.
+const FUNCTION: &str = "function";
+
 impl RunConfig {
     /// Everything that may not change while a run goes on, as JSON: models, space, strategy with its settings, seed,
     /// tasks, hold-out, output and what can change a score in the evaluator. Left out, because they may change: budget,
@@ -140,13 +143,18 @@ fn identify_evaluator(kind: &EvaluatorKind) -> Value {
             value
         }
         EvaluatorKind::Function(function) => json!({
-            "kind": "function",
+            "kind": FUNCTION,
             "name": function.function.name(),
             "noise": function.noise,
             "samples": function.samples,
             "infeasible_rate": function.infeasible_rate,
         }),
     }
+}
+
+/// Whether the candidates of a run with this identity are models on disk: landscapes score genomes.
+pub fn makes_models(identity: &Value) -> bool {
+    identity["evaluator"]["kind"] != FUNCTION
 }
 
 /// A value of an identity that is another one; as text, one readable line: `space.genes.weight.high: 1.5 -> 2.0`.

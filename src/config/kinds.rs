@@ -85,7 +85,7 @@ pub enum TestFunction {
     Ackley,
     /// A bowl cut off above and below: saturated near the optimum, without a slope far from it.
     Plateau,
-    /// The same everywhere.
+    /// A plain: every point has the same value.
     Flat,
 }
 

@@ -11,6 +11,7 @@ mod read;
 mod space;
 mod stack;
 mod tasks;
+mod values;
 
 #[cfg(test)]
 mod tests;
@@ -25,7 +26,7 @@ use crate::checkpoint::Dtype;
 pub use duration::parse as parse_duration;
 pub use error::ConfigError;
 pub(crate) use evaluator::{MOST_THREADS, endpoint_url};
-pub use identity::{Difference, differences};
+pub use identity::{Difference, differences, makes_models};
 pub use kinds::{StrategyKind, TestFunction};
 
 /// A model as the run file names it.
@@ -33,11 +34,11 @@ pub use kinds::{StrategyKind, TestFunction};
 pub struct ModelSource {
     /// Folder name (on a clash with its parent's): used in gene names, origins and tables.
     pub name: String,
-    /// As written, for messages; paths in recipes are `location`.
+    /// The name as the run file has it, for messages; paths in recipes are `location`.
     pub written: String,
     /// Absolute path, or a Hugging Face id where no such path exists.
     pub location: String,
-    /// The same of a LoRA adapter that is laid over the model at `location`.
+    /// Absolute path or Hugging Face id of a LoRA adapter that is laid over the model at `location`.
     pub adapter: Option<String>,
 }
 
@@ -113,11 +114,11 @@ impl GenePer {
 /// How layers are grouped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LayerGrouping {
-    /// That many groups.
+    /// This number of groups.
     Groups(NonZeroUsize),
-    /// Groups of that many layers.
+    /// Groups of this number of layers.
     Granularity(NonZeroUsize),
-    /// As the weights suggest.
+    /// Groups that the weights suggest.
     Auto,
     /// What [`Self::Auto`] came to: the first layer of each group, ascending from 0.
     Blocks(Vec<usize>),
@@ -426,7 +427,7 @@ pub enum HoldoutSource {
     Tasks(BTreeMap<String, String>),
     /// The same tasks on other endpoints.
     Endpoints(Vec<String>),
-    /// That share of each task's samples, split by hash of (seed, task, sample id).
+    /// This share of each task's samples, split by hash of (seed, task, sample id).
     Fraction(f64),
 }
 

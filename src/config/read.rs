@@ -3,15 +3,15 @@
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
+use super::values::{named, read_positive_duration};
 use super::{
     BudgetConfig, CandidatesConfig, ConfigError, OutputConfig, RacingConfig, RepeatsConfig, RunConfig, SpaceConfig,
-    StrategyConfig, StrategyKind, duration, evaluator, models, space, tasks,
+    StrategyConfig, StrategyKind, evaluator, models, space, tasks,
 };
 use crate::document::{Content, Field, FieldError, Node};
-use crate::suggestion::suggestion;
 
+/// Most characters of a run's name, which also names a folder.
 const LONGEST_NAME: usize = 100;
 
 impl RunConfig {
@@ -231,38 +231,4 @@ fn read_output(field: Option<Field<'_>>) -> Result<OutputConfig, FieldError> {
         .transpose()?;
     fields.finish()?;
     Ok(OutputConfig { dtype })
-}
-
-/// The one of `kinds` that the field names.
-pub(super) fn named<Kind: Copy>(
-    field: &Field<'_>,
-    kinds: &[Kind],
-    name: fn(Kind) -> &'static str,
-) -> Result<Kind, FieldError> {
-    let word = field.word()?;
-    let found = kinds.iter().copied().find(|kind| name(*kind) == word);
-    found.ok_or_else(|| unknown_value(field, word, kinds.iter().map(|kind| name(*kind))))
-}
-
-/// One of a few words.
-pub(super) fn one_of<'a>(field: &Field<'a>, words: &[&str]) -> Result<&'a str, FieldError> {
-    let word = field.word()?;
-    if words.contains(&word) { Ok(word) } else { Err(unknown_value(field, word, words.iter().copied())) }
-}
-
-fn unknown_value<'w>(field: &Field<'_>, word: &str, known: impl IntoIterator<Item = &'w str>) -> FieldError {
-    field.error(format!("unknown value `{word}`; {}", suggestion(word, known, "expected")))
-}
-
-pub(super) fn read_duration(field: &Field<'_>) -> Result<Duration, FieldError> {
-    let expected = "expected a duration such as \"90s\", \"30m\", \"1h30m\" or \"8h\"";
-    match &field.node.content {
-        Content::Text(text) => duration::parse(text).ok_or_else(|| field.error(format!("{expected}, found {text:?}"))),
-        other => Err(field.error(format!("{expected}, in quotes; found {}", other.kind()))),
-    }
-}
-
-pub(super) fn read_positive_duration(field: &Field<'_>) -> Result<Duration, FieldError> {
-    let duration = read_duration(field)?;
-    if duration.is_zero() { Err(field.error("must be longer than nothing")) } else { Ok(duration) }
 }

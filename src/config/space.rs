@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
-use super::read::{named, one_of};
+use super::values::{named, one_of};
 use super::{GeneConfig, GenePer, GeneSearch, LayerGrouping, ModelsConfig, SpaceConfig};
 use crate::document::{Content, Field, FieldError, Fields};
 use crate::merge::{

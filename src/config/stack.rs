@@ -8,11 +8,11 @@ use crate::merge::MethodSpecification;
 
 /// The method that takes blocks as they are.
 const PASSTHROUGH: &str = "passthrough";
-/// Methods of which a single source is a special case: weight 1, density 1, lambda 1.
+/// Methods that give a single source back unchanged, with weight 1, density 1 and lambda 1.
 const HOLD_SOURCES: [&str; 5] = ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"];
 const DEFAULT_PASSES: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 const MOST_PASSES: usize = 16;
-/// Default range of a factor.
+/// Default range of a block's factor, from the least to the greatest.
 const FACTORS: (f64, f64) = (0.5, 1.5);
 /// What writes to the residual stream in models of the Llama family.
 const RESIDUAL_MODULES: [&str; 2] = ["o_proj", "down_proj"];

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use super::evaluator::read_endpoints;
-use super::read::named;
+use super::values::named;
 use super::{EvaluatorKind, Goal, HoldoutConfig, HoldoutSource, TaskConfig};
 use crate::document::{Field, FieldError};
 use crate::suggestion::hint;

@@ -55,7 +55,7 @@ impl FunctionEvaluator {
         Self::with_policy(config, patience, tasks, context.seed, policy)
     }
 
-    /// The same with waits to order.
+    /// Builds the landscapes like [`Self::connect`], with the retry policy `policy`.
     ///
     /// # Errors
     /// As [`Self::connect`].
@@ -97,16 +97,18 @@ impl FunctionEvaluator {
             let mut draws = stream(self.seed, &format!("function attempt {}", request.evaluation_id), number);
             let latency = self.config.latency + self.config.latency_jitter.mul_f64(draws.random::<f64>());
             wait(latency, cancel).await?;
-            let fault = (draws.random::<f64>() < self.config.fault_rate).then(|| ordered_fault(draws.random()));
+            let is_faulty = draws.random::<f64>() < self.config.fault_rate;
             drop(place);
-            let Some((fault, counts)) = fault else {
+            if !is_faulty {
                 let outcome = self.score(request, latency);
                 log.report(None, started, true, outcome.as_ref().err());
                 return outcome.map_err(|fault| match fault.class {
                     FaultClass::Candidate => EvaluateError::Candidate(fault),
                     _ => EvaluateError::Configuration(fault),
                 });
-            };
+            }
+            let counts = draws.random();
+            let fault = ordered_fault(counts);
             log.report(None, started, counts, Some(&fault));
             counted += u32::from(counts);
             if counted >= self.patience.max_attempts {
@@ -225,11 +227,11 @@ fn noise_draw(seed: u64, purpose: &str, sample: u64) -> f64 {
     StandardNormal.sample(&mut stream(seed, purpose, sample))
 }
 
-/// One of the two kinds of fault that endpoints have most, and whether it counts.
-fn ordered_fault(counts: bool) -> (Fault, bool) {
+/// One of the two kinds of fault that endpoints have most: one that counts as an attempt, or back-pressure.
+fn ordered_fault(counts: bool) -> Fault {
     let (code, detail) =
         if counts { ("internal", "a fault to order") } else { ("overloaded", "back-pressure to order") };
-    (Fault::new(FaultClass::Infrastructure, code, detail), counts)
+    Fault::new(FaultClass::Infrastructure, code, detail)
 }
 
 fn check_config(config: &FunctionConfig) -> Result<(), Fault> {

@@ -14,11 +14,11 @@
 mod answer;
 mod capabilities;
 mod check;
+mod closed_form;
 pub mod command;
 mod fault;
 pub mod function;
 pub mod http;
-mod json;
 mod judgement;
 #[cfg(feature = "native")]
 pub mod native;
@@ -26,7 +26,6 @@ mod process;
 pub mod protocol;
 mod request;
 pub mod retry;
-mod test_function;
 mod text;
 
 use std::num::NonZeroUsize;

@@ -196,10 +196,10 @@ pub struct WireTaskRequest {
     /// What is to be measured: of this program, the one metric that counts.
     #[serde(default)]
     pub metrics: Vec<String>,
-    /// That many samples, the first of the evaluator's own fixed order. `None`: no limit.
+    /// How many samples to use, the first of the evaluator's own fixed order. `None`: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
-    /// These samples; `None`: all, up to `limit`.
+    /// The samples to use; `None`: all, up to `limit`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample_ids: Option<Vec<SampleId>>,
     /// Seeds the order behind `limit`, and sampling where the evaluator samples; below 2^31.
@@ -211,10 +211,10 @@ pub struct WireTaskRequest {
 /// has to say is enforced when the answer is checked.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct WireEvaluation {
-    /// That of the request: an endpoint must repeat it, a program may.
+    /// The request's `evaluation_id`: an endpoint must repeat it, a program may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluation_id: Option<String>,
-    /// That of the request's candidate: an endpoint must repeat it, a program may.
+    /// The id of the request's candidate: an endpoint must repeat it, a program may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub candidate_id: Option<String>,
     /// `queued`, `running`, `succeeded`, `failed` or `cancelled`.
@@ -326,8 +326,8 @@ impl WireCapabilities {
         self.protocol.iter().any(|version| version.starts_with("1."))
     }
 
-    /// The same in the terms of the crate. Samples of a task that takes sample ids are numbered `0..n_samples`: the
-    /// protocol has no list of ids.
+    /// These capabilities in the crate's own terms. Samples of a task that takes sample ids are numbered
+    /// `0..n_samples`: the protocol has no list of ids.
     pub fn to_capabilities(&self) -> Capabilities {
         let tasks = self.tasks.iter().map(|task| (task.name.clone(), task.to_capability())).collect();
         Capabilities { tasks, deterministic: self.deterministic }

@@ -19,13 +19,13 @@ pub struct RetryPolicy {
     pub longest_wait: Duration,
     /// Longest wait that an endpoint may ask for by `Retry-After`.
     pub longest_retry_after: Duration,
-    /// Counted faults in a row after which an endpoint gets nothing before it passed a health check.
+    /// Counted faults in a row after which an endpoint gets nothing until it passes a health check.
     pub breaker_threshold: u32,
     /// Distinct endpoints that may die under one candidate before it is blamed.
     pub deaths_to_blame: usize,
     /// Candidates that an endpoint calls broken in a row before another one is asked about the next.
     pub blames_to_doubt: u32,
-    /// Of these, how many another endpoint scores before the first one is left out.
+    /// Candidates that one endpoint calls broken and another one scores, before the first endpoint is left out.
     pub contradictions_to_leave_out: u32,
     /// Times that a full set of attempts is granted because the endpoints were sick when the last one ran out.
     pub rounds: u32,
@@ -67,9 +67,9 @@ impl RetryPolicy {
         asked.filter(|asked| *asked >= self.first_wait).map_or(drawn, |asked| self.asked(asked))
     }
 
-    /// The wait before health check number `failures + 1` of an endpoint that failed that many: doubling up to the
-    /// longest.
-    pub fn probe_wait(&self, failures: u32) -> Duration {
+    /// The wait before the next try where `failures` tries in a row have failed before the last one: the first wait,
+    /// doubled for each of them, up to the longest. No random number is drawn.
+    pub fn doubled_wait(&self, failures: u32) -> Duration {
         let doubled = self.first_wait.saturating_mul(1 << failures.min(16));
         doubled.min(self.longest_wait).mul_f64(self.wait_scale)
     }
@@ -105,7 +105,7 @@ pub struct AttemptLog<'a> {
 }
 
 impl<'a> AttemptLog<'a> {
-    /// Of an evaluation that nobody has attempted yet.
+    /// The log of an evaluation that nobody has attempted yet.
     pub fn new(observer: &'a dyn AttemptObserver) -> Self {
         Self { observer, number: 0 }
     }
@@ -212,8 +212,8 @@ mod tests {
     #[test]
     fn health_checks_back_off_up_to_a_minute() {
         let policy = RetryPolicy::default();
-        let waits: Vec<u64> = (0..9).map(|failures| policy.probe_wait(failures).as_secs()).collect();
+        let waits: Vec<u64> = (0..9).map(|failures| policy.doubled_wait(failures).as_secs()).collect();
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
-        assert_eq!(policy.probe_wait(u32::MAX).as_secs(), 60);
+        assert_eq!(policy.doubled_wait(u32::MAX).as_secs(), 60);
     }
 }

@@ -246,7 +246,7 @@ impl Ledger {
         self.repeats("SELECT * FROM repeats ORDER BY rowid", [])
     }
 
-    /// As [`Self::all_repeats`], of those made for one purpose.
+    /// The candidates scored again for one purpose, oldest first. None in the ledger of a version that did not do this.
     ///
     /// # Errors
     /// [`LedgerError::Corrupt`] where a record cannot be read, [`LedgerError::Locked`].

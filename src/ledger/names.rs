@@ -42,14 +42,14 @@ pub mod fact {
 pub mod event {
     /// A process took up the run.
     pub const STARTED: &str = "started";
-    /// It left the run in good order.
+    /// A process left the run in good order.
     pub const STOPPED: &str = "stopped";
     /// A candidate was merged.
     pub const MATERIALIZED: &str = "materialized";
-    /// An attempt at an evaluation ended.
+    /// An attempt at an evaluation of the search ended.
     pub const ATTEMPTED: &str = "attempted";
-    /// The same, of a scoring on the hold-out.
+    /// An attempt at a scoring on the hold-out ended.
     pub const HOLDOUT_ATTEMPTED: &str = "holdout_attempted";
-    /// The same, of something that is scored again.
+    /// An attempt at scoring a candidate again ended.
     pub const REPEAT_ATTEMPTED: &str = "repeat_attempted";
 }

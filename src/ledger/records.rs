@@ -28,11 +28,12 @@ pub struct AskedRecord {
     pub origin: String,
     /// Indices of the evaluations that it was bred from.
     pub parents: Vec<u64>,
-    /// One more than its parents'.
+    /// Of children of the genetic algorithm and NSGA-II, one more than their parents'; of CMA-ES, updates of its
+    /// distribution; of others 0.
     pub generation: u32,
     /// Share of the samples asked for, in `(0, 1]`.
     pub fidelity: f64,
-    /// 0; more where the same is asked anew.
+    /// Tells evaluations of one candidate on the same samples apart: 0 for the first.
     pub replicate: u32,
     /// Samples that it counts against the budget; 0 where the evaluator does not say.
     pub samples: u64,
@@ -43,7 +44,7 @@ pub struct AskedRecord {
 /// How an evaluation ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ToldRecord {
-    /// That of the [`AskedRecord`].
+    /// Its number in the run, as [`AskedRecord`] has it.
     pub index: u64,
     /// How it ended.
     pub status: Status,
@@ -57,7 +58,7 @@ pub struct ToldRecord {
     pub materialize_s: Option<f64>,
     /// Seconds that the scoring took.
     pub evaluate_s: Option<f64>,
-    /// When its scoring began, as `finished_at`.
+    /// When its scoring began: in UTC, RFC 3339.
     pub started_at: Option<String>,
     /// In UTC, RFC 3339.
     pub finished_at: String,
@@ -72,7 +73,7 @@ pub struct ToldRecord {
 pub struct HoldoutRecord {
     /// What the evaluator knows it by.
     pub evaluation_id: String,
-    /// As in [`AskedRecord`].
+    /// The first 16 hex digits of the recipe's canonical hash.
     pub candidate_id: String,
     /// How it ended.
     pub status: Status,
@@ -98,7 +99,7 @@ pub enum RepeatPurpose {
 impl RepeatPurpose {
     const ALL: [Self; 3] = [Self::Finalist, Self::Baseline, Self::Sentinel];
 
-    /// As it stands in the ledger.
+    /// The word for it in the ledger.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Finalist => "finalist",
@@ -115,11 +116,12 @@ pub struct RepeatRecord {
     pub evaluation_id: String,
     /// The evaluation that it repeats.
     pub index: u64,
-    /// As in [`AskedRecord`].
+    /// The first 16 hex digits of the recipe's canonical hash.
     pub candidate_id: String,
     /// What it was made for.
     pub purpose: RepeatPurpose,
-    /// That of the evaluation that it repeats for a baseline that was given up; else later ones, counted by candidate.
+    /// Tells scorings of one candidate on the same samples apart. A baseline that was given up keeps the replicate of
+    /// its first evaluation; others have higher ones, counted by candidate.
     pub replicate: u32,
     /// What the search had spent when it was made, in evaluations in full.
     pub after: u64,

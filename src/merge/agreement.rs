@@ -16,7 +16,7 @@ const BLOCKS: usize = 8;
 pub struct Agreement {
     /// Squared Euclidean norm of each source's task vector; in the order of the sources.
     squares: Vec<f64>,
-    /// The same of the sum of all task vectors.
+    /// Squared Euclidean norm of the sum of all task vectors.
     square_of_sum: f64,
 }
 
@@ -25,13 +25,13 @@ impl Agreement {
         Self { squares: vec![0.0; sources], square_of_sum: 0.0 }
     }
 
-    /// Of task vectors with these squared norms, whose sum has that one.
+    /// The sums of task vectors with the squared norms `squares`, whose sum has the squared norm `square_of_sum`.
     #[cfg(test)]
     pub fn of_squares(squares: &[f64], square_of_sum: f64) -> Self {
         Self { squares: squares.to_vec(), square_of_sum }
     }
 
-    /// Of both sets of tensors together.
+    /// Adds the sums over another set of tensors.
     pub fn add(&mut self, other: &Self) {
         self.squares.resize(self.squares.len().max(other.squares.len()), 0.0);
         self.squares.iter_mut().zip(&other.squares).for_each(|(sum, other)| *sum += other);

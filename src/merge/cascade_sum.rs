@@ -1,9 +1,9 @@
 //! Sums in the order that PyTorch adds in: of the elements of a row of float32 values, and of tensors.
 //!
-//! In a row, eight lanes in four groups are added to side by side, and every so many rounds what they hold moves on to the next
-//! of four levels, so that large sums do not swallow small values (a cascade, or pairwise summation). The order depends
-//! on nothing but the number of values. Tensors are added element by element, with the same cascade of levels from
-//! sixteen of them on.
+//! In a row, eight lanes in four groups are added to side by side, and at regular intervals what they hold moves on to
+//! the next of four levels, so that large sums do not swallow small values (a cascade, or pairwise summation). The order
+//! depends on nothing but the number of values. Tensors are added element by element, with the same cascade of levels
+//! from sixteen of them on.
 
 use std::ops::Range;
 

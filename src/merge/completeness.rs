@@ -34,7 +34,7 @@ pub(super) fn check_complete(plan: &MergePlan, models: &[Model], recipe: &Recipe
     Ok(())
 }
 
-/// The same of the whole models of a recipe that could not be planned: that one of them is incomplete may be why.
+/// Checks that the whole models of a recipe that could not be planned are complete: that one of them is not may be why.
 ///
 /// # Errors
 /// As [`check_complete`].

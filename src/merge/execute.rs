@@ -33,18 +33,20 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Of a recipe by its method, from the merger's models into `writer`, `total` bytes in all.
+    /// A merge of `recipe` by its method, from the merger's models into `writer`; the output has `total` bytes.
     pub(super) fn new(
         merger: &'a Merger,
-        (recipe, method): (&'a Recipe, &'static dyn MergeMethod),
-        (writer, total): (&'a CheckpointWriter, u64),
+        recipe: &'a Recipe,
+        method: &'static dyn MergeMethod,
+        writer: &'a CheckpointWriter,
+        total: u64,
         options: &'a MergeOptions<'a>,
     ) -> Self {
         let (written, queue, failure) = (AtomicU64::new(0), WriteQueue::new(), Failure::new());
         Self { merger, recipe, method, writer, options, written, total, queue, failure }
     }
 
-    /// All tensors in parallel, and the blocks of each; where masks come from one stream, tensor after tensor.
+    /// Merges all tensors in parallel, and the blocks of each; where masks come from one stream, tensor after tensor.
     ///
     /// # Errors
     /// See [`Merger::materialize`].
@@ -89,7 +91,7 @@ impl<'a> Run<'a> {
         }
         let done = match &tensor.action {
             Action::Merge { inputs, base, parameters } => {
-                self.merge(ordinal, tensor, (inputs, base.as_ref()), parameters, masks)
+                self.merge(ordinal, tensor, inputs, base.as_ref(), parameters, masks)
             }
             Action::PassThrough(input) => self.pass_through(ordinal, tensor, input),
             Action::Copy(inputs) => self.copy(tensor, inputs),
@@ -112,7 +114,8 @@ impl<'a> Run<'a> {
         &self,
         ordinal: u64,
         tensor: &'a PlannedTensor,
-        (inputs, base): (&'a [PlannedInput], Option<&'a PlannedInput>),
+        inputs: &'a [PlannedInput],
+        base: Option<&'a PlannedInput>,
         parameters: &ResolvedParameters,
         masks: MaskSource<'_>,
     ) -> Result<(), MergeError> {
@@ -145,7 +148,7 @@ impl<'a> Run<'a> {
             if self.failure.precedes(ordinal) {
                 return;
             }
-            if let Err(error) = self.block(tensor, prepared, (block, ordinal), dtype) {
+            if let Err(error) = self.block(tensor, prepared, block, ordinal, dtype) {
                 self.failure.report(ordinal, error);
             }
         });
@@ -156,7 +159,8 @@ impl<'a> Run<'a> {
         &self,
         tensor: &'a PlannedTensor,
         prepared: &dyn BlockMerge,
-        (block, ordinal): (u64, u64),
+        block: u64,
+        ordinal: u64,
         dtype: Dtype,
     ) -> Result<(), MergeError> {
         self.options.check_cancelled()?;

@@ -51,7 +51,7 @@ pub(crate) struct Fused<'a, M, const S: usize> {
     base: &'a [u8],
     sources: [&'a [u8]; S],
     arithmetic: M,
-    /// The same merge, for the elements and dtypes that are left.
+    /// The merge in tiles, for the elements and dtypes that the fused pass does not take.
     tiled: Box<dyn BlockMerge + 'a>,
 }
 

@@ -178,7 +178,7 @@ impl Gram {
         &self.products
     }
 
-    /// `None`: no number of vectors has so many pairs.
+    /// The matrix with these products of pairs; `None` where no number of vectors has that many pairs.
     pub(crate) fn from_products(products: Vec<f64>) -> Option<Self> {
         let count = (0..=products.len()).find(|count| Self::pairs(*count) >= products.len())?;
         (Self::pairs(count) == products.len()).then_some(Self { count, products })

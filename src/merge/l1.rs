@@ -105,8 +105,8 @@ impl<W: Element> Kernel for Norms<'_, W> {
     }
 }
 
-/// The same of bfloat16 tensors and a drawn mask, in registers. Thirty-two magnitudes a lane are added in
-/// float32 at a time.
+/// The L1 norms of a block of a bfloat16 task vector, and of what a drawn mask keeps of it, computed in registers.
+/// Thirty-two magnitudes a lane are added in float32 at a time.
 struct FusedNorms<'a> {
     base: &'a [u8],
     source: &'a [u8],
@@ -189,16 +189,31 @@ impl FusedNorms<'_> {
         kept.add_each(sums_kept.as_flattened(), f64::from);
         if !base_rest.is_empty() {
             let group = range.start / CHUNK as u64 + bases.len() as u64;
-            mask.generator.group::<COUNTERS>(group, &mut draws);
-            let rest = base_rest.as_chunks::<2>().0.iter().zip(source_rest.as_chunks::<2>().0);
-            for ((base, source), draw) in rest.zip(each(&draws)) {
-                let (base, source) = (u32::from(u16::from_le_bytes(*base)), u32::from(u16::from_le_bytes(*source)));
-                let delta = (widen(source)[0] - widen(base)[0]).abs();
-                all.add_each(&[delta], f64::from);
-                kept.add_each(&[if u32::from(draw) < mask.limit { delta } else { 0.0 }], f64::from);
-            }
+            add_rest::<COUNTERS>(mask, group, base_rest, source_rest, &mut all, &mut kept);
         }
         let sums = [all.total(), kept.total()];
         sums[0].is_finite().then_some(sums)
+    }
+}
+
+/// Adds the magnitudes of the elements behind the last whole chunk, one by one: to `all` those of every element, to
+/// `kept` those of the elements that the mask keeps. `group` is the group of their draws.
+#[inline(always)]
+fn add_rest<const COUNTERS: usize>(
+    mask: PhiloxMask,
+    group: u64,
+    base: &[u8],
+    source: &[u8],
+    all: &mut Lanes,
+    kept: &mut Lanes,
+) {
+    let mut draws = [[0; 8]; DRAWS / 4];
+    mask.generator.group::<COUNTERS>(group, &mut draws);
+    let rest = base.as_chunks::<2>().0.iter().zip(source.as_chunks::<2>().0);
+    for ((base, source), draw) in rest.zip(each(&draws)) {
+        let (base, source) = (u32::from(u16::from_le_bytes(*base)), u32::from(u16::from_le_bytes(*source)));
+        let delta = (widen(source)[0] - widen(base)[0]).abs();
+        all.add_each(&[delta], f64::from);
+        kept.add_each(&[if u32::from(draw) < mask.limit { delta } else { 0.0 }], f64::from);
     }
 }

@@ -26,7 +26,7 @@ use super::statistics::{StatisticsCache, StatisticsUse};
 use super::statistics_file::StatisticsFile;
 use super::vocabulary::{check_tokenizers, note_of_padding, note_of_rows};
 use crate::checkpoint::{
-    CONFIG_FILE, Checkpoint, CheckpointWriter, ContentIds, OutputFile, OutputTensor, SpareCheckpoints, TensorInfo,
+    CONFIG_FILE, Checkpoint, CheckpointWriter, ContentIds, OutputFile, OutputTensor, TensorInfo, WriteMode,
     base_layout, shard_layout,
 };
 use crate::recipe::{MaskKind, ModelReference, Recipe};
@@ -58,36 +58,6 @@ pub struct MergeProgress {
     pub bytes_written: u64,
     /// Bytes of all output tensors.
     pub bytes_total: u64,
-}
-
-/// What a merge does at its destination. Durable output survives a power cut once the merge has returned.
-#[derive(Clone, Copy)]
-pub enum WriteMode<'a> {
-    /// There may be nothing at the destination.
-    New {
-        /// Whether it survives a power cut; a search's candidates need not.
-        durable: bool,
-    },
-    /// A checkpoint at the destination is replaced.
-    Replace {
-        /// As for [`Self::New`].
-        durable: bool,
-    },
-    /// As that, not durable, over the pages of checkpoints that nobody needs any more.
-    Over(&'a SpareCheckpoints),
-}
-
-impl WriteMode<'_> {
-    /// Durable, in the place of what is there only if `replace` says so.
-    pub const fn durable(replace: bool) -> Self {
-        if replace { Self::Replace { durable: true } } else { Self::New { durable: true } }
-    }
-}
-
-impl Default for WriteMode<'_> {
-    fn default() -> Self {
-        Self::New { durable: false }
-    }
 }
 
 /// How one merge is written.
@@ -304,12 +274,8 @@ impl Merger {
         let uncertain_order = order.as_ref().filter(|order| !order.is_certain).map(|_| UNCERTAIN_ORDER.to_owned());
         let left_out = order.as_ref().and_then(DrawingOrder::note_of_left_out);
         let files = self.layout(&plan, options.shard_size);
-        let writer = match options.mode {
-            WriteMode::Over(spares) => CheckpointWriter::create_over(destination, &files, spares)?,
-            WriteMode::New { durable } => CheckpointWriter::create(destination, &files, durable)?,
-            WriteMode::Replace { durable } => CheckpointWriter::create_replacing(destination, &files, durable)?,
-        };
-        let run = Run::new(self, (recipe, method), (&writer, plan.bytes()), options);
+        let writer = CheckpointWriter::create(destination, &files, options.mode)?;
+        let run = Run::new(self, recipe, method, &writer, plan.bytes(), options);
         self.pool.install(|| run.all(&plan, order))?;
         for index in plan.used_models() {
             self.models[index].checkpoint.verify_unchanged()?;

@@ -53,8 +53,9 @@ mod vocabulary;
 mod window;
 mod write_queue;
 
+pub use crate::checkpoint::WriteMode;
 pub use error::MergeError;
-pub use merger::{MergeOptions, MergeProgress, MergeReport, Merger, MergerOptions, WriteMode};
+pub use merger::{MergeOptions, MergeProgress, MergeReport, Merger, MergerOptions};
 pub use methods::{find_method, methods, unknown_method};
 pub use parameters::{ParameterValue, ResolvedParameters};
 pub use plan::{Action, MergePlan, PlannedInput, PlannedSlice, PlannedTensor};

@@ -98,7 +98,8 @@ pub(crate) fn tokenizer_donor(plan: &MergePlan, recipe: &Recipe) -> Result<usize
     tokenizer_model(recipe, plan.donor, plan.models.iter())
 }
 
-/// As [`tokenizer_donor`], before there is a plan: `donor` is its donor, `models` are the names of all models by index.
+/// The model whose tokenizer the output takes, found before there is a plan: `donor` is the index of the plan's donor,
+/// `models` are the names of all models by index.
 pub(crate) fn tokenizer_model<'a>(
     recipe: &Recipe,
     donor: usize,

@@ -9,20 +9,20 @@ use crate::recipe::{Gradient, Parameters, Setting, Value};
 /// A parameter's value for one tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ParameterValue {
-    /// Of a [`ParameterKind::Number`]; finite.
+    /// The value of a [`ParameterKind::Number`]; finite.
     Number(f64),
-    /// Of a [`ParameterKind::Integer`]; what a gradient gives is rounded to it.
+    /// The value of a [`ParameterKind::Integer`]; what a gradient gives is rounded to a whole number.
     Integer(i64),
-    /// Of a [`ParameterKind::Bool`].
+    /// The value of a [`ParameterKind::Bool`].
     Bool(bool),
 }
 
 /// The parameters of one output tensor.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ResolvedParameters {
-    /// Those with one value for the tensor.
+    /// Parameters with one value for the tensor.
     pub tensor: BTreeMap<&'static str, ParameterValue>,
-    /// Those of each source, in the order of the sources.
+    /// The parameters of each source, in the order of the sources.
     pub sources: Vec<BTreeMap<&'static str, ParameterValue>>,
 }
 

@@ -13,7 +13,8 @@ const COUNTERS: usize = 32;
 pub(crate) const DRAWS: usize = 16 * COUNTERS;
 /// How many counters code without 512-bit vectors encrypts side by side; more do not fit its registers.
 pub(crate) const FEW: usize = 4;
-/// The same with 512-bit vectors: enough that the units of a core find work while a round waits for the last one.
+/// How many counters code with 512-bit vectors encrypts side by side: enough that the units of a core find work while a
+/// round waits for the last one.
 pub(crate) const MANY: usize = 16;
 /// One more than the highest draw.
 pub(crate) const DRAW_RANGE: u32 = 1 << 16;

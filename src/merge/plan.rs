@@ -61,11 +61,11 @@ impl Action {
 /// One output tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedTensor {
-    /// As it is written.
+    /// Its name in the output.
     pub name: String,
-    /// As it is written: that of every input, less the rows that truncated embeddings lose.
+    /// Its shape in the output: that of every input, less the rows that truncated embeddings lose.
     pub shape: Vec<usize>,
-    /// As it is written.
+    /// The type of its elements in the output.
     pub dtype: safetensors::Dtype,
     /// What is done for it, and with what.
     pub action: Action,

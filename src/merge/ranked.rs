@@ -176,8 +176,8 @@ impl<'a> RankedMask<'a> {
         }
     }
 
-    /// The draws of the elements of so many rows beside each other, the first of which begins at element `first`, must
-    /// be below these numbers for them to be kept; in the order of the elements.
+    /// Fills `limits`, in the order of the elements, for `columns` neighbouring rows, the first of which begins at
+    /// element `first`: an element is kept where its draw is below its limit.
     fn limits_of<W: Element>(
         &self,
         first: u64,

@@ -104,7 +104,7 @@ pub(crate) fn in_order<T: Send>(
     parts.into_iter().collect()
 }
 
-/// As [`sum_blocks`], for `count` sums that `block` adds to.
+/// Sums over the blocks of a tensor like [`sum_blocks`], but `count` sums, which `block` adds to.
 pub(crate) fn sum_block_rows(
     elements: u64,
     count: usize,

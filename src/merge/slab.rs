@@ -23,7 +23,7 @@ pub(super) struct Slab {
 }
 
 impl Slab {
-    /// Of so many elements, made in so many pieces.
+    /// A slab of `elements` elements that is made in `pieces` pieces.
     pub(super) fn new(elements: usize, pieces: usize) -> Self {
         let bits = std::iter::repeat_with(AtomicU64::default).take(elements.div_ceil(WORD)).collect();
         Self { bits, pieces, next: AtomicUsize::new(0), done: Mutex::new(0), is_done: Condvar::new() }

@@ -102,7 +102,7 @@ pub enum Survivor {
     None,
     /// The only one is written as it is.
     Any,
-    /// As that, if it is the base's; refused otherwise.
+    /// The only one is written as it is if it is the base's, and refused otherwise.
     Base,
     /// The base's is written; without one, the tensor is left out.
     BaseOrNothing,
@@ -115,7 +115,7 @@ pub enum Untrimmed {
     Average,
     /// Adds weighted task vectors.
     TaskVectors,
-    /// As that, after an election of signs that single models always win.
+    /// Adds weighted task vectors after an election of signs, which single models always win.
     Elected,
     /// Goes from one model to another.
     Interpolation,

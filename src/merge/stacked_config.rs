@@ -48,8 +48,8 @@ const INDICES: [&str; 13] = [
 ];
 /// Keys that hold a text with one character for each layer.
 const LETTERS: [&str; 1] = ["hybrid_override_pattern"];
-/// Any other list as long as the model is high has an entry a layer, too, from so many layers on: shorter ones are as
-/// long by chance.
+/// Fewest layers from which any other list with as many entries as the model has layers counts as one with an entry for
+/// each layer. In smaller models, a list may have that length by chance.
 const NO_CHANCE: usize = 4;
 /// Parts of the names of lists that count something else: tokens, stages and convolutions, ranges, sizes of images,
 /// layers that predict further tokens, features of another tower.
@@ -99,7 +99,7 @@ const RULES: [&str; 20] = [
 ];
 /// The size of such a part of an embedding that has one for each layer.
 const PART_SIZE: &str = "hidden_size_per_layer_input";
-/// Of higher models, what their next layer would be is not looked for: no model has so many layers.
+/// Most layers of a model for which the kind of its next layer is looked for: no model has more layers than this.
 const HIGHEST: usize = 512;
 /// Layers that a note lists.
 const LISTED: usize = 12;

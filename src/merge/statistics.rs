@@ -185,7 +185,7 @@ pub(crate) struct StatisticsCache {
 
 /// Entries that each kind of small statistic may have.
 const SMALL_ENTRIES: usize = 1 << 17;
-/// The same of dot products of all pairs, which are many numbers each.
+/// Entries that the dot products of all pairs may have: fewer, as each entry is many numbers.
 const GRAM_ENTRIES: usize = 1 << 14;
 
 impl StatisticsCache {

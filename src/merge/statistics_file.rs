@@ -24,10 +24,10 @@ use crate::lock::lock;
 const FORMAT: &[u8] = b"evomerge statistics v2\n";
 /// Tensors with fewer elements are not worth it: their numbers are computed in less than a millisecond.
 const LARGE: u64 = 1 << 20;
-/// Records that are kept. New ones are not taken in once there are so many: those that come back come from the first
-/// candidates.
+/// Most records that are kept. At this number, new ones are not taken in: records that are used again come from the
+/// first candidates.
 const MAX_RECORDS: usize = 1 << 17;
-/// Words of a record: a value of more is not kept.
+/// Most words of a record: a longer value is not kept.
 const MAX_WORDS: usize = 64;
 /// Most bytes of a file that are read.
 const MAX_BYTES: u64 = 128 << 20;

@@ -149,7 +149,7 @@ pub(crate) struct TensorGroup<'a> {
     pub(crate) elements: u64,
     /// In recipe order; the base is among them only where the method takes it as an input.
     pub(crate) inputs: Vec<Stored<'a>>,
-    /// Of all inputs and of the output.
+    /// The shape of all inputs and of the output.
     pub(crate) shape: &'a [usize],
     /// The base model's tensor.
     pub(crate) base: Option<Stored<'a>>,

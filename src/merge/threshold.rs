@@ -23,7 +23,7 @@ use super::tensor::{BLOCK, TILE, Values, block_count, block_range, tiles, with_b
 const DIGIT_BITS: u32 = 16;
 /// Blocks that are worth counters of their own.
 const PART: u64 = 16;
-/// Tensors of at most so many elements are copied: clearing and walking the counters would take longer.
+/// Most elements of a tensor that is copied: for so small a one, clearing and walking the counters would take longer.
 const SMALL: u64 = 1 << 15;
 
 /// Which elements of a task vector are kept: those whose key is above `key`, and those equal to it up to element
@@ -270,7 +270,7 @@ pub(crate) fn select<W: Element, V: Values<W>>(
     }
 }
 
-/// As [`select`], without the pass that looks for the last of equal elements: the key alone.
+/// The key of the threshold that [`select`] finds, without the pass that looks for the last of equal elements.
 pub(crate) fn select_key<W: Element, V: Values<W>>(
     isa: Isa,
     vector: V,

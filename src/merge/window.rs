@@ -16,19 +16,20 @@ use super::simd::{Isa, Kernel, dispatch};
 use super::tensor::{TaskVector, block_count, block_range};
 use super::threshold::{Threshold, nth_equal};
 
-/// Smaller tensors are not worth a sample.
+/// Fewest elements of a tensor that is sampled: a smaller one is not worth it.
 const LEAST: u64 = 1 << 20;
-/// In larger ones a single window holds too much: a histogram, whose size is its own, does for them.
+/// Most elements of a tensor that is sampled: a window of a larger one would hold too much, and a histogram, whose size
+/// does not depend on the tensor's, serves instead.
 const HUGE: u64 = 1 << 28;
 /// Keys that the windows of all tensors under way may hold together, 4 bytes each: fifteen windows of 2^25 elements,
 /// eight sources of two tensors of 2^24. More sources are looked at a few at a time, and the base is read again for each few.
 const HELD: u64 = 3 << 21;
-/// Of so many chunks one is in the sample, at least. Odd, so that no power of two of a tensor's shape keeps it in one
-/// part of the rows.
+/// Least distance between sampled chunks: one chunk of at least this many is in the sample. Odd, so that no power of
+/// two of a tensor's shape keeps the sample in one part of the rows.
 const SPACING: u64 = 17;
-/// Of so many words of a sampled chunk the lower element is in the sample.
+/// Distance between sampled words of a chunk: of one word in this many, the lower element is in the sample.
 const STRIDE: usize = 4;
-/// Elements of a sample, about, at most.
+/// Most elements of a sample, about.
 const SAMPLE: u64 = 1 << 19;
 /// How many of a sample's standard deviations the window reaches to each side. Neighbours are alike, so a sample is
 /// worth less than its size; a window that is too narrow costs time only.
@@ -42,8 +43,8 @@ impl WindowMemory {
         Self(AtomicU64::new(HELD))
     }
 
-    /// Room for as many of the windows that will hold so many keys as there is room for. There always is for the first
-    /// one: to wait for other tensors could be to wait for work that this thread has put aside.
+    /// Reserves memory for as many windows, in order, as fit; `held` gives each one's keys. The first always gets its
+    /// memory: waiting for other tensors could deadlock on work this thread itself has suspended.
     fn reserve(&self, held: impl Iterator<Item = u64> + Clone) -> Room<'_> {
         let mut taken = (0, 0);
         let take = |left: u64| {
@@ -73,8 +74,9 @@ impl Drop for Room<'_> {
     }
 }
 
-/// The threshold that keeps exactly so many elements of each task vector (see [`super::threshold::select`]); `None`
-/// where another way has to find it. All have the same base, which is read once where there is memory for all windows.
+/// For each task vector, given with the number of elements to keep, the threshold that keeps exactly that many (see
+/// [`super::threshold::select`]); `None` where another way has to find it. All have the same base, which is read once
+/// where there is memory for all windows.
 pub(crate) fn thresholds(
     isa: Isa,
     memory: &WindowMemory,
@@ -92,7 +94,7 @@ pub(crate) fn thresholds(
     Ok(found)
 }
 
-/// As [`thresholds`], in one pass.
+/// [`thresholds`] of task vectors whose windows all fit into memory, found in one pass.
 fn together(isa: Isa, vectors: &[(TaskVector<'_>, u64)], elements: u64) -> Result<Vec<Option<Threshold>>, MergeError> {
     let windows: Vec<Window> =
         vectors.par_iter().map(|(vector, kept)| Window::sampled(isa, *vector, *kept, elements)).collect();

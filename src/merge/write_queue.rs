@@ -7,7 +7,7 @@ use std::sync::Mutex;
 
 use crate::lock::lock;
 
-/// Blocks that may wait; a thread that finds so many waits itself.
+/// Most blocks that may wait; a thread that finds this many waits itself.
 const WAITING: usize = 8;
 
 /// A merged block.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::distributions::NORMAL_995;
 use crate::scores::{Scores, TaskScores};
 
 /// What was noticed.
@@ -36,10 +37,8 @@ pub struct Alarm {
     pub message: String,
 }
 
-/// Fewer candidates say nothing about flatness.
+/// Fewest candidates that tell whether the scores are flat, or whether none can be scored.
 const FEWEST: usize = 5;
-/// 99.5 % point of the standard normal distribution: a two-sided level of 1 %, since every task is tested.
-const NORMAL_995: f64 = 2.576;
 /// Public benchmarks that are scored on their test sets as a rule, as substrings of task names.
 const BENCHMARKS: [&str; 37] = [
     "agieval",
@@ -80,8 +79,9 @@ const BENCHMARKS: [&str; 37] = [
     "truthfulqa",
     "winogrande",
 ];
-/// Names that are only telling as a whole word, or at the start.
+/// Names of benchmarks that are only telling as a whole word.
 const BENCHMARK_WORDS: [&str; 5] = ["bbh", "musr", "aime", "drop", "sciq"];
+/// Names of benchmarks that are only telling at the start.
 const BENCHMARK_STARTS: [&str; 1] = ["arc_"];
 /// Ends of names of data that is there to be searched on.
 const SEARCH_SPLITS: [&str; 5] = ["_train", "_dev", "_val", "_valid", "_validation"];
@@ -157,7 +157,8 @@ pub fn baselines_unreached(names: &[String]) -> Option<Alarm> {
 }
 
 /// Tasks in which the winner's answers were truncated at another rate than the baseline's (pooled two-proportion z-test
-/// at 1 %). `set` names the samples (`search`, `hold-out`). Tasks without counts are passed over.
+/// at a two-sided level of 1 %, since every task is tested). `set` names the samples (`search`, `hold-out`). Tasks
+/// without counts are passed over.
 pub fn truncation_asymmetry(set: &str, winner: &Scores, baseline: &Scores) -> Vec<Alarm> {
     let counts = |scores: &TaskScores| scores.n_truncated.filter(|_| scores.n > 0).map(|cut| (cut, scores.n));
     let alarm = |(task, scores): (&String, &TaskScores)| {

@@ -21,9 +21,9 @@ pub fn decide(question: &VerdictQuestion<'_>) -> Result<Verdict, ScoreError> {
     let comparison = comparison(question, first)?;
     let rivals = rivals(question, first)?;
     let is_baseline = baseline.as_ref().is_some_and(|baseline| baseline.candidate_id == winner.candidate_id);
-    let same = (question.has_holdout && is_baseline).then_some(0.0);
+    let same = (question.holdout.is_some() && is_baseline).then_some(0.0);
     let verdict = match &comparison {
-        _ if !question.has_holdout => Decision::NoHoldout,
+        _ if question.holdout.is_none() => Decision::NoHoldout,
         _ if is_baseline => Decision::NoEvidence,
         _ if !question.unscored_baselines.is_empty() => Decision::NoEvidence,
         Some(Comparison { interval: Some([low, _]), .. })
@@ -33,7 +33,7 @@ pub fn decide(question: &VerdictQuestion<'_>) -> Result<Verdict, ScoreError> {
         }
         _ => Decision::NoEvidence,
     };
-    let mut answer = Verdict {
+    let answer = Verdict {
         verdict,
         over_statement: winner.holdout_score.map(|holdout| winner.search_score - holdout),
         rescoring_over_statement: rescoring_over_statement(&question.finalists),
@@ -47,18 +47,18 @@ pub fn decide(question: &VerdictQuestion<'_>) -> Result<Verdict, ScoreError> {
         unpaired_because: comparison.as_ref().and_then(|comparison| comparison.pairing.because().map(str::to_owned)),
         n: comparison.map(|comparison| comparison.n).unwrap_or_default(),
         tasks: by_task(question, first)?,
-        reused: question.reused,
+        reused: question.holdout.is_some_and(|holdout| holdout.reused),
         finalists: question.finalists.iter().map(shown).collect(),
         sentence: String::new(),
     };
-    answer.sentence = sentence(&answer);
-    if question.has_holdout && !question.unscored_baselines.is_empty() {
-        answer.sentence.push_str(&format!(
+    let mut text = sentence(&answer);
+    if question.holdout.is_some() && !question.unscored_baselines.is_empty() {
+        text.push_str(&format!(
             " The best baseline is not known, for want of a score of {}.",
             question.unscored_baselines.join(", ")
         ));
     }
-    Ok(answer)
+    Ok(Verdict { sentence: text, ..answer })
 }
 
 fn show(objective: &Objective, contender: &Contender<'_>) -> VerdictCandidate {
@@ -81,7 +81,7 @@ fn comparison(question: &VerdictQuestion<'_>, winner: &Contender<'_>) -> Result<
 /// The winner against each rival on the hold-out.
 fn rivals(question: &VerdictQuestion<'_>, winner: &Contender<'_>) -> Result<Vec<RivalVerdict>, ScoreError> {
     let of_rival = |rival: &Contender<'_>| {
-        let both = winner.holdout.zip(rival.holdout).filter(|_| question.has_holdout);
+        let both = winner.holdout.zip(rival.holdout).filter(|_| question.holdout.is_some());
         let comparison = match both {
             Some((winner, rival)) => Some(compare(question.objective, winner, rival, question.seed)?),
             None => None,
@@ -95,8 +95,8 @@ fn rivals(question: &VerdictQuestion<'_>, winner: &Contender<'_>) -> Result<Vec<
     question.rivals.iter().map(of_rival).collect()
 }
 
-/// Of the finalist with the best search score: what made it that is its first score alone, so that the second one is free
-/// of choice. Of several with that score, the mean: they come in an order that the second score has a part in.
+/// Search score minus second score of the finalist with the best search score. It was selected by its first score only,
+/// so its second score is unbiased. Ties are averaged, because their order depends on the second score.
 fn rescoring_over_statement(finalists: &[Contender<'_>]) -> Option<f64> {
     let best = finalists.iter().map(|finalist| finalist.search_score).reduce(f64::max)?;
     let again = finalists.iter().filter(|finalist| finalist.search_score == best).filter_map(|best| best.rescored);
@@ -104,7 +104,7 @@ fn rescoring_over_statement(finalists: &[Contender<'_>]) -> Option<f64> {
     (count > 0).then(|| best - sum / f64::from(count))
 }
 
-/// As [`comparison`], of each task by itself; nothing where there is none.
+/// The [`comparison`] of each task by itself; empty where there is no comparison.
 fn by_task(
     question: &VerdictQuestion<'_>,
     winner: &Contender<'_>,
@@ -124,7 +124,7 @@ fn by_task(
 
 /// Scores of winner and best baseline on the hold-out, where these are two.
 fn two_held_out<'a>(question: &VerdictQuestion<'a>, winner: &Contender<'a>) -> Option<[&'a Scores; 2]> {
-    let baseline = question.baseline.as_ref().filter(|_| question.has_holdout)?;
+    let baseline = question.baseline.as_ref().filter(|_| question.holdout.is_some())?;
     let scores = [winner.holdout?, baseline.holdout?];
     (baseline.candidate_id != winner.candidate_id).then_some(scores)
 }
@@ -133,8 +133,7 @@ fn two_held_out<'a>(question: &VerdictQuestion<'a>, winner: &Contender<'a>) -> O
 mod tests {
     use super::*;
     use crate::random;
-    use crate::score::ObjectiveTask;
-    use crate::score::may_be_as_good;
+    use crate::score::{ObjectiveTask, OpenedHoldout, may_be_as_good};
     use crate::scores::{MetricValue, PerSample, SampleId, TaskScores};
     use rand::Rng as _;
 
@@ -182,8 +181,7 @@ mod tests {
             rivals: vec![],
             rivals_left_out: 0,
             unscored_baselines: vec![],
-            has_holdout,
-            reused: false,
+            holdout: has_holdout.then_some(OpenedHoldout { reused: false }),
             seed: 7,
         };
         decide(&question).unwrap()
@@ -307,8 +305,7 @@ mod tests {
             rivals: vec![],
             rivals_left_out: 0,
             unscored_baselines: vec!["source:a".to_owned()],
-            has_holdout: true,
-            reused: false,
+            holdout: Some(OpenedHoldout { reused: false }),
             seed: 7,
         };
         let verdict = decide(&question).unwrap();
@@ -329,8 +326,7 @@ mod tests {
                 rivals: rivals.iter().map(|(id, holdout)| contender(id, 0.69, *holdout)).collect(),
                 rivals_left_out: 2,
                 unscored_baselines: vec![],
-                has_holdout: true,
-                reused: false,
+                holdout: Some(OpenedHoldout { reused: false }),
                 seed: 7,
             };
             decide(&question).unwrap()
@@ -367,19 +363,23 @@ mod tests {
             rivals: vec![],
             rivals_left_out: 0,
             unscored_baselines: vec![],
-            has_holdout: false,
-            reused: false,
+            holdout: None,
             seed: 7,
         };
         let verdict = decide(&question(vec![again("w", 0.7, 0.7), again("lucky", 0.75, 0.6)])).unwrap();
         assert!((verdict.rescoring_over_statement.unwrap() - 0.15).abs() < 1e-12);
-        assert!(verdict.sentence.contains("the best search score of the finalists"), "{}", verdict.sentence);
+        let said = "; the finalist with the best search score scored 0.1500 lower when it was scored again.";
+        assert!(verdict.sentence.contains(said), "{}", verdict.sentence);
+        let verdict = decide(&question(vec![again("w", 0.7, 0.8), again("unlucky", 0.71, 0.73)])).unwrap();
+        assert!(verdict.sentence.contains("scored 0.0200 higher when it was scored again."), "{}", verdict.sentence);
+        let verdict = decide(&question(vec![again("w", 0.7, 0.8), again("same", 0.71, 0.71)])).unwrap();
+        assert!(verdict.sentence.contains("scored the same when it was scored again."), "{}", verdict.sentence);
         // Who comes first of several with the best search score has the better second one.
         let equals =
             vec![again("w", 0.75, 0.7), again("x", 0.75, 0.6), again("y", 0.7, 0.6), contender("z", 0.75, None)];
         let verdict = decide(&question(equals)).unwrap();
         assert!((verdict.rescoring_over_statement.unwrap() - 0.1).abs() < 1e-12);
-        assert!(verdict.sentence.contains("the best search score of the finalists"), "{}", verdict.sentence);
+        assert!(verdict.sentence.contains("scored 0.1000 lower when it was scored again."), "{}", verdict.sentence);
     }
 
     /// Searches that found nothing: one baseline is the best, candidates are a little worse than it, and some baselines that
@@ -411,8 +411,7 @@ mod tests {
                 rivals: vec![],
                 rivals_left_out: 0,
                 unscored_baselines: vec![],
-                has_holdout: true,
-                reused: false,
+                holdout: Some(OpenedHoldout { reused: false }),
                 seed: run,
             };
             if decide(&question).unwrap().verdict == Decision::Improvement {
@@ -453,8 +452,7 @@ mod tests {
             rivals: vec![],
             rivals_left_out: 0,
             unscored_baselines: vec![],
-            has_holdout: true,
-            reused: false,
+            holdout: Some(OpenedHoldout { reused: false }),
             seed: 7,
         };
         assert_eq!(decide(&question), Err(ScoreError::NoFinalist));

@@ -5,6 +5,7 @@
 
 pub mod alarms;
 mod decide;
+mod distributions;
 pub mod objective;
 pub mod paired;
 pub mod power;
@@ -19,7 +20,7 @@ pub use decide::decide;
 pub use objective::{Objective, ObjectiveTask, TaskValue};
 pub use paired::{Comparison, Pairing, compare, may_be_as_good};
 pub use sentence::{digits, sentence, shown};
-pub use verdict::{Contender, Decision, RivalVerdict, Verdict, VerdictQuestion};
+pub use verdict::{Contender, Decision, OpenedHoldout, RivalVerdict, Verdict, VerdictQuestion};
 
 use crate::exit::ExitCode;
 

@@ -5,7 +5,7 @@ use crate::scores::{MetricValue, Scores};
 /// One task of the objective.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ObjectiveTask {
-    /// As in the scores.
+    /// The task's name in the scores.
     pub name: String,
     /// Which of the task's metrics counts.
     pub metric: String,
@@ -30,18 +30,18 @@ impl ObjectiveTask {
 /// A weighted mean of task scores: `sum(weight * sign * score) / sum(|weight|)`. Higher is better.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Objective {
-    /// In the order of the run file, which is the order of summation.
+    /// The tasks in the order of the run file, which is the order of summation.
     pub tasks: Vec<ObjectiveTask>,
 }
 
 /// One task's part in an objective value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskValue {
-    /// As in the scores.
+    /// The task's name in the scores.
     pub task: String,
     /// The metric that counts.
     pub metric: String,
-    /// As measured, without sign; `None` where it is missing or not finite.
+    /// The score as measured, without sign; `None` where it is missing or not finite.
     pub score: Option<f64>,
     /// Standard error of `score`, where the evaluator gives one.
     pub stderr: Option<f64>,

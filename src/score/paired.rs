@@ -21,8 +21,9 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::ScoreError;
+use super::distributions::student_975;
 use super::objective::{Objective, ObjectiveTask};
-use super::resample::{Stratum, interval, student_975};
+use super::resample::{Stratum, interval};
 use crate::scores::{SAMPLE_WEIGHT, SampleId, Scores, TaskScores};
 
 /// Difference at which a metric's value still counts as the mean of its samples (evaluators print rounded numbers),
@@ -35,7 +36,7 @@ const SHARED: f64 = 0.99;
 const CLEARLY: f64 = 3.0;
 /// What a right answer scores where a wrong one scores 0: shares, and points of a hundred.
 const RIGHT_ANSWERS: [f64; 2] = [1.0, 100.0];
-/// Fewer samples say nothing of a standard error.
+/// Fewest samples that tell a standard error.
 const FEWEST_FOR_ERRORS: usize = 30;
 
 /// How much better the first candidate is than the second, in objective direction: above zero is better.
@@ -54,9 +55,9 @@ pub struct Comparison {
 /// Whether samples could be matched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pairing {
-    /// They were: all is from differences sample by sample.
+    /// Samples were matched: difference and interval are from differences sample by sample.
     Paired,
-    /// They were not: all is from the candidates' values and standard errors.
+    /// Samples were not matched: difference and interval are from the candidates' values and standard errors.
     Unpaired {
         /// The reason, for people.
         because: String,

@@ -9,15 +9,15 @@
 //! `n` samples, `K ~ Bin(n, q)` differ, and `X ~ Bin(K, 1/2 + gain / (2 q))` of them are in favour of the better
 //! candidate, where `q = 1/4 + gain^2` gives the standard deviation above. **Many samples:** the normal formula.
 
-/// Two-sided level of the comparison, on one side.
+use super::distributions::NORMAL_975_AND_800;
+
+/// Level of the comparison on one side; it has two.
 const TAIL: f64 = 0.025;
 /// Share of comparisons that are to show the gain.
 const POWER: f64 = 0.8;
-/// 97.5 % and 80 % points of the standard normal distribution.
-const LEVEL_AND_POWER: f64 = 1.96 + 0.8416;
 /// Standard deviation of the difference of two 0/1 scores on one sample.
 const PAIRED_DEVIATION: f64 = 0.5;
-/// Beyond so many samples the normal formula is within two percent.
+/// Number of samples beyond which the normal formula is within two percent.
 const MANY: u64 = 2_000;
 /// Step in which gains are tried before the place is narrowed down.
 const STEP: f64 = 0.005;
@@ -41,7 +41,7 @@ pub fn smallest_gain(samples: u64) -> Option<f64> {
         return None;
     }
     if samples > MANY {
-        return Some(LEVEL_AND_POWER * PAIRED_DEVIATION / (samples as f64).sqrt());
+        return Some(NORMAL_975_AND_800 * PAIRED_DEVIATION / (samples as f64).sqrt());
     }
     let test = SignTest::new(samples as usize);
     let mut above = (1..).map(|step| f64::from(step) * STEP).find(|gain| *gain >= 1.0 || test.power(*gain) >= POWER)?;
@@ -57,7 +57,7 @@ pub fn smallest_gain(samples: u64) -> Option<f64> {
 struct SignTest {
     /// Natural logarithms of the factorials up to the number of samples.
     log_factorials: Vec<f64>,
-    /// By the number of samples that differ: how many of them have to be in favour.
+    /// How many samples have to be in favour, by the number of samples that differ.
     wanted: Vec<usize>,
 }
 
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn the_normal_formula_promises_too_much_of_few_samples() {
         for (samples, power) in [(9, 0.1937), (17, 0.5166), (39, 0.6898), (91, 0.7302), (400, 0.7707)] {
-            let normal = LEVEL_AND_POWER * PAIRED_DEVIATION / (samples as f64).sqrt();
+            let normal = NORMAL_975_AND_800 * PAIRED_DEVIATION / (samples as f64).sqrt();
             let found = SignTest::new(samples).power(normal);
             assert!((found - power).abs() < 0.001, "{samples}: {found}, expected {power}");
         }

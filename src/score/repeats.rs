@@ -1,16 +1,15 @@
 //! A candidate scored again on the same samples: which finalist is the best by both scores, and whether the evaluator
 //! is still the one that it was.
 
+use super::distributions::student_99865;
 use super::objective::{Objective, ObjectiveTask};
 use super::paired::difference_by_chance;
 use crate::scores::Scores;
 
 /// Standard errors beyond which a difference is no chance any more: 0.3 % of repeats are by chance.
 const BEYOND_CHANCE: f64 = 3.0;
-/// Earlier scores that are needed to know their spread.
+/// Fewest earlier scores that tell their spread.
 const FEWEST_SCORES: usize = 4;
-/// Points of Student's t distribution at the same level, from [`FEWEST_SCORES`] less one degrees of freedom up.
-const STUDENT: [f64; 8] = [9.22, 6.62, 5.51, 4.90, 4.53, 4.28, 4.09, 3.96];
 /// Relative difference that the rounding of printed numbers explains.
 const ROUNDING: f64 = 1e-9;
 
@@ -19,7 +18,7 @@ const ROUNDING: f64 = 1e-9;
 pub struct Drift {
     /// Latest less first, in objective direction.
     pub difference: f64,
-    /// How many standard errors that is; `None` where the evaluator says that nothing changes by chance.
+    /// The difference in standard errors; `None` where the evaluator says that nothing changes by chance.
     pub errors: Option<f64>,
 }
 
@@ -56,8 +55,8 @@ pub fn drift(objective: &Objective, earlier: &[&Scores], latest: &Scores, determ
     (errors.abs() > most).then_some(Drift { difference, errors: Some(errors) })
 }
 
-/// What one answer makes of the objective, in tasks whose scores all are shares of so many answers: a spread that a few
-/// scores show by chance is no smaller than half of that.
+/// Change of the objective by one answer more or less that is right, over the tasks whose scores are shares of their
+/// `n` answers. A spread that a few scores show by chance is no smaller than half of it.
 fn answer_step<'a>(objective: &Objective, scores: impl Iterator<Item = &'a Scores> + Clone) -> f64 {
     let step = |task: &ObjectiveTask| {
         let mut step = 0.0_f64;
@@ -74,14 +73,14 @@ fn answer_step<'a>(objective: &Objective, scores: impl Iterator<Item = &'a Score
     objective.weighted_tasks().filter_map(step).sum::<f64>().sqrt()
 }
 
-/// How many of their standard deviations, of which none is below `least`, a value is from earlier ones, and from where on
-/// that is no chance.
+/// Distance of `now` from the mean of `values`, in standard deviations of a new value (the deviation is taken as at
+/// least `least`), and the Student limit beyond which it is not chance. `None`: too few values.
 fn distance_to(values: &[f64], now: f64, least: f64) -> Option<(f64, f64)> {
     let freedom = values.len().checked_sub(1).filter(|_| values.len() >= FEWEST_SCORES)?;
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / freedom as f64;
-    let most = STUDENT.get(values.len() - FEWEST_SCORES).or(STUDENT.last()).copied()?;
+    let most = student_99865(freedom);
     let deviation = variance.sqrt().max(least);
     Some(((now - mean) / (deviation * (1.0 + 1.0 / n).sqrt()), most))
 }
@@ -89,9 +88,9 @@ fn distance_to(values: &[f64], now: f64, least: f64) -> Option<(f64, f64)> {
 /// A finalist's two scores.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TwoScores {
-    /// By which it became a finalist.
+    /// The score by which it became a finalist.
     pub search: f64,
-    /// On the same samples, answered anew; `None`: it could not be scored again.
+    /// The score on the same samples, answered anew; `None`: it could not be scored again.
     pub again: Option<f64>,
 }
 

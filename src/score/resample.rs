@@ -22,17 +22,16 @@ use rand::Rng;
 use rand::rngs::ChaCha8Rng;
 use rayon::prelude::*;
 
+use super::distributions::{NORMAL_975, normal_below, student_975};
 use crate::random;
 
-/// Draws of the bootstrap, and of signs.
+/// Number of draws of the bootstrap, and of the test of signs.
 pub const DRAWS: usize = 10_000;
 /// Draws that share one random stream; fixed, so that the interval does not depend on the number of threads.
 const DRAWS_A_STREAM: usize = 100;
-/// 97.5 % point of the standard normal distribution.
-pub(super) const NORMAL_975: f64 = 1.959_963_984_540_054;
-/// So many samples that differ are enough for the bootstrap by itself.
+/// Number of samples that differ from which on the bootstrap is enough by itself.
 const ENOUGH: f64 = 1_000.0;
-/// Fewer samples unlike all others than this, and the bootstrap knows too little of their number.
+/// Fewest samples unlike all others from whose number the bootstrap knows how often they come about.
 const FEW: usize = 10;
 /// Share beyond each end of the interval.
 const TAIL: f64 = 0.025;
@@ -42,7 +41,8 @@ pub(super) struct Stratum {
     pub(super) weighted_differences: Vec<f64>,
     /// `None`: all samples weigh the same.
     pub(super) weights: Option<Vec<f64>>,
-    /// What one answer that is right instead of wrong makes, where scores are two values, 0 and 1 or 0 and 100, and weigh the same.
+    /// Weighted difference that one answer makes which is right instead of wrong; `None` unless all scores are one of
+    /// two values (0 and 1, or 0 and 100) and weigh the same.
     pub(super) answer: Option<f64>,
 }
 
@@ -192,30 +192,6 @@ fn expanded_tail(strata: &[Stratum]) -> f64 {
     normal_below(-(unbiased / biased).sqrt() * student_975(unbiased.powi(2) / squares))
 }
 
-/// 97.5 % point of Student's t distribution: the first four terms of its expansion around the normal one (Abramowitz
-/// and Stegun 26.7.5) where that is exact to .001, else exact values and lines in 1 / degrees between them.
-pub(super) fn student_975(degrees: f64) -> f64 {
-    const SMALL: [f64; 8] = [12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060];
-    let z = NORMAL_975;
-    if degrees >= 8.0 {
-        let (z3, z5, z7) = (z.powi(3), z.powi(5), z.powi(7));
-        return z
-            + (z3 + z) / (4.0 * degrees)
-            + (5.0 * z5 + 16.0 * z3 + 3.0 * z) / (96.0 * degrees.powi(2))
-            + (3.0 * z7 + 19.0 * z5 + 17.0 * z3 - 15.0 * z) / (384.0 * degrees.powi(3));
-    }
-    let degrees = degrees.max(1.0);
-    let below = degrees.floor();
-    let place = below as usize;
-    let part = (1.0 / below - 1.0 / degrees) / (1.0 / below - 1.0 / (below + 1.0));
-    SMALL[place - 1] + part * (SMALL[place] - SMALL[place - 1])
-}
-
-/// The standard normal distribution function of a number up to zero.
-fn normal_below(z: f64) -> f64 {
-    0.5 * libm::erfc(-z / std::f64::consts::SQRT_2)
-}
-
 /// The share of all ways to give the differences signs whose sum is at least as far out, on the side of the one found.
 fn share_of_signs(strata: &[Stratum], seed: u64) -> f64 {
     let parts: Vec<f64> = strata
@@ -320,18 +296,6 @@ mod tests {
             let above = above.count();
             assert!(above <= 11, "{above} of 200 with {n} samples");
         }
-    }
-
-    #[test]
-    fn points_of_the_t_distribution() {
-        for (degrees, point) in
-            [(1.0, 12.7062), (4.0, 2.7764), (8.0, 2.3060), (12.0, 2.1788), (30.0, 2.0423), (1e6, NORMAL_975)]
-        {
-            assert!((student_975(degrees) - point).abs() < 1e-3, "{degrees}: {}", student_975(degrees));
-        }
-        let steps: Vec<f64> = (10..100).map(|tenths| student_975(f64::from(tenths) / 10.0)).collect();
-        assert!(steps.is_sorted_by(|one, next| one >= next), "{steps:?}");
-        assert!((normal_below(-NORMAL_975) - TAIL).abs() < 1e-12);
     }
 
     #[test]

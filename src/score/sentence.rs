@@ -1,6 +1,6 @@
 //! The verdict in words.
 
-use super::resample::NORMAL_975;
+use super::distributions::{NORMAL_975, normal_upper_quantile};
 use super::verdict::{Decision, RivalVerdict, TaskVerdict, Verdict};
 use crate::plural::counted;
 
@@ -39,9 +39,14 @@ pub fn sentence(verdict: &Verdict) -> String {
             Some(over) if over == verdict.winner.search_score - again => {
                 format!("; its search score differs from that by {over:+.digits$}.")
             }
-            Some(over) => format!(
-                "; the best search score of the finalists differs from the second one of who has it by {over:+.digits$}."
-            ),
+            Some(over) => {
+                let change = match over {
+                    0.0 => "the same".to_owned(),
+                    _ if over > 0.0 => format!("{over:.digits$} lower"),
+                    _ => format!("{:.digits$} higher", -over),
+                };
+                format!("; the finalist with the best search score scored {change} when it was scored again.")
+            }
             None => ".".to_owned(),
         });
     }
@@ -51,7 +56,7 @@ pub fn sentence(verdict: &Verdict) -> String {
     text
 }
 
-/// Of the baselines that may be as good as the best one.
+/// What is said of the baselines that may be as good as the best one.
 fn rivals_sentence(verdict: &Verdict) -> String {
     let hardest = verdict.rivals.iter().filter(|rival| !rival.is_beaten()).min_by(|first, second| {
         let low = |rival: &RivalVerdict| rival.interval.map_or(f64::NEG_INFINITY, |[low, _]| low);
@@ -102,18 +107,10 @@ pub fn shown(score: f64) -> String {
 
 /// Standard errors beyond which one of `tasks` differences lies with a chance of 2.5 %, at most.
 fn beyond(tasks: usize) -> f64 {
-    // Upper points of the normal distribution by bisection; the count of tasks is small.
-    let wanted = 0.025 / tasks.max(1) as f64;
-    let above = |z: f64| 0.5 * libm::erfc(z / std::f64::consts::SQRT_2);
-    let (mut low, mut high) = (0.0, 40.0);
-    for _ in 0..60 {
-        let middle = 0.5 * (low + high);
-        if above(middle) > wanted { low = middle } else { high = middle }
-    }
-    low
+    normal_upper_quantile(0.025 / tasks.max(1) as f64)
 }
 
-/// Squares of larger numbers overflow.
+/// Magnitude from which on squares may overflow.
 const LARGEST_SQUARE: f64 = 1e154;
 
 fn main_sentence(verdict: &Verdict) -> String {

@@ -15,9 +15,9 @@ use super::objective::rounded;
 use crate::exit::ExitCode;
 use crate::random::stream;
 
-/// How often a budget may go through the recorded samples of all candidates.
+/// Largest multiple of the recorded samples of all candidates that a budget may have.
 const MOST_PASSES: u64 = 100;
-/// Samples drawn together.
+/// Most samples that are drawn together.
 const MOST_DRAWS: usize = 1 << 20;
 
 /// Candidates x samples, higher is better.
@@ -222,7 +222,7 @@ pub struct SimulationPlan {
     pub rungs: Option<usize>,
     /// How often each budget is spent, on samples drawn anew.
     pub repetitions: u32,
-    /// Of the draws.
+    /// Seed of the draws.
     pub seed: u64,
 }
 

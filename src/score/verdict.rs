@@ -30,7 +30,7 @@ pub struct VerdictCandidate {
     pub origin: String,
     /// Full-fidelity objective of the search.
     pub search_score: f64,
-    /// The same samples answered anew before the verdict; `None`: not scored again.
+    /// Objective of new answers to the search samples, given before the verdict; `None`: not scored again.
     #[serde(default)]
     pub rescored: Option<f64>,
     /// `None`: no hold-out, or the candidate could not be scored on it.
@@ -82,7 +82,8 @@ pub struct Verdict {
     /// `baseline` by more than chance.
     #[serde(default)]
     pub rivals: Vec<RivalVerdict>,
-    /// Further such baselines, which were not scored on the hold-out because there are so many.
+    /// Number of further baselines that may be as good as the best one. They were not scored on the hold-out, because
+    /// only a limited number is.
     #[serde(default)]
     pub rivals_left_out: usize,
     /// Winner minus baseline on the hold-out.
@@ -150,7 +151,7 @@ pub fn serialize_or_null<S: Serializer>(verdict: &Option<Verdict>, serializer: S
 pub struct Contender<'a> {
     /// First 16 hex digits of the recipe's hash.
     pub candidate_id: String,
-    /// Of its evaluation in the search.
+    /// The index of its evaluation in the search.
     pub index: u64,
     /// Who proposed it.
     pub origin: String,
@@ -158,8 +159,15 @@ pub struct Contender<'a> {
     pub search_score: f64,
     /// Objective by new answers to the same samples; `None`: not scored again.
     pub rescored: Option<f64>,
-    /// Scores on the hold-out; `None` if it was not, or could not be, scored on it.
+    /// Scores on the hold-out; `None`: there is none, or the candidate was not, or could not be, scored on it.
     pub holdout: Option<&'a Scores>,
+}
+
+/// A hold-out that was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenedHoldout {
+    /// Whether it had been opened before the search was continued.
+    pub reused: bool,
 }
 
 /// Everything that a verdict is decided from.
@@ -173,14 +181,13 @@ pub struct VerdictQuestion<'a> {
     pub baseline: Option<Contender<'a>>,
     /// Baselines that the search could not tell from that one and that were scored on the hold-out, best first.
     pub rivals: Vec<Contender<'a>>,
-    /// How many further ones there are that were not scored there.
+    /// Number of further baselines that the search could not tell from the best one, which were not scored on the
+    /// hold-out.
     pub rivals_left_out: usize,
     /// Baselines that have no score through no fault of theirs: one of them may be the best.
     pub unscored_baselines: Vec<String>,
-    /// Whether the run has a hold-out.
-    pub has_holdout: bool,
-    /// Whether the hold-out had been opened before the search was continued.
-    pub reused: bool,
+    /// The hold-out that contenders are scored on; `None`: the run has none.
+    pub holdout: Option<OpenedHoldout>,
     /// The run's seed, for the bootstrap.
     pub seed: u64,
 }

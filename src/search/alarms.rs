@@ -2,10 +2,10 @@
 
 use super::SearchError;
 use super::candidate::is_baseline;
+use super::outcomes::LatestOutcomes;
 use super::prepare::Prepared;
-use super::repeats::Standings;
-use super::run::Row;
-use crate::ledger::Ledger;
+use super::report::Row;
+use crate::ledger::{Ledger, ToldRecord};
 use crate::score::alarms::{
     Alarm, baselines_unreached, baselines_unscored, benchmark_test_sets, flat_fitness, nothing_scored,
     truncation_asymmetry,
@@ -19,7 +19,7 @@ pub(super) fn before(prepared: &Prepared) -> Vec<Alarm> {
 
 /// What a finished search came to.
 pub(super) struct Ended<'a> {
-    /// Of the candidates scored at full fidelity, each candidate once.
+    /// Objectives at full fidelity, one for each candidate that has a score.
     pub objectives: &'a [f64],
     /// Origins of the baselines that the run ended before.
     pub unreached_baselines: Vec<String>,
@@ -39,8 +39,8 @@ pub(super) fn after(prepared: &Prepared, ledger: &Ledger, ended: &Ended<'_>) -> 
     if best.candidate_id == baseline.candidate_id {
         return Ok(alarms);
     }
-    let standings = Standings::of(ledger)?;
-    if let (Some(winner), Some(other)) = (standings.outcome(best.index)?, standings.outcome(baseline.index)?) {
+    let latest = LatestOutcomes::of(ledger)?;
+    if let (Some(winner), Some(other)) = (latest.outcome(best.index)?, latest.outcome(baseline.index)?) {
         alarms.extend(truncation_asymmetry("search", &winner.tasks, &other.tasks));
     }
     let recorded = ledger.all_holdout()?;
@@ -56,8 +56,12 @@ pub(super) fn after(prepared: &Prepared, ledger: &Ledger, ended: &Ended<'_>) -> 
 
 fn failures(ledger: &Ledger) -> Result<Option<Alarm>, SearchError> {
     let told = ledger.all_told_in_short()?;
-    let own = ledger.all_asked()?.into_iter().filter(|asked| !is_baseline(asked));
-    let own: Vec<_> = own.filter_map(|asked| told.get(&asked.index)).collect();
+    let mut own: Vec<&ToldRecord> = Vec::new();
+    for asked in ledger.all_asked()? {
+        if !is_baseline(&asked)? {
+            own.extend(told.get(&asked.index));
+        }
+    }
     let scored = own.iter().filter(|record| record.status == Status::Scored).count();
     let reason = own.last().and_then(|record| record.error.as_deref()).unwrap_or_default();
     Ok(nothing_scored(own.len(), scored, reason))
@@ -65,15 +69,15 @@ fn failures(ledger: &Ledger) -> Result<Option<Alarm>, SearchError> {
 
 /// Base, sources and uniform soup are the first `count` evaluations.
 fn baselines(ledger: &Ledger, count: u64) -> Result<Option<Alarm>, SearchError> {
-    let told = Standings::of(ledger)?.in_short()?;
-    let asked = ledger.all_asked()?;
-    let unscored: Vec<_> = asked
-        .iter()
-        .filter(|asked| asked.index < count && is_baseline(asked))
-        .filter_map(|asked| Some((asked, told.get(&asked.index)?)))
-        .filter(|(_, record)| record.objective.is_none())
-        .collect();
-    let names: Vec<String> = unscored.iter().map(|(asked, _)| asked.origin.clone()).collect();
-    let reason = unscored.first().and_then(|(_, record)| record.error.as_deref()).unwrap_or_default();
+    let told = LatestOutcomes::of(ledger)?.in_short()?;
+    let (mut names, mut unscored) = (Vec::new(), Vec::new());
+    for asked in ledger.all_asked()?.into_iter().filter(|asked| asked.index < count) {
+        let Some(record) = told.get(&asked.index).filter(|record| record.objective.is_none()) else { continue };
+        if is_baseline(&asked)? {
+            names.push(asked.origin);
+            unscored.push(record);
+        }
+    }
+    let reason = unscored.first().and_then(|record| record.error.as_deref()).unwrap_or_default();
     Ok(baselines_unscored(&names, reason))
 }

@@ -17,7 +17,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Of which nothing is spent yet.
+    /// A budget of which nothing is spent yet.
     pub fn new(limits: BudgetConfig) -> Self {
         Self { limits, evaluations: 0, samples: 0 }
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde::Deserialize as _;
 use sha2::{Digest, Sha256};
 
 use super::SearchError;
@@ -35,7 +36,7 @@ pub struct Candidate {
     pub canonical: serde_json::Value,
     /// What is asked of the evaluator.
     pub tasks: Vec<TaskRequest>,
-    /// The share of the samples that the tasks are.
+    /// Fraction of the full samples that `tasks` ask for, in (0, 1].
     pub fidelity: f64,
     /// 0, and more where the same samples are to be answered anew.
     pub replicate: u32,
@@ -58,7 +59,7 @@ pub struct EvaluationContext {
     pub run_name: String,
     pub tasks: Vec<TaskRequest>,
     pub fingerprint: String,
-    /// Of the models, what is not weights; empty where there are no models on disk.
+    /// Ids of what is not weights, by model; empty where there are no models on disk.
     pub settings: Arc<BTreeMap<ModelReference, String>>,
 }
 
@@ -91,11 +92,23 @@ pub fn soup_id(models: &Models, members: &[usize]) -> Result<String, SearchError
     Ok(candidate_id(&soup_recipe(&models.facts, &members).sha256(&models.content_ids)?))
 }
 
+/// What the strategy proposed for a recorded evaluation.
+///
+/// # Errors
+/// [`SearchError::BadData`] where the record holds no proposal.
+fn content_of(asked: &AskedRecord) -> Result<Content, SearchError> {
+    Content::deserialize(&asked.content).map_err(|error| {
+        SearchError::BadData(format!("ledger: the proposal of evaluation {} cannot be read: {error}", asked.index))
+    })
+}
+
 /// Whether a recorded evaluation is one of base, source or soup. What a strategy bred is none, even where all genes are
 /// frozen.
-pub fn is_baseline(asked: &AskedRecord) -> bool {
-    // As [`Content`] is written.
-    asked.content.get("genome").is_none()
+///
+/// # Errors
+/// [`SearchError::BadData`] where the record holds no proposal.
+pub fn is_baseline(asked: &AskedRecord) -> Result<bool, SearchError> {
+    Ok(!matches!(content_of(asked)?, Content::Genome(_)))
 }
 
 impl Candidate {
@@ -123,17 +136,20 @@ impl Candidate {
         };
         let canonical = recipe.canonical(&models.content_ids)?;
         let recipe_sha256 = recipe.sha256(&models.content_ids)?;
+        // A proposal is evaluated for the first time; [`Self::from_record`] makes the replicates.
+        let replicate = 0;
         Ok(Self {
             id: candidate_id(&recipe_sha256),
             evaluation_id: evaluation_id(
                 &recipe_sha256,
                 &context.settings_of(&recipe),
                 &tasks,
-                (proposal.fidelity, proposal.replicate),
+                proposal.fidelity,
+                replicate,
                 &context.fingerprint,
             ),
             fidelity: proposal.fidelity,
-            replicate: proposal.replicate,
+            replicate,
             recipe,
             recipe_sha256,
             genome,
@@ -146,7 +162,8 @@ impl Candidate {
     /// A candidate as the ledger has it, to be scored on the context's tasks under that replicate.
     ///
     /// # Errors
-    /// [`SearchError`] where the recorded recipe cannot be read, or names models that the run does not have.
+    /// [`SearchError`] where recipe or proposal of the record cannot be read, or the recipe names models that the run
+    /// does not have.
     pub fn from_record(
         asked: &AskedRecord,
         models: &Models,
@@ -155,9 +172,9 @@ impl Candidate {
     ) -> Result<Self, SearchError> {
         let recipe = Recipe::from_toml(&asked.recipe)?;
         let settings = context.settings_of(&recipe);
-        let genome = match serde_json::from_value(asked.content.clone()) {
-            Ok(Content::Genome(genome)) => genome.0,
-            _ => Vec::new(),
+        let genome = match content_of(asked)? {
+            Content::Genome(genome) => genome.0,
+            Content::Base | Content::Soup(_) => Vec::new(),
         };
         Ok(Self {
             canonical: recipe.canonical(&models.content_ids)?,
@@ -168,7 +185,8 @@ impl Candidate {
                 &asked.recipe_sha256,
                 &settings,
                 &context.tasks,
-                (1.0, replicate),
+                1.0,
+                replicate,
                 &context.fingerprint,
             ),
             fidelity: 1.0,
@@ -213,7 +231,8 @@ pub fn evaluation_id(
     candidate: &str,
     settings: &[&str],
     tasks: &[TaskRequest],
-    (fidelity, replicate): (f64, u32),
+    fidelity: f64,
+    replicate: u32,
     fingerprint: &str,
 ) -> String {
     let tasks: Vec<serde_json::Value> = tasks
@@ -252,7 +271,7 @@ mod tests {
 
     fn id(fingerprint: &str, samples: Samples, recipe: &str, fidelity: f64, replicate: u32) -> String {
         let context = context(fingerprint, samples);
-        evaluation_id(recipe, &["s"], &context.tasks, (fidelity, replicate), fingerprint)
+        evaluation_id(recipe, &["s"], &context.tasks, fidelity, replicate, fingerprint)
     }
 
     fn context(fingerprint: &str, samples: Samples) -> EvaluationContext {
@@ -278,7 +297,7 @@ mod tests {
         ];
         assert!(others.iter().all(|other| *other != first));
         let context = context("f", Samples::All);
-        assert_ne!(evaluation_id("r1", &["another"], &context.tasks, (1.0, 0), "f"), first);
+        assert_ne!(evaluation_id("r1", &["another"], &context.tasks, 1.0, 0, "f"), first);
         assert!(first.len() <= 128);
     }
 }

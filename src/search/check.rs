@@ -10,7 +10,9 @@ use super::prepare::{Prepared, candidate_parent};
 use super::repeats::Repeats;
 use super::{SearchError, alarms};
 use crate::checkpoint::available_space;
+use crate::config::EvaluatorKind;
 use crate::evaluate::{TaskCapability, TaskRequest};
+use crate::files::{check_writable_folder, nearest_existing};
 use crate::plural::counted;
 use crate::score::ObjectiveTask;
 use crate::score::alarms::Alarm;
@@ -88,7 +90,7 @@ pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchErro
     let concurrency = prepared.evaluator.concurrency().get();
     let capacity = prepared.slots();
     let folder = candidate_parent(prepared, &results.join(&config.name), capacity as u64);
-    let free = available_space(existing(&folder));
+    let free = available_space(nearest_existing(&folder));
     let needed = prepared.models.candidate_bytes.saturating_mul(capacity as u64);
     if let Some(free) = free.filter(|free| needed > *free) {
         return Err(SearchError::Settings(format!(
@@ -136,11 +138,6 @@ pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchErro
     })
 }
 
-/// The folder, or the nearest one above it that is there.
-fn existing(folder: &Path) -> &Path {
-    folder.ancestors().find(|path| path.is_dir()).unwrap_or_else(|| Path::new("."))
-}
-
 /// Refuses a folder that a search could not make or write to.
 fn refuse_unwritable(folder: &Path) -> Result<(), SearchError> {
     let refused = |source| SearchError::Write { path: folder.to_path_buf(), source };
@@ -148,8 +145,7 @@ fn refuse_unwritable(folder: &Path) -> Result<(), SearchError> {
         let reason = format!("{} is no folder", file.display());
         return Err(refused(std::io::Error::new(std::io::ErrorKind::NotADirectory, reason)));
     }
-    // Asks by trying: permissions do not tell of file systems that take no files.
-    tempfile::tempfile_in(existing(folder)).map(drop).map_err(|error| refused(error.kind().into()))
+    check_writable_folder(folder).map_err(refused)
 }
 
 /// What is asked of a task, and how many of its samples.
@@ -253,7 +249,7 @@ fn describe_holdout(prepared: &Prepared, shown: ShownGain) -> String {
         "{} and the best baseline, {samples} (where the winner is ahead by more than chance, also baselines that may be as good)",
         counted(plan.finalists as u64, "finalist")
     );
-    if plan.evaluator.kind() == "command" {
+    if matches!(prepared.config.evaluator.kind, EvaluatorKind::Command(_)) {
         text.push_str(
             "; answers without `per_sample`, or `stderr` and `n`, give no interval, and so never an improvement",
         );

@@ -15,6 +15,7 @@ use std::time::Duration;
 use assembly::{materialize_stage, outcome_of, parts, setup};
 use clock::Clock;
 
+use super::best::Ranked;
 use super::budget::limits_document;
 use super::candidate::{Candidate, EvaluationContext, is_baseline};
 use super::fidelity::Parts;
@@ -23,7 +24,7 @@ use super::pipeline::{Equipment, Finished, MaterializeStage, Pipeline, WorkKind}
 use super::prepare::{Prepared, count_samples};
 use super::progress::Progress;
 use super::repeats::Repeats;
-use super::run::Row;
+use super::report::Row;
 use super::run_folder::RunFolder;
 use super::schedule::{Schedule, Step};
 use super::stop::STOPPING;
@@ -57,8 +58,8 @@ pub(super) struct Search {
     asked: BTreeMap<u64, Asked>,
     /// Evaluations as told.
     rows: BTreeMap<u64, Row>,
-    /// Objective and index of the best evaluation at full fidelity; the earliest among equals.
-    best: Option<(f64, u64)>,
+    /// The best evaluation at full fidelity.
+    best: Option<Ranked>,
     /// `best/` holds the winner of an earlier verdict.
     has_winner: bool,
     /// What is scored again.
@@ -256,7 +257,7 @@ impl Search {
         let record = self.asked_record(index, &proposal, &candidate);
         self.ledger.asked(&record)?;
         self.budget.spend(record.samples);
-        self.asked.insert(index, Asked::from_record(&record, self.parts.as_ref()));
+        self.asked.insert(index, Asked::from_record(&record, self.parts.as_ref())?);
         self.begin(index, candidate)?;
         Ok(true)
     }
@@ -274,7 +275,7 @@ impl Search {
             parents: proposal.parents.clone(),
             generation: proposal.generation,
             fidelity: proposal.fidelity,
-            replicate: proposal.replicate,
+            replicate: candidate.replicate,
             samples: self.price(&candidate.tasks),
             asked_at: now(),
         }
@@ -294,20 +295,12 @@ impl Search {
     }
 
     /// An evaluation ended: to the ledger first, then to everyone else.
-    fn finish(&mut self, finished: Finished) -> Result<(), SearchError> {
+    fn finish(&mut self, mut finished: Finished) -> Result<(), SearchError> {
         if finished.kind == WorkKind::Repeat {
-            return self.finish_sentinel(&finished);
+            return self.finish_sentinel(finished);
         }
-        let mut finished = finished;
         self.complete(&mut finished)?;
-        let objective = match finished.status {
-            Status::Scored => self.prepared.objective.value(&finished.tasks),
-            Status::Infeasible | Status::Failed => None,
-        };
-        if finished.status == Status::Scored && objective.is_none() {
-            finished.status = Status::Infeasible;
-            finished.error = Some("the scores give no finite objective".into());
-        }
+        let objective = finished.settle(&self.prepared.objective);
         let record = ToldRecord {
             index: finished.index,
             status: finished.status,
@@ -385,25 +378,21 @@ impl Search {
     /// Puts an outcome into the tables; whether it is the best so far.
     fn note(&mut self, row: Option<Row>) -> bool {
         let Some(row) = row else { return false };
-        let (index, objective) = (row.index, row.objective);
-        self.rows.insert(index, row);
-        let full = self.fidelity(index) >= 1.0;
-        let Some(objective) = objective.filter(|_| full) else { return false };
-        let better = match self.best {
-            None => true,
-            Some((value, best)) => objective > value || (objective == value && index < best),
-        };
-        if better {
-            self.best = Some((objective, index));
+        let ranked = row.ranked().filter(|_| self.is_full(&row));
+        self.rows.insert(row.index, row);
+        let Some(ranked) = ranked else { return false };
+        let is_best = self.best.is_none_or(|best| ranked.best_first(&best).is_lt());
+        if is_best {
+            self.best = Some(ranked);
         }
-        better
+        is_best
     }
 
     fn export_best(&self, candidate: &Candidate) -> Result<(), SearchError> {
         let toml = candidate.recipe.to_toml(&self.prepared.models.content_ids);
         export::write_best(self.folder.path(), &candidate.recipe, &toml)?;
         export::write_table(self.folder.path(), &self.ledger, &self.prepared.config)?;
-        if let Some(row) = self.best.and_then(|(_, index)| self.rows.get(&index)) {
+        if let Some(row) = self.best.and_then(|best| self.rows.get(&best.index)) {
             let objective = shown(row.objective.unwrap_or(f64::NAN));
             self.progress
                 .line(&format!("best {objective}  {} ({}, evaluation {})", row.candidate_id, row.origin, row.index));
@@ -425,15 +414,15 @@ struct Asked {
 }
 
 impl Asked {
-    fn from_record(record: &AskedRecord, parts: Option<&Parts>) -> Self {
-        Self {
+    fn from_record(record: &AskedRecord, parts: Option<&Parts>) -> Result<Self, SearchError> {
+        Ok(Self {
             candidate_id: record.candidate_id.clone(),
             origin: record.origin.clone(),
             fidelity: record.fidelity,
             samples: record.samples,
-            baseline: is_baseline(record),
+            baseline: is_baseline(record)?,
             completes: parts.and_then(|parts| completed(parts, &record.origin, &record.parents)),
-        }
+        })
     }
 }
 

@@ -4,57 +4,14 @@
 use std::path::Path;
 
 use super::SearchError;
+use super::best::{best_record, by_its_proposer};
 use super::models::Models;
-use super::repeats::Standings;
+use super::outcomes::LatestOutcomes;
 use super::run_folder::{FROZEN, RunFolder};
-use crate::config::RunConfig;
+use crate::config::{RunConfig, makes_models};
 use crate::files::write_atomically;
 use crate::ledger::{AskedRecord, Ledger, ToldRecord, fact, write_trials};
 use crate::recipe::Recipe;
-
-/// Notes which of the finalists was the best, after so many evaluations.
-pub(super) fn note_winner(ledger: &Ledger, index: u64, evaluations: usize) -> Result<(), SearchError> {
-    Ok(ledger.set_fact(fact::WINNER, &serde_json::json!({ "index": index, "evaluations": evaluations }).to_string())?)
-}
-
-/// The winner of a finished search; else the best scored evaluation at full fidelity so far, the earliest among equals.
-/// The outcome is without its scores by task.
-///
-/// # Errors
-/// Those of reading the ledger.
-pub fn best_record(ledger: &Ledger) -> Result<Option<(AskedRecord, ToldRecord)>, SearchError> {
-    let mut told = Standings::of(ledger)?.in_short()?;
-    let all = ledger.all_asked()?;
-    if let Some(index) = noted_winner(ledger, told.len())? {
-        let asked = by_its_proposer(ledger.asked_at(index)?, &all);
-        return Ok(told.remove(&index).map(|outcome| (asked, outcome)));
-    }
-    let mut best: Option<(&AskedRecord, f64)> = None;
-    for asked in &all {
-        let objective = told.get(&asked.index).and_then(|outcome| outcome.objective);
-        let Some(objective) = objective.filter(|_| asked.fidelity >= 1.0) else { continue };
-        if best.as_ref().is_none_or(|(_, value)| objective > *value) {
-            best = Some((asked, objective));
-        }
-    }
-    let best = best.map(|(asked, _)| by_its_proposer(asked.clone(), &all));
-    Ok(best.and_then(|asked| told.remove(&asked.index).map(|outcome| (asked, outcome))))
-}
-
-/// An evaluation with the origin of its candidate's first one: a promotion only gave it more samples.
-fn by_its_proposer(mut asked: AskedRecord, all: &[AskedRecord]) -> AskedRecord {
-    if let Some(first) = all.iter().find(|other| other.candidate_id == asked.candidate_id) {
-        asked.origin.clone_from(&first.origin);
-    }
-    asked
-}
-
-/// The winner, unless the search has gone on since.
-fn noted_winner(ledger: &Ledger, evaluations: usize) -> Result<Option<u64>, SearchError> {
-    let Some(fact) = ledger.fact(fact::WINNER)? else { return Ok(None) };
-    let fact: serde_json::Value = serde_json::from_str(&fact).unwrap_or_default();
-    Ok(fact["index"].as_u64().filter(|_| fact["evaluations"].as_u64() == Some(evaluations as u64)))
-}
 
 /// Writes `best/recipe.toml` and `best/mergekit.yml`.
 pub(super) fn write_best(folder: &Path, recipe: &Recipe, recipe_toml: &str) -> Result<(), SearchError> {
@@ -88,7 +45,7 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), SearchError> {
 fn has_models(ledger: &Ledger) -> Result<bool, SearchError> {
     let identity = ledger.fact(fact::IDENTITY)?.unwrap_or_default();
     let identity: serde_json::Value = serde_json::from_str(&identity).unwrap_or_default();
-    Ok(identity["evaluator"]["kind"] != "function")
+    Ok(makes_models(&identity))
 }
 
 /// The recorded evaluation that an export is about.
@@ -117,7 +74,7 @@ fn find_record(ledger: &Ledger, candidate: Option<&str>) -> Result<(AskedRecord,
                 "the run has no scored candidate at full fidelity yet; name one with --candidate".into(),
             ));
         };
-        let told = Standings::of(ledger)?.outcome(asked.index)?;
+        let told = LatestOutcomes::of(ledger)?.outcome(asked.index)?;
         return Ok((asked, told));
     };
     let all = ledger.all_asked()?;
@@ -128,8 +85,8 @@ fn find_record(ledger: &Ledger, candidate: Option<&str>) -> Result<(AskedRecord,
         None => all.iter().filter(|record| record.candidate_id.starts_with(wanted)).cloned().collect(),
     };
     // In a race a candidate has several evaluations: the one on the most samples tells most of it.
-    let told = Standings::of(ledger)?;
-    let outcomes = told.in_short()?;
+    let latest = LatestOutcomes::of(ledger)?;
+    let outcomes = latest.in_short()?;
     let is_scored = |record: &AskedRecord| outcomes.get(&record.index).is_some_and(|told| told.objective.is_some());
     matches.sort_by(|first, second| {
         let by_worth = is_scored(second).cmp(&is_scored(first)).then(second.fidelity.total_cmp(&first.fidelity));
@@ -139,7 +96,7 @@ fn find_record(ledger: &Ledger, candidate: Option<&str>) -> Result<(AskedRecord,
     match matches.len() {
         1 => {
             let asked = by_its_proposer(matches.swap_remove(0), &all);
-            let outcome = told.outcome(asked.index)?;
+            let outcome = latest.outcome(asked.index)?;
             Ok((asked, outcome))
         }
         0 => Err(SearchError::BadData(format!("the run has no candidate `{wanted}`; trials.csv lists them"))),

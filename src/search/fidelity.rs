@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::sealed::sample_hash;
+use super::sample_order::sort_by_hash;
 use crate::config::RacingConfig;
 use crate::evaluate::{Evaluator, Samples, TaskCapability, TaskRequest};
 use crate::scores::SampleId;
 
-/// Rungs where the run file names none.
+/// Most rungs where the run file names no number of them.
 const RUNGS: u32 = 2;
 /// Fewest samples of a task on the first rung, where the run file names no rungs.
 const FEWEST: u64 = 8;
@@ -250,7 +250,7 @@ fn share(samples: u64, fidelity: f64) -> u64 {
 
 /// A fixed order by hash of (seed, task, sample id).
 fn shuffled(task: &TaskRequest, mut ids: Vec<SampleId>) -> Vec<SampleId> {
-    ids.sort_by_cached_key(|id| sample_hash("evomerge racing v1", task.seed, &task.name, id));
+    sort_by_hash("evomerge racing v1", task.seed, &task.name, &mut ids);
     ids
 }
 

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::fidelity::Basis;
 use super::prepare::Prepared;
+use super::slots::RUN_ID_DIGITS;
 use super::{SearchError, model_changes};
 use crate::config::{Difference, RacingConfig, RunConfig, differences};
 use crate::ledger::{Ledger, fact};
@@ -258,7 +259,7 @@ fn samples(prepared: &Prepared) -> Value {
 fn new_run_id(config: &RunConfig) -> String {
     use sha2::{Digest, Sha256};
     let text = format!("{} {} {}", config.name, crate::ledger::now(), std::process::id());
-    crate::digest::hex(&Sha256::digest(text.as_bytes()))[..12].to_string()
+    crate::digest::hex(&Sha256::digest(text.as_bytes()))[..RUN_ID_DIGITS].to_string()
 }
 
 #[cfg(test)]

@@ -8,20 +8,29 @@ use super::candidate::{Candidate, EvaluationContext};
 use super::pipeline::{Equipment, Finished, Pipeline, Work, WorkKind};
 use super::prepare::Prepared;
 use super::progress::Progress;
-use super::run::Row;
+use super::report::Row;
 use super::sealed::HoldoutPlan;
 use super::{SearchError, Stop};
 use crate::ledger::{HoldoutRecord, Ledger, fact, now};
 use crate::plural::counted;
-use crate::score::{Contender, Decision, Verdict, VerdictQuestion, decide};
+use crate::score::{Contender, Decision, OpenedHoldout, Verdict, VerdictQuestion, decide};
 use crate::scores::{Status, TaskScores};
 
-/// Of the baselines that may be as good as the best one, so many are scored on the hold-out: who comes after them is hardly
-/// the best.
+/// Most baselines that are scored on the hold-out because they may be as good as the best one: those that come after
+/// them are hardly the best.
 const MOST_RIVALS: usize = 16;
 
-/// By candidate and task.
+/// Scores on the hold-out, by candidate and task.
 type HoldoutScores = BTreeMap<String, BTreeMap<String, TaskScores>>;
+
+/// Baselines that the search could not tell from the best one.
+#[derive(Clone, Copy, Default)]
+struct Rivals<'a> {
+    /// Those that are scored on the hold-out, best first.
+    scored: &'a [Row],
+    /// How many further ones there are.
+    left_out: usize,
+}
 
 /// What opening the hold-out takes.
 pub(super) struct HoldoutOpening<'a> {
@@ -33,7 +42,7 @@ pub(super) struct HoldoutOpening<'a> {
     pub evaluations: u64,
     /// Baselines without a score that are not to blame for it.
     pub unscored_baselines: Vec<String>,
-    /// Scores of those that were scored again on the search samples.
+    /// Objectives of the candidates that were scored again on the search samples, by candidate.
     pub again: &'a BTreeMap<String, f64>,
     pub progress: &'a Arc<dyn Progress>,
     pub stop: &'a Stop,
@@ -49,29 +58,30 @@ impl HoldoutOpening<'_> {
         rivals: &[Row],
     ) -> Result<Verdict, SearchError> {
         let Some(plan) = &self.prepared.holdout else {
-            return self.decide(finalists, baseline, (&[], 0), &HoldoutScores::new(), false);
+            return self.decide(finalists, baseline, Rivals::default(), &HoldoutScores::new(), None);
         };
         // Opened is what it is as soon as someone may see a score.
-        let reused = self.open()?;
+        let opened = Some(OpenedHoldout { reused: self.open()? });
         let mut scores = HoldoutScores::new();
         self.score(plan, finalists.iter().chain(baseline).collect(), "scoring", &mut scores).await?;
-        let verdict = self.decide(finalists, baseline, (&[], 0), &scores, reused)?;
+        let verdict = self.decide(finalists, baseline, Rivals::default(), &scores, opened)?;
         let (rivals, left_out) = rivals.split_at(rivals.len().min(MOST_RIVALS));
         if verdict.verdict != Decision::Improvement || rivals.is_empty() {
             return Ok(verdict);
         }
         let why = "the winner is ahead; scoring baselines that may be as good as the best one,";
         self.score(plan, rivals.iter().collect(), why, &mut scores).await?;
-        self.decide(finalists, baseline, (rivals, left_out.len()), &scores, reused)
+        let rivals = Rivals { scored: rivals, left_out: left_out.len() };
+        self.decide(finalists, baseline, rivals, &scores, opened)
     }
 
     fn decide(
         &self,
         finalists: &[Row],
         baseline: Option<&Row>,
-        (rivals, rivals_left_out): (&[Row], usize),
+        rivals: Rivals<'_>,
         scores: &HoldoutScores,
-        reused: bool,
+        opened: Option<OpenedHoldout>,
     ) -> Result<Verdict, SearchError> {
         let contender = |row: &Row| Contender {
             candidate_id: row.candidate_id.clone(),
@@ -85,11 +95,10 @@ impl HoldoutOpening<'_> {
             objective: self.prepared.holdout.as_ref().map_or(&self.prepared.objective, |plan| &plan.objective),
             finalists: finalists.iter().map(contender).collect(),
             baseline: baseline.map(contender),
-            rivals: rivals.iter().map(contender).collect(),
-            rivals_left_out,
+            rivals: rivals.scored.iter().map(contender).collect(),
+            rivals_left_out: rivals.left_out,
             unscored_baselines: self.unscored_baselines.clone(),
-            has_holdout: self.prepared.holdout.is_some(),
-            reused,
+            holdout: opened,
             seed: self.prepared.config.seed,
         };
         decide(&question).map_err(|error| SearchError::BadData(error.to_string()))
@@ -238,14 +247,7 @@ holdout = { fraction = 0.5 }
     /// The evaluation in full, under this index, of one of the sources.
     fn evaluation(prepared: &Prepared, index: u64, source: usize) -> (AskedRecord, Row) {
         let context = context(prepared);
-        let proposal = Proposal {
-            content: Content::Soup(vec![source]),
-            origin: "source".into(),
-            parents: vec![],
-            generation: 0,
-            fidelity: 1.0,
-            replicate: 0,
-        };
+        let proposal = Proposal::new(Content::Soup(vec![source]), "source");
         let candidate =
             Candidate::from_proposal(&proposal, &prepared.models, None, &context, prepared.tasks.clone()).unwrap();
         let row = Row {

@@ -19,9 +19,9 @@ pub struct Models {
     pub facts: ModelFacts,
     /// `None`: the evaluator works without checkpoints, and none was opened.
     pub merger: Option<Arc<Merger>>,
-    /// Of the weights, by model: what recipes are hashed with; `name:NAME` without checkpoints.
+    /// Content ids of the weights, by model: recipes are hashed with them; `name:NAME` without checkpoints.
     pub content_ids: BTreeMap<ModelReference, String>,
-    /// Of what is not weights ([`Checkpoint::settings_id`]); empty without checkpoints.
+    /// Ids of what is not weights ([`Checkpoint::settings_id`]), by model; empty without checkpoints.
     pub settings_ids: Arc<BTreeMap<ModelReference, String>>,
     /// Base (where there is one) and sources.
     checkpoints: Vec<Arc<Checkpoint>>,

@@ -17,6 +17,7 @@ use crate::evaluate::{Attempt, AttemptObserver, EvaluateError, Evaluation, Evalu
 use crate::ledger::{Ledger, LedgerError, event};
 use crate::lock::{lock, unlocked};
 use crate::merge::{MergeError, MergeOptions, Merger, WriteMode};
+use crate::score::Objective;
 use crate::scores::{Status, TaskScores};
 
 /// What an evaluation is made for, in the order in which they are started: repeats are few.
@@ -77,6 +78,22 @@ pub struct Finished {
     pub evaluate_s: Option<f64>,
     pub started_at: Option<String>,
     pub attempts: u32,
+}
+
+impl Finished {
+    /// Computes the objective of the scores; `None`: there are none. A candidate whose scores give no finite objective
+    /// becomes infeasible, with this reason as its error.
+    pub fn settle(&mut self, objective: &Objective) -> Option<f64> {
+        if self.status != Status::Scored {
+            return None;
+        }
+        let value = objective.value(&self.tasks);
+        if value.is_none() {
+            self.status = Status::Infeasible;
+            self.error = Some("the scores give no finite objective".into());
+        }
+        value
+    }
 }
 
 /// What a pipeline works with.

@@ -40,7 +40,7 @@ pub struct Prepared {
     pub samples: u64,
     /// How the hold-out is scored; `None`: the run has none.
     pub holdout: Option<HoldoutPlan>,
-    /// Of [`Self::baselines`], those that are evaluated: copies of a model are not asked for twice.
+    /// Number of baselines that are evaluated: base, sources and uniform soup, of those with one recipe only the first.
     pub baselines: u64,
 }
 
@@ -148,7 +148,7 @@ fn check_models(evaluator: &dyn Evaluator, folders: &[PathBuf]) -> Result<(), Se
     folders.iter().try_for_each(check)
 }
 
-/// Layers that automatic groups are found for: the time that it takes grows with their cube.
+/// Most layers that automatic groups are found for: the time that it takes grows with the cube of their number.
 const MOST_LAYERS: usize = 1_024;
 
 /// Replaces automatic layer groups by what the weights say.

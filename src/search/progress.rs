@@ -11,9 +11,9 @@ pub struct Snapshot {
     pub total: Option<u64>,
     /// Candidates that are with the evaluator now.
     pub in_flight: usize,
-    /// Of those that have ended: their candidate was at fault.
+    /// Search evaluations that ended without scores because their candidate was at fault.
     pub infeasible: u64,
-    /// Of those that have ended: given up.
+    /// Search evaluations that were given up.
     pub failed: u64,
     /// Objective of the best candidate so far, with its id.
     pub best: Option<(f64, String)>,

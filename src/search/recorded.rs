@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::SearchError;
-use super::repeats::Standings;
+use super::outcomes::LatestOutcomes;
 use crate::ledger::{Ledger, ToldRecord, fact};
 use crate::score::paired::mean_samples;
 use crate::scores::{SampleId, Status};
@@ -13,7 +13,7 @@ use crate::scores::{SampleId, Status};
 pub struct ScoreTable {
     /// Names of the candidates.
     pub candidates: Vec<String>,
-    /// A row for each of them, in the same order: its scores, each column a sample, task by task.
+    /// A row of scores for each candidate, in the order of `candidates`: each column is a sample, task by task.
     pub rows: Vec<Vec<f64>>,
     /// How many of the columns are samples of each task.
     pub task_samples: Vec<usize>,
@@ -24,7 +24,7 @@ pub struct ScoreTable {
 struct RecordedTask {
     name: String,
     metric: String,
-    /// With the direction as its sign.
+    /// Share in the objective; negative where lower scores are better.
     weight: f64,
 }
 
@@ -40,7 +40,7 @@ pub fn recorded_scores(path: &Path) -> Result<ScoreTable, SearchError> {
     })?;
     let tasks: Vec<RecordedTask> = serde_json::from_str(&objective)
         .map_err(|error| bad(path, format!("the run's objective cannot be read: {error}")))?;
-    let standings = Standings::of(&ledger)?;
+    let latest = LatestOutcomes::of(&ledger)?;
     let mut order: Option<Vec<Vec<SampleId>>> = None;
     let mut table = ScoreTable { candidates: Vec::new(), rows: Vec::new(), task_samples: Vec::new() };
     let mut seen = BTreeSet::new();
@@ -49,7 +49,7 @@ pub fn recorded_scores(path: &Path) -> Result<ScoreTable, SearchError> {
             continue;
         }
         // One outcome at a time: those of a long run are large together.
-        let record = standings.outcome(asked.index)?.filter(|record| record.status == Status::Scored);
+        let record = latest.outcome(asked.index)?.filter(|record| record.status == Status::Scored);
         let Some(record) = record else { continue };
         let scores = samples_of(path, &record, &tasks)?;
         let order =

@@ -8,13 +8,14 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::candidate::{Candidate, EvaluationContext};
+use super::outcomes::LatestOutcomes;
 use super::pipeline::{Equipment, Finished, Pipeline, Work, WorkKind};
 use super::prepare::Prepared;
 use super::progress::Progress;
 use super::{SearchError, Stop};
 use crate::config::RepeatsConfig;
 use crate::evaluate::EvaluateError;
-use crate::ledger::{AskedRecord, Ledger, RepeatPurpose, RepeatRecord, ToldRecord, now};
+use crate::ledger::{AskedRecord, Ledger, RepeatPurpose, RepeatRecord, now};
 use crate::score::alarms::{Alarm, AlarmKind};
 use crate::score::digits;
 use crate::score::repeats::drift;
@@ -36,7 +37,8 @@ pub struct Repeats {
 }
 
 impl Repeats {
-    /// As the run file says; by default, nothing where the evaluator is known to give the same scores again.
+    /// Takes what the run file says. By default, nothing is scored again with a deterministic evaluator: it would give
+    /// the same scores.
     pub fn of(config: &RepeatsConfig, deterministic: bool) -> Self {
         let varies = !deterministic;
         Self {
@@ -48,7 +50,7 @@ impl Repeats {
         }
     }
 
-    /// How many of the best candidates there are to choose from in the end.
+    /// Number of the best candidates that the winner is chosen from in the end.
     pub fn finalists_of(&self, prepared: &Prepared) -> usize {
         let alone = if self.finalists { FINALISTS } else { 1 };
         prepared.holdout.as_ref().map_or(alone, |holdout| holdout.finalists)
@@ -90,12 +92,13 @@ impl Rescoring<'_> {
     }
 
     /// Takes a sentinel's scores in and says so if they are not what they were.
-    pub fn sentinel(&self, finished: &Finished) -> Result<(), SearchError> {
-        let alarm = self.sentinel_alarm(finished)?;
+    pub fn sentinel(&self, mut finished: Finished) -> Result<(), SearchError> {
+        let objective = finished.settle(&self.prepared.objective);
+        let alarm = self.sentinel_alarm(&finished)?;
         if let Some(alarm) = &alarm {
             self.progress.line(&format!("warning: {}", alarm.message));
         }
-        self.record(finished, RepeatPurpose::Sentinel, alarm).map(|_| ())
+        self.record(&finished, objective, RepeatPurpose::Sentinel, alarm)
     }
 
     fn sentinel_alarm(&self, finished: &Finished) -> Result<Option<Alarm>, SearchError> {
@@ -140,16 +143,14 @@ impl Rescoring<'_> {
         }))
     }
 
+    /// Records a settled scoring with its objective.
     fn record(
         &self,
         finished: &Finished,
+        objective: Option<f64>,
         purpose: RepeatPurpose,
         alarm: Option<Alarm>,
-    ) -> Result<RepeatRecord, SearchError> {
-        let objective = match finished.status {
-            Status::Scored => self.prepared.objective.value(&finished.tasks),
-            Status::Infeasible | Status::Failed => None,
-        };
+    ) -> Result<(), SearchError> {
         let record = RepeatRecord {
             evaluation_id: finished.candidate.evaluation_id.clone(),
             index: finished.index,
@@ -164,8 +165,7 @@ impl Rescoring<'_> {
             error: finished.error.clone(),
             finished_at: now(),
         };
-        self.ledger.repeat(&record)?;
-        Ok(record)
+        Ok(self.ledger.repeat(&record)?)
     }
 }
 
@@ -178,11 +178,11 @@ pub struct FinalRescoring<'a> {
 }
 
 impl FinalRescoring<'_> {
-    /// Scores the candidates of these evaluations again (what is recorded is not asked again); their new objectives by
-    /// candidate.
+    /// Scores the candidates of these evaluations again (what is recorded is not asked again) and returns their new
+    /// objectives by candidate.
     ///
     /// # Errors
-    /// Those of a search.
+    /// What can end a search.
     pub async fn score_finalists(&self, finalists: &[u64]) -> Result<BTreeMap<String, f64>, SearchError> {
         let mut found = BTreeMap::new();
         let mut pipeline = self.pipeline();
@@ -204,7 +204,8 @@ impl FinalRescoring<'_> {
             ));
         }
         pipeline
-            .finish(self.stop, |finished| {
+            .finish(self.stop, |mut finished| {
+                let objective = finished.settle(&self.rescoring.prepared.objective);
                 if finished.status != Status::Scored {
                     let reason = finished.error.clone().unwrap_or_default();
                     self.rescoring
@@ -215,8 +216,8 @@ impl FinalRescoring<'_> {
                 if finished.status == Status::Failed {
                     return Ok(());
                 }
-                let record = self.rescoring.record(&finished, RepeatPurpose::Finalist, None)?;
-                found.extend(record.objective.map(|objective| (record.candidate_id, objective)));
+                self.rescoring.record(&finished, objective, RepeatPurpose::Finalist, None)?;
+                found.extend(objective.map(|objective| (finished.candidate.id.clone(), objective)));
                 Ok(())
             })
             .await?;
@@ -226,21 +227,21 @@ impl FinalRescoring<'_> {
     /// Scores the sentinel once more.
     ///
     /// # Errors
-    /// Those of a search.
+    /// What can end a search.
     pub async fn score_sentinel(&self, index: u64) -> Result<(), SearchError> {
         let mut pipeline = self.pipeline();
         pipeline.add(self.rescoring.next_sentinel(&self.rescoring.ledger.asked_at(index)?)?);
-        pipeline.finish(self.stop, |finished| self.rescoring.sentinel(&finished)).await
+        pipeline.finish(self.stop, |finished| self.rescoring.sentinel(finished)).await
     }
 
     /// Asks for the scores of baselines that were given up once more (what is recorded is not asked again): their new
     /// outcomes. Who is given up again is asked again at the next start, and so are all where the evaluator is out of
     /// reach: a verdict does not wait for them.
-    pub async fn score_given_up(&self, baselines: &[u64]) -> Result<Vec<RepeatRecord>, SearchError> {
+    pub async fn score_given_up(&self, baselines: &[u64]) -> Result<Vec<Outcome>, SearchError> {
         let mut pipeline = self.pipeline();
-        let recorded = Standings::of(self.rescoring.ledger)?.late;
+        let recorded = LatestOutcomes::of(self.rescoring.ledger)?;
         let mut open = 0;
-        for index in baselines.iter().filter(|index| !recorded.contains_key(index)) {
+        for index in baselines.iter().filter(|index| !recorded.has_late(**index)) {
             pipeline.add(self.rescoring.work(&self.rescoring.ledger.asked_at(*index)?, 0)?);
             open += 1;
         }
@@ -250,7 +251,8 @@ impl FinalRescoring<'_> {
                 .line(&format!("asking once more for the scores of {open} baselines that were given up"));
         }
         let asked = pipeline
-            .finish(self.stop, |finished| {
+            .finish(self.stop, |mut finished| {
+                let objective = finished.settle(&self.rescoring.prepared.objective);
                 if finished.status == Status::Failed {
                     let reason = finished.error.clone().unwrap_or_default();
                     self.rescoring.progress.line(&format!(
@@ -259,7 +261,7 @@ impl FinalRescoring<'_> {
                     ));
                     return Ok(());
                 }
-                self.rescoring.record(&finished, RepeatPurpose::Baseline, None).map(|_| ())
+                self.rescoring.record(&finished, objective, RepeatPurpose::Baseline, None)
             })
             .await;
         match asked {
@@ -269,67 +271,13 @@ impl FinalRescoring<'_> {
                 .line(&format!("they were given up again: {fault}; the same command asks for them once more")),
             other => other?,
         }
-        let late = self.rescoring.ledger.repeats_for(RepeatPurpose::Baseline)?.into_iter();
-        Ok(late.filter(|late| baselines.contains(&late.index)).collect())
+        let latest = LatestOutcomes::of(self.rescoring.ledger)?;
+        Ok(baselines.iter().filter_map(|index| latest.late(*index)).collect())
     }
 
     fn pipeline(&self) -> Pipeline {
         Pipeline::new(self.equipment.clone(), self.stop.now.child_token())
     }
-}
-
-/// How evaluations stand: their outcomes, or those that baselines got after they had been given up.
-pub struct Standings<'a> {
-    ledger: &'a Ledger,
-    /// By evaluation.
-    late: BTreeMap<u64, RepeatRecord>,
-}
-
-impl<'a> Standings<'a> {
-    /// Reads which baselines were given up at first and scored later.
-    ///
-    /// # Errors
-    /// Those of reading the ledger.
-    pub fn of(ledger: &'a Ledger) -> Result<Self, SearchError> {
-        let late =
-            ledger.repeats_for(RepeatPurpose::Baseline)?.into_iter().map(|repeat| (repeat.index, repeat)).collect();
-        Ok(Self { ledger, late })
-    }
-
-    /// All, without scores by task.
-    ///
-    /// # Errors
-    /// Those of reading the ledger.
-    pub fn in_short(&self) -> Result<BTreeMap<u64, ToldRecord>, SearchError> {
-        let mut told = self.ledger.all_told_in_short()?;
-        for (index, late) in &self.late {
-            if let Some(record) = told.get_mut(index) {
-                apply_late_outcome(record, late);
-                record.tasks.clear();
-            }
-        }
-        Ok(told)
-    }
-
-    /// One evaluation's, with its scores.
-    ///
-    /// # Errors
-    /// Those of reading the ledger.
-    pub fn outcome(&self, index: u64) -> Result<Option<ToldRecord>, SearchError> {
-        let mut record = self.ledger.outcome(index)?;
-        if let (Some(record), Some(late)) = (&mut record, self.late.get(&index)) {
-            apply_late_outcome(record, late);
-        }
-        Ok(record)
-    }
-}
-
-fn apply_late_outcome(record: &mut ToldRecord, late: &RepeatRecord) {
-    record.n_samples = late.tasks.values().map(|scores| scores.n).sum();
-    record.status = late.status;
-    record.objective = late.objective;
-    record.tasks.clone_from(&late.tasks);
-    record.error.clone_from(&late.error);
 }
 
 /// The sentinel's latest scoring that told something.

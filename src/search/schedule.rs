@@ -9,10 +9,10 @@ use std::collections::{BTreeMap, HashMap};
 use super::shared_samples::SharedSamples;
 use crate::strategy::{Ask, Outcome, PROMOTION, Placement, Proposal, Strategy, StrategyError};
 
-/// After so many duplicates without a new candidate the space counts as exhausted.
+/// Duplicates in a row after which the space counts as exhausted.
 const DUPLICATES_UNTIL_EXHAUSTED: u32 = 1_000;
 
-/// What [`Schedule::next`] came to.
+/// The answer of [`Schedule::next`].
 #[derive(Debug)]
 pub enum Step<C> {
     /// A new evaluation under this index.
@@ -132,7 +132,7 @@ impl Schedule {
     /// The evaluation that makes this one unnecessary: the same samples of the same candidate; and for a strategy's own
     /// proposal any evaluation of the candidate, since a race goes on from the first.
     fn duplicate_of(&self, proposal: &Proposal, candidate: &impl Identity) -> Option<u64> {
-        let of_strategy = proposal.origin != PROMOTION && proposal.replicate == 0;
+        let of_strategy = proposal.origin != PROMOTION;
         let first = self.candidates.get(candidate.candidate()).filter(|_| of_strategy);
         first.or_else(|| self.known.get(candidate.key())).copied()
     }
@@ -203,15 +203,7 @@ mod tests {
                 return Ok(Ask::Wait { until: self.asked - 1 });
             }
             let genome = Genome(vec![self.asked as f64, self.seen as f64]);
-            let proposal = Proposal {
-                content: Content::Genome(genome),
-                origin: "test".into(),
-                parents: vec![],
-                generation: 0,
-                fidelity: 1.0,
-                replicate: 0,
-            };
-            Ok(Ask::Proposal(Box::new(proposal)))
+            Ok(Ask::Proposal(Box::new(Proposal::new(Content::Genome(genome), "test"))))
         }
         fn place(&mut self, placement: Placement) {
             if matches!(placement, Placement::Asked { .. }) {
@@ -280,9 +272,7 @@ mod tests {
             fn ask(&mut self) -> Result<Ask, StrategyError> {
                 let Some(origin) = self.0.pop() else { return Ok(Ask::Done("all asked".into())) };
                 let fidelity = if origin == PROMOTION { 1.0 } else { 0.25 };
-                let origin = origin.to_owned();
-                let content = Content::Base;
-                let proposal = Proposal { content, origin, parents: vec![], generation: 0, fidelity, replicate: 0 };
+                let proposal = Proposal { fidelity, ..Proposal::new(Content::Base, origin) };
                 Ok(Ask::Proposal(Box::new(proposal)))
             }
             fn place(&mut self, placement: Placement) {
@@ -311,14 +301,7 @@ mod tests {
         struct Same;
         impl Strategy for Same {
             fn ask(&mut self) -> Result<Ask, StrategyError> {
-                Ok(Ask::Proposal(Box::new(Proposal {
-                    content: Content::Base,
-                    origin: "test".into(),
-                    parents: vec![],
-                    generation: 0,
-                    fidelity: 1.0,
-                    replicate: 0,
-                })))
+                Ok(Ask::Proposal(Box::new(Proposal::new(Content::Base, "test"))))
             }
             fn place(&mut self, _: Placement) {}
             fn tell(&mut self, _: &Outcome) -> Result<(), StrategyError> {

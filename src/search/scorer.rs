@@ -43,5 +43,5 @@ pub async fn connect_evaluator(
 
 /// The evaluation id of a checkpoint that no recipe made, of this content and these settings.
 pub fn evaluation_id(content: &str, settings: &str, tasks: &[TaskRequest], fingerprint: &str) -> String {
-    candidate::evaluation_id(content, &[settings], tasks, (1.0, 0), fingerprint)
+    candidate::evaluation_id(content, &[settings], tasks, 1.0, 0, fingerprint)
 }

@@ -5,10 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
-
 use super::prepare::{Prepared, capability, configuration, connect, count_samples, evaluator_tasks};
 use super::progress::Progress;
+use super::sample_order::{sample_hash, sort_by_hash};
 use super::{SearchError, Stop};
 use crate::config::{EvaluatorKind, HoldoutSource, TaskConfig};
 use crate::evaluate::{Evaluator, Samples, TaskCapability, TaskRequest, is_same_server};
@@ -33,16 +32,11 @@ pub struct HoldoutPlan {
     pub samples: u64,
 }
 
-/// A sample's place in an order, or its side of a split, that `purpose`, seed and task fix.
-pub(super) fn sample_hash(purpose: &str, seed: u64, task: &str, id: &SampleId) -> [u8; 32] {
-    Sha256::digest(serde_json::json!([purpose, seed, task, id]).to_string().as_bytes()).into()
-}
-
 /// Keeps `limit` samples, the first ones of a fixed shuffle; their order stays.
 pub(super) fn keep_some(seed: u64, task: &str, ids: &mut Vec<SampleId>, limit: u64) {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let mut shuffled = ids.clone();
-    shuffled.sort_by_cached_key(|id| sample_hash("evomerge limit v1", seed, task, id));
+    sort_by_hash("evomerge limit v1", seed, task, &mut shuffled);
     shuffled.truncate(limit);
     let kept: HashSet<SampleId> = shuffled.into_iter().collect();
     ids.retain(|id| kept.contains(id));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use crate::scores::{SampleIds, TaskScores};
 
-/// Lists kept for each task, the latest: a race has one for each part and one for each part put together.
+/// Most lists kept for each task, the latest ones: a race has one for each part and one for each part put together.
 const MOST_LISTS: usize = 8;
 
 /// The lists of ids that answers have had lately, by task.

@@ -9,17 +9,21 @@ use super::SearchError;
 use crate::checkpoint::{SpareCheckpoints, available_space};
 use crate::files::is_file_at;
 
+/// What the name of a candidate folder begins with; the run id follows.
 const PREFIX: &str = "evomerge-";
-/// Of a folder that has not got its name yet.
+/// What the name of a candidate folder begins with until it gets its final one.
 const NEW_PREFIX: &str = ".evomerge-new-";
-/// How old such a folder must be to be taken for one that a killed run left: others get their name at once.
+/// Age from which a folder without its final name is taken for one that a killed run left: others get their name at
+/// once.
 const LEFT_AFTER: Duration = Duration::from_secs(60);
 const LOCK: &str = ".lock";
 /// Hexadecimal digits of a run id.
-const ID_DIGITS: usize = 12;
+pub(super) const RUN_ID_DIGITS: usize = 12;
+/// Where files lie in memory.
 const RAM_DISK: &str = "/dev/shm";
-/// How often a claim looks again where the folder is there: another search may be sweeping it at that moment.
+/// How often a claim tries again while the folder is there: another search may be sweeping it at that moment.
 const TRIES: usize = 20;
+/// Time between two tries.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The run's candidate folder; removed with everything in it when dropped.
@@ -95,8 +99,8 @@ fn place(fresh: &Path, parent: &Path, folder: &Path) -> Result<(), SearchError> 
     Err(SearchError::CopyInUse { folder: folder.to_path_buf() })
 }
 
-/// Removes a folder whose lock is ours. The lock's file goes last, and only where nothing else is left: as long as
-/// anything is in the folder it has one, and nobody can put another folder in its place.
+/// Removes a folder whose lock is ours. The lock file is removed last, and only once the folder is otherwise empty. A
+/// folder that still holds something stays locked, so nobody can replace it.
 fn remove(folder: &Path) {
     let mut is_all = true;
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -137,7 +141,7 @@ fn sweep(parent: &Path) {
 
 fn is_ours(name: &str) -> bool {
     let id = name.strip_prefix(PREFIX).unwrap_or_default();
-    id.len() == ID_DIGITS && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    id.len() == RUN_ID_DIGITS && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 fn is_left_unnamed(entry: &DirEntry) -> bool {

@@ -4,7 +4,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::SearchError;
 
-/// What is said at the first wish.
+/// What people are told when a stop is first asked for.
 pub(super) const STOPPING: &str = "stopping: what is being evaluated may finish; once more stops at once";
 
 /// The two wishes a caller can have. Cancelling `now` without `soon` works as well.

@@ -33,9 +33,9 @@ impl Fitness {
 /// One point of the search space.
 #[derive(Clone, Debug)]
 pub(super) struct Point {
-    /// As proposed; every number in `[0, 1]`.
+    /// The genome as proposed; every number in `[0, 1]`.
     pub(super) genome: Genome,
-    /// The same with genes without effect at their initial value and discrete genes in the middle of their share:
+    /// The genome with genes without effect at their initial value and discrete genes in the middle of their share:
     /// points that mean the same are equal here.
     pub(super) effective: Vec<f64>,
     /// The evaluation that it waits for or got.

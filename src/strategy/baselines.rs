@@ -80,15 +80,7 @@ impl Baselines {
 
     fn propose(&mut self, owner: Owner, content: Content, origin: &str) -> Ask {
         self.open = Some(owner);
-        let origin = origin.to_owned();
-        Ask::Proposal(Box::new(Proposal {
-            content,
-            origin,
-            parents: vec![],
-            generation: 0,
-            fidelity: 1.0,
-            replicate: 0,
-        }))
+        Ask::Proposal(Box::new(Proposal::new(content, origin)))
     }
 
     fn index(&self, content: &Content) -> Option<u64> {

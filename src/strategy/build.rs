@@ -27,6 +27,9 @@ pub struct SeedGenome {
     pub content: Content,
 }
 
+/// Settings of the soup strategies, which every other strategy has too: it makes a greedy soup among its baselines.
+pub const SOUP_SETTINGS: [&str; 3] = ["keep", "replacement", "backward"];
+
 /// What a strategy is built for.
 #[derive(Clone)]
 pub struct Setup {
@@ -59,7 +62,7 @@ pub fn build(config: &StrategyConfig, setup: Setup) -> Result<Box<dyn Strategy>,
     build_raced(config, setup, None)
 }
 
-/// Whether a search makes a greedy soup of so many sources after its baselines.
+/// Whether a search makes a greedy soup after its baselines.
 pub fn makes_greedy_soup(kind: StrategyKind, sources: usize) -> bool {
     let wanted = match kind {
         StrategyKind::GreedySoup => true,
@@ -81,7 +84,7 @@ pub const fn tries_model_stock(kind: StrategyKind) -> bool {
     }
 }
 
-/// The same with a race: the baselines are scored in full, the strategy's own candidates race.
+/// [`build`] with a race: the baselines are scored in full, the strategy's own candidates race.
 ///
 /// # Errors
 /// As [`build`].
@@ -142,9 +145,10 @@ impl Choice {
     fn read(config: &StrategyConfig, genes: usize) -> Result<Self, StrategyError> {
         let kind = config.kind;
         let mut settings = Settings::new(&config.settings);
-        let keep = [Keep::Better, Keep::NotWorse][settings.choice("keep", &["better", "not_worse"])?];
+        let [keep, replacement, backward] = SOUP_SETTINGS;
+        let keep = [Keep::Better, Keep::NotWorse][settings.choice(keep, &["better", "not_worse"])?];
         let passes =
-            Passes { replacement: settings.truth("replacement", false)?, backward: settings.truth("backward", false)? };
+            Passes { replacement: settings.truth(replacement, false)?, backward: settings.truth(backward, false)? };
         let proposer = match kind {
             StrategyKind::Random => Some(Proposer::Sampling(Source::Uniform)),
             StrategyKind::Sobol => Some(Proposer::Sampling(Source::Sobol)),

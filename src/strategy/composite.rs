@@ -11,6 +11,8 @@ use crate::space::Gene;
 
 /// Most parts that an objective is taken into; more tasks share them.
 const MOST_PARTS: usize = 8;
+/// Pending points that a model imagines at most, the latest ones.
+pub(super) const MAX_IMAGINED: usize = 64;
 
 /// How many parts the objective of these tasks is taken into.
 pub(super) fn parts(tasks: &[ObjectiveTask]) -> usize {
@@ -21,7 +23,7 @@ pub(super) fn parts(tasks: &[ObjectiveTask]) -> usize {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Contributions {
     values: Vec<f64>,
-    /// Variances of their errors, where the objective is an estimate.
+    /// Variances of the errors of `values`, where the objective is an estimate; else 0.
     errors: Vec<f64>,
 }
 
@@ -54,13 +56,14 @@ fn level(values: &mut [f64], sum: f64) {
 /// What is to be learnt of some points: by part, then by point.
 #[derive(Clone, Debug)]
 pub(super) struct Targets {
-    /// Their sums over the parts have mean 0 and variance 1, after [`standardise`] has drawn up the worst.
+    /// The values to learn. Their sums over the parts have mean 0 and variance 1, after [`standardise`] has drawn up
+    /// the worst.
     values: Vec<Vec<f64>>,
-    /// Variances of their errors, as shares of the variance that is not error.
+    /// Error variances of the values, relative to the part's signal variance.
     errors: Vec<Vec<f64>>,
 }
 
-/// The share of a part's variance that is not error, at least.
+/// Least share of a part's variance that counts as signal, not as error.
 const LEAST_SIGNAL: f64 = 0.1;
 
 /// Ranks (scores; infeasible: minus infinity) and contributions of the same points, as values to learn.
@@ -93,8 +96,8 @@ pub(super) fn targets(ranks: &[f64], contributions: &[Option<&Contributions>], p
     Targets { values: targets, errors }
 }
 
-/// Variances of the errors of a part's `values`, which were divided by `deviation`, as shares of their variance but for
-/// errors.
+/// Error variance of each value, relative to the signal variance (the variance of `values` less the mean error
+/// variance). `values` are already divided by `deviation`; the errors are scaled here.
 fn errors(part: usize, values: &[f64], contributions: &[Option<&Contributions>], deviation: f64) -> Vec<f64> {
     let count = values.len().max(1) as f64;
     let error = |own: &Option<&Contributions>| {
@@ -108,7 +111,7 @@ fn errors(part: usize, values: &[f64], contributions: &[Option<&Contributions>],
     errors.into_iter().map(share).collect()
 }
 
-/// Errors larger than this say as little.
+/// Largest error variance relative to the signal variance: a value with a larger one says as little.
 const MOST_ERROR: f64 = 1e6;
 
 /// How far below the median scores count in full, in distances from the median to the best.
@@ -229,7 +232,7 @@ impl Composite {
         self.improvement(|part| part.predict(point))
     }
 
-    /// The same from an upper bound of the uncertainty, which costs much less.
+    /// An upper bound of [`Self::promise`], from an upper bound of the uncertainty; it costs much less.
     pub(super) fn sketch(&self, point: &[f64]) -> f64 {
         self.improvement(|part| part.sketch(point))
     }

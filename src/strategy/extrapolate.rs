@@ -15,16 +15,16 @@ use crate::scores::{SampleId, Scores};
 
 /// Ridge penalties, in mean squares of what the references differ by from their mean.
 const PENALTIES: [f64; 7] = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0];
-/// Tasks whose scores spread by so many times less than those of another one are magnified to its spread: one ridge
-/// regression serves all tasks.
+/// Ratio of the widest task's spread to a task's own above which that task's scores are magnified to the widest spread:
+/// one ridge regression serves all tasks.
 const OTHER_SCALE: f64 = 4.0;
-/// The spread that tasks with scores from 0 to 1 have by definition: that of one with few right answers says more of
-/// who answered than of its scale.
+/// Spread assumed for tasks scored 0 to 1. Their observed spread is not used: with few right answers it reflects the
+/// candidates, not the task's scale.
 const SHARES: f64 = 0.5;
-/// Spreads below this part of the scores' magnitude are roundings.
+/// Spread, relative to the scores' magnitude, up to which it is taken for rounding.
 const ROUNDING: f64 = 1e-9;
-/// How many samples' worth the belief weighs that a candidate's answers have nothing to do with others': few answers
-/// that agree by chance do not make an estimate certain.
+/// Weight, in samples, of the prior that other candidates' answers predict nothing. It keeps a few agreeing answers
+/// from making an estimate look certain.
 const DOUBT: f64 = 4.0;
 
 /// The samples that the candidates of a rung are scored on: by task of the objective that counts, ids ascending.

@@ -72,7 +72,7 @@ impl History {
         self.archive.effective(&Genome(genome.to_vec()))
     }
 
-    /// The same, unless a point that means the same was proposed or is known.
+    /// [`Self::effective`] of the genome; `None` where a point that means the same was proposed or is known.
     pub(super) fn new_effective(&self, genome: &[f64]) -> Option<Vec<f64>> {
         Some(self.effective(genome)).filter(|effective| !self.archive.contains(effective))
     }
@@ -87,14 +87,7 @@ impl History {
         let genome = Genome(genome);
         let parents = parents.iter().filter_map(|parent| self.archive.points()[*parent].index).collect();
         self.open = Some(self.archive.add(genome.clone(), generation));
-        Ask::Proposal(Box::new(Proposal {
-            content: Content::Genome(genome),
-            origin: origin.to_owned(),
-            parents,
-            generation,
-            fidelity: 1.0,
-            replicate: 0,
-        }))
+        Ask::Proposal(Box::new(Proposal { parents, generation, ..Proposal::new(Content::Genome(genome), origin) }))
     }
 
     /// Ties the proposal to its evaluation; its place among [`Self::points`].
@@ -132,7 +125,7 @@ impl History {
         self.learn_foreseen(content, outcome)
     }
 
-    /// The same, but baselines that were not foreseen stay outside.
+    /// [`Self::learn`], but a baseline that was not foreseen does not become a point.
     pub(super) fn learn_foreseen(&mut self, content: &Content, outcome: &Outcome) -> Result<Vec<usize>, StrategyError> {
         for (_, point) in self.baselines.iter().filter(|(known, _)| known == content) {
             self.archive.assign(*point, outcome.index);

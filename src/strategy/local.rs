@@ -6,29 +6,34 @@ use std::sync::Arc;
 
 use rand::{Rng, RngExt};
 
-use super::archive::Fitness;
-use super::composite::{self, AllScales, Composite, Contributions};
+use super::archive::{Fitness, Point};
+use super::composite::{self, AllScales, Composite, Contributions, MAX_IMAGINED};
 use super::genetic::ties::Ties;
 use super::history::History;
-use super::{Ask, Content, Landscape, Outcome, Placement, Setup, Strategy, StrategyError, space_filling};
+use super::{Ask, Content, Landscape, MAX_DRAWS, Outcome, Placement, Setup, Strategy, StrategyError, space_filling};
 use crate::random;
 use crate::space::Genome;
 
-/// Points that the model is made of at most: the nearest to the centre, and some evenly spread over all others, by
-/// their distance, so that it knows where the good surroundings end.
+/// Points that the model is made of at most: the nearest to the centre, and [`FAR_POINTS`] others.
 const POINTS: usize = 120;
+/// Points of the model that are evenly spread over all others, by their distance, so that it knows where the good
+/// surroundings end.
 const FAR_POINTS: usize = 48;
+/// Scored points below which there is no model.
 const FEWEST: usize = 5;
 /// Points drawn in the box for one that is proposed.
 const DRAWS: usize = 400;
-/// Of those, the ones that promise most at a first guess, whose uncertainty is worked out.
+/// Most promising of the drawn points, by a first guess, whose uncertainty is worked out.
 const SHORT_LIST: usize = 60;
-/// Own proposals between two fits of the length scales: the fewest, the most, and known points for one more.
+/// Own proposals between two fits of the length scales: the fewest and the most.
 const REFIT: (u64, u64) = (3, 8);
+/// Number of known points that adds one proposal between two fits.
 const REFIT_GROWTH: u64 = 20;
-/// The box's half side at the start, its least and its most.
+/// Half side of the box at the start.
 const FIRST_SIDE: f64 = 0.2;
+/// Half side of the box below which the search moves on.
 const LEAST_SIDE: f64 = 0.02;
+/// Largest half side of the box.
 const MOST_SIDE: f64 = 0.4;
 /// Root of the mean squared difference of genes within which points belong to one centre.
 const APART: f64 = 0.12;
@@ -36,8 +41,6 @@ const APART: f64 = 0.12;
 const RETIRED: usize = 4;
 /// Outcomes in a row that beat the centre before the box grows.
 const SUCCESSES: usize = 2;
-/// Draws for one proposal before a space counts as exhausted.
-const TRIES: usize = 1_000;
 
 /// The strategy.
 pub(super) struct Local {
@@ -111,9 +114,8 @@ impl Local {
             surrogate.add(&self.ties.seen(&points[*place].effective), &targets, row);
         }
         surrogate.set_targets(&targets);
-        for point in
-            points.iter().rev().filter(|point| point.fitness == Fitness::Pending && point.index.is_some()).take(64)
-        {
+        let is_placed = |point: &&Point| point.fitness == Fitness::Pending && point.index.is_some();
+        for point in points.iter().rev().filter(is_placed).take(MAX_IMAGINED) {
             surrogate.imagine(&self.ties.seen(&point.effective));
         }
         Some((surrogate, self.sides(genes.len())))
@@ -157,7 +159,7 @@ impl Local {
                 }
             }
         }
-        for _ in 0..TRIES {
+        for _ in 0..MAX_DRAWS {
             let genome = space_filling::uniform(rng, genes);
             if self.history.is_new(&genome) {
                 return Some((genome, "random", vec![]));
@@ -272,7 +274,7 @@ impl Strategy for Local {
         self.asked += 1;
         Ok(match self.draw(&mut rng) {
             Some((genome, origin, parents)) => self.history.propose(genome, origin, &parents, 0),
-            None => Ask::Done("search space exhausted".to_owned()),
+            None => Ask::exhausted(),
         })
     }
 

@@ -31,7 +31,9 @@ mod tpe;
 use serde::{Deserialize, Serialize};
 
 pub use baselines::baseline_contents;
-pub use build::{SeedGenome, Setup, build, build_raced, check_settings, makes_greedy_soup, tries_model_stock};
+pub use build::{
+    SOUP_SETTINGS, SeedGenome, Setup, build, build_raced, check_settings, makes_greedy_soup, tries_model_stock,
+};
 pub use origin::PROMOTION;
 pub use racing::{ONE_REFERENCE_IN, Race};
 pub use soup::{SoupRemoval, SoupStep, SoupTrace};
@@ -40,6 +42,9 @@ use crate::config::StrategyKind;
 use crate::exit::ExitCode;
 use crate::scores::{Scores, Status};
 use crate::space::{Gene, Genome};
+
+/// Draws for one proposal after which a space counts as exhausted, if all of them were known points.
+const MAX_DRAWS: usize = 1_000;
 
 /// What a proposal stands for. Ledgers have it as JSON: `"base"`, `{"soup": [0, 2]}`, `{"genome": [0.5, ...]}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,12 +69,18 @@ pub struct Proposal {
     pub origin: String,
     /// Indices of the evaluations that it was bred from.
     pub parents: Vec<u64>,
-    /// One more than its parents'; 0 without parents.
+    /// Of children of the genetic algorithm and NSGA-II, one more than their parents'; of CMA-ES, updates of its
+    /// distribution; of others 0.
     pub generation: u32,
     /// Share of the samples, in `(0, 1]`.
     pub fidelity: f64,
-    /// 0; more where the same is asked anew.
-    pub replicate: u32,
+}
+
+impl Proposal {
+    /// A candidate without parents, to be scored on all samples.
+    pub fn new(content: Content, origin: &str) -> Self {
+        Self { content, origin: origin.to_owned(), parents: Vec::new(), generation: 0, fidelity: 1.0 }
+    }
 }
 
 /// A strategy's answer to [`Strategy::ask`].
@@ -86,6 +97,13 @@ pub enum Ask {
     Done(String),
 }
 
+impl Ask {
+    /// The end of a search that found no new point of its space in [`MAX_DRAWS`] draws.
+    fn exhausted() -> Self {
+        Self::Done("search space exhausted".to_owned())
+    }
+}
+
 /// What became of a proposal, told at once after [`Strategy::ask`] returned it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {
@@ -95,8 +113,8 @@ pub enum Placement {
         index: u64,
     },
     /// The evaluation of this earlier index stands for it, and no outcome of its own follows. That is the first
-    /// evaluation of the same candidate, at whatever fidelity; for a promotion or a replicate, one of the candidate on
-    /// the same samples.
+    /// evaluation of the same candidate, at whatever fidelity; for a promotion, one of the candidate on the same
+    /// samples.
     Duplicate {
         /// An index that was given before.
         of: u64,
@@ -106,7 +124,7 @@ pub enum Placement {
 /// A finished evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
-    /// That of the placement.
+    /// The index that [`Placement::Asked`] gave the proposal.
     pub index: u64,
     /// How it ended.
     pub status: Status,
@@ -173,8 +191,8 @@ pub trait Strategy: Send {
         Ok(())
     }
 
-    /// Of a search with several objectives: the share of the box between the worst and the best seen of each objective
-    /// that its candidates dominate.
+    /// The share that the candidates dominate of the box between the worst and the best value seen of each objective;
+    /// `None`: the search has one objective, or nothing is scored yet.
     fn hypervolume(&self) -> Option<f64> {
         None
     }

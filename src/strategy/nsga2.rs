@@ -13,15 +13,16 @@ use sha2::{Digest as _, Sha256};
 use super::genetic::{crossover, mutation};
 use super::history::History;
 use super::settings::Settings;
-use super::{Ask, Content, Landscape, Outcome, Placement, Setup, Strategy, StrategyError, pareto, space_filling};
+use super::{
+    Ask, Content, Landscape, MAX_DRAWS, Outcome, Placement, Setup, Strategy, StrategyError, pareto, space_filling,
+};
 use crate::random;
 use crate::score::ObjectiveTask;
 use crate::scores::{SampleId, Status};
 use crate::space::Genome;
 
-/// Draws for one proposal before a space counts as exhausted; the last ones are uniform.
-const TRIES: usize = 1_000;
-const BRED_TRIES: usize = 200;
+/// Draws for one proposal that are bred; further ones are uniform.
+const BRED_DRAWS: usize = 200;
 
 /// `[strategy]` of kind `nsga2`.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,7 +57,7 @@ pub(super) struct Nsga2 {
     tasks: Vec<ObjectiveTask>,
     /// The objectives of scored evaluations, higher is better.
     objectives: BTreeMap<u64, Vec<f64>>,
-    /// Of these, the ones that were scored on a part of the samples.
+    /// Scored evaluations on a part of the samples.
     parts: BTreeSet<u64>,
     /// Points that breed, best first: front, then loneliness.
     population: Vec<usize>,
@@ -148,8 +149,8 @@ impl Nsga2 {
                 return Some((genome, "initial", vec![]));
             }
         }
-        for attempt in 0..TRIES {
-            let (genome, origin, parents) = if attempt < BRED_TRIES && !self.population.is_empty() {
+        for attempt in 0..MAX_DRAWS {
+            let (genome, origin, parents) = if attempt < BRED_DRAWS && !self.population.is_empty() {
                 let (genome, parents) = self.breed(rng);
                 (genome, "nsga2", parents)
             } else {
@@ -228,9 +229,7 @@ impl Strategy for Nsga2 {
     fn ask(&mut self) -> Result<Ask, StrategyError> {
         let mut rng = random::stream(self.seed, "nsga2", self.asked);
         self.asked += 1;
-        let Some((genome, origin, parents)) = self.draw(&mut rng) else {
-            return Ok(Ask::Done("search space exhausted".to_owned()));
-        };
+        let Some((genome, origin, parents)) = self.draw(&mut rng) else { return Ok(Ask::exhausted()) };
         let points = self.history.points();
         let generation = parents.iter().map(|parent| points[*parent].generation + 1).max().unwrap_or(0);
         Ok(self.history.propose(genome, origin, &parents, generation))

@@ -28,11 +28,12 @@ use crate::space::Genome;
 const MEMORY: f64 = 0.9;
 /// Outcomes that earn anything: those among this many best.
 const ELITE: usize = 20;
-/// The genetic algorithm proposes alone until it has made so many fewer proposals than there are genes, and from the
-/// fewest to the most of these. The others' models need more points where there are more genes.
+/// The genetic algorithm proposes alone until it has made this many proposals fewer than there are genes, within the
+/// bounds [`START`]. The others' models need more points where there are more genes.
 const START_LESS: usize = 12;
+/// Fewest and most proposals that the genetic algorithm makes alone.
 const START: (usize, usize) = (12, 60);
-/// While a team is new, one proposal in so many is left to the team with the best point.
+/// One proposal in this many is left to the team with the best point, while a newer team searches.
 const BEST_TURN: u64 = 2;
 
 /// `[strategy]` of kind `portfolio`: the genetic algorithm's settings, and these.
@@ -69,7 +70,7 @@ struct Member {
     strategy: Box<dyn Strategy>,
     /// Recent worth of its proposals.
     worth: f64,
-    /// What its worth counts as at least.
+    /// Least value that its worth counts as.
     trust: f64,
     /// Proposals owed to it: its shares added up, less what it made.
     owed: f64,
@@ -172,7 +173,7 @@ impl Team {
             self.best = score;
             self.stagnant = 0;
         }
-        let worth = score.map_or(0.0, |score| self.rate(score));
+        let worth = score.map_or(0.0, |score| self.enter_and_rate(score));
         let member = &mut self.members[owner];
         member.worth = MEMORY * member.worth + (1.0 - MEMORY) * worth;
         Ok(())
@@ -180,7 +181,7 @@ impl Team {
 
     fn learn(&mut self, content: &Content, outcome: &Outcome) -> Result<(), StrategyError> {
         if let Some(score) = objective(outcome)? {
-            self.rate(score);
+            self.enter_and_rate(score);
         }
         for member in &mut self.members {
             member.strategy.learn(content, outcome)?;
@@ -188,8 +189,8 @@ impl Team {
         Ok(())
     }
 
-    /// How high a score ranks among the best, from 0 to 1; takes it in.
-    fn rate(&mut self, score: f64) -> f64 {
+    /// Enters a score among the best. How high it ranks there, from 0 to 1.
+    fn enter_and_rate(&mut self, score: f64) -> f64 {
         let rank = self.elite.partition_point(|other| *other > score);
         let equal = self.elite[rank..].iter().take_while(|other| **other == score).count();
         if rank >= ELITE {
@@ -298,7 +299,7 @@ impl Strategy for Portfolio {
                 return Ok(ask);
             }
         }
-        Ok(Ask::Done("search space exhausted".to_owned()))
+        Ok(Ask::exhausted())
     }
 
     fn place(&mut self, placement: Placement) {

@@ -27,12 +27,12 @@ use crate::space::Genome;
 const WINDOW: usize = 32;
 /// Latest references that estimates rest on, beside the baselines.
 const REFERENCES: usize = 32;
-/// One candidate in so many, by lot, is scored in full at once, as a reference. Those that won their way up cannot be
+/// One candidate in this many, by lot, is scored in full at once, as a reference. Those that won their way up cannot be
 /// references: they did better on the part than on the whole, which is why they won, and would make all others look
 /// worse than they are.
 pub const ONE_REFERENCE_IN: u64 = 16;
-/// Standard errors above its estimate that a candidate may be: with less than one chance in ten to be the best one, it
-/// is not worth more samples.
+/// Standard errors that a candidate may be better than its estimate: one that is no better than the best one even then
+/// has less than one chance in ten to be the best, and is not worth more samples.
 const HOPE: f64 = 1.3;
 
 /// The course of a race.
@@ -89,7 +89,7 @@ pub(super) struct Racing {
     open: Option<Open>,
     /// Candidates so far.
     begun: u64,
-    /// By the index of their first evaluation, by which the wrapped strategy knows them.
+    /// Candidates that race, by the index of their first evaluation, by which the wrapped strategy knows them.
     entries: BTreeMap<u64, Entry>,
     /// Entry and rung of every evaluation that is not told yet.
     evaluations: BTreeMap<u64, (u64, usize)>,
@@ -99,7 +99,7 @@ pub(super) struct Racing {
     results: Vec<VecDeque<Rival>>,
     /// The samples of each rung, once they are known.
     samples: Vec<Option<RungSamples>>,
-    /// They are in no rung.
+    /// Baselines in full; they do not compete in rungs.
     baselines: Vec<FullResult>,
     /// Latest candidates that were scored in full without having won.
     references: VecDeque<FullResult>,
@@ -144,12 +144,12 @@ impl Racing {
             parents: vec![entry.latest],
             generation: entry.generation,
             fidelity: self.race.fidelities[rung],
-            replicate: 0,
         })
     }
 
-    /// A full score: guides all later comparisons. `None` where it has no value.
-    fn full(&mut self, outcome: &Outcome) -> Option<FullResult> {
+    /// Takes in a score on all samples: it may be the best one so far. What it is on the samples of each rung; `None`
+    /// where the outcome has no score.
+    fn record_full(&mut self, outcome: &Outcome) -> Option<FullResult> {
         let objective = outcome.objective?;
         self.best = Some(self.best.map_or(objective, |best| best.max(objective)));
         let by_rung =
@@ -185,8 +185,8 @@ impl Racing {
         highest.zip(self.best).is_none_or(|(highest, best)| highest >= best)
     }
 
-    /// Whether a result goes on: it is in the best share of the rung's latest results.
-    fn wins(&mut self, rung: usize, value: f64, outcome: &Outcome) -> bool {
+    /// Enters a result among the latest ones of its rung. Whether it is in the best share of them, so that it goes on.
+    fn enter_and_rank(&mut self, rung: usize, value: f64, outcome: &Outcome) -> bool {
         let tie = random::stream(self.race.seed, "racing ties", outcome.index).next_u64();
         let mut rivals: Vec<(f64, u64)> = self.results[rung].iter().map(|rival| (rival.value, rival.tie)).collect();
         if rivals.len() < WINDOW {
@@ -256,7 +256,7 @@ impl Strategy for Racing {
         }
         match self.inner.ask()? {
             Ask::Proposal(mut proposal) => {
-                let races = proposal.fidelity >= 1.0 && proposal.replicate == 0 && !self.is_reference();
+                let races = proposal.fidelity >= 1.0 && !self.is_reference();
                 let rung = if races { 0 } else { self.last_rung() };
                 if races {
                     proposal.fidelity = self.race.fidelities[rung];
@@ -300,9 +300,8 @@ impl Strategy for Racing {
         };
         match (outcome.status, value) {
             (Status::Scored, Some(_)) if rung == self.last_rung() => {
-                if let Some(full) = self.full(outcome)
-                    && first == outcome.index
-                {
+                let full = self.record_full(outcome);
+                if let Some(full) = full.filter(|_| first == outcome.index) {
                     self.add_reference(full);
                 }
                 self.end(first, outcome.clone());
@@ -315,7 +314,8 @@ impl Strategy for Racing {
                 if let Some(entry) = self.entries.get_mut(&first) {
                     entry.scored = Some(estimate.unwrap_or_else(|| outcome.clone()));
                 }
-                if self.wins(rung, value, outcome) && hopeful {
+                let wins = self.enter_and_rank(rung, value, outcome);
+                if wins && hopeful {
                     self.promotions.insert((rung + 1, first));
                 } else {
                     self.stop(first);
@@ -332,7 +332,7 @@ impl Strategy for Racing {
 
     fn learn(&mut self, content: &Content, outcome: &Outcome) -> Result<(), StrategyError> {
         if objective(outcome)?.is_some() {
-            let full = self.full(outcome);
+            let full = self.record_full(outcome);
             self.baselines.extend(full);
         }
         self.inner.learn(content, outcome)
@@ -342,7 +342,7 @@ impl Strategy for Racing {
         self.inner.watch(genome, placement);
     }
 
-    /// Races that nobody finished stand before some that are over.
+    /// Tells all finished races, passing over unfinished ones: [`Self::report`] stops at the first of those.
     fn settle(&mut self) -> Result<(), StrategyError> {
         for outcome in std::mem::take(&mut self.entries).into_values().filter_map(|entry| entry.over) {
             self.inner.tell(&outcome)?;

@@ -214,14 +214,8 @@ struct Listening {
 impl Strategy for Listening {
     fn ask(&mut self) -> Result<Ask, StrategyError> {
         self.proposed += 1;
-        Ok(Ask::Proposal(Box::new(Proposal {
-            content: Content::Genome(crate::space::Genome(vec![(self.proposed as f64 * 0.618).fract()])),
-            origin: "walk".into(),
-            parents: vec![],
-            generation: 0,
-            fidelity: 1.0,
-            replicate: 0,
-        })))
+        let content = Content::Genome(crate::space::Genome(vec![(self.proposed as f64 * 0.618).fract()]));
+        Ok(Ask::Proposal(Box::new(Proposal::new(content, "walk"))))
     }
     fn place(&mut self, _: Placement) {}
     fn tell(&mut self, outcome: &Outcome) -> Result<(), StrategyError> {
@@ -243,9 +237,7 @@ impl Strategy for Noting {
         self.asked += 1;
         let value = random::stream(3, "point", self.asked).next_u64() as f64 / 2f64.powi(64);
         let content = Content::Genome(crate::space::Genome(vec![value]));
-        let origin = "random".to_owned();
-        let proposal = Proposal { content, origin, parents: vec![], generation: 0, fidelity: 1.0, replicate: 0 };
-        Ok(Ask::Proposal(Box::new(proposal)))
+        Ok(Ask::Proposal(Box::new(Proposal::new(content, "random"))))
     }
 
     fn place(&mut self, _placement: Placement) {}

@@ -3,12 +3,9 @@
 use std::sync::Arc;
 
 use super::archive::Archive;
-use super::{Ask, Content, Landscape, Outcome, Placement, Proposal, Strategy, StrategyError, space_filling};
+use super::{Ask, Content, Landscape, MAX_DRAWS, Outcome, Placement, Proposal, Strategy, StrategyError, space_filling};
 use crate::random;
 use crate::space::Genome;
-
-/// Draws for one proposal before a space counts as exhausted.
-const TRIES: u64 = 1_000;
 
 /// Where points come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,22 +53,16 @@ impl Sampling {
 
 impl Strategy for Sampling {
     fn ask(&mut self) -> Result<Ask, StrategyError> {
-        for _ in 0..TRIES {
+        for _ in 0..MAX_DRAWS {
             let genome = self.draw();
             if self.archive.contains(&self.archive.effective(&genome)) {
                 continue;
             }
             self.open = Some(self.archive.add(genome.clone(), 0));
-            return Ok(Ask::Proposal(Box::new(Proposal {
-                content: Content::Genome(genome),
-                origin: self.source.origin().to_owned(),
-                parents: vec![],
-                generation: 0,
-                fidelity: 1.0,
-                replicate: 0,
-            })));
+            let proposal = Proposal::new(Content::Genome(genome), self.source.origin());
+            return Ok(Ask::Proposal(Box::new(proposal)));
         }
-        Ok(Ask::Done("search space exhausted".to_owned()))
+        Ok(Ask::exhausted())
     }
 
     fn place(&mut self, placement: Placement) {

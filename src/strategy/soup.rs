@@ -63,7 +63,7 @@ pub(super) struct Passes {
     pub(super) backward: bool,
 }
 
-/// A soup takes each source so many times at most.
+/// Parts of a soup that one source makes up at most.
 const SHARE: usize = 4;
 
 /// What is tried next.
@@ -136,8 +136,9 @@ impl SoupTrace {
         step.or_else(|| self.repeat().map(Trial::Repeat)).or_else(|| self.removal().map(Trial::Removal))
     }
 
-    /// The source to add again: all in order, until each was tried since the last that was kept; but none that makes no
-    /// other soup, since it is all of this one, and none that has its share.
+    /// The next source to add once more: cycles through `order` and ends when every source was tried since the last
+    /// addition that was kept. Skips the only member (the soup would not change) and sources that already have
+    /// [`SHARE`] parts.
     fn repeat(&self) -> Option<usize> {
         if !self.replacement || !self.removals.is_empty() {
             return None;

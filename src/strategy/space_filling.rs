@@ -6,7 +6,7 @@ use crate::random;
 
 /// Points of one sequence of the generator.
 const POINTS: u64 = 1 << 16;
-/// Dimensions that it has direction numbers for.
+/// Dimensions that the generator has direction numbers for.
 const DIMENSIONS: usize = sobol_burley::NUM_DIMENSIONS as usize;
 
 /// Point number `index` of the scrambled Sobol sequence of this seed. Past the generator's dimensions or points,

@@ -13,10 +13,11 @@ use crate::space::{Gene, GeneKind};
 const FIT_POINTS: usize = 160;
 /// Most genes with a length scale of their own; in larger spaces all share one.
 const OWN_SCALES: usize = 64;
-/// Steps of a fit, and of one on few points, which is cheap and starts from further away.
+/// Steps of a fit on many points.
 const FIT_STEPS: usize = 12;
+/// Steps of a fit on few points, which is cheap and starts from further away.
 const FIRST_FIT_STEPS: usize = 20;
-/// Points up to which a fit counts as one on few.
+/// Points up to which a fit counts as one on few points.
 const FEW_POINTS: usize = 64;
 /// Bounds of the logarithm of a length scale.
 const SCALE_BOUNDS: (f64, f64) = (-3.0, 5.0);
@@ -24,8 +25,9 @@ const SCALE_BOUNDS: (f64, f64) = (-3.0, 5.0);
 const ROUGH_BOUNDS: (f64, f64) = (-9.2, 0.0);
 /// Mean and standard deviation of the prior of the logarithm of the share of roughness.
 const ROUGH_PRIOR: (f64, f64) = (-4.6, 1.5);
-/// Share of the roughness that does not repeat, and the least noise.
+/// Share of the roughness that does not repeat.
 const NOISE: f64 = 0.05;
+/// Least variance of the noise.
 const NUGGET: f64 = 1e-6;
 /// Standard deviation of the prior of the logarithm of a length scale.
 const SCALE_PRIOR_DEVIATION: f64 = 1.0;
@@ -214,8 +216,8 @@ impl Surrogate {
         dot(&self.covariances(&self.scale(point)), &self.weights)
     }
 
-    /// The expected value at a point and an upper bound of its standard deviation: what the point that tells most
-    /// leaves.
+    /// The expected value at a point and an upper bound of its standard deviation: what remains after conditioning on
+    /// the single most informative training point.
     pub(super) fn sketch(&self, point: &[f64]) -> (f64, f64) {
         let covariances = self.covariances(&self.scale(point));
         let seen = self.observed_variance();
@@ -260,9 +262,9 @@ struct Fit<'a> {
 /// A covariance matrix and its derivatives, below the diagonal.
 struct Kernel {
     factor: Cholesky,
-    /// By the logarithm of a length scale, less the factor (difference / length)^2.
+    /// Derivative by the logarithm of a length scale, without the factor (difference / length)^2.
     slopes: Vec<Vec<f64>>,
-    /// By the share of roughness.
+    /// Derivative by the share of roughness.
     overlaps: Vec<Vec<f64>>,
 }
 

@@ -11,13 +11,14 @@ use rand_distr::StandardNormal;
 
 use super::history::History;
 use super::settings::Settings;
-use super::{Ask, Content, Landscape, Outcome, Placement, Setup, Strategy, StrategyError, normal, space_filling};
+use super::{
+    Ask, Content, Landscape, MAX_DRAWS, Outcome, Placement, Setup, Strategy, StrategyError, normal, space_filling,
+};
 use crate::random;
 use crate::space::{GeneKind, Genome, Levels};
 
-/// Draws for one proposal before a space counts as exhausted; the last ones are uniform.
-const TRIES: usize = 1_000;
-const MODEL_TRIES: usize = 50;
+/// Draws for one proposal that come from the model; further ones are uniform.
+const MODEL_DRAWS: usize = 50;
 /// Most good points.
 const GOOD_LIMIT: usize = 25;
 /// Latest points that count in full; older ones fade.
@@ -75,7 +76,7 @@ impl Tpe {
         Self { parameters, seed: setup.seed, history: History::new(landscape, setup), design, asked: 0 }
     }
 
-    /// The same without points of its own to start with: it learns from others.
+    /// A search without points of its own to start with: it learns from others.
     pub(super) fn follower(landscape: Arc<dyn Landscape>, setup: &Setup) -> Self {
         let mut tpe = Self::new(Parameters::default(), landscape, setup);
         tpe.design.clear();
@@ -90,9 +91,9 @@ impl Tpe {
         }
         let genes = self.history.landscape().genes().len();
         let model = Model::new(&self.history, self.parameters.good);
-        for attempt in 0..TRIES {
+        for attempt in 0..MAX_DRAWS {
             let drawn = match &model {
-                Some(model) if attempt < MODEL_TRIES => (model.draw(self.parameters.draws, rng), "tpe"),
+                Some(model) if attempt < MODEL_DRAWS => (model.draw(self.parameters.draws, rng), "tpe"),
                 _ => (space_filling::uniform(rng, genes), "random"),
             };
             if self.history.is_new(&drawn.0) {
@@ -274,7 +275,7 @@ impl Strategy for Tpe {
         self.asked += 1;
         Ok(match self.draw(&mut rng) {
             Some((genome, origin)) => self.history.propose(genome, origin, &[], 0),
-            None => Ask::Done("search space exhausted".to_owned()),
+            None => Ask::exhausted(),
         })
     }
 

@@ -244,7 +244,7 @@ fn indices_that_lie() {
         ),
         (r#""a": "x1.safetensors", "b": "x2.safetensors", "c": "x2.safetensors""#, "tensor `b`"),
         (r#""a": "x3.safetensors""#, "names `x3.safetensors`, which is not there"),
-        (r#""a": "x1.safetensors", "a": "x2.safetensors""#, "`a` appears twice"),
+        (r#""a": "x1.safetensors", "a": "x2.safetensors""#, "the key \"a\" appears twice"),
         (r#""a": 1"#, "not a valid index"),
         ("", "names no tensor"),
     ];

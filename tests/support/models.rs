@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use evomerge::checkpoint::{Checkpoint, CheckpointWriter, ContentIds, OutputFile, OutputTensor};
+use evomerge::checkpoint::{Checkpoint, CheckpointWriter, ContentIds, OutputFile, OutputTensor, WriteMode};
 use evomerge::merge::{MergeError, MergeOptions, MergeReport, Merger, MergerOptions};
 use evomerge::recipe::{ModelReference, Recipe};
 use safetensors::Dtype;
@@ -87,7 +87,7 @@ impl Model {
                 tensors: tensors.iter().map(output).collect(),
             })
             .collect();
-        let writer = CheckpointWriter::create(path, &files, false).unwrap();
+        let writer = CheckpointWriter::create(path, &files, WriteMode::default()).unwrap();
         for (name, _, _, bytes) in &self.tensors {
             writer.write_at(name, 0, bytes).unwrap();
         }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use evomerge::ledger::Ledger;
+use evomerge::ledger::{AskedRecord, Ledger};
 
 /// A scratch folder with one run file over a landscape.
 pub struct Scratch {
@@ -84,6 +84,12 @@ impl Scratch {
         child.wait().unwrap();
     }
 
+    /// The evaluations that the run `run` in the folder `results` has asked for.
+    pub fn asked(&self) -> Vec<AskedRecord> {
+        let ledger = Ledger::open_for_reading(&self.path("results/run/ledger.sqlite")).unwrap();
+        ledger.all_asked().unwrap()
+    }
+
     /// The rows of `trials.csv` without timings.
     pub fn trials(&self, results: &str, name: &str) -> Vec<Vec<(String, String)>> {
         let path = self.path(results).join(name).join("trials.csv");
@@ -101,6 +107,15 @@ impl Scratch {
                     .collect()
             })
             .collect()
+    }
+}
+
+/// Copies the files of a folder into another one, which is made if it is missing.
+pub fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for file in std::fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
     }
 }
 

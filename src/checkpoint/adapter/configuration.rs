@@ -6,7 +6,7 @@ use regex::Regex;
 use serde_json::{Map, Value};
 
 use super::super::error::{CheckpointError, quote};
-use super::super::json::read_capped;
+use super::super::mapping::read_capped;
 
 /// Most bytes of a configuration that are read.
 const MAX_CONFIG: u64 = 16 << 20;

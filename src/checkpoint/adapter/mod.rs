@@ -14,7 +14,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use self::configuration::Configuration;
-use self::names::{Named, Role};
+use self::names::{LayerKind, Named, Role, Side};
 use super::directory::{INDEX_FILE, SINGLE_FILE};
 use super::dtype::Dtype;
 use super::error::{CheckpointError, quote};
@@ -210,7 +210,7 @@ struct Opening<'a> {
     base: &'a Path,
     configuration: &'a Configuration,
     tensors: &'a mut BTreeMap<String, TensorInfo>,
-    /// Of the base.
+    /// The files of the base.
     files: &'a [MappedFile],
     file: MappedFile,
 }
@@ -233,33 +233,39 @@ impl Opening<'_> {
             let (name, info) = &named[unfit.index];
             self.wrong(info, format!("{}{}", self.no_such_tensor(&name.target), unfit.ambiguity))
         })?;
-        let mut pairs: BTreeMap<(String, bool), (String, Pair)> = BTreeMap::new();
+        let mut pairs: BTreeMap<(String, LayerKind), (String, Pair)> = BTreeMap::new();
         for (Named { target, module, role }, info) in named {
             let target = rename.apply(&target);
-            let (embedding, up) = match role {
+            let (kind, side) = match role {
                 Role::Whole => {
                     self.replace(&target, info)?;
                     continue;
                 }
-                Role::Factor { embedding, up } => (embedding, up),
+                Role::Factor(kind, side) => (kind, side),
             };
             if let Some(names) = self.configuration.unnamed(&module) {
                 let reason = format!("`target_modules` names {names}, not its module: PEFT would leave it out");
                 return Err(self.wrong(&info, reason));
             }
-            let (_, pair) = pairs.entry((target, embedding)).or_insert_with(|| (module, Pair::default()));
-            let place = if up { &mut pair.up } else { &mut pair.down };
+            let (_, pair) = pairs.entry((target, kind)).or_insert_with(|| (module, Pair::default()));
+            let place = match side {
+                Side::Down => &mut pair.down,
+                Side::Up => &mut pair.up,
+            };
             if let Some(other) = place {
                 let reason = format!("{} is for the same module; one adapter a file is expected", quote(&other.name));
                 return Err(self.wrong(&info, reason));
             }
             *place = Some(info);
         }
-        let linear = pairs.iter().filter(|((_, embedding), _)| !embedding);
+        let linear = pairs.iter().filter(|((_, kind), _)| *kind == LayerKind::Linear);
         let squares_turned = self.squares_turned(linear.map(|((target, _), (_, pair))| (target.as_str(), pair)));
         let mut changes = BTreeMap::new();
-        for ((target, embedding), (module, pair)) in pairs {
-            let layout = if embedding { Layout::Embedding } else { Layout::Linear { squares_turned } };
+        for ((target, kind), (module, pair)) in pairs {
+            let layout = match kind {
+                LayerKind::Linear => Layout::Linear { squares_turned },
+                LayerKind::Embedding => Layout::Embedding,
+            };
             let (change, info) = self.change(&target, &module, layout, pair)?;
             if changes.insert(target.clone(), change).is_some() {
                 let reason = format!("{} is changed twice, as an embedding and as a linear layer", quote(&target));

@@ -2,11 +2,29 @@
 
 use std::collections::BTreeMap;
 
+/// What kind of layer a factor changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum LayerKind {
+    /// Its factors are called `lora_A` and `lora_B`.
+    Linear,
+    /// Its factors are called `lora_embedding_A` and `lora_embedding_B`.
+    Embedding,
+}
+
+/// Which of the two factors of a layer it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// `A`: into the rank.
+    Down,
+    /// `B`: out of the rank.
+    Up,
+}
+
 /// What a tensor of an adapter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
-    /// One of two factors: `lora_A` (or `lora_embedding_A`), or with `up` `lora_B`.
-    Factor { embedding: bool, up: bool },
+    /// One of the two factors of a layer.
+    Factor(LayerKind, Side),
     /// A whole tensor that takes the place of the model's.
     Whole,
 }
@@ -43,18 +61,17 @@ pub(super) fn parse(name: &str) -> Result<Named, String> {
         );
     }
     for (index, part) in parts.iter().enumerate() {
-        let (embedding, up) = match *part {
-            "lora_A" => (false, false),
-            "lora_B" => (false, true),
-            "lora_embedding_A" => (true, false),
-            "lora_embedding_B" => (true, true),
+        let (kind, side) = match *part {
+            "lora_A" => (LayerKind::Linear, Side::Down),
+            "lora_B" => (LayerKind::Linear, Side::Up),
+            "lora_embedding_A" => (LayerKind::Embedding, Side::Down),
+            "lora_embedding_B" => (LayerKind::Embedding, Side::Up),
             _ => continue,
         };
         let rest = &parts[index + 1..];
-        let complete = match rest {
-            [] | [_] if embedding => true,
-            ["weight"] | [_, "weight"] => !embedding,
-            _ => false,
+        let complete = match kind {
+            LayerKind::Linear => matches!(rest, ["weight"] | [_, "weight"]),
+            LayerKind::Embedding => matches!(rest, [] | [_]),
         };
         if index == 0 || !complete {
             let bias = rest.last() == Some(&"bias");
@@ -66,7 +83,7 @@ pub(super) fn parse(name: &str) -> Result<Named, String> {
             });
         }
         let module = parts[..index].join(".");
-        return Ok(Named { target: format!("{module}.weight"), module, role: Role::Factor { embedding, up } });
+        return Ok(Named { target: format!("{module}.weight"), module, role: Role::Factor(kind, side) });
     }
     let mut whole = Vec::with_capacity(parts.len());
     let mut saved = false;
@@ -142,20 +159,22 @@ pub(super) fn fit<'a, T>(
 mod tests {
     use super::*;
 
-    fn factor(name: &str, target: &str, embedding: bool, up: bool) {
+    fn factor(name: &str, target: &str, kind: LayerKind, side: Side) {
         let found = parse(name).unwrap();
-        assert_eq!((found.target.as_str(), found.role), (target, Role::Factor { embedding, up }), "{name}");
+        assert_eq!((found.target.as_str(), found.role), (target, Role::Factor(kind, side)), "{name}");
         assert_eq!(format!("{}.weight", found.module), target);
     }
 
     #[test]
     fn factors_are_found_under_all_prefixes_and_adapter_names() {
+        use LayerKind::{Embedding, Linear};
+
         let target = "model.layers.0.q_proj.weight";
-        factor("base_model.model.model.layers.0.q_proj.lora_A.weight", target, false, false);
-        factor("base_model.model.layers.0.q_proj.lora_B.weight", "layers.0.q_proj.weight", false, true);
-        factor("model.layers.0.q_proj.lora_B.default.weight", target, false, true);
-        factor("base_model.model.wte.lora_embedding_A", "wte.weight", true, false);
-        factor("base_model.model.wte.lora_embedding_B.default", "wte.weight", true, true);
+        factor("base_model.model.model.layers.0.q_proj.lora_A.weight", target, Linear, Side::Down);
+        factor("base_model.model.layers.0.q_proj.lora_B.weight", "layers.0.q_proj.weight", Linear, Side::Up);
+        factor("model.layers.0.q_proj.lora_B.default.weight", target, Linear, Side::Up);
+        factor("base_model.model.wte.lora_embedding_A", "wte.weight", Embedding, Side::Down);
+        factor("base_model.model.wte.lora_embedding_B.default", "wte.weight", Embedding, Side::Up);
     }
 
     #[test]

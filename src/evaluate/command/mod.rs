@@ -41,8 +41,50 @@ const GIVEN_UP_IN_A_ROW: u32 = 3;
 /// How the names of the folders begin in which programs get their requests.
 const DESK: &str = "attempt-";
 
-const PLACEHOLDERS: [&str; 8] =
-    ["candidate_dir", "request_file", "result_file", "result_dir", "recipe_file", "slot", "seed", "replicate"];
+/// What an argument may name in braces; each attempt puts its own value there.
+#[derive(Clone, Copy)]
+enum Placeholder {
+    CandidateDir,
+    RequestFile,
+    ResultFile,
+    ResultDir,
+    RecipeFile,
+    Slot,
+    Seed,
+    Replicate,
+}
+
+impl Placeholder {
+    const ALL: [Self; 8] = [
+        Self::CandidateDir,
+        Self::RequestFile,
+        Self::ResultFile,
+        Self::ResultDir,
+        Self::RecipeFile,
+        Self::Slot,
+        Self::Seed,
+        Self::Replicate,
+    ];
+
+    /// As it is written between the braces.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::CandidateDir => "candidate_dir",
+            Self::RequestFile => "request_file",
+            Self::ResultFile => "result_file",
+            Self::ResultDir => "result_dir",
+            Self::RecipeFile => "recipe_file",
+            Self::Slot => "slot",
+            Self::Seed => "seed",
+            Self::Replicate => "replicate",
+        }
+    }
+
+    /// The placeholder of that name.
+    fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|placeholder| placeholder.name() == name)
+    }
+}
 
 /// Scores candidates with a program.
 pub struct CommandEvaluator {
@@ -253,18 +295,17 @@ impl CommandEvaluator {
     }
 
     fn filled_argv(&self, request: &EvaluationRequest, folder: &Path, desk: &Path, slot: usize) -> Vec<OsString> {
-        let value = |name: &str| -> Option<OsString> {
-            Some(match name {
-                "candidate_dir" => folder.into(),
-                "request_file" => desk.join("request.json").into(),
-                "result_file" => desk.join("result.json").into(),
-                "result_dir" => desk.into(),
-                "recipe_file" => desk.join("recipe.json").into(),
-                "slot" => slot.to_string().into(),
-                "replicate" => request.replicate.to_string().into(),
-                "seed" => request.tasks.first().map_or(0, |task| task.seed).to_string().into(),
-                _ => return None,
-            })
+        let value = |placeholder: Placeholder| -> OsString {
+            match placeholder {
+                Placeholder::CandidateDir => folder.into(),
+                Placeholder::RequestFile => desk.join("request.json").into(),
+                Placeholder::ResultFile => desk.join("result.json").into(),
+                Placeholder::ResultDir => desk.into(),
+                Placeholder::RecipeFile => desk.join("recipe.json").into(),
+                Placeholder::Slot => slot.to_string().into(),
+                Placeholder::Seed => request.tasks.first().map_or(0, |task| task.seed).to_string().into(),
+                Placeholder::Replicate => request.replicate.to_string().into(),
+            }
         };
         let arguments = self.argv.iter().skip(1).map(|argument| fill(argument, &value));
         std::iter::once(self.program.clone().into()).chain(arguments).collect()
@@ -309,15 +350,15 @@ fn last(output: &str) -> String {
     shortened(&output[start..])
 }
 
-/// `argument` with `{name}` replaced where `value` knows the name.
-fn fill(argument: &str, value: &dyn Fn(&str) -> Option<OsString>) -> OsString {
+/// `argument` with every placeholder replaced by its value; other braces stay as they are.
+fn fill(argument: &str, value: &dyn Fn(Placeholder) -> OsString) -> OsString {
     let mut filled = OsString::new();
     let mut rest = argument;
     while let Some((before, after)) = rest.split_once('{') {
         filled.push(before);
-        match after.split_once('}').and_then(|(name, after)| Some((value(name)?, after))) {
-            Some((value, after)) => {
-                filled.push(value);
+        match after.split_once('}').and_then(|(name, after)| Some((Placeholder::named(name)?, after))) {
+            Some((placeholder, after)) => {
+                filled.push(value(placeholder));
                 rest = after;
             }
             None => {
@@ -342,8 +383,8 @@ fn check_argv(config: &CommandConfig) -> Result<PathBuf, Fault> {
         for (at, _) in argument.match_indices('{') {
             let Some((name, _)) = argument[at + 1..].split_once('}') else { continue };
             let word = !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-            if word && !PLACEHOLDERS.contains(&name) {
-                let known = PLACEHOLDERS.map(|name| format!("{{{name}}}")).join(", ");
+            if word && Placeholder::named(name).is_none() {
+                let known = Placeholder::ALL.map(|placeholder| format!("{{{}}}", placeholder.name())).join(", ");
                 return Err(refuse(format!("argv: unknown placeholder {{{name}}}; known: {known}")));
             }
         }

@@ -16,11 +16,11 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::super::check::{Completeness, Expected, check, violation};
-use super::super::json::refuse_repeated_keys;
 use super::super::judgement::{Judgement, of_problem};
 use super::super::protocol::{WireEvaluation, WireMetric, WireTaskScores};
 use super::super::{Capabilities, Evaluation, EvaluationRequest};
 use crate::python_json::without_nonfinite;
+use crate::repeated_keys::refuse_repeated_keys;
 
 /// Larger files are refused.
 const MOST_BYTES: u64 = 64 << 20;

@@ -6,7 +6,6 @@ use reqwest::{Method, RequestBuilder, Url};
 use tokio_util::sync::CancellationToken;
 
 use super::super::check::{Completeness, Expected, check, violation};
-use super::super::json::refuse_repeated_keys;
 use super::super::judgement::{Judgement, Loss, Reaction, of_problem};
 use super::super::protocol::{WireEvaluation, WireRequest};
 use super::super::retry::RetryPolicy;
@@ -16,6 +15,7 @@ use super::SHUTDOWN_GRACE;
 use super::client::Answer;
 use super::error_answer::of_error_answer;
 use super::pool::Lease;
+use crate::repeated_keys::refuse_repeated_keys;
 
 /// Polls in a row that may fail before the evaluation counts as lost.
 const LOST_POLLS: u32 = 3;
@@ -32,13 +32,14 @@ pub(super) struct Answered {
     pub instance_id: Option<String>,
 }
 
-/// Sends `document` and brings back checked scores, or the judgement on what came instead.
+/// Sends `document` and brings back checked scores, or the judgement on what came instead. With
+/// `expected_fingerprint`, scores of an evaluator that has another fingerprint are refused.
 pub(super) async fn attempt(
     lease: &Lease,
     request: &EvaluationRequest,
     document: &mut WireRequest,
     timeout: Duration,
-    allow_different_fingerprints: bool,
+    expected_fingerprint: Option<&str>,
     cancel: &CancellationToken,
 ) -> Result<Answered, Judgement> {
     let told = lease.facts.max_timeout.map_or(timeout, |most| timeout.min(most));
@@ -60,7 +61,7 @@ pub(super) async fn attempt(
         evaluation = follow(lease, url, wait, deadline, cancel).await?;
     }
     let instance_id = evaluation.instance_id.clone();
-    let evaluation = finished(evaluation, lease, request, allow_different_fingerprints)?;
+    let evaluation = finished(evaluation, lease, request, expected_fingerprint)?;
     Ok(Answered { evaluation, instance_id })
 }
 
@@ -183,7 +184,7 @@ fn finished(
     answer: WireEvaluation,
     lease: &Lease,
     request: &EvaluationRequest,
-    allow_different_fingerprints: bool,
+    expected_fingerprint: Option<&str>,
 ) -> Result<Evaluation, Judgement> {
     match answer.status.as_deref() {
         Some("succeeded") => {}
@@ -206,7 +207,7 @@ fn finished(
     let expected = Expected {
         request,
         capabilities: &lease.facts.capabilities,
-        fingerprint: (!allow_different_fingerprints).then_some(lease.facts.fingerprint.as_str()),
+        fingerprint: expected_fingerprint,
         completeness: Completeness::Endpoint,
     };
     check(answer, &expected).map_err(Judgement::of_answer)

@@ -79,9 +79,9 @@ impl<'a> Course<'a> {
             let barred: BTreeSet<usize> = self.blamed.keys().copied().collect();
             let lease = self.evaluator.pool.acquire(&self.avoid, &barred, &mut self.clock, self.cancel).await?;
             let started = Instant::now();
-            let allow_different = self.evaluator.allow_different_fingerprints;
-            let outcome =
-                attempt(&lease, self.request, &mut self.document, self.timeout, allow_different, self.cancel).await;
+            let any_fingerprint = self.evaluator.allow_different_fingerprints;
+            let expected = (!any_fingerprint).then_some(lease.facts.fingerprint.as_str());
+            let outcome = attempt(&lease, self.request, &mut self.document, self.timeout, expected, self.cancel).await;
             let mut judgement = match outcome {
                 Ok(answer) => match self.confirm_instance(&lease, answer.instance_id.as_deref()).await {
                     Ok(()) => {
@@ -282,7 +282,7 @@ impl<'a> Course<'a> {
             if left.is_zero() {
                 return Ok(None);
             }
-            wait(pool.policy.probe_wait(failures).min(left), self.cancel).await?;
+            wait(pool.policy.doubled_wait(failures).min(left), self.cancel).await?;
             failures += 1;
         }
     }

@@ -159,7 +159,7 @@ async fn meet_all(pool: &Pool, startup_timeout: Duration) -> Result<(), Evaluate
                 let detail = format!("{}; waited {waited:.0} s for it (evaluator.startup_timeout)", fault.detail);
                 return Err(EvaluateError::Outage(Fault { detail, ..fault }));
             }
-            Some(_) => tokio::time::sleep(pool.policy.probe_wait(round.min(2)).min(left)).await,
+            Some(_) => tokio::time::sleep(pool.policy.doubled_wait(round.min(2)).min(left)).await,
             None if met => return Ok(()),
             None => {
                 let refusal = pool.endpoints.iter().find_map(|endpoint| endpoint.refusal());

@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use crate::digest::hex;
 use crate::evaluate::{EvaluateError, MetricCapability, TaskCapability, hash_parts};
+use crate::repeated_keys::refuse_repeated_keys;
 use crate::scores::SampleId;
 
 /// How a sample is asked and judged.
@@ -177,6 +178,7 @@ fn parse(text: &str) -> Result<Vec<Sample>, String> {
 
 fn parse_line(number: usize, line: &str) -> Result<Sample, String> {
     let value: Value = serde_json::from_str(line).map_err(|error| format!("not JSON: {error}"))?;
+    refuse_repeated_keys(line.as_bytes()).map_err(|error| error.to_string())?;
     let Value::Object(object) = value else {
         return Err(format!("expected a JSON object, found {}", type_name(&value)));
     };
@@ -333,6 +335,7 @@ mod tests {
             ("{\"prompt\":\"a\",\"choices\":\"bc\",\"gold\":0}", &["`choices` must be a list"]),
             ("{\"text\":\"\"}", &["`text` is empty"]),
             ("{\"text\":\"a\",\"id\":1.5}", &["`id`", "1.5"]),
+            ("{\"text\":\"a\",\"text\":\"b\"}", &["line 1", "the key \"text\" appears twice"]),
         ];
         for (text, parts) in cases {
             let error = read(text).unwrap_err();

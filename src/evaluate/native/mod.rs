@@ -48,9 +48,10 @@ use self::data::TaskData;
 use self::deadline::Deadline;
 use self::scoring::{Engine, Task};
 use crate::config::{NativeConfig, Patience};
+use crate::evaluate::retry::{AttemptLog, RetryPolicy, wait};
 use crate::evaluate::{
-    Attempt, AttemptObserver, Capabilities, EvaluateError, Evaluation, EvaluationRequest, Evaluator, EvaluatorTask,
-    Fault, FaultClass,
+    AttemptObserver, Capabilities, EvaluateError, Evaluation, EvaluationRequest, Evaluator, EvaluatorTask, Fault,
+    FaultClass,
 };
 
 /// Reads the tasks' data and returns the evaluator.
@@ -71,6 +72,7 @@ struct NativeEvaluator {
     fingerprint: String,
     capabilities: Capabilities,
     patience: Patience,
+    policy: RetryPolicy,
 }
 
 impl NativeEvaluator {
@@ -106,7 +108,19 @@ impl NativeEvaluator {
         }
         let threads = config.threads.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
         let engine = Engine::new(known, threads, config.batch).map_err(EvaluateError::Unusable)?;
-        Ok(Self { engine: Arc::new(engine), fingerprint: hash.finish(), capabilities, patience: patience.clone() })
+        // Nobody else is waiting for this process's own faults to pass, so waits are short and need no jitter.
+        let policy = RetryPolicy {
+            first_wait: Duration::from_millis(100),
+            longest_wait: Duration::from_secs(10),
+            ..RetryPolicy::default()
+        };
+        Ok(Self {
+            engine: Arc::new(engine),
+            fingerprint: hash.finish(),
+            capabilities,
+            patience: patience.clone(),
+            policy,
+        })
     }
 
     /// One try: off the async threads, stopped when this future is dropped.
@@ -156,16 +170,15 @@ impl Evaluator for NativeEvaluator {
         cancel: &'a CancellationToken,
     ) -> BoxFuture<'a, Result<Evaluation, EvaluateError>> {
         Box::pin(async move {
+            let mut log = AttemptLog::new(attempts);
             let mut limit = self.patience.timeout;
-            let mut number = 0;
+            let mut failures = 0;
             loop {
-                number += 1;
-                let begun = Instant::now();
+                let started = Instant::now();
                 let result = self.attempt(request, limit, cancel).await;
-                let fault = result.as_ref().err().cloned();
-                let counts = fault.as_ref().is_none_or(|fault| fault.class != FaultClass::Cancelled);
-                let seconds = begun.elapsed().as_secs_f64();
-                attempts.attempted(&Attempt { number, endpoint: None, seconds, counts, fault });
+                let fault = result.as_ref().err();
+                let counts = fault.is_none_or(|fault| fault.class != FaultClass::Cancelled);
+                log.report(None, started, counts, fault);
                 let fault = match result {
                     Ok(evaluation) => return Ok(evaluation),
                     Err(fault) => fault,
@@ -178,24 +191,17 @@ impl Evaluator for NativeEvaluator {
                     FaultClass::Resource => self.patience.max_attempts.min(2),
                     FaultClass::Infrastructure => self.patience.max_attempts,
                 };
-                if number >= attempts_allowed {
+                if failures + 1 >= attempts_allowed {
                     return Err(EvaluateError::GivenUp(fault));
                 }
                 if fault.class == FaultClass::Resource {
                     limit = limit.saturating_mul(2);
                 }
-                tokio::select! {
-                    () = cancel.cancelled() => return Err(EvaluateError::Cancelled),
-                    () = tokio::time::sleep(back_off(number)) => {}
-                }
+                wait(self.policy.doubled_wait(failures), cancel).await?;
+                failures += 1;
             }
         })
     }
-}
-
-/// Pause after the `number`th attempt: 0.1 s, doubled each time, at most 10 s.
-fn back_off(number: u32) -> Duration {
-    Duration::from_millis(100).saturating_mul(1 << number.saturating_sub(1).min(7)).min(Duration::from_secs(10))
 }
 
 fn refused(detail: String) -> EvaluateError {

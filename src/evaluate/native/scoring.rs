@@ -50,7 +50,7 @@ struct Unit {
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct SampleScore {
     score: f64,
-    /// Of the sample in the task's value: bytes for perplexity, else 1.
+    /// The sample's weight in the task's value: its bytes for perplexity, else 1.
     weight: f64,
     truncated: bool,
 }

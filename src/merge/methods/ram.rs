@@ -152,7 +152,7 @@ impl<W: Element> Kernel for CountChanges<'_, W> {
 struct Changes<W> {
     models: usize,
     epsilon: W,
-    /// Of each model's changes that no other shares.
+    /// What each model's changes that no other model shares are multiplied by.
     factors: Option<Vec<W>>,
 }
 

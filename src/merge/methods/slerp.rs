@@ -150,8 +150,8 @@ impl<W: Element> Kernel for Products<'_, W> {
     }
 }
 
-/// The same of bfloat16 tensors, in registers: the products of two such numbers are exact in float64, so that a fused
-/// addition gives the same bits as one that is not.
+/// The squared norms of a block of two bfloat16 tensors and their dot product, computed in registers: products of two
+/// bfloat16 numbers are exact in float64, so that a fused addition gives the same bits as one that is not.
 struct FusedProducts<'a> {
     left: &'a [u8],
     right: &'a [u8],

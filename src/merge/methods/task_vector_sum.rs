@@ -179,7 +179,7 @@ impl<'a, W: Element> TaskVectorSum<'a, W> {
         }
     }
 
-    /// As [`Self::elect`], for any number of sources.
+    /// Does what [`Self::elect`] does, for any number of sources.
     #[inline(always)]
     fn elect_many(&self, deltas: &[W], output: &mut [W]) {
         let (mut elected, mut divisor) = ([W::ZERO; TILE], [W::ZERO; TILE]);

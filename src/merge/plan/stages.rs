@@ -8,7 +8,7 @@ use crate::recipe::{Body, Input, ModelReference, Parameters};
 
 /// A model that takes part in a stage, with its layers.
 pub(super) struct Source<'a> {
-    /// Of the model, in [`super::MergePlan::models`].
+    /// Index of the model in [`super::MergePlan::models`].
     pub(super) index: usize,
     pub(super) model: &'a Model,
     /// The first of its layers that is used.
@@ -25,7 +25,7 @@ pub(super) struct Stage<'a> {
     pub(super) base: Option<usize>,
     /// How many layers each source gives.
     pub(super) layers: usize,
-    /// Those of the slice.
+    /// The slice's parameters.
     pub(super) parameters: Option<&'a Parameters>,
 }
 

@@ -1,24 +1,24 @@
 //! What a race will cost, and how many candidates it will have room for.
 
-use crate::config::StrategyKind;
 use crate::search::fidelity::Parts;
 use crate::search::prepare::{Prepared, count_samples};
 use crate::strategy::{ONE_REFERENCE_IN, makes_greedy_soup};
 
-/// Up to so many times the share that is to go on does: in a short race the first results have few rivals, and a search that
-/// gets better has its latest results among the best (43 % of the first hundred on `tasks`/ties24 of docs/search.md, where a
-/// quarter is meant to).
-const MOST_PROMOTIONS: f64 = 2.0;
-/// For these reasons so large a share may go on, however small it is meant to be.
-const OFTEN: f64 = 0.4;
-/// And so small a one, however large: who cannot be the best any more does not go on, whatever its rank.
-const SELDOM: f64 = 0.1;
+/// Highest promoted share, as a multiple of the intended one: in a short race the first results have few rivals, and a
+/// search that gets better has its latest results among the best (43 % of the first hundred on `tasks`/ties24 of
+/// docs/search.md, where a quarter is intended).
+const HIGHEST_SHARE_MULTIPLE: f64 = 2.0;
+/// The highest promoted share is assumed to be at least this.
+const HIGHEST_SHARE_FLOOR: f64 = 0.4;
+/// The lowest promoted share is assumed to be at most this: candidates that can no longer be the best are not promoted,
+/// whatever their rank.
+const LOWEST_SHARE_CEILING: f64 = 0.1;
 
 /// What a candidate costs on average.
 #[derive(Clone, Copy)]
 struct Cost {
     samples: f64,
-    /// Promotions among them.
+    /// Evaluations: the first one and its promotions.
     evaluations: f64,
 }
 
@@ -27,7 +27,7 @@ pub(super) struct RacePrice {
     parts: Parts,
     /// Samples of the rungs.
     rungs: Vec<u64>,
-    /// Of a candidate, with as few promotions as there may be, and with as many.
+    /// Cost of a candidate with the lowest promoted share, and with the highest.
     costs: [Cost; 2],
 }
 
@@ -44,12 +44,14 @@ impl RacePrice {
             count_samples(&requests, prepared.evaluator.as_ref())
         };
         let rungs: Vec<u64> = parts.fidelities.iter().map(samples).collect();
-        let shares = [parts.keep.min(SELDOM), (MOST_PROMOTIONS * parts.keep).clamp(OFTEN, 1.0)];
+        let lowest = parts.keep.min(LOWEST_SHARE_CEILING);
+        let highest = (HIGHEST_SHARE_MULTIPLE * parts.keep).clamp(HIGHEST_SHARE_FLOOR, 1.0);
+        let shares = [lowest, highest];
         let costs = shares.map(|share| cost(&parts, &rungs, share, prepared.samples));
         Some(Ok(Self { parts, rungs, costs }))
     }
 
-    /// Least and most samples that so many evaluations take in all.
+    /// Least and most samples that this number of evaluations takes in all.
     pub(super) fn samples_of(&self, prepared: &Prepared, evaluations: u64) -> [f64; 2] {
         let in_full = evaluations.min(evaluations_in_full(prepared));
         let others = if has_candidates(prepared) { evaluations - in_full } else { 0 };
@@ -102,7 +104,7 @@ fn evaluations_in_full(prepared: &Prepared) -> u64 {
 
 /// Whether the strategy has candidates of its own.
 fn has_candidates(prepared: &Prepared) -> bool {
-    !matches!(prepared.config.strategy.kind, StrategyKind::GreedySoup | StrategyKind::UniformSoup)
+    !prepared.config.strategy.kind.is_soup()
 }
 
 fn sorted([one, other]: [f64; 2]) -> [f64; 2] {

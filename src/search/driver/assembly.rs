@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::ledger::{Ledger, RepeatRecord, ToldRecord, fact};
+use crate::ledger::{Ledger, ToldRecord, fact};
 use crate::merge::Merger;
 use crate::search::SearchError;
 use crate::search::fidelity::Parts;
@@ -103,12 +103,6 @@ fn keep_statistics(
             ));
         }
     }))
-}
-
-/// What a baseline that had been given up got later.
-pub(super) fn late_outcome(repeat: &RepeatRecord) -> Outcome {
-    let RepeatRecord { index, status, objective, tasks, .. } = repeat;
-    Outcome { index: *index, status: *status, objective: *objective, tasks: tasks.clone(), fidelity: 1.0 }
 }
 
 /// The outcome of an evaluation on the share `fidelity` of the samples.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::ledger::{Ledger, LedgerError, fact};
 
-/// How often it is recorded: so much of it a killed process forgets.
+/// How often the active time is recorded: a killed process loses at most this much of it.
 const SAVE_EVERY: Duration = Duration::from_secs(2);
 
 /// Goes on from where the last start of the run had left it.
@@ -29,12 +29,12 @@ impl Clock {
         self.before + self.started.elapsed()
     }
 
-    /// As the ledger keeps it.
+    /// The active time in seconds, as the ledger keeps it.
     pub(super) fn text(&self) -> String {
         format!("{:.3}", self.active().as_secs_f64())
     }
 
-    /// Records it.
+    /// Records the active time.
     ///
     /// # Errors
     /// The ledger cannot be written.
@@ -42,7 +42,7 @@ impl Clock {
         ledger.set_fact(fact::ACTIVE_SECONDS, &self.text())
     }
 
-    /// Records it now and then.
+    /// Records the active time if the last record is older than [`SAVE_EVERY`].
     pub(super) fn tick(&mut self, ledger: &Ledger) {
         if self.saved.elapsed() >= SAVE_EVERY {
             // A fault that lasts will show when there is an outcome to record; this one costs some seconds at worst.

@@ -1,20 +1,19 @@
 //! The end of a run: everything at rest, the tables written, the finalists scored again, the hold-out opened, the
 //! verdict decided.
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Search;
-use super::assembly::late_outcome;
 use crate::ledger::event;
 use crate::recipe::Recipe;
 use crate::score::repeats::{TwoScores, order};
 use crate::score::{Verdict, may_be_as_good};
 use crate::scores::Status;
-use crate::search::repeats::{FinalRescoring, Standings};
-use crate::search::run::{Row, RunReport};
-use crate::search::run_folder::RunFolder;
-use crate::search::{SearchError, alarms, export, holdout};
+use crate::search::best::note_winner;
+use crate::search::repeats::FinalRescoring;
+use crate::search::report::{Row, RunReport};
+use crate::search::verdict_file::write_verdict;
+use crate::search::{LatestOutcomes, SearchError, alarms, export, holdout};
 use crate::strategy::origin;
 
 /// Origin of a finalist that the greedy soup tried on its way.
@@ -104,9 +103,7 @@ impl Search {
         };
         let alarms = alarms::after(&self.prepared, &self.ledger, &ended)?;
         if let Some(verdict) = &verdict {
-            let document = serde_json::json!({ "alarms": alarms });
-            let text = verdict_document(verdict, document).map_err(|error| SearchError::Worker(error.to_string()))?;
-            export::write(&RunFolder::verdict_in(self.folder.path()), (text + "\n").as_bytes())?;
+            write_verdict(self.folder.path(), verdict, &alarms)?;
         }
         Ok(RunReport {
             has_models: self.stage.is_some(),
@@ -137,8 +134,7 @@ impl Search {
         if given_up.is_empty() || self.best.is_none() {
             return Ok(());
         }
-        for repeat in self.final_rescoring().score_given_up(&given_up).await? {
-            let scored = late_outcome(&repeat);
+        for scored in self.final_rescoring().score_given_up(&given_up).await? {
             let row = self.row(&scored);
             if self.note(row) {
                 self.mark_winner(scored.index)?;
@@ -157,7 +153,7 @@ impl Search {
             self.choose_again(finalists).await?
         };
         if let Some(winner) = shortlist.finalists.first() {
-            let is_best = self.best.is_some_and(|(_, best)| best == winner.index);
+            let is_best = self.best.is_some_and(|best| best.index == winner.index);
             // Else `best/` holds it already; after an earlier verdict it may hold another one.
             if self.repeats.finalists || self.has_winner || !is_best {
                 self.mark_winner(winner.index)?;
@@ -201,7 +197,7 @@ impl Search {
     fn mark_winner(&self, index: u64) -> Result<(), SearchError> {
         let asked = self.ledger.asked_at(index)?;
         export::write_best(self.folder.path(), &Recipe::from_toml(&asked.recipe)?, &asked.recipe)?;
-        export::note_winner(&self.ledger, asked.index, self.rows.len())
+        note_winner(&self.ledger, asked.index, self.rows.len())
     }
 
     async fn verdict(&self, shortlist: &Shortlist) -> Result<Verdict, SearchError> {
@@ -225,28 +221,20 @@ impl Search {
     /// Base, sources, uniform soup and the greedy soup that their scores on the search samples do not tell from the best
     /// baseline, best first: one of them may be the best.
     fn rivals(&self, best: &Row) -> Result<Vec<Row>, SearchError> {
-        let standings = Standings::of(&self.ledger)?;
-        let Some(scores) = standings.outcome(best.index)? else { return Ok(Vec::new()) };
+        let latest = LatestOutcomes::of(&self.ledger)?;
+        let Some(scores) = latest.outcome(best.index)? else { return Ok(Vec::new()) };
         let mut rivals = Vec::new();
         let greedy = self.greedy_soup()?.filter(|row| row.origin == origin::GREEDY_SOUP);
-        for row in self.first_baselines().chain(greedy).filter(|row| row.objective.is_some()) {
-            if row.candidate_id == best.candidate_id {
-                continue;
-            }
-            if let Some(other) = standings.outcome(row.index)?
+        for row in self.first_baselines().chain(greedy).filter(|row| row.candidate_id != best.candidate_id) {
+            let Some(ranked) = row.ranked() else { continue };
+            if let Some(other) = latest.outcome(row.index)?
                 && may_be_as_good(&self.prepared.objective, &scores.tasks, &other.tasks)
             {
-                rivals.push(row.clone());
+                rivals.push((ranked, row.clone()));
             }
         }
-        rivals.sort_by(|first, second| {
-            second
-                .objective
-                .partial_cmp(&first.objective)
-                .unwrap_or(Ordering::Equal)
-                .then(first.index.cmp(&second.index))
-        });
-        Ok(rivals)
+        rivals.sort_by(|(first, _), (second, _)| first.best_first(second));
+        Ok(rivals.into_iter().map(|(_, row)| row).collect())
     }
 
     /// Objectives at full fidelity, one a candidate.
@@ -285,19 +273,12 @@ impl Search {
     }
 }
 
-/// Finalists in order, the baseline that the first of them is compared with, and the scores of those that were scored
-/// again.
+/// The candidates that the verdict is about.
 struct Shortlist {
+    /// The finalists in order: the first carries the verdict.
     finalists: Vec<Row>,
+    /// The baseline that the first finalist is compared with.
     baseline: Option<Row>,
+    /// The objectives of the candidates that were scored again, by candidate.
     again: BTreeMap<String, f64>,
-}
-
-/// The verdict's own fields, then `more`.
-fn verdict_document(verdict: &Verdict, more: serde_json::Value) -> serde_json::Result<String> {
-    let mut document = serde_json::to_value(verdict)?;
-    if let (serde_json::Value::Object(fields), serde_json::Value::Object(more)) = (&mut document, more) {
-        fields.extend(more);
-    }
-    serde_json::to_string_pretty(&document)
 }

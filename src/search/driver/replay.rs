@@ -1,13 +1,10 @@
 //! A start that continues a run: its recorded history goes through ask and tell again.
 
-use std::collections::BTreeMap;
-
-use super::assembly::{late_outcome, outcome_of};
+use super::assembly::outcome_of;
 use super::{Asked, Search};
-use crate::ledger::{AskedRecord, RepeatPurpose};
+use crate::ledger::AskedRecord;
 use crate::recipe::Recipe;
-use crate::search::{SearchError, export};
-use crate::strategy::Outcome;
+use crate::search::{LatestOutcomes, SearchError, best_record, export};
 
 impl Search {
     /// Takes the recorded history through ask and tell again, comparing every proposal with the record.
@@ -28,7 +25,8 @@ impl Search {
                 asked.len().saturating_sub(ended)
             ));
         }
-        let late = self.late_outcomes()?;
+        let ledger = self.ledger.clone();
+        let latest = LatestOutcomes::of(&ledger)?;
         for record in &asked {
             let Some((index, _, candidate)) = self.ask()? else {
                 return Err(self.mismatch(record, "nothing"));
@@ -39,11 +37,12 @@ impl Search {
             // Earlier versions did not count what only a limit tells.
             let samples = if record.samples > 0 { record.samples } else { self.price(&candidate.tasks) };
             self.budget.spend(samples);
-            self.asked.insert(index, Asked::from_record(record, self.parts.as_ref()));
+            self.asked.insert(index, Asked::from_record(record, self.parts.as_ref())?);
             match self.schedule.outcomes().get(&index) {
                 Some(outcome) => {
                     // Strategies have heard that it was given up; tables and best know better.
-                    let row = self.row(late.get(&index).unwrap_or(outcome));
+                    let late = latest.late(index);
+                    let row = self.row(late.as_ref().unwrap_or(outcome));
                     self.note(row);
                 }
                 None => self.begin(index, candidate)?,
@@ -52,14 +51,9 @@ impl Search {
         self.restore_best()
     }
 
-    fn late_outcomes(&self) -> Result<BTreeMap<u64, Outcome>, SearchError> {
-        let late = self.ledger.repeats_for(RepeatPurpose::Baseline)?;
-        Ok(late.iter().map(|repeat| (repeat.index, late_outcome(repeat))).collect())
-    }
-
     /// Whoever was stopped between the ledger and `best/` left an older candidate there.
     pub(super) fn restore_best(&self) -> Result<(), SearchError> {
-        let Some((asked, _)) = export::best_record(&self.ledger)? else { return Ok(()) };
+        let Some((asked, _)) = best_record(&self.ledger)? else { return Ok(()) };
         export::write_best(self.folder.path(), &Recipe::from_toml(&asked.recipe)?, &asked.recipe)
     }
 

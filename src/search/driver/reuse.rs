@@ -10,7 +10,7 @@ use crate::scores::Status;
 use crate::search::SearchError;
 use crate::search::candidate::Candidate;
 use crate::search::pipeline::{Finished, Work, WorkKind};
-use crate::search::run::RunOptions;
+use crate::search::report::RunOptions;
 use crate::strategy::Outcome;
 
 /// The evaluations of another run that were not given up. Their scores stay on disk until they are wanted.

@@ -13,13 +13,13 @@ use crate::strategy::origin;
 
 /// Where the sentinel stands.
 pub(super) struct Sentinel {
-    /// Its evaluation, once it was scored again.
+    /// Index of the sentinel's evaluation; `None`: it was not scored again yet.
     index: Option<u64>,
-    /// What had been spent when it was due last, in evaluations in full.
+    /// Evaluations (in full) spent when the sentinel was last due.
     due_at: u64,
-    /// The same when the scoring began that told something last.
+    /// Evaluations (in full) spent when the last scoring with a result was started.
     made_at: u64,
-    /// The same when the scoring began that is under way.
+    /// Evaluations (in full) spent when the scoring now in flight was started; `None`: none is.
     open: Option<u64>,
 }
 
@@ -86,7 +86,7 @@ impl Search {
         Ok(())
     }
 
-    pub(super) fn finish_sentinel(&mut self, finished: &Finished) -> Result<(), SearchError> {
+    pub(super) fn finish_sentinel(&mut self, finished: Finished) -> Result<(), SearchError> {
         let spent = self.sentinel.open.take().unwrap_or_else(|| self.spent());
         // Given up, it has told nothing: at the end of the search it is asked once more.
         if finished.status != Status::Failed {

@@ -5,20 +5,21 @@ use std::collections::BTreeSet;
 use super::Search;
 use crate::score::shown;
 use crate::scores::Status;
+use crate::search::best::Ranked;
 use crate::search::candidate::{baselines, soup_id};
 use crate::search::pipeline::Finished;
 use crate::search::progress::Snapshot;
-use crate::search::run::Row;
+use crate::search::report::Row;
 use crate::search::{Pace, SearchError};
 use crate::strategy::{Content, origin};
 
-/// Evaluations that may be given up before their share counts.
+/// Most evaluations that may be given up whatever their share of all is.
 const FAILURES_ALLOWED: u64 = 5;
-/// Share of given-up evaluations that stops a run: something systematic is wrong.
+/// Largest share of all evaluations that may be given up: above it something systematic is wrong, and the run stops.
 const FAILURE_SHARE: f64 = 0.2;
 
 impl Search {
-    /// One line an evaluation, for those who want to see them all.
+    /// Tells of one evaluation, in a line that is shown with `--verbose` only.
     pub(super) fn tell_of(&self, finished: &Finished, objective: Option<f64>) {
         let Some(asked) = self.asked.get(&finished.index) else { return };
         let result = match (objective, &finished.error) {
@@ -64,7 +65,7 @@ impl Search {
         first.filter(|row| self.asked.get(&row.index).is_some_and(|asked| asked.baseline))
     }
 
-    /// Of these, who was given up.
+    /// Base, sources and uniform soup that were given up.
     pub(super) fn given_up_baselines(&self) -> impl Iterator<Item = &Row> {
         self.first_baselines().filter(|row| row.status == Status::Failed)
     }
@@ -76,7 +77,8 @@ impl Search {
         Ok(given_up.chain(self.unreached_baselines()?).collect())
     }
 
-    /// Of these, who was not asked for, or whose answer did not come before the run ended. By origin.
+    /// Base, sources and uniform soup that were not asked for, or whose answer did not come before the run ended. By
+    /// origin.
     pub(super) fn unreached_baselines(&self) -> Result<Vec<String>, SearchError> {
         let ended: BTreeSet<&str> = self.first_baselines().map(|row| row.candidate_id.as_str()).collect();
         let all = baselines(&self.prepared.models)?.into_iter();
@@ -84,7 +86,7 @@ impl Search {
         Ok(unreached.map(|(content, _)| self.baseline_name(&content)).collect())
     }
 
-    /// As records name it.
+    /// The origin that records give a baseline.
     pub(super) fn baseline_name(&self, content: &Content) -> String {
         match content {
             Content::Base => origin::BASE.to_owned(),
@@ -128,7 +130,7 @@ impl Search {
             in_flight: self.pipeline.evaluating(),
             infeasible: self.count(Status::Infeasible),
             failed: self.count(Status::Failed),
-            best: self.best.and_then(|(value, index)| Some((value, self.rows.get(&index)?.candidate_id.clone()))),
+            best: self.best.and_then(|best| Some((best.objective, self.rows.get(&best.index)?.candidate_id.clone()))),
             best_baseline: best_baseline.and_then(|row| Some((row.objective?, row.origin.clone()))),
             active: pace.active,
             remaining: pace.time_left(limits),
@@ -160,13 +162,8 @@ impl Search {
     /// The best of base, sources, uniform and greedy soup by search score; the earliest among equals.
     pub(super) fn best_baseline(&self) -> Result<Option<&Row>, SearchError> {
         let trials = self.soup_trials()?;
-        let mut best: Option<&Row> = None;
-        for row in self.baselines_and_trials().filter(|row| row.objective.is_some() && !trials.contains(&row.index)) {
-            if best.is_none_or(|best| row.objective > best.objective) {
-                best = Some(row);
-            }
-        }
-        Ok(best)
+        let ranked = self.baselines_and_trials().filter(|row| !trials.contains(&row.index)).filter_map(Row::ranked);
+        Ok(ranked.min_by(Ranked::best_first).and_then(|best| self.rows.get(&best.index)))
     }
 
     /// Whether the evaluation was one of all samples.

@@ -15,16 +15,15 @@ use distribution::{Distribution, Sample};
 
 use super::history::History;
 use super::settings::{Settings, refuse};
-use super::{Ask, Content, Landscape, Outcome, Placement, Setup, Strategy, StrategyError, space_filling};
+use super::{Ask, Content, Landscape, MAX_DRAWS, Outcome, Placement, Setup, Strategy, StrategyError, space_filling};
 use crate::random;
 use crate::space::Genome;
 
-/// Draws for one proposal before a space counts as exhausted; the last ones are uniform.
-const TRIES: usize = 1_000;
-const GAUSSIAN_TRIES: usize = 100;
+/// Draws for one proposal from the distribution; further ones are uniform.
+const GAUSSIAN_DRAWS: usize = 100;
 /// Largest standard deviation of a gene below which a search has converged.
 const TINY: f64 = 2e-3;
-/// With fewer outcomes an update has no better half to learn from.
+/// Fewest outcomes of an update: of fewer, there is no better half to learn from.
 const LEAST_POPULATION: usize = 4;
 /// Bounds of the first step of a search that starts around the best points of others.
 const FOLLOWING_STEP: (f64, f64) = (0.02, 0.06);
@@ -73,7 +72,7 @@ pub(super) struct CmaEs {
     own: HashSet<usize>,
     /// Whether the search is one of several: it starts around the best points of all.
     follower: bool,
-    /// Whether it is still to start so.
+    /// Whether a follower is still to start around the best points of all.
     follows: bool,
     /// Others' points whose outcomes came in since the last update.
     foreign: Vec<usize>,
@@ -103,7 +102,7 @@ impl CmaEs {
         }
     }
 
-    /// The same as one of several searches: it starts around the best points that the others found.
+    /// One of several searches: it starts around the best points that the others found.
     pub(super) fn follower(parameters: Parameters, landscape: Arc<dyn Landscape>, setup: &Setup) -> Self {
         Self { follower: true, follows: true, ..Self::new(parameters, landscape, setup) }
     }
@@ -135,10 +134,10 @@ impl CmaEs {
     /// A sample that was never proposed.
     fn draw(&self, rng: &mut impl Rng) -> Option<(Vec<f64>, &'static str)> {
         let first = self.history.points().len() == self.since;
-        for attempt in 0..TRIES {
+        for attempt in 0..MAX_DRAWS {
             let (genome, origin) = match attempt {
                 0 if first => (self.distribution.mean.clone(), self.start()),
-                _ if attempt < GAUSSIAN_TRIES => (self.distribution.sample(rng), "cma_es"),
+                _ if attempt < GAUSSIAN_DRAWS => (self.distribution.sample(rng), "cma_es"),
                 _ => (space_filling::uniform(rng, self.distribution.mean.len()), "random"),
             };
             if self.history.is_new(&genome) {
@@ -221,9 +220,7 @@ impl Strategy for CmaEs {
         if self.follows {
             self.follow();
         }
-        let Some((genome, origin)) = self.draw(&mut rng) else {
-            return Ok(Ask::Done("search space exhausted".to_owned()));
-        };
+        let Some((genome, origin)) = self.draw(&mut rng) else { return Ok(Ask::exhausted()) };
         Ok(self.history.propose(genome, origin, &[], self.distribution.updates))
     }
 

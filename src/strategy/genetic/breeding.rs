@@ -11,9 +11,9 @@ use super::ties::Ties;
 use super::{Parameters, crossover, mutation, selection};
 use crate::space::Gene;
 
-/// One mutant in so many is made by polynomial mutation, the others by Gaussian mutation.
+/// One mutant in this many is made by polynomial mutation, the others by Gaussian mutation.
 const POLYNOMIAL_ONE_IN: u32 = 4;
-/// One mutant in so many has a source turned off or on, where sources can be.
+/// One mutant in this many has a source turned off or on, where the space has switches.
 const SWITCH_ONE_IN: u32 = 8;
 
 /// The population, and how it breeds.

@@ -26,7 +26,7 @@ pub(super) enum Operator {
 }
 
 impl Operator {
-    /// As the origin of a proposal has it.
+    /// The name in the origin of a proposal.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::ModelStock => "model_stock",

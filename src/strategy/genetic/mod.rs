@@ -32,22 +32,23 @@ use ties::Ties;
 
 use super::archive::Fitness;
 use super::history::History;
-use super::{Ask, Content, Landscape, Outcome, Placement, Setup, Strategy, StrategyError, space_filling};
+use super::{Ask, Content, Landscape, MAX_DRAWS, Outcome, Placement, Setup, Strategy, StrategyError, space_filling};
 use crate::random;
 use crate::space::{Gene, GeneKind, Genome};
 
-/// Draws for one proposal before a space counts as exhausted.
-const TRIES: usize = 1_000;
 /// Children of a brood whose uncertainty is worked out, after a ranking by expected value.
 const SHORT_LIST: usize = 24;
-/// Points from anywhere that compete with a brood, and those of them whose uncertainty is worked out.
+/// Uniform points that compete with a brood.
 const SCOUTS: usize = 100;
+/// Uniform points whose uncertainty is worked out, after a ranking by expected value.
 const SCOUT_LIST: usize = 12;
-/// Generations bred on the model alone, from so many founders with so many children each, and what every one does to
-/// the size of the Gaussian steps.
+/// Generations bred on the model alone.
 const ROUNDS: usize = 3;
+/// Factor of the size of the Gaussian steps from one generation on the model to the next.
 const ROUND_STEP: f64 = 0.6;
+/// Parents of a generation on the model.
 const FOUNDERS: usize = 4;
+/// Children of each parent in a generation on the model.
 const LITTER: usize = 8;
 /// Duplicates in a row after which the search looks further afield.
 const FEW_DUPLICATES: usize = 16;
@@ -222,9 +223,9 @@ impl Genetic {
             return Some(child);
         }
         let breeder = self.breeder(&members, niches.as_ref());
-        for attempt in 0..TRIES {
-            let child =
-                if members.is_empty() || attempt > TRIES / 4 { breeder.immigrant(rng) } else { breeder.child(rng) };
+        for attempt in 0..MAX_DRAWS {
+            let is_immigrant = members.is_empty() || attempt > MAX_DRAWS / 4;
+            let child = if is_immigrant { breeder.immigrant(rng) } else { breeder.child(rng) };
             if self.history.is_new(&child.genome) {
                 return Some(child);
             }
@@ -351,7 +352,7 @@ impl Strategy for Genetic {
         self.asked += 1;
         Ok(match self.next_child(&mut rng) {
             Some(child) => self.propose(child),
-            None => Ask::Done("search space exhausted".to_owned()),
+            None => Ask::exhausted(),
         })
     }
 

@@ -3,21 +3,19 @@
 use std::collections::HashSet;
 
 use super::super::archive::{Archive, Fitness};
-use super::super::composite::{self, AllScales, Composite, Contributions, Targets};
+use super::super::composite::{self, AllScales, Composite, Contributions, MAX_IMAGINED, Targets};
 use super::population;
 use super::ties::Ties;
 use crate::space::Gene;
 
 /// Points that the model is made of at most.
 const POINTS: usize = 220;
-/// Pending points that are imagined at most, the latest.
-const PENDING: usize = 64;
 /// Points that stay when the model would have more.
 const KEPT: usize = 160;
 /// Share of the points that are not the best ones, but evenly spread over all others: a model that knows good places
 /// only takes every place for a good one, and asks for the same bad ones again and again.
 const OTHERS: f64 = 0.4;
-/// Points that its length scales are fitted on at most.
+/// Points that the model's length scales are fitted on at most.
 const FIT_POINTS: usize = 128;
 /// Scored points below which there is no model.
 const FEWEST: usize = 5;
@@ -81,7 +79,7 @@ impl Model {
         let mut imagined = HashSet::new();
         for point in points.iter().rev().filter(|point| point.fitness == Fitness::Pending) {
             // Candidates that are the same share their index; one of them will do.
-            if imagined.len() < PENDING && point.index.is_some_and(|index| imagined.insert(index)) {
+            if imagined.len() < MAX_IMAGINED && point.index.is_some_and(|index| imagined.insert(index)) {
                 surrogate.imagine(&features(ties, &point.effective));
             }
         }

@@ -9,9 +9,9 @@ use crate::strategy::Outcome;
 
 /// Who breeds with whom, as weights.
 pub(super) struct Niches {
-    /// Of each member as the first parent.
+    /// Weight of each member as the first parent.
     first: Vec<f64>,
-    /// Of each member as the second parent, by the first.
+    /// Weights of the members as the second parent, for each first parent.
     mates: Vec<Vec<f64>>,
 }
 

@@ -60,7 +60,7 @@ impl Parameters {
         self.patience
     }
 
-    /// The same for a search that somebody else restarts.
+    /// These parameters for a search that does not restart by itself, because somebody else restarts it.
     pub(in crate::strategy) fn without_restarts(self) -> Self {
         Self { patience: Some(usize::MAX), ..self }
     }

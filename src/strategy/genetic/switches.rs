@@ -5,8 +5,8 @@ use rand::{Rng, RngExt};
 
 use crate::space::{Gene, GeneKind, GeneValue};
 
-/// What a source's weight is called.
-const WEIGHT: &str = "weight";
+/// Parameter name of a source's weight.
+pub(super) const WEIGHT: &str = "weight";
 
 /// The sources of a space that can be turned off.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,7 +20,7 @@ struct Switch {
 }
 
 impl Switches {
-    /// Of the sources that have weights of their own, all of which may be 0.
+    /// The switches of the sources that have weights of their own, all of which may be 0.
     pub(super) fn new(genes: &[Gene]) -> Self {
         let sources = genes.iter().filter_map(|gene| gene.model).max().map_or(0, |last| last + 1);
         Self((0..sources).filter_map(|source| Switch::of(genes, source)).collect())

@@ -3,6 +3,7 @@
 //! The weight of one source tends to want about the same value in every layer group and module. Genes that differ only
 //! in those form one tie: a search may move a tie as a whole long before it can afford to move its genes one by one.
 
+use super::switches::WEIGHT;
 use crate::space::{Gene, GeneKind};
 
 /// The ties of a space.
@@ -11,8 +12,8 @@ pub(in crate::strategy) struct Ties {
     /// The tie of each gene, numbered from 0 in order of appearance.
     of: Vec<usize>,
     count: usize,
-    /// Where a gene tells how something is merged whose weight is a gene too: that gene, and its value that means
-    /// nothing.
+    /// For each gene, the weight gene of the same source and place, and that gene's value at weight 0; `None`: no such
+    /// gene.
     weights: Vec<Option<(usize, f64)>>,
     init: Vec<f64>,
 }
@@ -80,15 +81,16 @@ impl Ties {
 /// full.
 const FULL: f64 = 0.25;
 
-/// The weight gene for the same source and place as another real gene, with the gene's value at weight 0, where that is
-/// in range.
+/// The weight gene for the same source and place as another real gene, with the weight gene's value at weight 0, where
+/// that is in range. The value is not computed by [`Gene::unit`], which may give a number next to it that decodes to 0
+/// exactly: the proposals of recorded runs rest on this one.
 fn weight_of(genes: &[Gene], gene: &Gene) -> Option<(usize, f64)> {
-    if gene.parameter == "weight" || gene.model.is_none() || !matches!(gene.kind, GeneKind::Real { .. }) {
+    if gene.parameter == WEIGHT || gene.model.is_none() || !matches!(gene.kind, GeneKind::Real { .. }) {
         return None;
     }
     let weight = genes.iter().position(|other| {
         let place = (other.model, other.layer_group, other.module);
-        other.parameter == "weight" && place == (gene.model, gene.layer_group, gene.module)
+        other.parameter == WEIGHT && place == (gene.model, gene.layer_group, gene.module)
     })?;
     match genes[weight].kind {
         GeneKind::Real { low, high, log: false } if low <= 0.0 && high > low && high >= 0.0 => {

@@ -47,10 +47,10 @@ pub(super) struct State {
     pub(super) scored: bool,
     /// Candidates called broken since the last score.
     pub(super) blames_in_row: u32,
-    /// Of these, how many another endpoint has scored.
+    /// Candidates called broken since the last score that another endpoint has scored.
     pub(super) contradictions: u32,
-    /// Needs a passed health check before it gets anything.
-    pub(super) open: bool,
+    /// Whether its circuit breaker is open: it gets nothing until it passes a health check.
+    pub(super) breaker_open: bool,
     pub(super) probing: bool,
     pub(super) probe_failures: u32,
     /// Neither an evaluation nor a health check before this.
@@ -93,23 +93,23 @@ impl State {
     }
 
     pub(super) fn alive(&self, now: Instant) -> bool {
-        self.facts.is_some() && !self.open && self.paused.is_none() && self.rested(now)
+        self.facts.is_some() && !self.breaker_open && self.paused.is_none() && self.rested(now)
     }
 
     /// Nothing more goes there before a health check has passed, the first one after `wait`.
-    pub(super) fn shut(&mut self, wait: Duration) {
-        self.open = true;
+    pub(super) fn open_breaker(&mut self, wait: Duration) {
+        self.breaker_open = true;
         self.probe_failures = 0;
         self.rest(wait);
     }
 
-    /// Nothing goes there for so long; a longer rest that it asked for stays.
+    /// Nothing goes there for the time `wait`; a longer rest that it asked for stays.
     pub(super) fn rest(&mut self, wait: Duration) {
         let until = Instant::now() + wait;
         self.not_before = Some(self.not_before.map_or(until, |known| known.max(until)));
     }
 
     pub(super) fn needs_probe(&self) -> bool {
-        self.paused.is_none() && (self.open || self.facts.is_none())
+        self.paused.is_none() && (self.breaker_open || self.facts.is_none())
     }
 }

@@ -13,6 +13,7 @@ use crate::evaluate::protocol::{MOST_SAMPLES, WireCapabilities, WireHealth};
 use crate::evaluate::text::shortened;
 use crate::evaluate::{EvaluatorTask, Fault, FaultClass};
 use crate::lock::lock;
+use crate::repeated_keys::refuse_repeated_keys;
 use crate::suggestion::nearest;
 
 /// Why an endpoint cannot be used.
@@ -155,7 +156,8 @@ impl Pool {
                 Refusal::Down(fault)
             });
         }
-        serde_json::from_slice(&answer.body).map_err(|error| {
+        let parsed = refuse_repeated_keys(&answer.body).and_then(|()| serde_json::from_slice(&answer.body));
+        parsed.map_err(|error| {
             down(
                 "invalid_answer",
                 format!("GET /{path}: not the protocol's document ({error}); is this an eval endpoint?"),

@@ -295,12 +295,13 @@ impl Pool {
             Ok(facts) => {
                 let news = match &state.facts {
                     Some(known) if known.instance_id != facts.instance_id => Some("has restarted"),
-                    Some(_) if state.open => Some("answers again"),
+                    Some(_) if state.breaker_open => Some("answers again"),
                     None if state.probe_failures > 0 => Some("answers"),
                     _ => None,
                 };
-                // One more fault shuts it again.
-                state.faults_in_row = if state.open { self.policy.breaker_threshold.saturating_sub(1) } else { 0 };
+                // One more fault opens the breaker again.
+                state.faults_in_row =
+                    if state.breaker_open { self.policy.breaker_threshold.saturating_sub(1) } else { 0 };
                 let varies = |facts: &Facts| !facts.capabilities.deterministic;
                 if varies(facts)
                     && self.deterministic.get() == Some(&true)
@@ -314,17 +315,17 @@ impl Pool {
                 }
                 state.facts = Some(Arc::clone(facts));
                 // An endpoint that is well may still have asked to be left alone.
-                if state.open {
+                if state.breaker_open {
                     state.not_before = None;
                 }
-                state.open = false;
+                state.breaker_open = false;
                 state.probe_failures = 0;
                 news.map(|news| format!("endpoint {} {news}", endpoint.label))
             }
             Err(Refusal::Gone(fault) | Refusal::Down(fault)) => {
-                let first = state.probe_failures == 0 && !state.open;
-                state.open = true;
-                let wait = self.policy.probe_wait(state.probe_failures);
+                let first = state.probe_failures == 0 && !state.breaker_open;
+                state.breaker_open = true;
+                let wait = self.policy.doubled_wait(state.probe_failures);
                 state.rest(wait);
                 state.probe_failures = state.probe_failures.saturating_add(1);
                 state.last_fault = Some(fault.clone());
@@ -394,28 +395,28 @@ impl Pool {
         }
     }
 
-    /// An endpoint failed in a way that counts; at the threshold it is shut until a health check passes.
+    /// An endpoint failed in a way that counts; at the threshold its breaker opens until a health check passes.
     pub fn failed(&self, endpoint: &Endpoint, fault: &Fault) {
         let mut state = endpoint.state();
         state.faults_in_row += 1;
         state.last_fault = Some(fault.clone());
-        let shut = !state.open && state.faults_in_row >= self.policy.breaker_threshold;
-        if shut {
-            state.shut(self.policy.probe_wait(0));
+        let opens = !state.breaker_open && state.faults_in_row >= self.policy.breaker_threshold;
+        if opens {
+            state.open_breaker(self.policy.doubled_wait(0));
         }
         drop(state);
-        if shut {
+        if opens {
             (self.notify)(&format!("endpoint {} is shut until it passes a health check: {fault}", endpoint.label));
         }
     }
 
-    /// Nobody listens at an endpoint: shut until a health check passes.
+    /// Nobody listens at an endpoint: its breaker opens until a health check passes.
     pub fn unreachable(&self, endpoint: &Endpoint, fault: &Fault) {
         let mut state = endpoint.state();
         state.last_fault = Some(fault.clone());
-        let news = !state.open;
+        let news = !state.breaker_open;
         if news {
-            state.shut(self.policy.probe_wait(0));
+            state.open_breaker(self.policy.doubled_wait(0));
         }
         drop(state);
         self.changed.notify_waiters();

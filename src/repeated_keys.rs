@@ -1,16 +1,19 @@
-//! What `serde_json` lets pass in answers.
+//! Finds keys that appear twice in a JSON object, which `serde_json` lets pass: it takes the last value.
 
 use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-/// Refuses JSON in which an object has a key twice: which of the two values is meant, nobody can tell (RFC 8259,
+/// Characters of a repeated key that a message shows.
+const SHOWN: usize = 80;
+
+/// Refuses JSON in which an object has a key twice: nobody can tell which of the two values is meant (RFC 8259,
 /// section 4).
 ///
 /// # Errors
-/// Text that is not JSON, and the first key that stands twice.
-pub(super) fn refuse_repeated_keys(bytes: &[u8]) -> serde_json::Result<()> {
+/// The text is not JSON, or a key appears twice in one object; the first such key is named.
+pub(crate) fn refuse_repeated_keys(bytes: &[u8]) -> serde_json::Result<()> {
     serde_json::from_slice::<KeysOnce>(bytes).map(|_| ())
 }
 
@@ -36,7 +39,8 @@ impl<'de> Visitor<'de> for Look {
         let mut seen: HashSet<String> = HashSet::new();
         while let Some(key) = map.next_key::<String>()? {
             if seen.contains(&key) {
-                return Err(A::Error::custom(format_args!("the key {key:?} stands twice in one object")));
+                let shown: String = key.chars().take(SHOWN).collect();
+                return Err(A::Error::custom(format_args!("the key {shown:?} appears twice in one object")));
             }
             seen.insert(key);
             map.next_value::<KeysOnce>()?;
@@ -79,15 +83,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_stand_once_in_an_object() {
+    fn a_key_appears_once_in_an_object() {
         for text in ["{}", r#"{"a": {"b": [1, -2, 0.5, "x", null, true]}, "b": {"b": {}}}"#, "[{\"a\": 1}, {\"a\": 2}]"]
         {
             refuse_repeated_keys(text.as_bytes()).unwrap();
         }
         for text in [r#"{"a": 1, "a": 1}"#, r#"{"t": [{"x": {"a": 1, "b": 2, "\u0061": 3}}]}"#] {
             let error = refuse_repeated_keys(text.as_bytes()).unwrap_err().to_string();
-            assert!(error.contains("the key \"a\" stands twice"), "{error}");
+            assert!(error.contains("the key \"a\" appears twice"), "{error}");
         }
         assert!(refuse_repeated_keys(b"{").is_err());
+        let long = "x".repeat(1000);
+        let text = format!(r#"{{"{long}": 1, "{long}": 2}}"#);
+        let error = refuse_repeated_keys(text.as_bytes()).unwrap_err().to_string();
+        assert!(error.len() < 200, "{error}");
     }
 }
