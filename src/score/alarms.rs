@@ -40,7 +40,7 @@ pub struct Alarm {
 /// Fewest candidates that tell whether the scores are flat, or whether none can be scored.
 const FEWEST: usize = 5;
 /// Public benchmarks that are scored on their test sets as a rule, as substrings of task names.
-const BENCHMARKS: [&str; 37] = [
+const BENCHMARKS: [&str; 41] = [
     "agieval",
     "ai2_arc",
     "alpaca_eval",
@@ -51,8 +51,10 @@ const BENCHMARKS: [&str; 37] = [
     "bigcodebench",
     "boolq",
     "ceval",
+    "c_eval",
     "cmmlu",
     "commonsense_qa",
+    "commonsenseqa",
     "flores",
     "gpqa",
     "gsm8k",
@@ -75,12 +77,14 @@ const BENCHMARKS: [&str; 37] = [
     "openbookqa",
     "piqa",
     "swe_bench",
+    "trivia_qa",
     "triviaqa",
+    "truthful_qa",
     "truthfulqa",
     "winogrande",
 ];
 /// Names of benchmarks that are only telling as a whole word.
-const BENCHMARK_WORDS: [&str; 5] = ["bbh", "musr", "aime", "drop", "sciq"];
+const BENCHMARK_WORDS: [&str; 7] = ["bbh", "musr", "aime", "aime24", "aime25", "drop", "sciq"];
 /// Names of benchmarks that are only telling at the start.
 const BENCHMARK_STARTS: [&str; 1] = ["arc_"];
 /// Ends of names of data that is there to be searched on.

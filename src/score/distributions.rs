@@ -52,9 +52,60 @@ pub(super) fn student_99865(degrees: usize) -> f64 {
     FROM_3[degrees.clamp(3, 10) - 3]
 }
 
+/// The probability that Student's t with whole degrees of freedom is above `t`, which is not negative (Abramowitz and
+/// Stegun 26.7.3 and 26.7.4).
+fn student_above(t: f64, degrees: u64) -> f64 {
+    let angle = (t / (degrees as f64).sqrt()).atan();
+    let (sine, cosine) = angle.sin_cos();
+    // Terms cos^1, cos^3, ... of odd degrees; 1, cos^2, ... of even ones.
+    let odd = degrees % 2;
+    let (mut term, mut sum) = (if odd == 1 { cosine } else { 1.0 }, 0.0);
+    for index in (odd..degrees.saturating_sub(1)).step_by(2) {
+        sum += term;
+        term *= (index + 1) as f64 / (index + 2) as f64 * cosine * cosine;
+    }
+    let within = if odd == 1 { std::f64::consts::FRAC_2_PI * (angle + sine * sum) } else { sine * sum };
+    0.5 * (1.0 - within)
+}
+
+/// The quantile of Student's t distribution that is exceeded with probability `tail`, at most one half: by bisection.
+pub(super) fn student_upper_quantile(tail: f64, degrees: u64) -> f64 {
+    if degrees > 1_000 {
+        return normal_upper_quantile(tail);
+    }
+    let (mut low, mut high) = (0.0, 1e9);
+    for _ in 0..100 {
+        let middle: f64 = 0.5 * (low + high);
+        if student_above(middle, degrees.max(1)) > tail { low = middle } else { high = middle }
+    }
+    low
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Tables of the t distribution.
+    #[test]
+    fn any_quantile_of_the_t_distribution() {
+        for (tail, degrees, quantile) in [
+            (0.025, 1, 12.706),
+            (0.025, 2, 4.303),
+            (0.025, 3, 3.182),
+            (0.005, 4, 4.604),
+            (0.001, 7, 4.785),
+            (0.0005, 10, 4.587),
+            (0.0005, 29, 3.659),
+            (0.025, 120, 1.980),
+            (0.025, 5_000, 1.960),
+        ] {
+            let found = student_upper_quantile(tail, degrees);
+            assert!((found - quantile).abs() < 6e-4, "{tail} {degrees}: {found}");
+        }
+        for degrees in [1, 2, 5, 8, 30, 200] {
+            assert!((student_upper_quantile(0.025, degrees) - student_975(degrees as f64)).abs() < 2e-3, "{degrees}");
+        }
+    }
 
     #[test]
     fn quantiles_of_the_t_distribution() {

@@ -7,7 +7,8 @@
 //!
 //! **Metrics that are no plain means.** A metric qualifies when its value is the mean of its per-sample scores, or the
 //! mean weighted by the per-sample series named `weight` (bits per byte over a corpus: the bytes of each text). Then
-//! sums of weighted differences and of weights are drawn together. Every other metric (F1 over a set, a perplexity of a
+//! sums of weighted differences and of weights are drawn together; where a sample's weights are not the same for both
+//! candidates (tokens that each of them wrote), it counts by how far it moves the difference of the two means. Every other metric (F1 over a set, a perplexity of a
 //! corpus without weights) has no per-sample differences that sum to its difference, and the comparison falls back to
 //! standard errors.
 //!
@@ -36,6 +37,8 @@ const SHARED: f64 = 0.99;
 const CLEARLY: f64 = 3.0;
 /// What a right answer scores where a wrong one scores 0: shares, and points of a hundred.
 const RIGHT_ANSWERS: [f64; 2] = [1.0, 100.0];
+/// Relative difference of a sample's weights that rounding explains.
+const WEIGHT_TOLERANCE: f64 = 1e-9;
 /// Fewest samples that tell a standard error.
 const FEWEST_FOR_ERRORS: usize = 30;
 
@@ -176,6 +179,17 @@ fn stratum(task: &ObjectiveTask, total: f64, first: &TaskScores, second: &TaskSc
     })?;
     let share = task.signed_weight() / total;
     let places: HashMap<&SampleId, usize> = second.ids.iter().enumerate().map(|(place, id)| (id, place)).collect();
+    let shared: Vec<[usize; 2]> =
+        first.ids.iter().enumerate().filter_map(|(place, id)| Some([place, *places.get(id)?])).collect();
+    if shared.len() < 2 {
+        return Err(format!("the candidates share fewer than two samples of task `{}`", task.name));
+    }
+    if let Some(weights) = first.weights.zip(second.weights)
+        && !shared.iter().all(|[ours, theirs]| is_rounding(weights.0[*ours], weights.1[*theirs]))
+    {
+        let weighted_differences = differences_of_ratios(share, &shared, [&first, &second], weights);
+        return Ok(Stratum { weighted_differences, weights: None, answer: None });
+    }
     let is_answer = |right: f64| first.values.iter().chain(second.values).all(|value| [0.0, right].contains(value));
     let right = RIGHT_ANSWERS.into_iter().find(|right| first.weights.is_none() && is_answer(*right));
     let mut stratum = Stratum {
@@ -183,8 +197,7 @@ fn stratum(task: &ObjectiveTask, total: f64, first: &TaskScores, second: &TaskSc
         weights: first.weights.map(|_| Vec::new()),
         answer: right.map(|right| right * share.abs()),
     };
-    for (place, id) in first.ids.iter().enumerate() {
-        let Some(&other) = places.get(id) else { continue };
+    for [place, other] in shared {
         let difference = share * (first.values[place] - second.values[other]);
         match (&mut stratum.weights, first.weights) {
             (Some(kept), Some(weights)) => {
@@ -194,10 +207,35 @@ fn stratum(task: &ObjectiveTask, total: f64, first: &TaskScores, second: &TaskSc
             _ => stratum.weighted_differences.push(difference),
         }
     }
-    if stratum.len() < 2 {
-        return Err(format!("the candidates share fewer than two samples of task `{}`", task.name));
-    }
     Ok(stratum)
+}
+
+/// Whether two weights of a sample are the same number.
+fn is_rounding(one: f64, other: f64) -> bool {
+    (one - other).abs() <= WEIGHT_TOLERANCE * one.abs().max(other.abs())
+}
+
+/// Differences of two means with weights of their own, sample by sample: the difference of the means, and how far each
+/// sample moves it to first order (the delta method for ratios: Deng, Knoblich and Lu 2018, "Applying the Delta Method in Metric Analytics"). Their mean is
+/// the difference of the means.
+fn differences_of_ratios(
+    share: f64,
+    shared: &[[usize; 2]],
+    candidates: [&MeanSamples<'_>; 2],
+    weights: (&[f64], &[f64]),
+) -> Vec<f64> {
+    let of = |side: usize| {
+        let weights = [weights.0, weights.1][side];
+        let pairs: Vec<(f64, f64)> =
+            shared.iter().map(|places| (candidates[side].values[places[side]], weights[places[side]])).collect();
+        let total: f64 = pairs.iter().map(|(_, weight)| weight).sum();
+        let mean = pairs.iter().map(|(value, weight)| value * weight).sum::<f64>() / total;
+        let typical = total / pairs.len() as f64;
+        let moves = pairs.into_iter().map(move |(value, weight)| weight * (value - mean) / typical);
+        (mean, moves)
+    };
+    let ((first, first_moves), (second, second_moves)) = (of(0), of(1));
+    first_moves.zip(second_moves).map(|(ours, theirs)| share * (first - second + ours - theirs)).collect()
 }
 
 /// One candidate's samples of a metric whose value is their (weighted) mean.
@@ -420,6 +458,32 @@ mod tests {
         assert_eq!(compare(&objective(true, &["a"]), &alone, &odd, 7).unwrap().interval, None);
         odd.get_mut("a").unwrap().metrics.get_mut("acc").unwrap().stderr = None;
         assert_eq!(compare(&objective(true, &["a"]), &odd, &odd, 7).unwrap().interval, None);
+    }
+
+    /// A loss by token where each candidate wrote tokens of its own: the second one writes more of what costs it less.
+    #[test]
+    fn candidates_with_weights_of_their_own_differ_as_their_scores_do() {
+        let mut rng = random::stream(3, "tokens", 0);
+        let mut uniform = || f64::from(rng.next_u32()) / 2f64.powi(32);
+        let mut candidate = |slope: f64| {
+            let losses: Vec<f64> = (0..300).map(|_| 0.5 + uniform()).collect();
+            let tokens: Vec<f64> = losses.iter().map(|loss| 20.0 + 10.0 * uniform() - slope * (loss - 1.0)).collect();
+            let sum: f64 = losses.iter().zip(&tokens).map(|(loss, tokens)| loss * tokens).sum();
+            let mut scores = task(&losses, 0);
+            scores.metrics.get_mut("acc").unwrap().value = sum / tokens.iter().sum::<f64>();
+            scores.per_sample.as_mut().unwrap().scores.insert("weight".to_owned(), tokens);
+            BTreeMap::from([("a".to_owned(), scores)])
+        };
+        let objective = objective(false, &["a"]);
+        let (first, second) = (candidate(-15.0), candidate(15.0));
+        let values = [&first, &second].map(|scores| objective.value(scores).unwrap());
+        let comparison = compare(&objective, &first, &second, 7).unwrap();
+        assert!(comparison.is_paired() && comparison.difference < 0.0);
+        assert!((comparison.difference - (values[0] - values[1])).abs() < 1e-12);
+        // Losses spread by .289; each mean of 300 has an error of about .0167, their difference of .0236.
+        let [low, high] = comparison.interval.unwrap();
+        assert!(low < comparison.difference && comparison.difference < high);
+        assert!(((high - low) / (2.0 * 1.96 * 0.0236) - 1.0).abs() < 0.25, "{low} {high}");
     }
 
     /// Right and wrong in points of a hundred are right and wrong.

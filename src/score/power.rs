@@ -53,6 +53,12 @@ pub fn smallest_gain(samples: u64) -> Option<f64> {
     Some(above.min(1.0))
 }
 
+/// The same of scores that are not matched sample by sample: by the normal formula, for a rate of one half.
+pub fn smallest_unpaired_gain(samples: u64) -> Option<f64> {
+    let gain = NORMAL_975_AND_800 * (0.5 / samples as f64).sqrt();
+    (samples >= FEWEST_SAMPLES && gain < 1.0).then_some(gain)
+}
+
 /// The test of signs on a number of samples.
 struct SignTest {
     /// Natural logarithms of the factorials up to the number of samples.

@@ -13,10 +13,10 @@
 //! takes differences for as often on one side as on the other, if nothing is better: clusters of samples, or very skewed
 //! differences, are not foreseen.)
 //!
-//! **Answers that are right or wrong** and nearly all alike tell the bootstrap of next to no variation, though others
-//! may differ. Then the interval reaches at least as far as that of Agresti and Min (2005, "Simple improved confidence
-//! intervals for comparing matched proportions"), which adds half an observation to each of the four cells of the table
-//! of both candidates' answers.
+//! **Differences that are nearly all alike** tell the bootstrap of next to no variation, though others may differ: of
+//! answers that are right or wrong, or of grades. Then the interval reaches at least as far as that of Agresti and Min
+//! (2005, "Simple improved confidence intervals for comparing matched proportions"), which adds half an observation to
+//! each of the four cells of the table of both candidates' answers. Of grades, an answer is the largest difference seen.
 
 use rand::Rng;
 use rand::rngs::ChaCha8Rng;
@@ -71,23 +71,29 @@ impl Stratum {
     /// answers, where there are answers.
     fn with_added(&self, added: f64) -> (f64, f64) {
         let n = self.len() as f64;
-        let Some(answer) = self.answer else { return (self.mean(), self.variance() * n / (n - 1.0)) };
-        let [more, _, less] = self.signs().map(|count| count as f64 + added / 4.0);
+        let Some(step) = self.step() else { return (self.mean(), self.variance() * n / (n - 1.0)) };
         let all = n + added;
-        let difference = (more - less) / all;
-        let variance = ((more + less) / all - difference.powi(2)) / all;
-        (answer * difference, answer.powi(2) * variance)
+        let mean = self.weighted_differences.iter().sum::<f64>() / all;
+        let squares: f64 = self.weighted_differences.iter().map(|difference| difference.powi(2)).sum();
+        (mean, ((squares + step.powi(2) * added / 2.0) / all - mean.powi(2)) / all)
     }
 
-    /// Samples above zero, at zero, below zero.
-    fn signs(&self) -> [usize; 3] {
-        let count = |wanted: fn(&f64) -> bool| self.weighted_differences.iter().filter(|part| wanted(part)).count();
-        [count(|part| *part > 0.0), count(|part| *part == 0.0), count(|part| *part < 0.0)]
+    /// Weighted difference that one answer makes: given, or the largest one seen where differences are nearly all alike.
+    fn step(&self) -> Option<f64> {
+        let largest = || self.weighted_differences.iter().fold(0.0_f64, |largest, part| largest.max(part.abs()));
+        self.answer.or_else(|| self.is_nearly_constant().then(largest)).filter(|step| *step != 0.0)
     }
 
-    /// Whether nearly all answers are alike in what the candidates make of them.
+    /// Whether more than half of the differences are the same, and nearly all others too.
     fn is_nearly_constant(&self) -> bool {
-        self.answer.is_some() && self.len() - self.signs().into_iter().max().unwrap_or(0) < FEW
+        if self.weights.is_some() {
+            return false;
+        }
+        let mut sorted = self.weighted_differences.clone();
+        sorted.sort_by(f64::total_cmp);
+        let most_alike = sorted.chunk_by(|one, other| one == other).map(<[f64]>::len).max().unwrap_or(0);
+        let is_graded = self.answer.is_none();
+        self.len() - most_alike < FEW && !(is_graded && 2 * most_alike <= self.len())
     }
 
     /// The mean of as many samples drawn with replacement.
@@ -125,21 +131,21 @@ pub(super) fn interval(strata: &[Stratum], seed: u64) -> [f64; 2] {
     [low, high]
 }
 
-/// At least as wide as that of Agresti and Min, where the answers of a stratum are nearly all alike.
+/// At least as wide as that of Agresti and Min, where the differences of a stratum are nearly all alike.
 fn widened([low, high]: [f64; 2], strata: &[Stratum]) -> [f64; 2] {
-    let with_answers = strata.iter().filter(|stratum| stratum.answer.is_some()).count();
+    let with_steps = strata.iter().filter(|stratum| stratum.step().is_some()).count();
     if !strata.iter().any(Stratum::is_nearly_constant) {
         return [low, high];
     }
     let (mut mean, mut variance) = (0.0, 0.0);
     for stratum in strata {
-        let (of_stratum, its_variance) = stratum.with_added(2.0 / with_answers as f64);
+        let (of_stratum, its_variance) = stratum.with_added(2.0 / with_steps.max(1) as f64);
         mean += of_stratum;
         variance += its_variance;
     }
     let half = NORMAL_975 * variance.sqrt();
     // Answers alone cannot differ by more than all of them.
-    let most = if with_answers == strata.len() {
+    let most = if strata.iter().all(|stratum| stratum.answer.is_some()) {
         strata.iter().filter_map(|stratum| stratum.answer).map(f64::abs).sum()
     } else {
         f64::INFINITY
@@ -265,6 +271,24 @@ mod tests {
                     (0..others).map(|_| answers(0, 6 + equal, 0)).chain([answers(6, equal, 0)]).collect();
                 assert!(interval(&strata, 7)[0] > 0.0, "{equal} {others}");
             }
+        }
+    }
+
+    /// As many grades that all differ by the same tell as much as answers, by hand: mean .75, standard error .1976.
+    #[test]
+    fn grades_that_are_nearly_all_alike_have_an_interval_with_a_width() {
+        let [low, high] = interval(&[stratum(&[2.0; 6])], 7);
+        assert!((low - 2.0 * (0.75 - 1.96 * 0.1976)).abs() < 1e-3 && high > 2.0, "{low} {high}");
+        let one = [vec![0.0; 29], vec![0.5]].concat();
+        let [low, high] = interval(&[stratum(&one)], 7);
+        assert!(low < -0.01 && high > 0.04, "{low} {high}");
+        // Differences that vary are left to the bootstrap, few as they are, and so are those of weighted samples.
+        for stratum in [
+            stratum(&[0.1, 0.2, 0.3, 0.4, 0.4]),
+            stratum(&[vec![0.0; 30], vec![0.5; 10]].concat()),
+            Stratum { weights: Some(vec![1.0; 6]), ..stratum(&[1.0; 6]) },
+        ] {
+            assert_eq!(widened([0.05, 0.06], &[stratum]), [0.05, 0.06]);
         }
     }
 

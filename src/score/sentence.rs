@@ -1,6 +1,6 @@
 //! The verdict in words.
 
-use super::distributions::{NORMAL_975, normal_upper_quantile};
+use super::distributions::{student_975, student_upper_quantile};
 use super::verdict::{Decision, RivalVerdict, TaskVerdict, Verdict};
 use crate::plural::counted;
 
@@ -13,14 +13,15 @@ pub fn sentence(verdict: &Verdict) -> String {
         text.push_str(&format!(" {others} that may be as good were not scored on the hold-out."));
     }
     // Of many tasks, some are worse by chance: the level is shared among them (Holm's first step; an end of an interval
-    // at 95 % is 1.96 errors away).
-    let is_lost = |task: &TaskVerdict, high: f64| {
-        let errors = NORMAL_975 * task.difference / (task.difference - high);
+    // at 95 % is as many errors away as Student's t says).
+    let is_lost = |name: &str, task: &TaskVerdict, high: f64| {
+        let degrees = verdict.n.get(name).map_or(u64::MAX, |n| n.saturating_sub(1).max(1));
+        let errors = student_975(degrees as f64) * task.difference / (task.difference - high);
         // Without a width, or with the rounding of one, nothing is chance.
-        high < 0.0 && (high <= task.difference || errors >= beyond(verdict.tasks.len()))
+        high < 0.0 && (high <= task.difference || errors >= beyond(verdict.tasks.len(), degrees))
     };
     text.extend(verdict.tasks.iter().filter(|_| verdict.tasks.len() > 1).filter_map(|(name, task)| {
-        let [low, high] = task.interval.filter(|[_, high]| is_lost(task, *high))?;
+        let [low, high] = task.interval.filter(|[_, high]| is_lost(name, task, *high))?;
         let digits = digits(&[task.difference, low, high]);
         Some(format!(
             " Task {name} is worse than with the best baseline{}, by {:+.digits$} ({low:+.digits$} to {high:+.digits$}).",
@@ -105,9 +106,10 @@ pub fn shown(score: f64) -> String {
     format!("{score:.digits$}", digits = digits(&[score]))
 }
 
-/// Standard errors beyond which one of `tasks` differences lies with a chance of 2.5 %, at most.
-fn beyond(tasks: usize) -> f64 {
-    normal_upper_quantile(0.025 / tasks.max(1) as f64)
+/// Standard errors, of as many degrees of freedom, beyond which one of `tasks` differences lies with a chance of 2.5 %, at
+/// most.
+fn beyond(tasks: usize, degrees: u64) -> f64 {
+    student_upper_quantile(0.025 / tasks.max(1) as f64, degrees)
 }
 
 /// Magnitude from which on squares may overflow.
@@ -185,12 +187,14 @@ fn why_no_interval(verdict: &Verdict, scores: [Option<f64>; 2]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::score::distributions::NORMAL_975;
 
     #[test]
     fn small_numbers_are_shown_with_their_digits() {
         for (number, decimals) in [(0.0, 4), (0.5, 4), (0.0123, 4), (0.00812, 5), (-3.85e-5, 7), (1e-30, 17)] {
             assert_eq!(digits(&[number, 0.0]), decimals, "{number}");
         }
-        assert!((beyond(1) - NORMAL_975).abs() < 1e-9 && (beyond(8) - 2.734).abs() < 1e-3);
+        assert!((beyond(1, u64::MAX) - NORMAL_975).abs() < 1e-9 && (beyond(8, u64::MAX) - 2.734).abs() < 1e-3);
+        assert!((beyond(20, 7) - 4.595).abs() < 1e-3, "{}", beyond(20, 7));
     }
 }

@@ -126,7 +126,7 @@ pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchErro
         repeats: describe_repeats(prepared),
         holdout: describe_holdout(prepared, shown),
         smallest_gain: match shown {
-            ShownGain::From(gain) => Some(gain),
+            ShownGain::From(gain) | ShownGain::Unpaired(gain) => Some(gain),
             ShownGain::None | ShownGain::Unknown => None,
         },
         alarms: alarms::before(prepared),
@@ -256,8 +256,12 @@ fn describe_holdout(prepared: &Prepared, shown: ShownGain) -> String {
     }
     match shown {
         ShownGain::From(gain) => text.push_str(&format!(
-            "; shows gains from about {gain:.3} (80 % power, paired, for scores of 0 or 1 with a rate and a correlation of \
-             one half)"
+            "; shows gains from about {gain:.3} over one baseline (80 % power, paired, for scores of 0 or 1 with a rate and a \
+             correlation of one half), and larger ones over several that are alike"
+        )),
+        ShownGain::Unpaired(gain) => text.push_str(&format!(
+            "; shows gains from about {gain:.3} over one baseline (80 % power, for scores of 0 or 1 with a rate of one half; \
+             unpaired, since the evaluator gives no scores by sample: with them, smaller gains show)"
         )),
         ShownGain::None => text.push_str(&format!(
             "; so few samples can show no gain: it takes at least {FEWEST_SAMPLES}, no task with a single one, and about \
@@ -274,6 +278,8 @@ fn describe_holdout(prepared: &Prepared, shown: ShownGain) -> String {
 enum ShownGain {
     /// Gains of this size and above.
     From(f64),
+    /// Gains of this size and above, without scores by sample.
+    Unpaired(f64),
     /// None: it has too few samples.
     None,
     /// There is no hold-out, or one with scores other than 0 and 1 or of unknown size.
@@ -287,7 +293,23 @@ fn shown_gain(prepared: &Prepared) -> ShownGain {
     if tasks.iter().any(|(_, samples)| *samples < 2) {
         return ShownGain::None;
     }
-    power::smallest_gain(power::effective_samples(&tasks)).map_or(ShownGain::None, ShownGain::From)
+    let samples = power::effective_samples(&tasks);
+    if is_paired(prepared) {
+        power::smallest_gain(samples).map_or(ShownGain::None, ShownGain::From)
+    } else {
+        power::smallest_unpaired_gain(samples).map_or(ShownGain::None, ShownGain::Unpaired)
+    }
+}
+
+/// Whether the hold-out's evaluator gives scores by sample of all tasks that count.
+fn is_paired(prepared: &Prepared) -> bool {
+    let Some(plan) = &prepared.holdout else { return false };
+    let gives = |request: &TaskRequest| {
+        let known = plan.evaluator.capabilities().tasks.get(&request.name);
+        known.is_none_or(|known| known.supports_per_sample)
+    };
+    let counts = plan.objective.tasks.iter().zip(&plan.tasks).filter(|(task, _)| task.weight != 0.0);
+    counts.map(|(_, request)| request).all(gives)
 }
 
 /// Share of the objective and number of samples of each task that counts; `None` where a size is not known or the scores
