@@ -38,6 +38,11 @@ fn a_command_line_of_mergekit_yaml_works_as_it_is() {
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(stderr(&output).contains("--allow-crimes, --copy-tokenizer, --lazy-unpickle, --device of mergekit-yaml"));
     assert_eq!(weights(&scratch.path("merged")), weights(&scratch.path("plain")));
+    let more = "merge config.yaml again --no-quiet --no-unsafe-truncate-embeddings -v --quiet --device cpu --device cuda \
+                --out-shard-size 1B --out-shard-size 2B";
+    let output = scratch.evomerge(&more.split_whitespace().collect::<Vec<_>>());
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(weights(&scratch.path("again")), weights(&scratch.path("plain")));
     for wrong in ["merge config.yaml", "merge config.yaml one --out two", "merge config.yaml one --shard-size 1B"] {
         let output = scratch.evomerge(&wrong.split_whitespace().collect::<Vec<_>>());
         assert_eq!(output.status.code(), Some(2), "{wrong}: {}", stderr(&output));

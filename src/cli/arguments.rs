@@ -27,10 +27,10 @@ pub(super) struct Arguments {
 #[command(next_help_heading = "Options of every command")]
 pub(super) struct Common {
     /// Print results and errors only
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, overrides_with = "verbose")]
     pub quiet: bool,
     /// Print more: every evaluation of a search; bytes and speed of a merge
-    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, overrides_with = "quiet")]
     pub verbose: u8,
     /// Print the result as one JSON document on stdout (text and progress go to stderr)
     #[arg(long, global = true)]
@@ -103,9 +103,12 @@ pub(super) struct Soup {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  evomerge merge results/night/best/recipe.toml --out merged\n  \
+#[command(
+    args_override_self = true,
+    after_help = "Examples:\n  evomerge merge results/night/best/recipe.toml --out merged\n  \
     evomerge merge mergekit.yml --out merged --models-dir ~/models --dtype bfloat16\n  \
-    evomerge merge config.yaml merged --copy-tokenizer --lazy-unpickle    # as for mergekit-yaml")]
+    evomerge merge config.yaml merged --copy-tokenizer --lazy-unpickle    # as for mergekit-yaml"
+)]
 pub(super) struct Merge {
     /// A recipe (.toml) or a mergekit configuration (.yml, .yaml)
     #[arg(value_name = "RECIPE")]
@@ -141,8 +144,14 @@ pub(super) struct Merge {
     #[arg(long, value_name = "SIZE", value_parser = super::quantities::parse_mergekit_size, conflicts_with = "shard_size", hide = true)]
     pub out_shard_size: Option<u64>,
     /// Where vocabularies differ, merge the embedding rows that all models have
-    #[arg(long, alias = "unsafe-truncate-embeddings")]
+    #[arg(long, alias = "unsafe-truncate-embeddings", overrides_with = "no_unsafe_truncate_embeddings")]
     pub truncate_embeddings: bool,
+    /// The default, as mergekit-yaml calls it
+    #[arg(long, hide = true)]
+    pub no_unsafe_truncate_embeddings: bool,
+    /// The default, as mergekit-yaml calls it
+    #[arg(long, hide = true)]
+    pub no_quiet: bool,
     /// Write a model card, recipe.toml and mergekit_config.yml into the folder too
     #[arg(long, overrides_with = "no_write_model_card")]
     pub write_model_card: bool,

@@ -1,5 +1,6 @@
 //! Recipes: one fully specified merge. The type, its canonical hash, and TOML and mergekit YAML in and out.
 
+mod anchors;
 mod canonical;
 mod error;
 mod parameters;

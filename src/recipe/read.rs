@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::anchors::{is_renamed, rename_anchor_holders};
 use super::{Body, Input, Masks, ModelReference, Parameters, Recipe, RecipeError, Setting, Slice, UNION, parameters};
 use crate::checkpoint::{Dtype, HubId};
 use crate::document::{Content, Field, FieldError, Fields, Node};
@@ -18,10 +19,26 @@ const NAMED_TEMPLATES: [&str; 6] = ["auto", "alpaca", "chatml", "exaone", "llama
 const WEIGHTS: [&str; 5] = ["safetensors", "bin", "gguf", "pt", "pth"];
 
 /// Keys beside the method that configurations carry although mergekit does not know them there.
-const PASSED_OVER: [&str; 2] = ["random_seed", "int8_mask"];
+const PASSED_OVER: [&str; 3] = ["random_seed", "int8_mask", "embed_slerp"];
 
 /// How top-level keys begin that hold anchors for the rest of the file.
 const ANCHORS: &str = "x-";
+
+/// Top-level keys of configurations beside [`PASSED_OVER`], those of [`OTHER_TOOLS`] and those that begin with [`ANCHORS`].
+const TOP_LEVEL: [&str; 12] = [
+    "merge_method",
+    "base_model",
+    "models",
+    "slices",
+    "modules",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+    "name",
+];
 
 /// Keys of configurations that other tools of mergekit read, and what to do with these.
 const OTHER_TOOLS: [(&str, &str); 3] = [
@@ -76,7 +93,14 @@ impl RecipeFile {
     /// # Errors
     /// When it is not valid, or asks for something that is not supported.
     pub fn from_mergekit_yaml(text: &str) -> Result<Self, RecipeError> {
-        read_document(&Node::from_yaml(text)?, Syntax::Yaml)
+        let is_other_tools = |key: &str| OTHER_TOOLS.iter().any(|(known, _)| *known == key);
+        let (text, holders) = rename_anchor_holders(text, |key| {
+            TOP_LEVEL.contains(&key) || PASSED_OVER.contains(&key) || key.starts_with(ANCHORS) || is_other_tools(key)
+        });
+        let mut file = read_document(&Node::from_yaml(&text)?, Syntax::Yaml)?;
+        let note = |key: &str| format!("`{key}`: passed over but for its anchor, here as in mergekit");
+        file.ignored.extend(holders.into_iter().map(note));
+        Ok(file)
     }
 }
 
@@ -140,7 +164,7 @@ fn read_document(node: &Node, syntax: Syntax) -> Result<RecipeFile, RecipeError>
     if syntax == Syntax::Yaml {
         // Configurations in one file have names, which are mergekit-multi's; mergekit-yaml passes over them.
         let _ = fields.take("name");
-        for key in fields.pass_over(ANCHORS) {
+        for key in fields.pass_over(ANCHORS).into_iter().filter(|key| !is_renamed(key)) {
             reader
                 .ignored
                 .push(format!("`{key}`: passed over, as keys are that begin with {ANCHORS} (they hold anchors)"));

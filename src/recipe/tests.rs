@@ -238,6 +238,22 @@ fn configurations_of_other_tools_are_known() {
 }
 
 #[test]
+fn keys_that_only_hold_anchors_pass_at_the_top_however_often() {
+    let text = "const_tag: &MODEL a\nconst_tag: &HALF 0.5\nenv: &env\n  parameters: {weight: *HALF}\nmerge_method: linear\n\
+                models:\n- model: *MODEL\n  <<: *env\n- {model: b, parameters: {weight: *HALF}}\n";
+    let file = RecipeFile::from_mergekit_yaml(text).unwrap();
+    let plain = "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 0.5}}\n\
+                 - {model: b, parameters: {weight: 0.5}}\n";
+    assert_eq!(file.recipe, Recipe::from_mergekit_yaml(plain).unwrap());
+    let [tag, env] = file.ignored.as_slice() else { panic!("{:?}", file.ignored) };
+    assert!(tag.contains("`const_tag`: passed over") && env.contains("`env`: passed over"), "{tag}, {env}");
+    // Lines are counted as in the file; without an anchor, such a key is a mistake.
+    assert!(refused(&text.replace("linear", "linera")).contains("line 5"));
+    assert!(refused(&format!("{plain}const_tag: 0.5\n")).contains("const_tag"));
+    assert!(refused(&format!("merge_method: linear\n{plain}")).contains("duplicate"));
+}
+
+#[test]
 fn holders_of_anchors_pass_at_the_top() {
     let text = "x-weight: &half {weight: 0.5}\nmerge_method: linear\nmodels:\n- {model: a, parameters: *half}\n\
                 - {model: b, parameters: *half}\n";
