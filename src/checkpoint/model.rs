@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::adapter::{Adapter, LowRank};
+use super::adapter::{Adapter, LowRank, Tie};
 use super::content::{ContentIds, content_id, settings_id, single_id};
 use super::directory::{
     CONFIG_FILE, INDEX_FILE, SINGLE_FILE, WeightMap, Weights, find_sidecars, find_weights, read_config,
@@ -80,36 +80,46 @@ impl Checkpoint {
     /// Opens the model directory `base` with the LoRA adapter of the directory `adapter` laid over it (PEFT's
     /// `adapter_config.json` and `adapter_model.safetensors`). Configuration, side files and shards are the base's.
     /// Tensors that the adapter holds whole and that differ from the base's take the place of these; what it changes by
-    /// two factors is told by [`Self::low_rank`].
+    /// two factors is told by [`Self::low_rank`]. Where the base ties its head to the input embedding and the adapter
+    /// makes them differ, the model has both, and its configuration says that they are not tied.
     ///
     /// # Errors
     /// As [`Self::open`]; an adapter that is incomplete, malformed, of another kind than LoRA, or does not fit this
     /// model.
     pub fn open_with_adapter(base: &Path, adapter: &Path) -> Result<Self, CheckpointError> {
         let mut checkpoint = Self::open(base)?;
-        let embedding = checkpoint.tensors.values().find(|info| is_input_embedding(&info.name)).cloned();
-        let shared = embedding.filter(|_| checkpoint.ties_head());
-        let opened = Adapter::open(adapter, base, &mut checkpoint.tensors, &checkpoint.files)?;
-        let keeps_ties = opened.keeps_ties();
+        let tie = checkpoint.tie();
+        let opened = Adapter::open(adapter, base, &mut checkpoint.tensors, &checkpoint.files, tie.as_ref())?;
+        let unties = opened.unties();
         checkpoint.adapter = Some(opened);
-        if let Some(embedding) = shared
-            && !keeps_ties
+        if let Some(tie) = tie
+            && unties
         {
-            checkpoint.untie(embedding);
+            checkpoint.untie(tie);
         }
         Ok(checkpoint)
     }
 
-    /// PEFT trains a copy of an embedding that `modules_to_save` names: a head that was tied to it stays what it was.
-    fn untie(&mut self, embedding: TensorInfo) {
-        if self.tensors.get(&embedding.name).is_none_or(|info| info.replaces.is_none()) {
-            return;
+    /// The head that is tied to the input embedding; `None`: the model ties none.
+    fn tie(&self) -> Option<Tie> {
+        if !self.ties_head() {
+            return None;
         }
-        if !self.tensors.keys().any(|name| is_head(name)) {
+        let embedding = self.tensors.values().find(|info| is_input_embedding(&info.name))?.clone();
+        let stored = self.tensors.keys().find(|name| is_head(name) && name.ends_with(".weight")).cloned();
+        let head = stored.unwrap_or_else(|| {
             let outer = embedding.name.find(".model.").map_or("", |end| &embedding.name[..=end]);
             let head = if embedding.name.ends_with("embed_in.weight") { "embed_out" } else { "lm_head" };
-            let name = format!("{outer}{head}.weight");
-            self.tensors.insert(name.clone(), TensorInfo { name, ..embedding });
+            format!("{outer}{head}.weight")
+        });
+        Some(Tie { embedding, head })
+    }
+
+    /// Gives the model a head of its own: what the adapter holds of it, else the embedding as it was. PEFT trains a copy
+    /// of an embedding that `modules_to_save` names, and a head that was tied to it stays what it was.
+    fn untie(&mut self, Tie { embedding, head }: Tie) {
+        if !self.tensors.keys().any(|name| is_head(name)) {
+            self.tensors.insert(head.clone(), TensorInfo { name: head, ..embedding });
         }
         let key = "tie_word_embeddings";
         if let Some(Value::Object(text)) = self.config.get_mut("text_config")

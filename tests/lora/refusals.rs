@@ -97,7 +97,7 @@ fn adapters_that_do_not_fit_are_refused_with_file_and_tensor() {
     refused("no adapter_config.json");
     let text = Checkpoint::open_with_adapter(&base, &base).unwrap_err().to_string();
     assert!(text.contains("a whole model"), "{text}");
-    // A head of its own where the model ties it.
+    // A head where the model has none and ties none.
     let tied: Vec<Tensor> = model(Dtype::F32, 1).into_iter().filter(|tensor| tensor.name != "lm_head.weight").collect();
     write_model(&base, &tied);
     write_adapter(
@@ -105,7 +105,7 @@ fn adapters_that_do_not_fit_are_refused_with_file_and_tensor() {
         &extra(Tensor::new("base_model.model.lm_head.weight", Dtype::F32, &[10, 6], 1.0, 1)),
         json!({}),
     );
-    refused("untie it first");
+    refused("it stores no head");
 }
 
 #[test]

@@ -8,13 +8,13 @@
 mod configuration;
 mod names;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
 use self::configuration::Configuration;
-use self::names::{LayerKind, Named, Role, Side};
+use self::names::{LayerKind, Named, Role, Side, Unfit};
 use super::directory::{INDEX_FILE, SINGLE_FILE};
 use super::dtype::Dtype;
 use super::error::{CheckpointError, quote};
@@ -59,6 +59,15 @@ pub struct Factor<'a> {
     pub transposed: bool,
 }
 
+/// An output head that is tied to the input embedding.
+#[derive(Debug)]
+pub(super) struct Tie {
+    /// The embedding as the base stores it.
+    pub(super) embedding: TensorInfo,
+    /// The name of the head's weight, whether the base stores a copy under it or not.
+    pub(super) head: String,
+}
+
 /// An adapter that fits its base checkpoint.
 #[derive(Debug)]
 pub(super) struct Adapter {
@@ -66,6 +75,7 @@ pub(super) struct Adapter {
     /// By name of the base's tensor.
     changes: BTreeMap<String, Change>,
     keeps_ties: bool,
+    unties: bool,
 }
 
 #[derive(Debug)]
@@ -93,6 +103,9 @@ struct Pair {
     up: Option<TensorInfo>,
 }
 
+/// By name of the base's tensor and kind of layer: the module's name and its factors.
+type Pairs = BTreeMap<(String, LayerKind), (String, Pair)>;
+
 /// How a module keeps its weight.
 #[derive(Clone, Copy)]
 enum Layout {
@@ -111,24 +124,26 @@ pub fn is_adapter_folder(directory: &Path) -> bool {
 impl Adapter {
     /// Opens the adapter in `directory` for the model of `base`, whose tensors are `tensors`, in `files`. Tensors that
     /// the adapter holds whole and with other numbers are replaced in `tensors`, and say that they are in the file behind
-    /// these.
+    /// these. A head that has numbers of its own from now on is added where the base ties it (`tie`); a stored copy of
+    /// a changed embedding that stays tied to it is taken out.
     pub(super) fn open(
         directory: &Path,
         base: &Path,
         tensors: &mut BTreeMap<String, TensorInfo>,
         files: &[MappedFile],
+        tie: Option<&Tie>,
     ) -> Result<Self, CheckpointError> {
         let configuration = find(directory)?;
         let path = directory.join(WEIGHTS_FILE);
         let (file, identity) = open_regular(&path)?;
         let infos = read_header(&path, &file, identity.size, files.len())?;
         let file = MappedFile::new(&path, &file, identity)?;
-        Opening { path: &path, base, configuration: &configuration, tensors, files, file }.run(infos)
+        Opening { path: &path, base, configuration: &configuration, tensors, files, tie, file }.run(infos)
     }
 
-    /// Whether a head that is tied to an embedding stays so where the adapter brings a new embedding.
-    pub(super) fn keeps_ties(&self) -> bool {
-        self.keeps_ties
+    /// Whether the head and the input embedding, which the base ties, are no longer the same.
+    pub(super) fn unties(&self) -> bool {
+        self.unties
     }
 
     pub(super) fn file(&self) -> &MappedFile {
@@ -152,7 +167,8 @@ impl Adapter {
         })
     }
 
-    /// Identifies what the adapter makes of a base: both contents, and what the configuration says of the factors.
+    /// Identifies what the adapter makes of a base: both contents, and what the configuration says of them. Whole
+    /// tensors, and with them a head that is added, are covered by the content of the adapter's file.
     pub(super) fn content_id(&self, base: &str, weights: &str) -> String {
         let mut all = Sha256::new();
         all.update(b"evomerge adapted weights v1");
@@ -212,6 +228,8 @@ struct Opening<'a> {
     tensors: &'a mut BTreeMap<String, TensorInfo>,
     /// The files of the base.
     files: &'a [MappedFile],
+    /// The head of the base, where it is tied to the input embedding.
+    tie: Option<&'a Tie>,
     file: MappedFile,
 }
 
@@ -223,45 +241,80 @@ impl Opening<'_> {
                 reason: "it holds no tensor".to_owned(),
             });
         }
+        let mut head = None;
+        let mut pairs = Pairs::new();
+        for (Named { target, module, role }, info) in self.named(infos)? {
+            match role {
+                Role::Whole if self.tie.is_some_and(|tie| tie.head == target) => {
+                    if head.is_some() {
+                        return Err(self.wrong(&info, "another tensor of the file is the model's head already"));
+                    }
+                    head = Some(info);
+                }
+                Role::Whole => self.replace(&target, info)?,
+                Role::Factor(kind, side) => {
+                    let (_, pair) = pairs.entry((target, kind)).or_insert_with(|| (module, Pair::default()));
+                    self.collect(pair, side, info)?;
+                }
+            }
+        }
+        self.drop_tied_factors(&mut pairs)?;
+        let unties = self.settle_head(head)?;
+        let changes = self.changes(pairs)?;
+        if !unties {
+            self.drop_stored_head(&changes);
+        }
+        Ok(Adapter { file: self.file, changes, keeps_ties: self.configuration.keeps_ties, unties })
+    }
+
+    /// Takes the names apart, and calls the targets as the base does.
+    fn named(&self, infos: Vec<TensorInfo>) -> Result<Vec<(Named, TensorInfo)>, CheckpointError> {
         let mut named = Vec::with_capacity(infos.len());
         for info in infos {
             let name = names::parse(&info.name).map_err(|reason| self.wrong(&info, reason))?;
             named.push((name, info));
         }
-        let targets = named.iter().map(|(name, _)| name.target.as_str());
-        let rename = names::fit(targets, self.tensors).map_err(|unfit| {
-            let (name, info) = &named[unfit.index];
-            self.wrong(info, format!("{}{}", self.no_such_tensor(&name.target), unfit.ambiguity))
+        let head = self.tie.map(|tie| tie.head.as_str());
+        let stored: BTreeSet<&str> = self.tensors.keys().map(String::as_str).chain(head).collect();
+        let targets: Vec<&str> = named.iter().map(|(name, _)| name.target.as_str()).collect();
+        let renames = names::fit(&targets, &stored).map_err(|Unfit { index, reason }| {
+            let hint = reason.unwrap_or_else(|| self.hint(targets[index], &stored));
+            self.wrong(&named[index].1, format!("{}{hint}", self.no_such_tensor(targets[index])))
         })?;
-        let mut pairs: BTreeMap<(String, LayerKind), (String, Pair)> = BTreeMap::new();
-        for (Named { target, module, role }, info) in named {
-            let target = rename.apply(&target);
-            let (kind, side) = match role {
-                Role::Whole => {
-                    self.replace(&target, info)?;
-                    continue;
-                }
-                Role::Factor(kind, side) => (kind, side),
-            };
-            if let Some(names) = self.configuration.unnamed(&module) {
-                let reason = format!("`target_modules` names {names}, not its module: PEFT would leave it out");
-                return Err(self.wrong(&info, reason));
+        for (name, _) in &mut named {
+            if let Some(stored) = renames.get(&name.target) {
+                name.target.clone_from(stored);
             }
-            let (_, pair) = pairs.entry((target, kind)).or_insert_with(|| (module, Pair::default()));
-            let place = match side {
-                Side::Down => &mut pair.down,
-                Side::Up => &mut pair.up,
-            };
-            if let Some(other) = place {
-                let reason = format!("{} is for the same module; one adapter a file is expected", quote(&other.name));
-                return Err(self.wrong(&info, reason));
-            }
-            *place = Some(info);
         }
+        Ok(named)
+    }
+
+    /// Puts a factor in its place beside the other one.
+    fn collect(&self, pair: &mut Pair, side: Side, info: TensorInfo) -> Result<(), CheckpointError> {
+        let place = match side {
+            Side::Down => &mut pair.down,
+            Side::Up => &mut pair.up,
+        };
+        if let Some(other) = place {
+            let reason = format!("{} is for the same module; one adapter a file is expected", quote(&other.name));
+            return Err(self.wrong(&info, reason));
+        }
+        *place = Some(info);
+        Ok(())
+    }
+
+    /// What the pairs of factors change.
+    fn changes(&self, pairs: Pairs) -> Result<BTreeMap<String, Change>, CheckpointError> {
         let linear = pairs.iter().filter(|((_, kind), _)| *kind == LayerKind::Linear);
         let squares_turned = self.squares_turned(linear.map(|((target, _), (_, pair))| (target.as_str(), pair)));
         let mut changes = BTreeMap::new();
         for ((target, kind), (module, pair)) in pairs {
+            if let Some(names) = self.configuration.unnamed(&module)
+                && let Some(info) = pair.down.as_ref().or(pair.up.as_ref())
+            {
+                let reason = format!("`target_modules` names {names}, not its module: PEFT would leave it out");
+                return Err(self.wrong(info, reason));
+            }
             let layout = match kind {
                 LayerKind::Linear => Layout::Linear { squares_turned },
                 LayerKind::Embedding => Layout::Embedding,
@@ -272,7 +325,121 @@ impl Opening<'_> {
                 return Err(self.wrong(&info, reason));
             }
         }
-        Ok(Adapter { file: self.file, changes, keeps_ties: self.configuration.keeps_ties })
+        Ok(changes)
+    }
+
+    /// Factors of a tied head would change the embedding too. With `ensure_weight_tying` PEFT stores those of the
+    /// embedding once more for the head, with rows and columns exchanged: these say nothing new.
+    fn drop_tied_factors(&self, pairs: &mut Pairs) -> Result<(), CheckpointError> {
+        let Some(tie) = self.tie else { return Ok(()) };
+        for kind in [LayerKind::Linear, LayerKind::Embedding] {
+            let Some((module, pair)) = pairs.remove(&(tie.head.clone(), kind)) else { continue };
+            let embedding = pairs.get(&(tie.embedding.name.clone(), LayerKind::Embedding));
+            let is_repeated = self.configuration.keeps_ties
+                && kind == LayerKind::Linear
+                && embedding.is_some_and(|(other_module, other)| {
+                    self.scale_bits(&module) == self.scale_bits(other_module) && self.are_turned(&pair, other)
+                });
+            if !is_repeated && let Some(info) = pair.down.or(pair.up) {
+                let reason = format!(
+                    "the head is tied to the input embedding {} in {}, so that factors of the head would change both: \
+                     untie the model first (save it with tie_word_embeddings = false and {} of its own), or merge the \
+                     adapter with PEFT and name the result as a model",
+                    quote(&tie.embedding.name),
+                    self.base.display(),
+                    quote(&tie.head)
+                );
+                return Err(self.wrong(&info, reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// The scale of a module's factors, to be compared.
+    fn scale_bits(&self, module: &str) -> Option<u32> {
+        self.configuration.scale(module, self.configuration.rank(module)).ok().map(f32::to_bits)
+    }
+
+    /// Whether the factors of a linear layer are those of an embedding, transposed.
+    fn are_turned(&self, linear: &Pair, embedding: &Pair) -> bool {
+        let (Some(down), Some(up)) = (&linear.down, &linear.up) else { return false };
+        let (Some(other_down), Some(other_up)) = (&embedding.down, &embedding.up) else { return false };
+        self.is_transpose(down, other_up) && self.is_transpose(up, other_down)
+    }
+
+    /// Whether two matrices of the adapter are each other's transpose, bit for bit.
+    fn is_transpose(&self, one: &TensorInfo, other: &TensorInfo) -> bool {
+        let (&[rows, columns], &[other_rows, other_columns]) = (one.shape.as_slice(), other.shape.as_slice()) else {
+            return false;
+        };
+        let (Some(left), Some(right)) = (self.own_bytes(one), self.own_bytes(other)) else { return false };
+        let size = one.dtype.bitsize() / 8;
+        let element = |index: usize| index * size..(index + 1) * size;
+        one.dtype == other.dtype
+            && (rows, columns) == (other_columns, other_rows)
+            && (0..rows * columns).all(|index| {
+                let (row, column) = (index / columns, index % columns);
+                left.get(element(index)) == right.get(element(column * rows + row))
+            })
+    }
+
+    /// Decides what becomes of a head that the base ties to its input embedding, where the adapter holds `head` for it;
+    /// true: the two are no longer the same.
+    fn settle_head(&mut self, head: Option<TensorInfo>) -> Result<bool, CheckpointError> {
+        let Some(tie) = self.tie else { return Ok(false) };
+        let keeps_ties = self.configuration.keeps_ties;
+        let embedding = self.tensors.get(&tie.embedding.name).filter(|info| info.replaces.is_some());
+        let Some(head) = head else { return Ok(embedding.is_some() && !keeps_ties) };
+        if self.is_copy(&tie.head, &tie.embedding, &head)? {
+            return Ok(embedding.is_some() && !keeps_ties);
+        }
+        match embedding {
+            Some(new) if new.dtype == head.dtype && self.own_bytes(new) == self.own_bytes(&head) => return Ok(false),
+            Some(new) if keeps_ties => {
+                let reason = format!(
+                    "{CONFIG_FILE} says `ensure_weight_tying`, but it differs from the embedding {} beside it: one of \
+                     the two is wrong",
+                    quote(&new.name)
+                );
+                return Err(self.wrong(&head, reason));
+            }
+            None if keeps_ties => {
+                self.replace(&tie.embedding.name, head)?;
+                return Ok(false);
+            }
+            _ => {}
+        }
+        let stored = self.tensors.get(&tie.head).unwrap_or(&tie.embedding).dtype;
+        let info = TensorInfo { name: tie.head.clone(), replaces: Some(stored), ..head };
+        self.tensors.insert(tie.head.clone(), info);
+        Ok(true)
+    }
+
+    /// A copy of the embedding that the base stores as its head would be out of date once the embedding, which the head
+    /// stays tied to, is another one.
+    fn drop_stored_head(&mut self, changes: &BTreeMap<String, Change>) {
+        let Some(tie) = self.tie else { return };
+        let embedding = &tie.embedding;
+        let is_changed = changes.contains_key(&embedding.name)
+            || self.tensors.get(&embedding.name).is_some_and(|info| info.replaces.is_some());
+        let is_copy = self.tensors.get(&tie.head).is_some_and(|head| {
+            head.dtype == embedding.dtype
+                && head.shape == embedding.shape
+                && self.base_bytes(head) == self.base_bytes(embedding)
+        });
+        if is_changed && is_copy {
+            self.tensors.remove(&tie.head);
+        }
+    }
+
+    /// The bytes of a tensor of the adapter.
+    fn own_bytes(&self, info: &TensorInfo) -> Option<&[u8]> {
+        self.file.bytes().get(info.start..info.start + info.length)
+    }
+
+    /// The bytes of a tensor as the base stores it.
+    fn base_bytes(&self, info: &TensorInfo) -> Option<&[u8]> {
+        self.files.get(info.shard)?.bytes().get(info.start..info.start + info.length)
     }
 
     fn wrong(&self, info: &TensorInfo, reason: impl Into<String>) -> CheckpointError {
@@ -284,26 +451,35 @@ impl Opening<'_> {
             Some(name) => format!(" (it was trained on {})", quote(name)),
             None => String::new(),
         };
-        let hint = if is_head(target) {
-            "; a head that is tied to the input embedding cannot change by itself: untie it first \
-             (tie_word_embeddings = false and a saved lm_head.weight)"
+        format!("the model {} has no tensor {}{trained_on}", self.base.display(), quote(target))
+    }
+
+    /// What may be the reason that a tensor is not among the stored ones.
+    fn hint(&self, target: &str, stored: &BTreeSet<&str>) -> String {
+        if let Some(name) = names::namesake(target, stored) {
+            return format!(
+                "; it has {}, which may be the same under another name: name the adapter's tensors as the model's",
+                quote(name)
+            );
+        }
+        let is_headless = is_head(target) && !stored.iter().any(|name| is_head(name));
+        let hint = if is_headless {
+            "; it stores no head, and its config.json does not tie one to the input embedding (tie_word_embeddings)"
         } else {
             "; is this the adapter's base model?"
         };
-        format!("the model {} has no tensor {}{trained_on}{hint}", self.base.display(), quote(target))
+        hint.to_owned()
     }
 
-    /// Puts a whole tensor of the adapter in the place of the base's. PEFT stores an embedding that factors change
-    /// beside these, as it was: such a copy replaces nothing, and a head that is tied to it follows the change.
-    fn replace(&mut self, target: &str, info: TensorInfo) -> Result<(), CheckpointError> {
-        let Some(base) = self.tensors.get(target) else { return Err(self.wrong(&info, self.no_such_tensor(target))) };
+    /// Whether a whole tensor of the adapter equals `base`; it has to fit in its place, which is called `target`.
+    fn is_copy(&self, target: &str, base: &TensorInfo, info: &TensorInfo) -> Result<bool, CheckpointError> {
         if base.shape != info.shape {
             let hint = match is_head(target) || is_input_embedding(target) {
                 true => "; the vocabulary was resized in training: resize the base model alike and save it first",
                 false => "; is this the adapter's base model?",
             };
             return Err(self.wrong(
-                &info,
+                info,
                 format!(
                     "its shape {:?} does not fit {} of shape {:?} in {}{hint}",
                     info.shape,
@@ -315,16 +491,20 @@ impl Opening<'_> {
         }
         if base.dtype != info.dtype && (base.float().is_none() || info.float().is_none()) {
             let reason = format!("it is of type {}, {} in {}", info.dtype, base.dtype, self.base.display());
-            return Err(self.wrong(&info, reason));
+            return Err(self.wrong(info, reason));
         }
+        let bytes = self.base_bytes(base).zip(self.own_bytes(info));
+        Ok(bytes.is_some_and(|(stored, own)| are_equal((base.dtype, stored), (info.dtype, own))))
+    }
+
+    /// Puts a whole tensor of the adapter in the place of the base's. PEFT stores an embedding that factors change
+    /// beside these, as it was: such a copy replaces nothing, and a head that is tied to it follows the change.
+    fn replace(&mut self, target: &str, info: TensorInfo) -> Result<(), CheckpointError> {
+        let Some(base) = self.tensors.get(target) else { return Err(self.wrong(&info, self.no_such_tensor(target))) };
         if base.replaces.is_some() {
             return Err(self.wrong(&info, format!("another tensor of the file replaces {} already", quote(target))));
         }
-        let own = self.file.bytes().get(info.start..info.start + info.length);
-        let stored = self.files.get(base.shard).and_then(|file| file.bytes().get(base.start..base.start + base.length));
-        if let (Some(stored), Some(own)) = (stored, own)
-            && are_equal((base.dtype, stored), (info.dtype, own))
-        {
+        if self.is_copy(target, base, &info)? {
             return Ok(());
         }
         let replaces = Some(base.dtype);
@@ -413,7 +593,7 @@ impl Opening<'_> {
         let Some(dtype) = info.float() else {
             return Err(self.wrong(info, format!("it holds {} values; expected floats", info.dtype)));
         };
-        let bytes = self.file.bytes().get(info.start..info.start + info.length).unwrap_or_default();
+        let bytes = self.own_bytes(info).unwrap_or_default();
         if let Some((element, value)) = scan(dtype, bytes) {
             let reason = format!("element {element} is {value}; the adapter must be repaired or left out");
             return Err(self.wrong(info, reason));
