@@ -201,13 +201,13 @@ fn models_of_other_architectures_are_refused_by_these() {
 fn integer_buffers_are_copied_when_they_agree() {
     let with_buffer = |seed, buffer: i64| {
         let mut model = Model::new(1, seed);
-        model.tensors.push(("model.position_ids".into(), Dtype::I64, vec![1], buffer.to_le_bytes().to_vec()));
+        model.tensors.push(("model.table".into(), Dtype::I64, vec![1], buffer.to_le_bytes().to_vec()));
         model
     };
     let family = Family::new([("a", with_buffer(1, 7)), ("b", with_buffer(2, 7))]);
-    assert_eq!(family.merge(AVERAGE).bytes("model.position_ids").unwrap(), 7_i64.to_le_bytes());
+    assert_eq!(family.merge(AVERAGE).bytes("model.table").unwrap(), 7_i64.to_le_bytes());
     let error = Family::new([("a", with_buffer(1, 7)), ("b", with_buffer(2, 8))]).refusal(AVERAGE).to_string();
-    assert!(error.contains("position_ids") && error.contains("differ"), "{error}");
+    assert!(error.contains("table") && error.contains("differ"), "{error}");
 }
 
 #[test]
@@ -490,4 +490,15 @@ fn a_centre_is_not_looked_for_without_end() {
         let average = norms.iter().sum::<f64>() / 3.0;
         assert!((norm(&found) - average).abs() < 1e-5, "{tensor}: as long as the models are on average, {average}");
     }
+}
+
+#[test]
+fn code_that_is_not_copied_is_named() {
+    let mut coded = Model::new(2, 1);
+    let map = json!({"AutoConfig": "configuration_x.XConfig", "AutoModel": "org/other--modeling_y.YModel"});
+    coded.config(json!({ "auto_map": map }));
+    let family = Family::new([("a", coded), ("b", Model::new(2, 5))]);
+    let report = family.try_merge(AVERAGE, &MergeOptions::default()).unwrap();
+    let note = report.notes.iter().find(|note| note.contains("auto_map")).unwrap();
+    assert!(note.contains("configuration_x.py of ") && !note.contains("modeling_y"), "{note}");
 }

@@ -14,9 +14,12 @@ use evomerge::checkpoint::Checkpoint;
 use fault_server::FaultServer;
 use models::Model;
 use runs::{Scratch, cell, stderr};
+use safetensors::Dtype;
 use serde_json::json;
 
 const ROTARY: &str = "model.layers.0.self_attn.rotary_emb.inv_freq";
+const MASK: &str = "model.layers.0.attn.bias";
+const COUNTER: &str = "model.layers.1.norm.num_batches_tracked";
 const VALUE_HEAD: &str = "v_head.summary.weight";
 
 /// The weights of a small Llama.
@@ -58,6 +61,13 @@ fn tables_strays_and_tied_heads_keep_nobody_from_a_search() {
     let server = FaultServer::start(vec![]);
     let mixed = |models: &mut [Model; 4]| {
         models[0].add(ROTARY, &[2], 5);
+        let infinity = vec![0x00, 0xFC];
+        models[0].tensors.push(("model.layers.0.attn.masked_bias".into(), Dtype::F16, vec![], infinity));
+        models[1].add(MASK, &[1, 1, 2, 2], 7);
+        models[2].tensors.push((MASK.into(), Dtype::BOOL, vec![1, 1, 4, 4], vec![1; 16]));
+        for (model, batches) in models.iter_mut().zip(7_i64..) {
+            model.tensors.push((COUNTER.into(), Dtype::I64, vec![], batches.to_le_bytes().to_vec()));
+        }
         models[1].add(VALUE_HEAD, &[1, 4], 6);
         models[2].remove("lm_head.weight");
         models[2].config(json!({"tie_word_embeddings": true}));
@@ -79,6 +89,7 @@ fn tables_strays_and_tied_heads_keep_nobody_from_a_search() {
     assert!(export.status.success(), "{}", stderr(&export));
     let best = Checkpoint::open(&scratch.path("best")).unwrap();
     assert!(!best.tensors().contains_key(VALUE_HEAD));
+    assert!(best.tensors().contains_key(COUNTER));
 }
 
 #[test]

@@ -375,6 +375,56 @@ fn every_list_with_an_entry_a_layer_follows_the_layers_and_lists_of_layers_are_n
 }
 
 #[test]
+fn entries_by_layers_numbers_follow_the_layers() {
+    let settings = json!({
+        "per_layer_config": {"3": {"head_dim": 512}, "1": {"head_dim": 256}},
+        "id2label": {"0": "no", "1": "yes"},
+        "other": {"3": 1, "4": 2},
+        "named": {"03": 1},
+        "none": {},
+    });
+    let config = stacked_config(of_two_kinds(settings.clone(), [true; 4]), &[[3, 4], [0, 4]]);
+    assert_eq!(
+        config["per_layer_config"],
+        json!({"0": {"head_dim": 512}, "2": {"head_dim": 256}, "4": {"head_dim": 512}})
+    );
+    for key in ["id2label", "other", "named", "none"] {
+        assert_eq!(config[key], settings[key], "{key}");
+    }
+    assert_eq!(stacked_config(of_two_kinds(settings, [true; 4]), &[[0, 1]])["per_layer_config"], json!({}));
+}
+
+#[test]
+fn a_rule_that_holds_up_to_the_last_layer_holds_up_to_the_new_one() {
+    let stacked = |settings: Value, range: [usize; 2]| {
+        stacked_config(of_two_kinds(settings, [false, true, true, true]), &[[0, 4], range])
+    };
+    assert_eq!(stacked(json!({"moe_layer_end_index": 3}), [2, 4])["moe_layer_end_index"], 5);
+    assert_eq!(stacked(json!({"moe_layer_end_index": 2}), [2, 4])["moe_layer_end_index"], 2);
+    let huge = json!({"moe_layer_end_index": u64::MAX});
+    assert_eq!(stacked(huge, [2, 4])["moe_layer_end_index"], u64::MAX);
+    let windows = |used: bool, first: u64| json!({"use_sliding_window": used, "max_window_layers": first});
+    assert_eq!(stacked(windows(true, 4), [2, 4])["max_window_layers"], 6);
+    assert_eq!(stacked(windows(false, 4), [2, 4])["max_window_layers"], 4);
+    assert_eq!(stacked(windows(true, 3), [2, 4])["max_window_layers"], 3);
+    let notes = |settings: Value| {
+        let family = Family::new([("a", of_two_kinds(settings, [true; 4]))]);
+        family.try_merge(&stack(&[("a", [0, 4]), ("a", [2, 4])]), &MergeOptions::default()).unwrap().notes
+    };
+    assert_eq!(notes(windows(true, 4)), Vec::<String>::new());
+    assert_eq!(notes(windows(false, 3)), Vec::<String>::new());
+    assert!(notes(windows(true, 3))[0].contains("`max_window_layers`"));
+}
+
+#[test]
+fn tensors_that_no_loader_reads_make_no_layer_another_kind() {
+    let mask = (MASK, Dtype::F32, &[1, 1, 2, 2][..], floats([1.0; 4]));
+    let family = Family::new([("a", gpt2(1, &[mask])), ("b", gpt2(2, &[]))]);
+    let report = family.try_merge(&stack(&[("a", [0, 2]), ("b", [0, 2])]), &MergeOptions::default()).unwrap();
+    assert_eq!(report.notes, Vec::<String>::new());
+}
+
+#[test]
 fn layers_of_another_kind_than_their_place_has_are_told() {
     let notes = |settings: Value, with_experts, ranges: &[[usize; 2]]| {
         let slices: Vec<(&str, [usize; 2])> = ranges.iter().map(|range| ("a", *range)).collect();
@@ -741,6 +791,151 @@ fn a_stored_rotary_table_that_the_base_lacks_is_left_out() {
         merged += 1;
     }
     assert!(merged > 8, "{merged}");
+}
+
+const MASKED: &str = "transformer.h.0.attn.masked_bias";
+const MASK: &str = "transformer.h.0.attn.bias";
+
+/// A small GPT-2, with tensors besides.
+fn gpt2(seed: u32, besides: &[(&str, Dtype, &[usize], Vec<u8>)]) -> Model {
+    let mut model = Model::empty(json!({"num_hidden_layers": 2, TIE: true}));
+    model.add("transformer.wte.weight", &[10, 4], seed);
+    for layer in 0..2 {
+        model.add(&format!("transformer.h.{layer}.attn.c_attn.weight"), &[4, 6], seed + layer);
+        model.add(&format!("transformer.h.{layer}.attn.c_attn.bias"), &[6], seed + layer + 5);
+    }
+    for (name, dtype, shape, bytes) in besides {
+        model.tensors.push(((*name).to_owned(), *dtype, shape.to_vec(), bytes.clone()));
+    }
+    model
+}
+
+const TASK_VECTORS: &str =
+    "merge_method: task_arithmetic\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\n";
+
+#[test]
+fn what_no_loader_reads_is_copied_from_the_base_or_the_first_model_that_has_it() {
+    let scalar = |value: f32| (MASKED, Dtype::F32, &[][..], floats([value]));
+    let with = |seed, value, dtype: Dtype, length: usize| {
+        let shape = [1, 1, length, length];
+        let mask = vec![1; length * length * dtype.bitsize() / 8];
+        gpt2(seed, &[scalar(value), (MASK, dtype, shape.as_slice(), mask)])
+    };
+    // In one model only; of other types, lengths and values.
+    let family = Family::new([
+        ("base", gpt2(1, &[])),
+        ("a", with(2, -1e4, Dtype::F32, 8)),
+        ("b", with(3, -1e9, Dtype::BOOL, 4)),
+        ("c", with(4, -1e9, Dtype::U8, 8)),
+    ]);
+    let copied = |recipe: &str, output: &str, from: &str| {
+        let merged = merge_into(&family, &Recipe::from_mergekit_yaml(recipe).unwrap(), output);
+        for name in [MASK, MASKED] {
+            let (found, expected) = (merged.bytes(name), family.model(from));
+            assert_eq!((found, &merged.tensors()[name].shape), (expected.bytes(name), &expected.tensors()[name].shape));
+        }
+        merged
+    };
+    let merged = copied(AVERAGE, "average", "a");
+    let weight = "transformer.h.1.attn.c_attn.weight";
+    assert_eq!(
+        values(&merged, weight),
+        average(&values(&family.model("a"), weight), &values(&family.model("b"), weight))
+    );
+    copied(TASK_VECTORS, "lacking", "a");
+    copied(&TASK_VECTORS.replace("base_model: base", "base_model: c"), "having", "c");
+    copied(&AVERAGE.replace("model: a", "model: base"), "one", "b");
+    // A vector of that name is a bias, which all models need.
+    let bias = (MASK, Dtype::F32, &[2][..], floats([1.0, 2.0]));
+    let family = Family::new([("a", gpt2(1, &[bias])), ("b", gpt2(2, &[]))]);
+    assert!(family.refusal(AVERAGE).to_string().contains(MASK));
+}
+
+#[test]
+fn what_no_loader_reads_need_not_be_finite_nor_fit_the_output() {
+    let half = |bits: u16| (MASKED, Dtype::F16, &[][..], bits.to_le_bytes().to_vec());
+    let single = || (MASKED, Dtype::F32, &[][..], floats([-1e9]));
+    for besides in [half(0xFC00), single()] {
+        let model = |seed| gpt2(seed, std::slice::from_ref(&besides));
+        let family = Family::new([("base", model(1)), ("a", model(2)), ("b", model(3))]);
+        assert_eq!(family.model("a").first_nonfinite(), None);
+        for (index, recipe) in [AVERAGE, TASK_VECTORS].iter().enumerate() {
+            for dtype in ["float16", "bfloat16", "float32"] {
+                let recipe = Recipe::from_mergekit_yaml(&format!("{recipe}dtype: {dtype}\n")).unwrap();
+                let merged = merge_into(&family, &recipe, &format!("{dtype}-{index}"));
+                assert_eq!(merged.bytes(MASKED), Some(besides.3.as_slice()));
+                assert_eq!(merged.tensors()[MASKED].dtype, besides.1);
+            }
+        }
+    }
+}
+
+#[test]
+fn counters_of_batches_are_the_bases_or_the_first_models_and_that_is_told() {
+    let counter = "norm.num_batches_tracked";
+    let counted = |seed, batches: i64| {
+        let mut model = Model::new(1, seed);
+        model.tensors.push((counter.to_owned(), Dtype::I64, vec![], batches.to_le_bytes().to_vec()));
+        model
+    };
+    let family = Family::new([("base", counted(1, 7)), ("a", counted(2, 8)), ("b", counted(3, 9))]);
+    for (recipe, output, expected, name) in [(AVERAGE, "one", 8_i64, "`a`"), (TASK_VECTORS, "two", 7, "`base`")] {
+        let recipe = Recipe::from_mergekit_yaml(recipe).unwrap();
+        let merged = merge_into(&family, &recipe, output);
+        assert_eq!(merged.bytes(counter), Some(expected.to_le_bytes().as_slice()));
+        let notes = family.merger.notes(&recipe).unwrap();
+        assert!(notes.iter().any(|note| note.contains(&format!("the counters of {name} are written"))), "{notes:?}");
+    }
+    let alike = Family::new([("a", counted(1, 7)), ("b", counted(2, 7))]);
+    let report = alike.try_merge(AVERAGE, &MergeOptions::default()).unwrap();
+    assert_eq!(report.notes, Vec::<String>::new());
+}
+
+#[test]
+fn copies_of_tied_tensors_that_only_some_models_store_are_left_out() {
+    let bert = |seed, config: Value, copies: &[(&str, &str)]| {
+        let mut model = Model::empty(config);
+        model.add("roberta.embeddings.word_embeddings.weight", &[10, 4], seed);
+        model.add("lm_head.bias", &[10], seed + 1);
+        add_tower(&mut model, "roberta.encoder.layer.", 2, 2);
+        for (copy, original) in copies {
+            let (_, dtype, shape, bytes) = model.tensors.iter().find(|tensor| tensor.0 == *original).unwrap().clone();
+            model.tensors.push(((*copy).to_owned(), dtype, shape, bytes));
+        }
+        model
+    };
+    let embedding = "roberta.embeddings.word_embeddings.weight";
+    let copies = [("lm_head.decoder.weight", embedding), ("lm_head.decoder.bias", "lm_head.bias")];
+    let family = Family::new([("a", bert(1, json!({}), &copies)), ("b", bert(2, json!({}), &[]))]);
+    let merged = family.merge(AVERAGE);
+    assert!(merged.tensors().keys().eq(family.model("b").tensors().keys()));
+    // What differs is a weight of its own, and so is what a model does not tie.
+    let mut changed = bert(1, json!({}), &copies);
+    changed.set("lm_head.decoder.weight", 3, 9.0);
+    for other in [changed, bert(1, json!({ TIE: false }), &copies)] {
+        let family = Family::new([("a", other), ("b", bert(2, json!({}), &[]))]);
+        assert!(family.refusal(AVERAGE).to_string().contains("lm_head.decoder."));
+    }
+}
+
+#[test]
+fn models_whose_names_differ_in_a_prefix_alone_are_told_how_to_mend_that() {
+    let bare = |mut model: Model| {
+        for tensor in &mut model.tensors {
+            tensor.0 = tensor.0.trim_start_matches("transformer.").to_owned();
+        }
+        model
+    };
+    let mask = (MASK, Dtype::F32, &[1, 1, 2, 2][..], floats([1.0; 4]));
+    let family = Family::new([("a", bare(gpt2(1, &[mask]))), ("b", gpt2(2, &[]))]);
+    let error = family.refusal(AVERAGE).to_string();
+    for part in ["`transformer.h.N`", "`h.N`", "the same names", "load `a` with transformers", "of `b`"] {
+        assert!(error.contains(part), "{error}");
+    }
+    let mut other = Model::empty(json!({}));
+    add_tower(&mut other, "h.", 2, 3);
+    let error = Family::new([("a", other), ("b", gpt2(2, &[]))]).refusal(AVERAGE).to_string();
+    assert!(error.contains("different architectures") && !error.contains("the same names"), "{error}");
 }
 
 #[test]

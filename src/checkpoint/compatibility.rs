@@ -3,11 +3,11 @@
 use super::error::{CheckpointError, quote};
 use super::header::TensorInfo;
 use super::model::Checkpoint;
-use super::tensor_names::is_head;
+use super::tensor_names::{is_batch_counter, is_head, is_unread};
 
 /// Checks that all models have the tensors of the first one, with the same shapes. Floating-point types may differ,
 /// other types may not. A model that ties its output head to its input embedding need not store the head, and tensors
-/// that `may_be_missing` need not be in all of them.
+/// that `may_be_missing` need not be in all of them. Of what no loader reads, and of counters, nothing is compared.
 ///
 /// # Errors
 /// [`CheckpointError::Incompatible`] with every difference, or with the architectures where these are others; models are
@@ -62,6 +62,9 @@ fn differences_of(
 }
 
 fn difference((name, found): (&str, &TensorInfo), (reference, expected): (&str, &TensorInfo)) -> Option<String> {
+    if is_batch_counter(&found.name) || (is_unread(found) && is_unread(expected)) {
+        return None;
+    }
     let tensor = quote(&found.name);
     if found.shape != expected.shape {
         let (found, expected) = (&found.shape, &expected.shape);
@@ -162,22 +165,44 @@ mod tests {
         );
     }
 
+    /// A model of two tensors, of one element each, by name and type.
+    fn of_types(folder: &Path, name: &str, types: [(&str, safetensors::Dtype); 2]) -> Checkpoint {
+        let zeros = [0; 8];
+        let tensors = types.map(|(name, dtype)| (name, dtype, &[1, 1, 1, 1][..], &zeros[..dtype.bitsize() / 8]));
+        let path = folder.join(name);
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join("config.json"), "{}").unwrap();
+        std::fs::write(path.join("model.safetensors"), safetensors_bytes(&tensors)).unwrap();
+        Checkpoint::open(&path).unwrap()
+    }
+
+    #[test]
+    fn what_no_loader_reads_and_counters_may_be_of_any_type_and_shape() {
+        use safetensors::Dtype::{BOOL, F32, I32, I64};
+
+        let folder = tempfile::tempdir().unwrap();
+        let make = |name: &str, mask, counter| {
+            of_types(folder.path(), name, [("h.0.attn.bias", mask), ("norm.num_batches_tracked", counter)])
+        };
+        assert_eq!(differences(&[("one", &make("one", F32, I64)), ("two", &make("two", BOOL, I32))]), [""; 0]);
+        let short = model(folder.path(), "short", "{}", &[("embeddings.position_ids", &[1, 2])]);
+        let long = model(folder.path(), "long", "{}", &[("embeddings.position_ids", &[1, 4])]);
+        assert_eq!(differences(&[("short", &short), ("long", &long)]), [""; 0]);
+        // A vector of that name is a bias.
+        let mask = model(folder.path(), "mask", "{}", &[("h.0.attn.bias", &[1, 1, 2, 2])]);
+        let bias = model(folder.path(), "bias", "{}", &[("h.0.attn.bias", &[2])]);
+        assert_eq!(
+            differences(&[("mask", &mask), ("bias", &bias)]),
+            ["`h.0.attn.bias` has shape [2] in bias, [1, 1, 2, 2] in mask"]
+        );
+    }
+
     #[test]
     fn floats_may_differ_in_type_integers_may_not() {
         use safetensors::Dtype::{BF16, F32, I32, I64};
 
         let folder = tempfile::tempdir().unwrap();
-        let make = |name: &str, float, integer| {
-            let width = |dtype: safetensors::Dtype| dtype.bitsize() / 8;
-            let zeros = [0; 8];
-            let tensors: [(&str, _, &[usize], &[u8]); 2] =
-                [("f", float, &[1], &zeros[..width(float)]), ("i", integer, &[1], &zeros[..width(integer)])];
-            let path = folder.path().join(name);
-            std::fs::create_dir(&path).unwrap();
-            std::fs::write(path.join("config.json"), "{}").unwrap();
-            std::fs::write(path.join("model.safetensors"), safetensors_bytes(&tensors)).unwrap();
-            Checkpoint::open(&path).unwrap()
-        };
+        let make = |name: &str, float, integer| of_types(folder.path(), name, [("f", float), ("i", integer)]);
         let (base, half, long, whole) =
             (make("base", F32, I32), make("half", BF16, I32), make("long", F32, I64), make("whole", I32, I32));
         assert_eq!(differences(&[("base", &base), ("half", &half)]), [""; 0]);

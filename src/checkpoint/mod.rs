@@ -41,5 +41,5 @@ pub use model::{Checkpoint, Shard};
 pub use nonfinite::NonFinite;
 pub use output::{OutputFile, OutputTensor, base_layout, shard_layout};
 pub use spare::SpareCheckpoints;
-pub use tensor_names::{is_head, is_input_embedding};
+pub use tensor_names::{is_batch_counter, is_head, is_input_embedding, is_rotary_table, is_tied, is_unread};
 pub use writer::{CheckpointWriter, WriteMode};

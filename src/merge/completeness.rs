@@ -8,9 +8,9 @@ use std::collections::HashSet;
 use super::MergeError;
 use super::mergekit_order::{leaves_out, wanted};
 use super::model::Model;
-use super::plan::{MergePlan, is_rotary_table};
+use super::plan::MergePlan;
 use super::stacked_config::declared_layers;
-use crate::checkpoint::is_head;
+use crate::checkpoint::{is_head, is_unread};
 use crate::plural::counted;
 use crate::recipe::{Body, Recipe};
 
@@ -103,10 +103,10 @@ pub(super) fn note_of_strays(plan: &MergePlan, models: &[Model]) -> Option<Strin
     let strays: Vec<String> = plan
         .used_models()
         .into_iter()
-        .flat_map(|index| models[index].checkpoint.tensors().keys().map(move |name| (&models[index], name)))
-        .filter(|(model, name)| !written.contains(name.as_str()) && leaves_out(model, name))
-        .filter(|(_, name)| !is_head(name) && !is_rotary_table(name))
-        .map(|(model, name)| format!("`{name}` of `{}`", model.name))
+        .flat_map(|index| models[index].checkpoint.tensors().values().map(move |info| (&models[index], info)))
+        .filter(|(model, info)| !written.contains(info.name.as_str()) && leaves_out(model, &info.name))
+        .filter(|(model, info)| !is_head(&info.name) && !is_unread(info) && !model.is_tied_copy(&info.name))
+        .map(|(model, info)| format!("`{}` of `{}`", info.name, model.name))
         .collect();
     let more = if strays.len() > LISTED { format!(" and {} more", strays.len() - LISTED) } else { String::new() };
     (!strays.is_empty()).then(|| {

@@ -16,7 +16,7 @@ use super::plan::{Action, MergePlan, PlannedInput, PlannedTensor};
 use super::sparsify::MersenneStream;
 use super::tensor::{BLOCK, Stored, TensorGroup, block_count, block_range};
 use super::write_queue::{QueuedBlock, WriteQueue};
-use crate::checkpoint::{CheckpointWriter, Dtype};
+use crate::checkpoint::{CheckpointWriter, Dtype, is_batch_counter};
 use crate::recipe::Recipe;
 
 /// One merge under way.
@@ -192,7 +192,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Copies a tensor that has no arithmetic, when all inputs agree on it.
+    /// Copies the first input of a tensor that has no arithmetic, when all inputs agree on it or count batches.
     fn copy(&self, tensor: &PlannedTensor, inputs: &[PlannedInput]) -> Result<(), MergeError> {
         let mut first: Option<(&Model, &[u8])> = None;
         for input in inputs {
@@ -201,7 +201,7 @@ impl<'a> Run<'a> {
                 || MergeError::Internal(format!("planned tensor {} is not in `{}`", input.tensor, model.name));
             let bytes = model.checkpoint.bytes(&input.tensor).ok_or_else(missing)?;
             let (other, expected) = *first.get_or_insert((model, bytes));
-            if bytes != expected {
+            if bytes != expected && !is_batch_counter(&tensor.name) {
                 return Err(MergeError::Incompatible(format!(
                     "tensor `{}` holds {} values, which cannot be averaged, and they differ between `{}` and `{}`",
                     tensor.name, tensor.dtype, other.name, model.name

@@ -19,9 +19,11 @@ use super::model::Model;
 use super::output::{
     check_side_files, merged_config, missing_tokenizer, notes_of_side_files, pretty, write_side_files,
 };
-use super::plan::{Action, MergePlan, PlannedInput, PlannedTensor, may_be_missing, note_of_towers, plan};
+use super::plan::{
+    Action, MergePlan, PlannedInput, PlannedTensor, may_be_missing, note_of_counters, note_of_towers, plan,
+};
 use super::simd::Isa;
-use super::stacked_config::{note_of_kinds, note_of_parts};
+use super::stacked_config::{note_of_kinds, note_of_parts, note_of_windows};
 use super::statistics::{StatisticsCache, StatisticsUse};
 use super::statistics_file::StatisticsFile;
 use super::vocabulary::{check_tokenizers, note_of_padding, note_of_rows};
@@ -221,8 +223,11 @@ impl Merger {
 
     /// Whether merges go without a tensor that only some of the models have, or take it from these.
     pub fn may_be_missing(&self, tensor: &str) -> bool {
+        let has = |model: &&Model| model.checkpoint.tensors().contains_key(tensor);
         let stored = self.models.iter().filter_map(|model| model.checkpoint.tensors().get(tensor));
-        may_be_missing(tensor, stored) || self.models.iter().all(|model| leaves_out(model, tensor))
+        may_be_missing(tensor, stored)
+            || self.models.iter().all(|model| leaves_out(model, tensor))
+            || self.models.iter().filter(has).all(|model| model.is_tied_copy(tensor))
     }
 
     /// What whoever uses the recipe's output should know of it, a sentence each, as far as weights do not tell.
@@ -239,6 +244,8 @@ impl Merger {
         notes.extend(note_of_strays(plan, &self.models));
         notes.extend(note_of_kinds(plan, &self.models));
         notes.extend(note_of_parts(plan, &self.models));
+        notes.extend(note_of_windows(plan, &self.models));
+        notes.extend(note_of_counters(plan, &self.models));
         notes.extend(note_of_towers(plan, &self.models, recipe));
         notes.extend(note_of_rows(plan, recipe)?);
         Ok(notes)

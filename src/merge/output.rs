@@ -1,5 +1,6 @@
 //! The small files of a merged checkpoint: configuration and side files.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -8,7 +9,9 @@ use super::MergeError;
 use super::model::Model;
 use super::plan::MergePlan;
 use super::stacked_config::{is_stacked, set_layers};
-use crate::checkpoint::{CheckpointError, CheckpointWriter, Dtype, holds_vocabulary, is_head, is_input_embedding};
+use crate::checkpoint::{
+    Checkpoint, CheckpointError, CheckpointWriter, Dtype, holds_vocabulary, is_head, is_input_embedding,
+};
 use crate::python_json::{mark_nonfinite, unmark_nonfinite};
 use crate::recipe::{ModelReference, Recipe};
 
@@ -156,6 +159,7 @@ pub(crate) fn notes_of_side_files(
         .iter()
         .map(|path| format!("{} is a link that leads nowhere, so the output does not have that file", path.display()))
         .collect();
+    notes.extend(note_of_code(&models[plan.donor].checkpoint));
     let has_none = !models[donor].checkpoint.sidecars().iter().any(|file| holds_vocabulary(file));
     if has_none && recipe.tokenizer_source.is_some() && missing_tokenizer(plan, models, recipe)?.is_none() {
         notes.push(format!(
@@ -164,6 +168,22 @@ pub(crate) fn notes_of_side_files(
         ));
     }
     Ok(notes)
+}
+
+/// Says which files of Python a configuration names that lie beside it: code is not copied.
+fn note_of_code(checkpoint: &Checkpoint) -> Option<String> {
+    let classes = checkpoint.config().get("auto_map")?.as_object()?.values().filter_map(Value::as_str);
+    // `organisation/name--module.Class` is code of another repository, which loaders find there.
+    let modules = classes.filter(|class| !class.contains("--")).filter_map(|class| class.split_once('.'));
+    let files: BTreeSet<String> = modules.map(|(module, _)| format!("{module}.py")).collect();
+    (!files.is_empty()).then(|| {
+        format!(
+            "config.json names code of the model's own (`auto_map`), which is not copied: loaders with `trust_remote_code` need {} \
+             of {}, and what they import, beside the output",
+            files.into_iter().collect::<Vec<_>>().join(", "),
+            checkpoint.path().display()
+        )
+    })
 }
 
 /// Copies tokenizer, template and generation settings, and writes the recipe's chat template where it has one.

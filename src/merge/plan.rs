@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) use shapes::is_vocabulary;
 use shapes::{Vocabulary, check_vocabulary};
 use stages::Stage;
-pub(super) use tensors::{is_rotary_table, may_be_missing};
+pub(super) use tensors::may_be_missing;
 
 use super::MergeError;
 use super::model::Model;
@@ -17,6 +17,7 @@ use super::output::tokenizer_model;
 use super::parameters::ResolvedParameters;
 use super::specification::MethodSpecification;
 use super::vocabulary::rows_of_tokens;
+use crate::checkpoint::is_batch_counter;
 use crate::recipe::{Body, ModelReference, Recipe};
 
 /// A tensor of a model.
@@ -42,7 +43,8 @@ pub enum Action {
     },
     /// The only input that is left, converted to the output dtype.
     PassThrough(PlannedInput),
-    /// Integers or truth values, of all models that have them in recipe order: copied, and refused where they differ.
+    /// The first input as it is stored: integers and truth values, refused where models that have them differ; counters
+    /// of batches, which may differ; what no loader reads, of one model.
     Copy(Vec<PlannedInput>),
 }
 
@@ -65,7 +67,7 @@ pub struct PlannedTensor {
     pub name: String,
     /// Its shape in the output: that of every input, less the rows that truncated embeddings lose.
     pub shape: Vec<usize>,
-    /// The type of its elements in the output.
+    /// The type of its elements in the output; that of the first input where this is copied.
     pub dtype: safetensors::Dtype,
     /// What is done for it, and with what.
     pub action: Action,
@@ -205,6 +207,25 @@ pub(super) fn note_of_towers(plan: &MergePlan, models: &[Model], recipe: &Recipe
     ))
 }
 
+/// Says whose counters of batches are written where they differ.
+pub(super) fn note_of_counters(plan: &MergePlan, models: &[Model]) -> Option<String> {
+    let bytes = |input: &PlannedInput| models[input.model].checkpoint.bytes(&input.tensor);
+    let written = |tensor: &PlannedTensor| {
+        let mut inputs = tensor.action.inputs();
+        let first = inputs.next()?;
+        inputs.any(|other| bytes(other) != bytes(first)).then(|| format!("`{}`", models[first.model].name))
+    };
+    let counters = plan.tensors.iter().filter(|tensor| is_batch_counter(&tensor.name));
+    let names: BTreeSet<String> = counters.filter_map(written).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "the models saw different numbers of batches in training (`num_batches_tracked`): the counters of {} are \
+             written",
+            Vec::from_iter(names).join(", ")
+        )
+    })
+}
+
 struct Planner<'a> {
     recipe: &'a Recipe,
     method: &'static MethodSpecification,
@@ -246,12 +267,27 @@ impl<'a> Planner<'a> {
         for source in stages.iter().flat_map(|stage| &stage.sources).filter(|source| source.model.layout.count > 0) {
             let expected = *found.get_or_insert(source.model);
             if source.model.layout.prefix != expected.layout.prefix {
-                return Err(MergeError::Incompatible(format!(
-                    "the layers of `{}` are called `{}N`, those of `{}` `{}N`: the models have different architectures",
-                    source.model.name, source.model.layout.prefix, expected.name, expected.layout.prefix
-                )));
+                return Err(MergeError::Incompatible(other_prefix(source.model, expected)));
             }
         }
         Ok(found.map_or("", |model| &model.layout.prefix))
     }
+}
+
+/// What is said where the layers of models are called by different prefixes, and what to do where only these differ.
+fn other_prefix(model: &Model, expected: &Model) -> String {
+    let (own, other) = (&model.layout.prefix, &expected.layout.prefix);
+    let are_alike = !model.layer_kind(0).is_empty() && model.layer_kind(0) == expected.layer_kind(0);
+    let reason = match are_alike {
+        true => {
+            let (short, long) = if own.len() < other.len() { (model, expected) } else { (expected, model) };
+            format!(
+                "their weights have the same names behind that; load `{}` with transformers as the class that \
+                 config.json of `{}` names (architectures), and save it again with save_pretrained",
+                short.name, long.name
+            )
+        }
+        false => "the models have different architectures".to_owned(),
+    };
+    format!("the layers of `{}` are called `{own}N`, those of `{}` `{other}N`: {reason}", model.name, expected.name)
 }

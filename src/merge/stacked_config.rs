@@ -1,5 +1,5 @@
 //! What the configuration of a model says of its layers, after layers were stacked: their number, lists with an entry
-//! a layer, lists of layers.
+//! a layer, lists of layers, entries by layers' numbers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,9 +51,9 @@ const LETTERS: [&str; 1] = ["hybrid_override_pattern"];
 /// Fewest layers from which any other list with as many entries as the model has layers counts as one with an entry for
 /// each layer. In smaller models, a list may have that length by chance.
 const NO_CHANCE: usize = 4;
-/// Parts of the names of lists that count something else: tokens, stages and convolutions, ranges, sizes of images,
-/// layers that predict further tokens, features of another tower.
-const NOT_LAYERS: [&str; 19] = [
+/// Parts of the names of lists and of numbered entries that count something else: tokens, stages and convolutions,
+/// ranges, sizes of images, layers that predict further tokens, features of another tower.
+const NOT_LAYERS: [&str; 20] = [
     "architectures",
     "aspect_ratios",
     "conv_",
@@ -61,6 +61,7 @@ const NOT_LAYERS: [&str; 19] = [
     "feature_layer",
     "grid_pinpoints",
     "hidden_sizes",
+    "id2",
     "image_",
     "keys_to_ignore",
     "label",
@@ -97,6 +98,11 @@ const RULES: [&str; 20] = [
     "num_kv_shared_layers",
     "sliding_window_pattern",
 ];
+/// The number of the last layer of experts.
+const LAST_OF_EXPERTS: &str = "moe_layer_end_index";
+/// The first layer with a sliding window, and whether there are any.
+const FIRST_WINDOW: &str = "max_window_layers";
+const USES_WINDOWS: &str = "use_sliding_window";
 /// The size of such a part of an embedding that has one for each layer.
 const PART_SIZE: &str = "hidden_size_per_layer_input";
 /// Most layers of a model for which the kind of its next layer is looked for: no model has more layers than this.
@@ -117,6 +123,8 @@ enum Follower<'a> {
     Entries(&'a str),
     Indices(&'a str),
     Letters(&'a str),
+    /// An object that has entries for some layers, by their numbers.
+    Numbered(&'a str),
 }
 
 /// Where settings of the stacked layers are looked for.
@@ -156,6 +164,10 @@ impl<'a> Stack<'a> {
             Follower::Entries(key) => self.setting(model, key)?.as_array()?.get(layer).cloned(),
             Follower::Indices(key) => Some(indices(self.setting(model, key)?)?.contains(&layer).into()),
             Follower::Letters(key) => Some(self.setting(model, key)?.as_str()?.chars().nth(layer)?.to_string().into()),
+            Follower::Numbered(key) => {
+                let entries = self.setting(model, key)?.as_object()?;
+                Some(entries.get(&layer.to_string()).cloned().unwrap_or_default())
+            }
         }
     }
 
@@ -168,6 +180,7 @@ impl<'a> Stack<'a> {
             || DECODER_LAYER_COUNTS.iter().all(|key| !config.contains_key(*key));
         let follower = |(key, value): (&'a String, &Value)| {
             let key = key.as_str();
+            let is_other = || NOT_LAYERS.iter().any(|part| key.contains(part)) || !of_one_tower;
             match value {
                 Value::String(letters) if LETTERS.contains(&key) && is_height(letters.chars().count()) => {
                     Some(Follower::Letters(key))
@@ -178,9 +191,12 @@ impl<'a> Stack<'a> {
                 }
                 Value::Array(_) if ENTRIES.contains(&key) => Some(Follower::Entries(key)),
                 Value::Array(list) => {
-                    let is_other = NOT_LAYERS.iter().any(|part| key.contains(part));
-                    let is_one = !is_other && of_one_tower && list.len() >= NO_CHANCE && is_height(list.len());
+                    let is_one = !is_other() && list.len() >= NO_CHANCE && is_height(list.len());
                     (is_one && are_alike(list)).then_some(Follower::Entries(key))
+                }
+                Value::Object(entries) if !entries.is_empty() => {
+                    let is_one = !is_other() && entries.keys().all(|number| is_number_below(number, layout.count));
+                    is_one.then_some(Follower::Numbered(key))
                 }
                 _ => None,
             }
@@ -202,6 +218,10 @@ impl<'a> Stack<'a> {
                     (key, members.collect())
                 }
                 Follower::Letters(key) => (key, entries.iter().filter_map(Value::as_str).collect::<String>().into()),
+                Follower::Numbered(key) => {
+                    let said = entries.into_iter().enumerate().filter(|(_, entry)| !entry.is_null());
+                    (key, said.map(|(layer, entry)| (layer.to_string(), entry)).collect())
+                }
             };
             config.insert((*key).to_owned(), value);
         }
@@ -216,6 +236,11 @@ impl<'a> Stack<'a> {
 /// The numbers of layers in a list.
 fn indices(value: &Value) -> Option<Vec<usize>> {
     value.as_array()?.iter().map(|layer| layer.as_u64().map(|layer| layer as usize)).collect()
+}
+
+/// Whether a key is the number of a layer of a model with so many.
+fn is_number_below(key: &str, count: usize) -> bool {
+    key.parse::<usize>().is_ok_and(|layer| layer < count && layer.to_string() == key)
 }
 
 /// Whether all entries of a list are of one kind: what a list has an entry a layer of.
@@ -255,6 +280,10 @@ pub(super) fn set_layers(config: &mut Map<String, Value>, plan: &MergePlan, mode
             set(nested);
         }
     }
+    set_ends(config, stack.height(), plan.layers.len());
+    if let Some(Value::Object(nested)) = config.get_mut(stack.tower) {
+        set_ends(nested, stack.height(), plan.layers.len());
+    }
     let followers: Vec<Vec<Follower<'_>>> = stack.own_configs().map(|config| stack.followers(config)).collect();
     if let Some(followers) = followers.first() {
         stack.follow(config, followers);
@@ -292,6 +321,32 @@ fn set_layer_count(
     found.len()
 }
 
+/// Sets the numbers of layers up to which a rule holds, where it holds up to the last one.
+fn set_ends(config: &mut Map<String, Value>, before: usize, after: usize) {
+    let has_windows = config.get(USES_WINDOWS) == Some(&Value::Bool(true));
+    for (key, is_read, end) in [(LAST_OF_EXPERTS, true, 1), (FIRST_WINDOW, has_windows, 0)] {
+        let layer = config.get(key).and_then(Value::as_u64);
+        if is_read && layer.is_some_and(|layer| layer.checked_add(end) == Some(before as u64)) {
+            config.insert(key.to_owned(), (after as u64).saturating_sub(end).into());
+        }
+    }
+}
+
+/// Says that a stacked layer gets a window, or loses it, because a rule says from which layer on there are windows.
+pub(super) fn note_of_windows(plan: &MergePlan, models: &[Model]) -> Option<String> {
+    let stack = Stack::new(plan, models);
+    let setting = |key| stack.setting(plan.donor, key);
+    let first = setting(FIRST_WINDOW)?.as_u64()? as usize;
+    let goes_by_it = setting(USES_WINDOWS)?.as_bool() == Some(true) && setting("layer_types").is_none();
+    let moved = || plan.layers.iter().enumerate().any(|(place, (_, layer))| (place < first) != (*layer < first));
+    (goes_by_it && is_stacked(plan, models) && first != stack.height() && moved()).then(|| {
+        format!(
+            "config.json has layers with a sliding window from layer {first} on (`{FIRST_WINDOW}`), whichever layers \
+             are stacked there: stack layers where their kind belongs, or mend the configuration"
+        )
+    })
+}
+
 /// Says which stacked layers have other tensors than the donor's layer in their place, where no setting that follows the
 /// layers tells the kinds apart: whoever loads the output would make a layer of the kind that the place has.
 pub(super) fn note_of_kinds(plan: &MergePlan, models: &[Model]) -> Option<String> {
@@ -305,15 +360,15 @@ pub(super) fn note_of_kinds(plan: &MergePlan, models: &[Model]) -> Option<String
     let said = |layer| serde_json::to_string(&said(layer)).unwrap_or_default();
     let mut by_setting: BTreeMap<String, BTreeSet<&[String]>> = BTreeMap::new();
     for layer in 0..stack.height() {
-        by_setting.entry(said((plan.donor, layer))).or_default().insert(donor.layer_suffixes(layer));
+        by_setting.entry(said((plan.donor, layer))).or_default().insert(donor.layer_kind(layer));
     }
-    let own = |(model, layer): (usize, usize)| models[model].layer_suffixes(layer);
+    let own = |(model, layer): (usize, usize)| models[model].layer_kind(layer);
     let follows = |layer: (usize, usize)| by_setting.get(&said(layer)).is_none_or(|kinds| kinds.contains(own(layer)));
     let kinds_follow = by_setting.values().all(|kinds| kinds.len() == 1);
     let places = Places::of(donor, stack.height());
     let is_other = |place: usize, layer: (usize, usize)| match kinds_follow {
         true => !follows(layer),
-        false => places.layer_at(place).is_some_and(|expected| donor.layer_suffixes(expected) != own(layer)),
+        false => places.layer_at(place).is_some_and(|expected| donor.layer_kind(expected) != own(layer)),
     };
     let others: Vec<usize> = plan
         .layers
@@ -369,7 +424,7 @@ struct Places {
 
 impl Places {
     fn of(model: &Model, count: usize) -> Self {
-        let alike = |left: usize, right: usize| model.layer_suffixes(left) == model.layer_suffixes(right);
+        let alike = |left: usize, right: usize| model.layer_kind(left) == model.layer_kind(right);
         // Of all ways to see it the one that supposes the least: few first layers and a short period.
         let repeats =
             |(first, period): &(usize, usize)| (first + period..count).all(|layer| alike(layer, layer - period));

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::element::Element;
 use super::lora::Delta;
 use super::simd::Isa;
-use crate::checkpoint::{Checkpoint, Dtype};
+use crate::checkpoint::{Checkpoint, Dtype, is_unread};
 
 /// Elements looked at together; fixed, so that sums do not depend on the machine.
 const BLOCK: usize = 1 << 14;
@@ -145,9 +145,9 @@ pub(super) struct Floats<'a> {
 }
 
 impl<'a> Floats<'a> {
-    /// `None` where the model has no such tensor, or it is not made of floats.
+    /// `None` where the model has no such tensor, or it is not made of floats, or no loader reads it.
     pub(super) fn of(model: &'a Checkpoint, name: &str) -> Option<Self> {
-        let info = model.tensors().get(name)?;
+        let info = model.tensors().get(name).filter(|info| !is_unread(info))?;
         let dtype = info.float()?;
         let delta = model.low_rank(name).map(|change| Delta::new(&change, dtype, Isa::detect()));
         Some(Self { dtype, bytes: model.bytes(name)?, elements: info.elements(), delta })

@@ -30,6 +30,11 @@ pub(super) struct Stage<'a> {
 }
 
 impl Stage<'_> {
+    /// Whether the base is among the models that take part.
+    pub(super) fn lists_base(&self) -> bool {
+        self.sources.iter().any(|source| self.base == Some(source.index))
+    }
+
     pub(super) fn planned(&self) -> PlannedSlice {
         let sources = self.sources.iter().map(|source| (source.index, source.first_layer)).collect();
         PlannedSlice { sources, layers: self.layers }

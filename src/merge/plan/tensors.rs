@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::shapes::common_shape;
 use super::stages::{Source, Stage};
 use super::{Action, PlannedInput, PlannedTensor, Planner};
-use crate::checkpoint::{Dtype, TensorInfo, is_head, is_input_embedding};
+use crate::checkpoint::{Dtype, TensorInfo, is_batch_counter, is_head, is_input_embedding, is_rotary_table, is_unread};
 use crate::merge::MergeError;
 use crate::merge::mergekit_order::leaves_out;
 use crate::merge::model::Model;
@@ -84,8 +84,19 @@ impl<'a> Planner<'a> {
     ) -> Result<Option<PlannedTensor>, MergeError> {
         let found = self.find_inputs(stage, name, input_name)?;
         let Some(first) = found.first() else { return Ok(None) };
-        let shape = common_shape(name, &found, &self.vocabulary)?;
         let listed_base = found.iter().find(|input| stage.base == Some(input.source.index));
+        let is_counter = is_batch_counter(name);
+        if is_counter || found.iter().all(|input| is_unread(input.info)) {
+            if is_rotary_table(name) && listed_base.is_none() && stage.lists_base() {
+                return Ok(None);
+            }
+            let given = listed_base.unwrap_or(first);
+            let others = found.iter().filter(|other| is_counter && !std::ptr::eq(*other, given));
+            let action = Action::Copy(std::iter::once(given).chain(others).map(Found::planned).collect());
+            let (shape, dtype) = (given.info.shape.clone(), given.info.dtype);
+            return Ok(Some(PlannedTensor { name: name.to_owned(), shape, dtype, action }));
+        }
+        let shape = common_shape(name, &found, &self.vocabulary)?;
         let stored = listed_base.unwrap_or(first).info.model_dtype();
         if found.iter().any(|input| input.info.float().is_none()) {
             let action = Action::Copy(found.iter().map(Found::planned).collect());
@@ -119,7 +130,7 @@ impl<'a> Planner<'a> {
             InputCount::Exactly(count) | InputCount::AtLeast(count) => merged.len() < count,
         };
         if lacks_base || too_few {
-            let gone = is_rotary_table(name) || (base.is_none() && self.method.survivor == Survivor::BaseOrNothing);
+            let gone = base.is_none() && self.method.survivor == Survivor::BaseOrNothing;
             return match self.survivor(base, &merged) {
                 Some(survivor) => Ok(Some(Action::PassThrough(survivor.planned()))),
                 None if gone => Ok(None),
@@ -175,11 +186,13 @@ impl<'a> Planner<'a> {
         }
         let stored = found.iter().map(|input: &Found<'_, '_>| input.info);
         let optional = is_head(name) || may_be_missing(name, stored);
+        let is_of_no_use = || {
+            // The head of another task, say, or layers that predict further tokens; and what loaders tie to its equal.
+            stage.sources.iter().all(|source| leaves_out(source.model, name))
+                || found.iter().all(|input: &Found<'_, '_>| input.source.model.is_tied_copy(name))
+        };
         match (found.first(), lacking.first()) {
-            // The head of another task, say, or layers that predict further tokens.
-            (Some(_), Some(_)) if !optional && stage.sources.iter().all(|source| leaves_out(source.model, name)) => {
-                Ok(Vec::new())
-            }
+            (Some(_), Some(_)) if !optional && is_of_no_use() => Ok(Vec::new()),
             (Some(has), Some(lacks)) if !optional => {
                 let advice = match has.source.model.layer_of(name) {
                     None => "; if it is of no use to the merge, take it out of the one model's files",
@@ -236,15 +249,10 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// Frequencies that old checkpoints store and loaders compute anew.
-pub(in crate::merge) fn is_rotary_table(name: &str) -> bool {
-    name.ends_with("inv_freq")
-}
-
-/// Whether models that are merged need not all have a tensor outside their heads: rotary tables, and what holds no floats
-/// where it is `stored`, are taken from those that have it.
+/// Whether models that are merged need not all have a tensor outside their heads: counters, and what no loader reads or
+/// holds no floats where it is `stored`, are taken from those that have it.
 pub(in crate::merge) fn may_be_missing<'a>(name: &str, mut stored: impl Iterator<Item = &'a TensorInfo>) -> bool {
-    is_rotary_table(name) || stored.all(|info| info.float().is_none())
+    is_batch_counter(name) || stored.all(|info| info.float().is_none() || is_unread(info))
 }
 
 fn tied_embedding<'a>(model: &'a Model, name: &str) -> Option<(&'a String, &'a TensorInfo)> {
