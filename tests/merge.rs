@@ -495,10 +495,11 @@ fn a_centre_is_not_looked_for_without_end() {
 #[test]
 fn code_that_is_not_copied_is_named() {
     let mut coded = Model::new(2, 1);
-    let map = json!({"AutoConfig": "configuration_x.XConfig", "AutoModel": "org/other--modeling_y.YModel"});
+    let map = json!({"AutoConfig": "configuration_x.XConfig", "AutoModel": "org/other--modeling_y.YModel",
+                     "AutoTokenizer": ["tokenization_x.XTokenizer", null]});
     coded.config(json!({ "auto_map": map }));
     let family = Family::new([("a", coded), ("b", Model::new(2, 5))]);
     let report = family.try_merge(AVERAGE, &MergeOptions::default()).unwrap();
     let note = report.notes.iter().find(|note| note.contains("auto_map")).unwrap();
-    assert!(note.contains("configuration_x.py of ") && !note.contains("modeling_y"), "{note}");
+    assert!(note.contains("configuration_x.py, tokenization_x.py of ") && !note.contains("modeling_y"), "{note}");
 }

@@ -95,9 +95,28 @@ impl Checkpoint {
         if let Some(tie) = tie
             && unties
         {
+            if checkpoint.ties_more_than_a_head() {
+                return Err(CheckpointError::Tensor {
+                    path: adapter.to_owned(),
+                    tensor: quote(&tie.embedding.name),
+                    reason:
+                        "with the adapter, the model's head is no longer its input embedding, and without that tie \
+                             loaders of such models fill other embeddings or heads with random numbers, or scale \
+                             otherwise: merge the adapter with PEFT first (merge_and_unload, save_pretrained)"
+                            .to_owned(),
+                });
+            }
             checkpoint.untie(tie);
         }
         Ok(checkpoint)
+    }
+
+    /// Whether loaders tie more to the input embedding than a head called as in other language models: the embeddings of
+    /// an encoder and a decoder, or the head of a masked language model.
+    fn ties_more_than_a_head(&self) -> bool {
+        let architecture = self.config.get("architectures").and_then(|names| names.get(0)).and_then(Value::as_str);
+        let is_masked = |name: &str| name.ends_with("ForMaskedLM") || name.ends_with("ForPreTraining");
+        self.config.get("is_encoder_decoder") == Some(&Value::Bool(true)) || architecture.is_some_and(is_masked)
     }
 
     /// The head that is tied to the input embedding; `None`: the model ties none.
@@ -105,7 +124,10 @@ impl Checkpoint {
         if !self.ties_head() {
             return None;
         }
-        let embedding = self.tensors.values().find(|info| is_input_embedding(&info.name))?.clone();
+        // An encoder and a decoder may store copies of the embedding that they share.
+        let mut embeddings = self.tensors.values().filter(|info| is_input_embedding(&info.name));
+        let first = embeddings.clone().next()?;
+        let embedding = embeddings.find(|info| info.name.ends_with("shared.weight")).unwrap_or(first).clone();
         let stored = self.tensors.keys().find(|name| is_head(name) && name.ends_with(".weight")).cloned();
         let head = stored.unwrap_or_else(|| {
             let outer = embedding.name.find(".model.").map_or("", |end| &embedding.name[..=end]);
@@ -118,7 +140,7 @@ impl Checkpoint {
     /// Gives the model a head of its own: what the adapter holds of it, else the embedding as it was. PEFT trains a copy
     /// of an embedding that `modules_to_save` names, and a head that was tied to it stays what it was.
     fn untie(&mut self, Tie { embedding, head }: Tie) {
-        if !self.tensors.keys().any(|name| is_head(name)) {
+        if !self.tensors.contains_key(&head) {
             self.tensors.insert(head.clone(), TensorInfo { name: head, ..embedding });
         }
         let key = "tie_word_embeddings";

@@ -172,7 +172,10 @@ pub(crate) fn notes_of_side_files(
 
 /// Says which files of Python a configuration names that lie beside it: code is not copied.
 fn note_of_code(checkpoint: &Checkpoint) -> Option<String> {
-    let classes = checkpoint.config().get("auto_map")?.as_object()?.values().filter_map(Value::as_str);
+    // A tokenizer may have two classes, in a list.
+    let values = checkpoint.config().get("auto_map")?.as_object()?.values();
+    let classes = values.flat_map(|value| value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice));
+    let classes = classes.filter_map(Value::as_str);
     // `organisation/name--module.Class` is code of another repository, which loaders find there.
     let modules = classes.filter(|class| !class.contains("--")).filter_map(|class| class.split_once('.'));
     let files: BTreeSet<String> = modules.map(|(module, _)| format!("{module}.py")).collect();

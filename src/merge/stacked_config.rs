@@ -98,6 +98,8 @@ const RULES: [&str; 20] = [
     "num_kv_shared_layers",
     "sliding_window_pattern",
 ];
+/// Heads that were taken out of layers, by the layers' numbers.
+const PRUNED_HEADS: &str = "pruned_heads";
 /// The number of the last layer of experts.
 const LAST_OF_EXPERTS: &str = "moe_layer_end_index";
 /// The first layer with a sliding window, and whether there are any.
@@ -195,7 +197,9 @@ impl<'a> Stack<'a> {
                     (is_one && are_alike(list)).then_some(Follower::Entries(key))
                 }
                 Value::Object(entries) if !entries.is_empty() => {
-                    let is_one = !is_other() && entries.keys().all(|number| is_number_below(number, layout.count));
+                    let is_numbered = entries.keys().all(|number| is_number_below(number, layout.count));
+                    // Small numbers may be those of classes or of heads.
+                    let is_one = !is_other() && is_numbered && (key.contains("layer") || key == PRUNED_HEADS);
                     is_one.then_some(Follower::Numbered(key))
                 }
                 _ => None,

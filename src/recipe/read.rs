@@ -11,6 +11,7 @@ use super::{Body, Input, Masks, ModelReference, Parameters, Recipe, RecipeError,
 use crate::checkpoint::{Dtype, HubId};
 use crate::document::{Content, Field, FieldError, Fields, Node};
 use crate::merge::{BaseUse, MethodSpecification, find_method, methods, unknown_method};
+use crate::suggestion::nearest;
 
 /// Chat templates that mergekit knows by name; only the text of a template can be copied.
 const NAMED_TEMPLATES: [&str; 6] = ["auto", "alpaca", "chatml", "exaone", "llama3", "mistral"];
@@ -93,11 +94,19 @@ impl RecipeFile {
     /// # Errors
     /// When it is not valid, or asks for something that is not supported.
     pub fn from_mergekit_yaml(text: &str) -> Result<Self, RecipeError> {
-        let is_other_tools = |key: &str| OTHER_TOOLS.iter().any(|(known, _)| *known == key);
-        let (text, holders) = rename_anchor_holders(text, |key| {
-            TOP_LEVEL.contains(&key) || PASSED_OVER.contains(&key) || key.starts_with(ANCHORS) || is_other_tools(key)
+        let read = |text: &str| read_document(&Node::from_yaml(text)?, Syntax::Yaml);
+        let mut known: Vec<&str> = OTHER_TOOLS.iter().map(|(key, _)| *key).collect();
+        known.extend(TOP_LEVEL.iter().chain(&PASSED_OVER));
+        // A slip in a key that means something stays a mistake, whether it holds an anchor or not.
+        let (renamed, holders) = rename_anchor_holders(text, |key| {
+            !key.starts_with(ANCHORS) && nearest(key, known.iter().copied()).is_some()
         });
-        let mut file = read_document(&Node::from_yaml(&text)?, Syntax::Yaml)?;
+        let file = read(text);
+        // Only a text that cannot be read as it is has keys that stand in the way.
+        if file.is_ok() || holders.is_empty() {
+            return file;
+        }
+        let mut file = read(&renamed)?;
         let note = |key: &str| format!("`{key}`: passed over but for its anchor, here as in mergekit");
         file.ignored.extend(holders.into_iter().map(note));
         Ok(file)

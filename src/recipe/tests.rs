@@ -251,6 +251,11 @@ fn keys_that_only_hold_anchors_pass_at_the_top_however_often() {
     assert!(refused(&text.replace("linear", "linera")).contains("line 5"));
     assert!(refused(&format!("{plain}const_tag: 0.5\n")).contains("const_tag"));
     assert!(refused(&format!("merge_method: linear\n{plain}")).contains("duplicate"));
+    assert!(refused(&format!("{plain}parameter: &P {{normalize: false}}\n")).contains("did you mean `parameters`"));
+    // What looks like such a key inside a text is a part of the text.
+    let template = format!("{plain}chat_template: \"{{{{ messages }}}}\n  foo: &bar baz\"\n");
+    let file = RecipeFile::from_mergekit_yaml(&template.replace("\n  foo", "\nfoo")).unwrap();
+    assert_eq!(file.recipe.chat_template.as_deref(), Some("{{ messages }} foo: &bar baz"));
 }
 
 #[test]

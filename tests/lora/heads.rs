@@ -170,6 +170,60 @@ fn a_copy_that_a_tied_model_stores_is_no_other_head() {
     assert_eq!((ties, &tensors[EMBEDDING], tensors.get(HEAD)), (true, &embedding.values, None));
 }
 
+/// Loaders tie `proj_out` (Whisper) and the decoder's predictions (BERT) to the embedding, too.
+#[test]
+fn copies_under_other_names_go_with_the_embedding_that_they_are_of() {
+    let mut base: Vec<Tensor> = tied(Dtype::F32);
+    let embedding = values(&base, EMBEDDING);
+    let named = |name: &str, values: &[f32]| Tensor {
+        name: name.to_owned(),
+        dtype: Dtype::F32,
+        shape: vec![10, 6],
+        values: values.to_vec(),
+    };
+    base.iter_mut().filter(|tensor| tensor.name == EMBEDDING).for_each(|tensor| {
+        tensor.name = "model.decoder.embed_tokens.weight".to_owned();
+    });
+    base.push(named("proj_out.weight", &embedding));
+    base.push(named("other.proj_out.weight", &embedding.iter().map(|value| value + 1.0).collect::<Vec<_>>()));
+    let factors = embedding_factors().map(|factor| Tensor {
+        name: factor.name.replace("model.embed_tokens", "model.decoder.embed_tokens"),
+        ..factor
+    });
+    let (merged, is_tied) = outcome((&base, TIED), (&factors, json!({"target_modules": ["embed_tokens"]})));
+    assert!(is_tied && !merged.contains_key("proj_out.weight"), "{:?}", merged.keys());
+    assert!(merged.contains_key("other.proj_out.weight"), "it was another one before");
+    assert_ne!(merged["model.decoder.embed_tokens.weight"], embedding);
+}
+
+#[test]
+fn models_that_tie_more_than_a_head_stay_tied_or_are_refused() {
+    let base = tied(Dtype::F32);
+    let (embedding, head) = (whole("model.embed_tokens", 50), whole("lm_head", 51));
+    for more in [json!({"is_encoder_decoder": true}), json!({"architectures": ["BertForMaskedLM"]})] {
+        let mut config: Value = serde_json::from_str(TIED).unwrap();
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let config = config.to_string();
+        for adapter in [&embedding, &head] {
+            let error = refusal((&base, &config), (std::slice::from_ref(adapter), json!({})));
+            assert!(error.contains("merge the adapter with PEFT first"), "{error}");
+        }
+        let ensured = (std::slice::from_ref(&embedding), json!({ "ensure_weight_tying": true }));
+        assert!(outcome((&base, &config), ensured).1);
+    }
+}
+
+#[test]
+fn a_bias_is_no_head() {
+    let mut base = tied(Dtype::F32);
+    base.push(Tensor::new("lm_head.bias", Dtype::F32, &[10], 1.0, 77));
+    let old = values(&base, EMBEDDING);
+    let new = [whole("model.embed_tokens", 50)];
+    let change = json!({"target_modules": [], "modules_to_save": ["embed_tokens"]});
+    let (merged, is_tied) = outcome((&base, TIED), (&new, change));
+    assert!(!is_tied && merged[HEAD] == old);
+}
+
 #[test]
 fn a_head_is_called_as_in_other_models_of_the_architecture() {
     let nested = |tensor: Tensor| {

@@ -21,7 +21,7 @@ use super::error::{CheckpointError, quote};
 use super::header::{TensorInfo, read_header};
 use super::mapping::{MappedFile, open_regular};
 use super::nonfinite::scan;
-use super::tensor_names::{is_head, is_input_embedding};
+use super::tensor_names::{is_head, is_input_embedding, is_tied};
 
 /// The adapter's configuration.
 const CONFIG_FILE: &str = "adapter_config.json";
@@ -262,7 +262,7 @@ impl Opening<'_> {
         let unties = self.settle_head(head)?;
         let changes = self.changes(pairs)?;
         if !unties {
-            self.drop_stored_head(&changes);
+            self.drop_stored_copies(&changes);
         }
         Ok(Adapter { file: self.file, changes, keeps_ties: self.configuration.keeps_ties, unties })
     }
@@ -415,20 +415,26 @@ impl Opening<'_> {
         Ok(true)
     }
 
-    /// A copy of the embedding that the base stores as its head would be out of date once the embedding, which the head
-    /// stays tied to, is another one.
-    fn drop_stored_head(&mut self, changes: &BTreeMap<String, Change>) {
+    /// Copies of the embedding that the base stores beside it, as its head and under other names that loaders tie to it,
+    /// would be out of date once the embedding is another one.
+    fn drop_stored_copies(&mut self, changes: &BTreeMap<String, Change>) {
         let Some(tie) = self.tie else { return };
         let embedding = &tie.embedding;
-        let is_changed = changes.contains_key(&embedding.name)
-            || self.tensors.get(&embedding.name).is_some_and(|info| info.replaces.is_some());
-        let is_copy = self.tensors.get(&tie.head).is_some_and(|head| {
-            head.dtype == embedding.dtype
-                && head.shape == embedding.shape
-                && self.base_bytes(head) == self.base_bytes(embedding)
-        });
-        if is_changed && is_copy {
-            self.tensors.remove(&tie.head);
+        let is_replaced = |name: &str| self.tensors.get(name).is_some_and(|info| info.replaces.is_some());
+        let is_changed = |name: &str| changes.contains_key(name) || is_replaced(name);
+        if !is_changed(&embedding.name) {
+            return;
+        }
+        let is_copy = |info: &&TensorInfo| {
+            (info.name == tie.head || is_tied(&info.name, &embedding.name, false))
+                && !is_changed(&info.name)
+                && info.dtype == embedding.dtype
+                && info.shape == embedding.shape
+                && self.base_bytes(info) == self.base_bytes(embedding)
+        };
+        let copies: Vec<String> = self.tensors.values().filter(is_copy).map(|info| info.name.clone()).collect();
+        for copy in copies {
+            self.tensors.remove(&copy);
         }
     }
 

@@ -212,7 +212,7 @@ fn unnested(name: &str) -> String {
 }
 
 /// A stored tensor that has the target's place in a layer, by its name from the layer's number on and one component in
-/// front of it; without a number, by the last two components.
+/// front of it; without a number, by the last two components. `None`: there is none, or there are several.
 pub(super) fn namesake<'a>(target: &str, stored: &BTreeSet<&'a str>) -> Option<&'a str> {
     let parts: Vec<&str> = target.split('.').collect();
     if parts.len() < 2 {
@@ -226,7 +226,8 @@ pub(super) fn namesake<'a>(target: &str, stored: &BTreeSet<&'a str>) -> Option<&
     let end = parts[start..].join(".");
     let has_end =
         |name: &&&str| name.strip_suffix(end.as_str()).is_some_and(|outer| outer.is_empty() || outer.ends_with('.'));
-    stored.iter().find(has_end).copied()
+    let mut found = stored.iter().filter(has_end);
+    found.next().filter(|_| found.next().is_none()).copied()
 }
 
 #[cfg(test)]

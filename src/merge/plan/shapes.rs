@@ -35,8 +35,9 @@ impl Vocabulary<'_> {
                 "; the tokenizer of `{model}` (tokenizer_source) has tokens for {rows} rows: bring the models to it first \
                  (resize_token_embeddings), or name one whose tokens all models have"
             ),
-            None => "; the vocabularies differ: bring the models to one tokenizer first (resize_token_embeddings), or merge \
-                     the rows that all have with --truncate-embeddings"
+            None => "; the vocabularies differ: `tokenizer_source: base` (or a model) cuts padding where the tokens are the \
+                     same; else bring the models to one tokenizer first (resize_token_embeddings), or merge the rows that \
+                     all have with --truncate-embeddings"
                 .to_owned(),
         }
     }
