@@ -40,7 +40,7 @@ pub struct Alarm {
 /// Fewest candidates that tell whether the scores are flat, or whether none can be scored.
 const FEWEST: usize = 5;
 /// Public benchmarks that are scored on their test sets as a rule, as substrings of task names.
-const BENCHMARKS: [&str; 41] = [
+const BENCHMARKS: [&str; 40] = [
     "agieval",
     "ai2_arc",
     "alpaca_eval",
@@ -51,7 +51,6 @@ const BENCHMARKS: [&str; 41] = [
     "bigcodebench",
     "boolq",
     "ceval",
-    "c_eval",
     "cmmlu",
     "commonsense_qa",
     "commonsenseqa",
@@ -86,7 +85,7 @@ const BENCHMARKS: [&str; 41] = [
 /// Names of benchmarks that are only telling as a whole word.
 const BENCHMARK_WORDS: [&str; 7] = ["bbh", "musr", "aime", "aime24", "aime25", "drop", "sciq"];
 /// Names of benchmarks that are only telling at the start.
-const BENCHMARK_STARTS: [&str; 1] = ["arc_"];
+const BENCHMARK_STARTS: [&str; 2] = ["arc_", "c_eval"];
 /// Ends of names of data that is there to be searched on.
 const SEARCH_SPLITS: [&str; 5] = ["_train", "_dev", "_val", "_valid", "_validation"];
 

@@ -215,9 +215,9 @@ fn is_rounding(one: f64, other: f64) -> bool {
     (one - other).abs() <= WEIGHT_TOLERANCE * one.abs().max(other.abs())
 }
 
-/// Differences of two means with weights of their own, sample by sample: the difference of the means, and how far each
-/// sample moves it to first order (the delta method for ratios: Deng, Knoblich and Lu 2018, "Applying the Delta Method in Metric Analytics"). Their mean is
-/// the difference of the means.
+/// Differences of two means with weights of their own, sample by sample ([`unweighted`]: the delta method for ratios of
+/// Deng, Knoblich and Lu 2018, "Applying the Delta Method in Metric Analytics"). Their mean is the difference of the
+/// means.
 fn differences_of_ratios(
     share: f64,
     shared: &[[usize; 2]],
@@ -226,16 +226,19 @@ fn differences_of_ratios(
 ) -> Vec<f64> {
     let of = |side: usize| {
         let weights = [weights.0, weights.1][side];
-        let pairs: Vec<(f64, f64)> =
-            shared.iter().map(|places| (candidates[side].values[places[side]], weights[places[side]])).collect();
-        let total: f64 = pairs.iter().map(|(_, weight)| weight).sum();
-        let mean = pairs.iter().map(|(value, weight)| value * weight).sum::<f64>() / total;
-        let typical = total / pairs.len() as f64;
-        let moves = pairs.into_iter().map(move |(value, weight)| weight * (value - mean) / typical);
-        (mean, moves)
+        let of_shared = |numbers: &[f64]| shared.iter().map(|places| numbers[places[side]]).collect::<Vec<f64>>();
+        unweighted(&of_shared(candidates[side].values), &of_shared(weights))
     };
-    let ((first, first_moves), (second, second_moves)) = (of(0), of(1));
-    first_moves.zip(second_moves).map(|(ours, theirs)| share * (first - second + ours - theirs)).collect()
+    of(0).into_iter().zip(of(1)).map(|(ours, theirs)| share * (ours - theirs)).collect()
+}
+
+/// Numbers whose plain mean is the weighted mean of the values, and whose means over draws of the samples vary as the
+/// weighted means of what was drawn do, to first order: each sample counts by how far it moves the weighted mean.
+pub(crate) fn unweighted(values: &[f64], weights: &[f64]) -> Vec<f64> {
+    let total: f64 = weights.iter().sum();
+    let mean = values.iter().zip(weights).map(|(value, weight)| value * weight).sum::<f64>() / total;
+    let typical = total / weights.len() as f64;
+    values.iter().zip(weights).map(|(value, weight)| mean + weight / typical * (value - mean)).collect()
 }
 
 /// One candidate's samples of a metric whose value is their (weighted) mean.
@@ -458,6 +461,16 @@ mod tests {
         assert_eq!(compare(&objective(true, &["a"]), &alone, &odd, 7).unwrap().interval, None);
         odd.get_mut("a").unwrap().metrics.get_mut("acc").unwrap().stderr = None;
         assert_eq!(compare(&objective(true, &["a"]), &odd, &odd, 7).unwrap().interval, None);
+    }
+
+    #[test]
+    fn weights_move_the_mean_and_not_the_level() {
+        // Texts of unlike length on which a model has the same loss everywhere: whatever is drawn, its mean is that loss.
+        assert_eq!(unweighted(&[3.0; 3], &[1.0, 10.0, 100.0]), [3.0; 3]);
+        let numbers = unweighted(&[1.0, 2.0, 4.0], &[1.0, 1.0, 2.0]);
+        assert!((numbers.iter().sum::<f64>() / 3.0 - 2.75).abs() < 1e-12, "{numbers:?}");
+        // The heaviest sample moves the mean as it should: 2 / (4 / 3) times its distance.
+        assert!((numbers[2] - (2.75 + 1.5 * 1.25)).abs() < 1e-12, "{numbers:?}");
     }
 
     /// A loss by token where each candidate wrote tokens of its own: the second one writes more of what costs it less.

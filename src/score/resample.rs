@@ -33,6 +33,8 @@ const DRAWS_A_STREAM: usize = 100;
 const ENOUGH: f64 = 1_000.0;
 /// Fewest samples unlike all others from whose number the bootstrap knows how often they come about.
 const FEW: usize = 10;
+/// Difference, relative to the largest one, that rounding explains.
+const ROUNDING: f64 = 1e-9;
 /// Share beyond each end of the interval.
 const TAIL: f64 = 0.025;
 
@@ -91,7 +93,10 @@ impl Stratum {
         }
         let mut sorted = self.weighted_differences.clone();
         sorted.sort_by(f64::total_cmp);
-        let most_alike = sorted.chunk_by(|one, other| one == other).map(<[f64]>::len).max().unwrap_or(0);
+        let largest = sorted.iter().fold(0.0_f64, |largest, part| largest.max(part.abs()));
+        // Differences of decimal grades are not the same to the last bit.
+        let are_alike = |one: &f64, other: &f64| other - one <= ROUNDING * largest;
+        let most_alike = sorted.chunk_by(are_alike).map(<[f64]>::len).max().unwrap_or(0);
         let is_graded = self.answer.is_none();
         self.len() - most_alike < FEW && !(is_graded && 2 * most_alike <= self.len())
     }
@@ -279,6 +284,9 @@ mod tests {
     fn grades_that_are_nearly_all_alike_have_an_interval_with_a_width() {
         let [low, high] = interval(&[stratum(&[2.0; 6])], 7);
         assert!((low - 2.0 * (0.75 - 1.96 * 0.1976)).abs() < 1e-3 && high > 2.0, "{low} {high}");
+        let tenths: Vec<f64> = (0..9).map(|grade| f64::from(grade + 1) / 10.0 - f64::from(grade) / 10.0).collect();
+        let [low, high] = interval(&[stratum(&tenths)], 7);
+        assert!(low > 0.05 && low < 0.09 && high > 0.1, "{low} {high}");
         let one = [vec![0.0; 29], vec![0.5]].concat();
         let [low, high] = interval(&[stratum(&one)], 7);
         assert!(low < -0.01 && high > 0.04, "{low} {high}");

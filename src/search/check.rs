@@ -261,7 +261,7 @@ fn describe_holdout(prepared: &Prepared, shown: ShownGain) -> String {
         )),
         ShownGain::Unpaired(gain) => text.push_str(&format!(
             "; shows gains from about {gain:.3} over one baseline (80 % power, for scores of 0 or 1 with a rate of one half; \
-             unpaired, since the evaluator gives no scores by sample: with them, smaller gains show)"
+             unpaired, since the evaluator gives no scores by sample), and larger ones over several that are alike"
         )),
         ShownGain::None => text.push_str(&format!(
             "; so few samples can show no gain: it takes at least {FEWEST_SAMPLES}, no task with a single one, and about \

@@ -11,7 +11,7 @@ use crate::merge::agreement::{Agreement, layer_agreements};
 use crate::merge::structure::{LayerProfile, layer_profiles};
 use crate::merge::{Merger, MergerOptions};
 use crate::recipe::{MaskKind, Masks, ModelReference};
-use crate::space::{ModelFacts, base_recipe, soup_recipe, stack_recipe};
+use crate::space::{ModelFacts, stack_recipe, whole_recipe};
 
 /// Base and sources of a run.
 pub struct Models {
@@ -81,10 +81,7 @@ impl Models {
             tensors: first.tensors().keys().cloned().collect(),
             ..bare_facts(config, LayerLayout::default())
         };
-        let all: Vec<usize> = (0..facts.sources.len()).collect();
-        let largest = std::iter::once(soup_recipe(&facts, &all)).chain(base_recipe(&facts));
-        let sizes: Vec<u64> = largest.map(|recipe| merger.required_bytes(&recipe)).collect::<Result<_, _>>()?;
-        let candidate_bytes = sizes.into_iter().max().unwrap_or(0);
+        let candidate_bytes = merger.required_bytes(&whole_recipe(&facts))?;
         let checkpoints = named.into_iter().map(|(_, checkpoint)| checkpoint).collect();
         let profiles = OnceLock::new();
         let settings_ids = Arc::new(settings_ids);
@@ -115,14 +112,13 @@ impl Models {
         (first_sources..models.len()).filter_map(copy).collect()
     }
 
-    /// What whoever uses a soup of all sources should know of it; nothing without checkpoints.
+    /// What whoever uses a merge of all models should know of it; nothing without checkpoints.
     ///
     /// # Errors
     /// [`SearchError`] where they cannot be merged.
     pub fn notes(&self) -> Result<Vec<String>, SearchError> {
         let Some(merger) = &self.merger else { return Ok(Vec::new()) };
-        let all: Vec<usize> = (0..self.facts.sources.len()).collect();
-        Ok(merger.notes(&soup_recipe(&self.facts, &all))?)
+        Ok(merger.notes(&whole_recipe(&self.facts))?)
     }
 
     /// Makes room for candidates of that many layers, all of them like the largest one.

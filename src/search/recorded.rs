@@ -6,7 +6,7 @@ use std::path::Path;
 use super::SearchError;
 use super::outcomes::LatestOutcomes;
 use crate::ledger::{Ledger, ToldRecord, fact};
-use crate::score::paired::mean_samples;
+use crate::score::paired::{mean_samples, unweighted};
 use crate::scores::{SampleId, Status};
 
 /// Scores by candidate and sample.
@@ -95,37 +95,12 @@ fn samples_of(path: &Path, record: &ToldRecord, tasks: &[RecordedTask]) -> Resul
             };
             bad(path, format!("evaluation {}, task `{}`: metric `{}` {why}", record.index, task.name, task.metric))
         })?;
-        Ok(found.ids.iter().cloned().zip(unweighted(found.values, found.weights)).collect())
+        let values = found.weights.map_or_else(|| found.values.to_vec(), |weights| unweighted(found.values, weights));
+        Ok(found.ids.iter().cloned().zip(values).collect())
     };
     tasks.iter().map(of_task).collect()
 }
 
-/// Numbers whose plain mean is the weighted mean of the scores, and whose means over draws of the samples vary as the
-/// weighted means of what was drawn do, to first order: each sample counts by how far it moves the weighted mean.
-fn unweighted(scores: &[f64], weights: Option<&[f64]>) -> Vec<f64> {
-    let Some(weights) = weights else { return scores.to_vec() };
-    let total: f64 = weights.iter().sum();
-    let mean = scores.iter().zip(weights).map(|(score, weight)| score * weight).sum::<f64>() / total;
-    let typical = total / weights.len() as f64;
-    scores.iter().zip(weights).map(|(score, weight)| mean + weight / typical * (score - mean)).collect()
-}
-
 fn bad(path: &Path, reason: impl AsRef<str>) -> SearchError {
     SearchError::BadData(format!("{}: {}", path.display(), reason.as_ref()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::unweighted;
-
-    #[test]
-    fn weights_move_the_mean_and_not_the_level() {
-        assert_eq!(unweighted(&[1.0, 2.0], None), [1.0, 2.0]);
-        // Texts of unlike length on which a model has the same loss everywhere: whatever is drawn, its mean is that loss.
-        assert_eq!(unweighted(&[3.0; 3], Some(&[1.0, 10.0, 100.0])), [3.0; 3]);
-        let numbers = unweighted(&[1.0, 2.0, 4.0], Some(&[1.0, 1.0, 2.0]));
-        assert!((numbers.iter().sum::<f64>() / 3.0 - 2.75).abs() < 1e-12, "{numbers:?}");
-        // The heaviest sample moves the mean as it should: 2 / (4 / 3) times its distance.
-        assert!((numbers[2] - (2.75 + 1.5 * 1.25)).abs() < 1e-12, "{numbers:?}");
-    }
 }

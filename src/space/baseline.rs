@@ -51,6 +51,13 @@ pub fn base_recipe(facts: &ModelFacts) -> Option<Recipe> {
     facts.base.clone().map(|base| average(facts, std::iter::once((base, 1.0))))
 }
 
+/// The average of base and sources: it has every tensor that a candidate may have.
+pub fn whole_recipe(facts: &ModelFacts) -> Recipe {
+    let sources =
+        facts.sources.iter().map(|(_, model)| model.clone()).filter(|model| Some(model) != facts.base.as_ref());
+    average(facts, facts.base.clone().into_iter().chain(sources).map(|model| (model, 1.0)))
+}
+
 /// These layers of the first source, behind each other.
 pub fn stack_recipe(facts: &ModelFacts, layers: &[usize]) -> Recipe {
     let whole = soup_recipe(facts, &[0]);

@@ -32,7 +32,7 @@ use layers::LayerGroups;
 use plan::Plan;
 use stack::Stack;
 
-pub use baseline::{Encoded, base_recipe, soup_recipe, stack_recipe};
+pub use baseline::{Encoded, base_recipe, soup_recipe, stack_recipe, whole_recipe};
 pub use gene::Levels;
 
 /// A point of the search space: one number in `[0, 1]` a gene, in gene order. [`Gene::value`] gives its meaning.
