@@ -6,6 +6,7 @@
 pub mod alarms;
 mod decide;
 mod distributions;
+pub(crate) mod mean_samples;
 pub mod objective;
 pub mod paired;
 pub mod power;

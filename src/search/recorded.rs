@@ -6,7 +6,7 @@ use std::path::Path;
 use super::SearchError;
 use super::outcomes::LatestOutcomes;
 use crate::ledger::{Ledger, ToldRecord, fact};
-use crate::score::paired::{mean_samples, unweighted};
+use crate::score::mean_samples::{mean_samples, unweighted};
 use crate::scores::{SampleId, Status};
 
 /// Scores by candidate and sample.

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use super::linear_algebra::{Cholesky, dot};
 use crate::score::Objective;
-use crate::score::paired::mean_samples;
+use crate::score::mean_samples::mean_samples;
 use crate::scores::{SampleId, Scores};
 
 /// Ridge penalties, in mean squares of what the references differ by from their mean.
