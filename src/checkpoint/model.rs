@@ -92,20 +92,19 @@ impl Checkpoint {
         let opened = Adapter::open(adapter, base, &mut checkpoint.tensors, &checkpoint.files, tie.as_ref())?;
         let unties = opened.unties();
         checkpoint.adapter = Some(opened);
-        if let Some(tie) = tie
-            && unties
-        {
-            if checkpoint.ties_more_than_a_head() {
-                return Err(CheckpointError::Tensor {
-                    path: adapter.to_owned(),
-                    tensor: quote(&tie.embedding.name),
-                    reason:
-                        "with the adapter, the model's head is no longer its input embedding, and without that tie \
-                             loaders of such models fill other embeddings or heads with random numbers, or scale \
-                             otherwise: merge the adapter with PEFT first (merge_and_unload, save_pretrained)"
-                            .to_owned(),
-                });
-            }
+        let Some(tie) = tie else { return Ok(checkpoint) };
+        let is_replaced = checkpoint.tensors.get(&tie.embedding.name).is_some_and(|info| info.replaces.is_some());
+        if (unties || is_replaced) && checkpoint.ties_more_than_a_head() {
+            return Err(CheckpointError::Tensor {
+                path: adapter.to_owned(),
+                tensor: quote(&tie.embedding.name),
+                reason: "the adapter replaces it or the head, and loaders of such models tie more to it than a head: they \
+                         would fill other embeddings or heads with random numbers, or read the old ones; merge the adapter \
+                         with PEFT first (merge_and_unload, save_pretrained)"
+                    .to_owned(),
+            });
+        }
+        if unties {
             checkpoint.untie(tie);
         }
         Ok(checkpoint)

@@ -197,7 +197,7 @@ fn copies_under_other_names_go_with_the_embedding_that_they_are_of() {
 }
 
 #[test]
-fn models_that_tie_more_than_a_head_stay_tied_or_are_refused() {
+fn whole_embeddings_and_heads_of_models_that_tie_more_than_a_head_are_refused() {
     let base = tied(Dtype::F32);
     let (embedding, head) = (whole("model.embed_tokens", 50), whole("lm_head", 51));
     for more in [json!({"is_encoder_decoder": true}), json!({"architectures": ["BertForMaskedLM"]})] {
@@ -205,11 +205,12 @@ fn models_that_tie_more_than_a_head_stay_tied_or_are_refused() {
         config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let config = config.to_string();
         for adapter in [&embedding, &head] {
-            let error = refusal((&base, &config), (std::slice::from_ref(adapter), json!({})));
-            assert!(error.contains("merge the adapter with PEFT first"), "{error}");
+            for change in [json!({}), json!({ "ensure_weight_tying": true })] {
+                let error = refusal((&base, &config), (std::slice::from_ref(adapter), change));
+                assert!(error.contains("merge the adapter with PEFT first"), "{error}");
+            }
         }
-        let ensured = (std::slice::from_ref(&embedding), json!({ "ensure_weight_tying": true }));
-        assert!(outcome((&base, &config), ensured).1);
+        assert!(outcome((&base, &config), (&embedding_factors(), json!({}))).1, "factors follow the tie");
     }
 }
 
