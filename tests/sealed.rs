@@ -237,3 +237,34 @@ fn two_tasks_cannot_share_one_hold_out_file() {
     assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
     assert!(stderr(&output).contains("is the hold-out of the task \"one\" already"), "{}", stderr(&output));
 }
+
+/// An evaluator that gives no scores by sample cannot be promised a paired comparison.
+#[test]
+fn check_tells_paired_hold_outs_from_unpaired_ones() {
+    let (scratch, server) = (Scratch::new(), FaultServer::start(vec![]));
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+    let text = format!(
+        "name = \"run\"\nseed = 3\n[models]\nsources = [{:?}, {:?}]\n[space]\nmethod = \"linear\"\n[budget]\nevaluations = 4\n\
+         [evaluator]\nkind = \"http\"\nendpoints = [{:?}]\n[[tasks]]\nname = \"rev\"\n[holdout]\ntasks = {{ rev = {{ task = \"add\" }} }}\n",
+        golden.join("a"),
+        golden.join("b"),
+        server.url()
+    );
+    std::fs::write(scratch.path("run.toml"), text).unwrap();
+    let check = || {
+        let output = scratch.evomerge(&["check", "run.toml", "--json"]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let said = String::from_utf8(scratch.evomerge(&["check", "run.toml"]).stdout).unwrap();
+        (report.to_string(), said)
+    };
+    let (_, said) = check();
+    assert!(said.contains("over one baseline (80 % power, paired,"), "{said}");
+    for task in server.inner.capabilities.lock().unwrap()["tasks"].as_array_mut().unwrap() {
+        task["supports"] = serde_json::json!(["limit"]);
+    }
+    let (report, said) = check();
+    // 2.8016 times the root of a half over 20 samples.
+    assert!(said.contains("gains from about 0.443 over one baseline") && said.contains("unpaired, since"), "{said}");
+    assert!(report.contains("0.4429"), "{report}");
+}

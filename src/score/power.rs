@@ -134,6 +134,16 @@ mod tests {
     }
 
     #[test]
+    fn unpaired_comparisons_show_larger_gains_of_all_but_few_samples() {
+        assert_eq!((smallest_unpaired_gain(5), smallest_unpaired_gain(6).is_some()), (None, true));
+        // 1.96 and 0.8416 standard errors of two means of 200 answers with a rate of one half.
+        assert!((smallest_unpaired_gain(200).unwrap() - 2.8016 * (2.0 * 0.25 / 200.0_f64).sqrt()).abs() < 1e-12);
+        for samples in [20, 50, 220, 1_000, 5_000] {
+            assert!(smallest_unpaired_gain(samples) > smallest_gain(samples), "{samples}");
+        }
+    }
+
+    #[test]
     fn the_normal_formula_promises_too_much_of_few_samples() {
         for (samples, power) in [(9, 0.1937), (17, 0.5166), (39, 0.6898), (91, 0.7302), (400, 0.7707)] {
             let normal = NORMAL_975_AND_800 * PAIRED_DEVIATION / (samples as f64).sqrt();
