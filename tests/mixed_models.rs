@@ -93,6 +93,24 @@ fn tables_strays_and_tied_heads_keep_nobody_from_a_search() {
 }
 
 #[test]
+fn a_base_without_the_inner_model_s_name_is_searched_as_the_others_are() {
+    let server = FaultServer::start(vec![]);
+    let bare = |models: &mut [Model; 4]| {
+        for tensor in &mut models[0].tensors {
+            tensor.0 = tensor.0.trim_start_matches("model.").to_owned();
+        }
+        models[0].remove("lm_head.weight");
+        models.iter_mut().for_each(|model| model.config(json!({"tie_word_embeddings": true})));
+    };
+    let scratch = scratch(bare, &server);
+    let output = scratch.evomerge(&["search", "run.toml"]);
+    let told = stderr(&output);
+    assert!(output.status.success() && told.contains("base` differ (`model.embed_tokens.weight`"), "{told}");
+    let trials = scratch.trials("results", "run");
+    assert!(trials.len() == 24 && trials.iter().all(|row| cell(row, "status") == "scored"), "{trials:?}");
+}
+
+#[test]
 fn a_weight_that_one_model_lacks_is_told_before_anything_is_scored() {
     let server = FaultServer::start(vec![]);
     let weight = "model.layers.1.mlp.up_proj.weight";

@@ -919,7 +919,7 @@ fn copies_of_tied_tensors_that_only_some_models_store_are_left_out() {
 }
 
 #[test]
-fn models_whose_names_differ_in_a_prefix_alone_are_told_how_to_mend_that() {
+fn names_that_lack_the_inner_model_s_are_those_of_the_models_that_have_it() {
     let bare = |mut model: Model| {
         for tensor in &mut model.tensors {
             tensor.0 = tensor.0.trim_start_matches("transformer.").to_owned();
@@ -927,15 +927,43 @@ fn models_whose_names_differ_in_a_prefix_alone_are_told_how_to_mend_that() {
         model
     };
     let mask = (MASK, Dtype::F32, &[1, 1, 2, 2][..], floats([1.0; 4]));
-    let family = Family::new([("a", bare(gpt2(1, &[mask]))), ("b", gpt2(2, &[]))]);
-    let error = family.refusal(AVERAGE).to_string();
-    for part in ["`transformer.h.N`", "`h.N`", "the same names", "load `a` with transformers", "of `b`"] {
-        assert!(error.contains(part), "{error}");
+    let whole = Family::new([("base", gpt2(1, std::slice::from_ref(&mask))), ("a", gpt2(2, &[])), ("b", gpt2(3, &[]))]);
+    let mixed = Family::new([("base", bare(gpt2(1, &[mask]))), ("a", gpt2(2, &[])), ("b", bare(gpt2(3, &[])))]);
+    for recipe in [AVERAGE, TASK_VECTORS, &format!("{DARE}models: [{{model: a}}]\n")] {
+        let (expected, merged) = (whole.merge(recipe), mixed.merge(recipe));
+        assert!(merged.tensors().keys().eq(expected.tensors().keys()));
+        for name in expected.tensors().keys() {
+            assert_eq!(merged.bytes(name), expected.bytes(name), "{name}");
+        }
+        let report = mixed.merger.notes(&Recipe::from_mergekit_yaml(recipe).unwrap()).unwrap();
+        assert!(report.iter().any(|note| note.contains(" is `h.0.attn.")), "{report:?}");
+        for family in [&whole, &mixed] {
+            std::fs::remove_dir_all(family.output()).unwrap();
+        }
     }
+    // Masks do not depend on which other models there are.
+    let recipe = format!("{DARE}models: [{{model: b}}]\n");
+    let two = Family::new([("base", bare(gpt2(1, &[]))), ("b", bare(gpt2(3, &[])))]);
+    let (alone, among_others) = (two.merge(&recipe), mixed.merge(&recipe));
+    let weight = "h.1.attn.c_attn.weight";
+    assert_eq!(alone.bytes(weight).unwrap(), among_others.bytes(&format!("transformer.{weight}")).unwrap());
+    assert_ne!(alone.bytes(weight), two.model("b").bytes(weight));
     let mut other = Model::empty(json!({}));
     add_tower(&mut other, "h.", 2, 3);
     let error = Family::new([("a", other), ("b", gpt2(2, &[]))]).refusal(AVERAGE).to_string();
     assert!(error.contains("different architectures") && !error.contains("the same names"), "{error}");
+}
+
+#[test]
+fn layers_of_the_same_weights_behind_other_names_are_told_how_to_mend_that() {
+    let mut other = gpt2(1, &[]);
+    for tensor in &mut other.tensors {
+        tensor.0 = tensor.0.replace("transformer.h", "model.layers");
+    }
+    let error = Family::new([("a", other), ("b", gpt2(2, &[]))]).refusal(AVERAGE).to_string();
+    for part in ["`transformer.h.N`", "`model.layers.N`", "the same names", "load `a` with transformers", "of `b`"] {
+        assert!(error.contains(part), "{error}");
+    }
 }
 
 #[test]

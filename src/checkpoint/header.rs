@@ -25,7 +25,7 @@ pub(super) const METADATA_KEY: &str = "__metadata__";
 /// A stored tensor: its type, its shape and where its bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
-    /// As in the header (`model.layers.0.mlp.up_proj.weight`).
+    /// As in the header (`model.layers.0.mlp.up_proj.weight`), or as other models call it ([`super::align_names`]).
     pub name: String,
     /// Element type as stored.
     pub dtype: safetensors::Dtype,

@@ -4,6 +4,7 @@
 //! Nothing that a checkpoint says is believed before it is checked, and no code is ever loaded from one.
 
 mod adapter;
+mod alignment;
 mod bus_error;
 mod compatibility;
 mod content;
@@ -26,6 +27,7 @@ mod tensor_names;
 mod writer;
 
 pub use adapter::{Factor, LowRank, is_adapter_folder};
+pub use alignment::align_names;
 pub use bus_error::explain_file_signals;
 pub use compatibility::compare;
 pub use content::ContentIds;

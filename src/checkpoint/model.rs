@@ -39,6 +39,8 @@ pub struct Checkpoint {
     shards: Vec<Shard>,
     files: Vec<MappedFile>,
     adapter: Option<Adapter>,
+    /// What the files call the tensors that have been renamed, by their names of now.
+    stored_names: BTreeMap<String, String>,
 }
 
 impl Checkpoint {
@@ -58,6 +60,7 @@ impl Checkpoint {
             shards: Vec::new(),
             files: Vec::new(),
             adapter: None,
+            stored_names: BTreeMap::new(),
         };
         match weights {
             Weights::Single => checkpoint.add_shard(SINGLE_FILE)?,
@@ -244,7 +247,37 @@ impl Checkpoint {
 
     /// What a LoRA adapter adds to a tensor.
     pub fn low_rank(&self, name: &str) -> Option<LowRank<'_>> {
-        self.adapter.as_ref()?.change(name)
+        self.adapter.as_ref()?.change(self.stored_name(name))
+    }
+
+    /// What the files call a tensor; another name than its own where other models' names were given to it
+    /// ([`super::align_names`]).
+    pub fn stored_name<'a>(&'a self, name: &'a str) -> &'a str {
+        self.stored_names.get(name).map_or(name, String::as_str)
+    }
+
+    /// The tensors that have been renamed: their names of now, and in the files.
+    pub fn renamed(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.stored_names.iter().map(|(name, stored)| (name.as_str(), stored.as_str()))
+    }
+
+    /// Gives tensors other names; `None`: a tensor keeps its own. So does one whose new name is taken.
+    pub(super) fn rename_tensors(&mut self, new_name: impl Fn(&str) -> Option<String>) {
+        let free = |name: &String| !self.tensors.contains_key(name);
+        let renamed: BTreeMap<String, String> =
+            self.tensors.keys().filter_map(|old| Some((old.clone(), new_name(old).filter(free)?))).collect();
+        for (old, new) in &renamed {
+            if let Some(info) = self.tensors.remove(old) {
+                self.tensors.insert(new.clone(), TensorInfo { name: new.clone(), ..info });
+                let stored = self.stored_names.remove(old).unwrap_or_else(|| old.clone());
+                self.stored_names.insert(new.clone(), stored);
+            }
+        }
+        for name in self.shards.iter_mut().flat_map(|shard| &mut shard.tensors) {
+            if let Some(new) = renamed.get(name) {
+                name.clone_from(new);
+            }
+        }
     }
 
     /// The floating-point type that the model keeps most elements in (on a tie the wider one); `None` without any

@@ -70,6 +70,21 @@ pub fn is_tied(name: &str, other: &str, unties: bool) -> bool {
     TIED.iter().any(is_copy) && (!unties || other == SHARED)
 }
 
+/// How names end that loaders rename, and what they make of it.
+const RENAMED: [(&str, &str); 4] = [
+    ("LayerNorm.gamma", "LayerNorm.weight"),
+    ("LayerNorm.beta", "LayerNorm.bias"),
+    ("weight_g", "parametrizations.weight.original0"),
+    ("weight_v", "parametrizations.weight.original1"),
+];
+
+/// The name that loaders give to a tensor which TensorFlow, or older versions of transformers and PyTorch, called
+/// otherwise; `None`: they leave it its own.
+pub(super) fn current_name(name: &str) -> Option<String> {
+    let (old, current) = RENAMED.iter().find(|(old, _)| ends_with(name, old))?;
+    Some(format!("{}{current}", name.strip_suffix(old)?))
+}
+
 /// Whether a name ends with these components.
 fn ends_with(name: &str, components: &str) -> bool {
     name.strip_suffix(components).is_some_and(|outer| outer.is_empty() || outer.ends_with('.'))

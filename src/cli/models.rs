@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::error::CliError;
 use super::output::Output;
 use super::signals;
-use crate::checkpoint::{Checkpoint, ContentIds, open_model};
+use crate::checkpoint::{Checkpoint, ContentIds, align_names, open_model};
 use crate::merge::{MergeOptions, MergeReport, Merger, MergerOptions};
 use crate::recipe::{ModelReference, Recipe};
 
@@ -23,9 +23,10 @@ impl OpenModels {
     pub(super) fn open(recipe: &Recipe, folder: &Path) -> Result<Self, CliError> {
         let mut models = BTreeMap::new();
         for model in recipe.models() {
-            let checkpoint = open_model(&model.location, model.adapter.as_deref(), folder)?;
-            models.insert(model.clone(), Arc::new(checkpoint));
+            models.insert(model.clone(), open_model(&model.location, model.adapter.as_deref(), folder)?);
         }
+        align_names(models.values_mut());
+        let models = models.into_iter().map(|(name, model)| (name, Arc::new(model))).collect();
         Ok(Self { folder: folder.to_owned(), models, content_ids: ContentIds::in_user_cache() })
     }
 

@@ -20,7 +20,8 @@ use super::output::{
     check_side_files, merged_config, missing_tokenizer, notes_of_side_files, pretty, write_side_files,
 };
 use super::plan::{
-    Action, MergePlan, PlannedInput, PlannedTensor, may_be_missing, note_of_counters, note_of_towers, plan,
+    Action, MergePlan, PlannedInput, PlannedTensor, may_be_missing, note_of_counters, note_of_names, note_of_towers,
+    plan,
 };
 use super::simd::Isa;
 use super::stacked_config::{note_of_kinds, note_of_parts, note_of_windows};
@@ -246,6 +247,7 @@ impl Merger {
         notes.extend(note_of_parts(plan, &self.models));
         notes.extend(note_of_windows(plan, &self.models));
         notes.extend(note_of_counters(plan, &self.models));
+        notes.extend(note_of_names(plan, &self.models));
         notes.extend(note_of_towers(plan, &self.models, recipe));
         notes.extend(note_of_rows(plan, recipe)?);
         Ok(notes)

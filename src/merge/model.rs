@@ -111,7 +111,7 @@ impl Model {
             dtype: delta.map(Delta::dtype).or(info.float()).ok_or_else(lacks)?,
             bytes: self.checkpoint.bytes(tensor).ok_or_else(lacks)?,
             model: &self.label,
-            tensor,
+            tensor: self.checkpoint.stored_name(tensor),
             key: TensorKey {
                 model: index as u32,
                 tensor: self.indices.get(tensor).copied().ok_or_else(lacks)?,

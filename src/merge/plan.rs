@@ -207,6 +207,22 @@ pub(super) fn note_of_towers(plan: &MergePlan, models: &[Model], recipe: &Recipe
     ))
 }
 
+/// Says which models' tensors the output calls otherwise than their files do.
+pub(super) fn note_of_names(plan: &MergePlan, models: &[Model]) -> Option<String> {
+    let renamed: Vec<(&Model, (&str, &str))> = plan
+        .used_models()
+        .into_iter()
+        .filter_map(|index| Some((&models[index], models[index].checkpoint.renamed().next()?)))
+        .collect();
+    let (_, (name, stored)) = renamed.first()?;
+    let names: Vec<String> = renamed.iter().map(|(model, _)| format!("`{}`", model.name)).collect();
+    Some(format!(
+        "the output has the tensor names of the other models, which loaders take for the same: those of {} differ (`{name}` is \
+         `{stored}` there)",
+        names.join(", ")
+    ))
+}
+
 /// Says whose counters of batches are written where they differ.
 pub(super) fn note_of_counters(plan: &MergePlan, models: &[Model]) -> Option<String> {
     let bytes = |input: &PlannedInput| models[input.model].checkpoint.bytes(&input.tensor);

@@ -43,13 +43,11 @@ impl Models {
 
     fn open_checkpoints(config: &RunConfig) -> Result<Self, SearchError> {
         let cache = ContentIds::in_user_cache();
-        let mut opened: BTreeMap<ModelReference, Arc<Checkpoint>> = BTreeMap::new();
         let (mut content_ids, mut settings_ids) = (BTreeMap::new(), BTreeMap::new());
-        let mut named: Vec<(String, Arc<Checkpoint>)> = Vec::new();
+        let mut opened: Vec<(&ModelSource, Checkpoint)> = Vec::new();
         let mut scanned = BTreeSet::new();
         for model in config.models.base.iter().chain(&config.models.sources) {
             let checkpoint = checkpoint::open_model(&model.location, model.adapter.as_deref(), &config.directory)?;
-            let checkpoint = Arc::new(checkpoint);
             // One scan of a base that adapters share.
             let known = scanned.contains(checkpoint.path());
             let place = if known { checkpoint.first_nonfinite_of_adapter() } else { checkpoint.first_nonfinite() };
@@ -64,14 +62,18 @@ impl Models {
             }
             content_ids.insert(reference(model), checkpoint.content_id(&cache)?);
             settings_ids.insert(reference(model), checkpoint.settings_id()?);
-            named.push((model.name.clone(), checkpoint.clone()));
-            opened.insert(reference(model), checkpoint);
+            opened.push((model, checkpoint));
         }
+        checkpoint::align_names(opened.iter_mut().map(|(_, checkpoint)| checkpoint));
+        let opened: Vec<(&ModelSource, Arc<Checkpoint>)> =
+            opened.into_iter().map(|(model, checkpoint)| (model, Arc::new(checkpoint))).collect();
+        let by_reference: BTreeMap<ModelReference, Arc<Checkpoint>> =
+            opened.iter().map(|(model, checkpoint)| (reference(model), checkpoint.clone())).collect();
         let pairs: Vec<(&str, &Checkpoint)> =
-            named.iter().map(|(name, model)| (name.as_str(), model.as_ref())).collect();
-        let merger = Arc::new(Merger::new(opened, cache, MergerOptions::default())?);
+            opened.iter().map(|(model, checkpoint)| (model.name.as_str(), checkpoint.as_ref())).collect();
+        let merger = Arc::new(Merger::new(by_reference, cache, MergerOptions::default())?);
         checkpoint::compare(&pairs, |tensor| merger.may_be_missing(tensor))?;
-        let Some((_, first)) = named.first() else {
+        let Some((_, first)) = opened.first() else {
             return Err(SearchError::Settings("models.sources is empty".into()));
         };
         let facts = ModelFacts {
@@ -82,7 +84,7 @@ impl Models {
             ..bare_facts(config, LayerLayout::default())
         };
         let candidate_bytes = merger.required_bytes(&whole_recipe(&facts))?;
-        let checkpoints = named.into_iter().map(|(_, checkpoint)| checkpoint).collect();
+        let checkpoints = opened.into_iter().map(|(_, checkpoint)| checkpoint).collect();
         let profiles = OnceLock::new();
         let settings_ids = Arc::new(settings_ids);
         Ok(Self { facts, merger: Some(merger), content_ids, settings_ids, checkpoints, candidate_bytes, profiles })

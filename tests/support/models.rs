@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use evomerge::checkpoint::{Checkpoint, CheckpointWriter, ContentIds, OutputFile, OutputTensor, WriteMode};
+use evomerge::checkpoint::{
+    Checkpoint, CheckpointWriter, ContentIds, OutputFile, OutputTensor, WriteMode, align_names,
+};
 use evomerge::merge::{MergeError, MergeOptions, MergeReport, Merger, MergerOptions};
 use evomerge::recipe::{ModelReference, Recipe};
 use safetensors::Dtype;
@@ -114,9 +116,12 @@ impl Family {
         let open = |(name, model): (&str, Model)| {
             let path = folder.path().join(name);
             model.write(&path);
-            (ModelReference::new(name), Arc::new(Checkpoint::open(&path).unwrap()))
+            (ModelReference::new(name), Checkpoint::open(&path).unwrap())
         };
-        let merger = Merger::new(models.map(open), ContentIds::in_memory(), options).unwrap();
+        let mut models = models.map(open);
+        align_names(models.iter_mut().map(|(_, checkpoint)| checkpoint));
+        let models = models.map(|(name, checkpoint)| (name, Arc::new(checkpoint)));
+        let merger = Merger::new(models, ContentIds::in_memory(), options).unwrap();
         Self { folder, merger }
     }
 
