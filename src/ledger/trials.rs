@@ -83,9 +83,9 @@ fn row(
     let parents: Vec<&str> = asked.parents.iter().filter_map(|index| ids.get(index).copied()).collect();
     let mut cells = vec![
         asked.index.to_string(),
-        asked.candidate_id.clone(),
-        parents.join(" "),
-        asked.origin.clone(),
+        text(&asked.candidate_id),
+        text(&parents.join(" ")),
+        text(&asked.origin),
         asked.generation.to_string(),
         asked.fidelity.to_string(),
         told.status.name().to_owned(),
@@ -93,7 +93,7 @@ fn row(
     ];
     let values: BTreeMap<&str, &str> =
         asked.genes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    cells.extend(genes.iter().map(|gene| values.get(gene.as_str()).copied().unwrap_or_default().to_string()));
+    cells.extend(genes.iter().map(|gene| gene_value(values.get(gene.as_str()).copied().unwrap_or_default())));
     let metric = |task: &str, metric: &str| told.tasks.get(task).and_then(|scores| scores.metrics.get(metric));
     cells.extend(
         metrics.iter().map(|(task, name)| metric(task, name).map(|found| found.value.to_string()).unwrap_or_default()),
@@ -109,8 +109,92 @@ fn row(
         told.started_at.clone().unwrap_or_default(),
         told.finished_at.clone(),
         told.attempts.to_string(),
-        told.error.clone().unwrap_or_default(),
+        text(told.error.as_deref().unwrap_or_default()),
     ]);
-    // A cell that a spreadsheet would run as a formula is shown as text instead.
-    cells.into_iter().map(|cell| if cell.starts_with(['=', '@']) { format!("'{cell}") } else { cell }).collect()
+    cells
+}
+
+/// A cell of text. One that a spreadsheet would run as a formula, by its first character, gets an apostrophe in front,
+/// by which it is shown as text instead. Numbers may begin in the same way and are no text.
+fn text(cell: &str) -> String {
+    if cell.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{cell}") } else { cell.to_owned() }
+}
+
+/// A gene's value: a number as it is, the name of a choice as text.
+fn gene_value(value: &str) -> String {
+    if value.parse::<f64>().is_ok() { value.to_owned() } else { text(value) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scores::{MetricValue, Status, TaskScores};
+
+    #[test]
+    fn text_is_no_formula_and_numbers_stay_numbers() {
+        let asked = AskedRecord {
+            index: 0,
+            candidate_id: "=1".to_owned(),
+            recipe_sha256: String::new(),
+            evaluation_id: String::new(),
+            recipe: String::new(),
+            content: serde_json::Value::Null,
+            genes: [("weight", "-0.5"), ("method", "ties"), ("source", "-expert"), ("pair", "=a+b")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .to_vec(),
+            origin: "+origin".to_owned(),
+            parents: vec![0],
+            generation: 0,
+            fidelity: 1.0,
+            replicate: 0,
+            samples: 0,
+            asked_at: String::new(),
+        };
+        let scores = TaskScores {
+            metrics: BTreeMap::from([("acc".to_owned(), MetricValue { value: -0.25, stderr: Some(0.5) })]),
+            ..TaskScores::default()
+        };
+        let told = ToldRecord {
+            index: 0,
+            status: Status::Scored,
+            objective: Some(-0.25),
+            tasks: BTreeMap::from([("add".to_owned(), scores)]),
+            n_samples: 4,
+            materialize_s: None,
+            evaluate_s: Some(1.0),
+            started_at: None,
+            finished_at: "now".to_owned(),
+            attempts: 1,
+            error: Some("\tcmd|' /C calc'!A0".to_owned()),
+        };
+        let bytes = render(&[asked], &BTreeMap::from([(0, told)]), &["add".to_owned()]).unwrap();
+        let mut reader = csv::Reader::from_reader(bytes.as_slice());
+        let row = reader.records().next().unwrap().unwrap();
+        let expected = [
+            "0",
+            "'=1",
+            "'=1",
+            "'+origin",
+            "0",
+            "1",
+            "scored",
+            "-0.25",
+            "-0.5",
+            "ties",
+            "'-expert",
+            "'=a+b",
+            "-0.25",
+            "0.5",
+            "4",
+            "",
+            "1.000",
+            "",
+            "now",
+            "1",
+            "'\tcmd|' /C calc'!A0",
+        ];
+        assert_eq!(row, expected.to_vec());
+        assert_eq!(["-x", "@x", "\rx", "=x"].map(text), ["'-x", "'@x", "'\rx", "'=x"]);
+        assert_eq!(["", "x-y", "'x"].map(text), ["", "x-y", "'x"]);
+    }
 }

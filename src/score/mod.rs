@@ -8,6 +8,7 @@ mod decide;
 mod distributions;
 pub(crate) mod mean_samples;
 pub mod objective;
+mod order;
 pub mod paired;
 pub mod power;
 pub mod repeats;
@@ -19,6 +20,7 @@ pub mod verdict;
 
 pub use decide::decide;
 pub use objective::{Objective, ObjectiveTask, TaskValue};
+pub use order::best_first;
 pub use paired::{Comparison, Pairing, compare, may_be_as_good};
 pub use sentence::{digits, sentence, shown};
 pub use verdict::{Contender, Decision, OpenedHoldout, RivalVerdict, Verdict, VerdictQuestion};

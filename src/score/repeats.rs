@@ -3,6 +3,7 @@
 
 use super::distributions::student_99865;
 use super::objective::{Objective, ObjectiveTask};
+use super::order::best_first;
 use super::paired::difference_by_chance;
 use crate::scores::Scores;
 
@@ -105,8 +106,7 @@ pub fn order(finalists: &[TwoScores]) -> Vec<usize> {
         finalist.again.map(|again| 0.5 * (finalist.search + again))
     };
     let mut places: Vec<usize> = (0..finalists.len()).collect();
-    // Nothing is less than any number.
-    places.sort_by(|first, second| mean(second).partial_cmp(&mean(first)).unwrap_or(std::cmp::Ordering::Equal));
+    places.sort_by(|first, second| best_first(mean(first), mean(second)));
     places
 }
 

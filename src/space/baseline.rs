@@ -4,7 +4,7 @@ use super::decode::Decoded;
 use super::plan::{Cell, Place, Plan};
 use super::stack::{Origin, Stack};
 use super::{GeneKind, GeneValue, Genome, ModelFacts, SearchSpace};
-use crate::merge::{BaseUse, DENSITY, Untrimmed, complement};
+use crate::merge::{BaseUse, DENSITY, ParameterKind, Untrimmed, complement};
 use crate::recipe::{Body, FilteredValue, Gradient, Input, ModelReference, Parameters, Recipe, Setting, Slice, Value};
 
 /// A baseline as a point of the search space.
@@ -226,29 +226,25 @@ impl SearchSpace {
 
     /// Whether the genome, decoded again, has the values that were aimed at: genes may be bounded, frozen or tied.
     fn reaches(&self, decoded: &Decoded<'_>, members: &[usize], target: Target) -> bool {
-        let method = decoded.method();
-        let normalizes = method
-            .parameter("normalize")
-            .is_some_and(|parameter| matches!(parameter.kind, crate::merge::ParameterKind::Bool { default: true }));
+        let normalize = decoded.method().parameter("normalize");
+        let normalizes =
+            normalize.is_some_and(|parameter| matches!(parameter.kind, ParameterKind::Bool { default: true }));
         if self.stack.as_ref().is_some_and(|stack| !stack.is_whole(decoded.pieces(), Origin::Merged)) {
             return false;
         }
-        let all_members = members.iter().all(|member| decoded.sources().any(|source| source == *member));
-        all_members
-            && (0..self.groups.len()).all(|group| {
-                (0..=self.modules.len()).all(|module| {
-                    let sources = decoded.sources().all(|source| {
-                        let (place, member) = (Place { source, group, module }, members.contains(&source));
-                        decoded.is_about("weight", place, target.weight[usize::from(member)], f64::NAN)
-                            && (!member || decoded.is_about(DENSITY, place, 1.0, 1.0))
-                    });
-                    let (place, normalize) =
-                        (Place { source: 0, group, module }, f64::from(u8::from(target.normalize)));
-                    sources
-                        && decoded.is_about("lambda", place, target.lambda, 1.0)
-                        && decoded.is_about("normalize", place, normalize, f64::from(u8::from(normalizes)))
-                })
-            })
+        let has_its_weight = |place: Place| {
+            let member = members.contains(&place.source);
+            decoded.is_about("weight", place, target.weight[usize::from(member)], f64::NAN)
+                && (!member || decoded.is_about(DENSITY, place, 1.0, 1.0))
+        };
+        let [wanted, default] = [target.normalize, normalizes].map(|truth| f64::from(u8::from(truth)));
+        let has_what_is_shared = |place: Place| {
+            decoded.is_about("lambda", place, target.lambda, 1.0)
+                && decoded.is_about("normalize", place, wanted, default)
+        };
+        members.iter().all(|member| decoded.sources().any(|source| source == *member))
+            && decoded.places().all(has_its_weight)
+            && self.places(0).all(has_what_is_shared)
     }
 
     /// Whether the linear merge gives the soup's bits: the common weight is a power of two, exactly, and it is divided
@@ -259,12 +255,9 @@ impl SearchSpace {
         let power = [4.0, 2.0, 1.0, 0.5, 0.25, 0.125].contains(&weight);
         power
             && target.normalize
-            && decoded.sources().all(|source| {
-                let wanted = target.weight[usize::from(members.contains(&source))];
-                (0..self.groups.len()).all(|group| {
-                    (0..=self.modules.len())
-                        .all(|module| decoded.number("weight", Place { source, group, module }) == Some(wanted))
-                })
+            && decoded.places().all(|place| {
+                let wanted = target.weight[usize::from(members.contains(&place.source))];
+                decoded.number("weight", place) == Some(wanted)
             })
     }
 
@@ -287,11 +280,7 @@ impl SearchSpace {
             self.set(&mut genome, "t", 0, end as f64);
             let decoded = self.decoded(&genome);
             let whole = self.stack.as_ref().is_none_or(|stack| stack.is_whole(decoded.pieces(), Origin::Merged));
-            let reached = whole
-                && (0..self.groups.len()).all(|group| {
-                    (0..=self.modules.len())
-                        .all(|module| decoded.number("t", Place { source: 0, group, module }) == Some(end as f64))
-                });
+            let reached = whole && self.places(0).all(|place| decoded.number("t", place) == Some(end as f64));
             reached.then_some(Encoded { genome, exact: false })
         })
     }

@@ -174,23 +174,14 @@ impl Decoded<'_> {
     }
 
     /// Every place of every input.
-    fn places(&self) -> impl Iterator<Item = Place> {
-        let (groups, modules) = (self.space.groups.len(), self.modules());
-        let of_source = move |source| {
-            (0..groups).flat_map(move |group| (0..modules).map(move |module| Place { source, group, module }))
-        };
-        self.sources().flat_map(of_source)
+    pub(super) fn places(&self) -> impl Iterator<Item = Place> {
+        self.sources().flat_map(move |source| self.space.places(source))
     }
 
     /// Whether a source is weighed with something but zero in a place; where weights are interpolated, in any group.
     fn has_weight(&self, place: Place) -> bool {
         let has_weight = |group: usize| self.number("weight", Place { group, ..place }) != Some(0.0);
         if self.space.interpolate { (0..self.space.groups.len()).any(has_weight) } else { has_weight(place.group) }
-    }
-
-    /// Modules that this space tells apart.
-    fn modules(&self) -> usize {
-        self.space.modules.len() + 1
     }
 
     /// A parameter's number before any repair.
@@ -411,7 +402,7 @@ impl Decoded<'_> {
     }
 
     fn by_module(&self, plan: &Plan, value: impl Fn(usize) -> Gradient) -> Setting {
-        let modules = if self.dimensions(plan).1 { self.modules() } else { 1 };
+        let modules = if self.dimensions(plan).1 { self.space.module_count() } else { 1 };
         let entries = (0..modules).map(|module| FilteredValue {
             // The last is everything else.
             filter: if module + 1 == modules { None } else { self.space.modules.get(module).cloned() },

@@ -29,7 +29,7 @@ use crate::merge::structure::LayerProfile;
 use crate::merge::{MethodSpecification, find_method};
 use crate::recipe::{Masks, ModelReference, RecipeError};
 use layers::LayerGroups;
-use plan::Plan;
+use plan::{Place, Plan};
 use stack::Stack;
 
 pub use baseline::{Encoded, base_recipe, soup_recipe, stack_recipe, whole_recipe};
@@ -122,7 +122,7 @@ pub struct ModelFacts {
 #[derive(Debug, thiserror::Error)]
 pub enum SpaceError {
     /// There are fewer layers than groups.
-    #[error("`space`: {groups} layer groups for {layers} layers; ask for at most {layers}")]
+    #[error("`space.layer_groups`: {groups} layer groups for {layers} layers; ask for at most {layers}")]
     TooManyGroups {
         /// Groups asked for.
         groups: usize,
@@ -281,6 +281,17 @@ impl SearchSpace {
 
     fn plan(&self, parameter: &str) -> Option<&Plan> {
         self.plans.iter().find(|plan| plan.parameter == parameter)
+    }
+
+    /// Every place of a source: each module of each layer group.
+    fn places(&self, source: usize) -> impl Iterator<Item = Place> + use<> {
+        let (groups, modules) = (self.groups.len(), self.module_count());
+        (0..groups).flat_map(move |group| (0..modules).map(move |module| Place { source, group, module }))
+    }
+
+    /// Modules that this space tells apart, everything else being one.
+    fn module_count(&self) -> usize {
+        self.modules.len() + 1
     }
 }
 

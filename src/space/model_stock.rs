@@ -1,7 +1,6 @@
 //! The point of a space where Model Stock (arXiv 2403.19522) sees the best merge: between base and average, the nearer to
 //! the average the more the task vectors go the same way. It is found from the weights, free of evaluations.
 
-use super::plan::Place;
 use super::stack::Origin;
 use super::{Genome, SearchSpace};
 use crate::merge::agreement::Agreement;
@@ -66,19 +65,14 @@ impl SearchSpace {
         }
         self.set(&mut genome, "normalize", 0, f64::from(u8::from(normalize)));
         let decoded = self.decoded(&genome);
-        let places =
-            || (0..self.groups.len()).flat_map(|group| (0..=self.modules.len()).map(move |module| (group, module)));
         let reached = self.stack.as_ref().is_none_or(|stack| stack.is_whole(decoded.pieces(), Origin::Merged))
-            && places().all(|(group, module)| {
-                decoded.sources().all(|source| {
-                    let place = Place { source, group, module };
-                    let wanted = values(group);
-                    // The density of a source without weight is nobody's.
-                    let weighs = wanted.iter().any(|(parameter, value)| *parameter == "weight" && *value != 0.0);
-                    wanted.iter().all(|(parameter, value)| decoded.is_about(parameter, place, *value, 1.0))
-                        && (!weighs || decoded.is_about(DENSITY, place, 1.0, 1.0))
-                        && decoded.normalizes(place) == normalize
-                })
+            && decoded.places().all(|place| {
+                let wanted = values(place.group);
+                // The density of a source without weight is nobody's.
+                let weighs = wanted.iter().any(|(parameter, value)| *parameter == "weight" && *value != 0.0);
+                wanted.iter().all(|(parameter, value)| decoded.is_about(parameter, place, *value, 1.0))
+                    && (!weighs || decoded.is_about(DENSITY, place, 1.0, 1.0))
+                    && decoded.normalizes(place) == normalize
             });
         reached.then_some(genome)
     }

@@ -355,12 +355,37 @@ fn initial(name: &str, search: &GeneSearch, specification: &ParameterSpecificati
         ParameterKind::Bool { default } => Some(f64::from(u8::from(default))),
     };
     let default = if name == DROP_RATE { default.map(complement) } else { default };
-    let middle =
-        if search.log { (search.low * search.high).sqrt() } else { search.low + (search.high - search.low) / 2.0 };
+    let middle = if search.log {
+        geometric_mean(search.low, search.high)
+    } else {
+        search.low + (search.high - search.low) / 2.0
+    };
     match (search.init, default) {
         (Some(init), _) => init,
         (None, Some(default)) => default.clamp(search.low, search.high),
         (None, None) if name == "weight" => (1.0 / sources.max(1) as f64).clamp(search.low, search.high),
         (None, None) => middle,
+    }
+}
+
+/// The geometric mean of two numbers above 0. Only where their product is out of range it comes from their roots, which
+/// round otherwise: all other searches start from the bits that recorded ones started from.
+fn geometric_mean(low: f64, high: f64) -> f64 {
+    let product = low * high;
+    if product.is_finite() && product != 0.0 { product.sqrt() } else { low.sqrt() * high.sqrt() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_middle_of_a_logarithmic_range_lies_inside_whatever_its_size() {
+        for (low, high, middle) in [(1e200, 1e210, 1e205), (1e-210, 1e-200, 1e-205), (1e-4, 1.0, 1e-2)] {
+            let found = geometric_mean(low, high);
+            assert!((found / middle - 1.0).abs() < 1e-12, "{low} {high}: {found}");
+        }
+        let (low, high) = (0.003_f64, 0.7_f64);
+        assert_eq!(geometric_mean(low, high).to_bits(), (low * high).sqrt().to_bits());
     }
 }

@@ -6,7 +6,7 @@
 
 use super::surrogate::{Scales, Surrogate, fit};
 use super::{Outcome, normal};
-use crate::score::ObjectiveTask;
+use crate::score::{ObjectiveTask, best_first};
 use crate::space::Gene;
 
 /// Most parts that an objective is taken into; more tasks share them.
@@ -69,7 +69,7 @@ const LEAST_SIGNAL: f64 = 0.1;
 /// Ranks (scores; infeasible: minus infinity) and contributions of the same points, as values to learn.
 pub(super) fn targets(ranks: &[f64], contributions: &[Option<&Contributions>], parts: usize) -> Targets {
     let mut order: Vec<usize> = (0..ranks.len()).collect();
-    order.sort_by(|a, b| ranks[*b].partial_cmp(&ranks[*a]).unwrap_or(std::cmp::Ordering::Equal));
+    order.sort_by(|a, b| best_first(ranks[*a], ranks[*b]));
     let sorted: Vec<f64> = order.iter().map(|place| ranks[*place]).collect();
     let (standard, deviation) = standardise(&sorted);
     let mut means = vec![0.0; parts];

@@ -7,7 +7,7 @@ use super::archive::{Archive, Fitness, Point};
 use super::composite::{self, Contributions};
 use super::contract::objective;
 use super::{Ask, Content, Landscape, Outcome, Placement, Proposal, SeedGenome, Setup, StrategyError};
-use crate::score::ObjectiveTask;
+use crate::score::{ObjectiveTask, best_first};
 use crate::scores::Status;
 use crate::space::Genome;
 
@@ -141,7 +141,7 @@ impl History {
     pub(super) fn ranked(&self) -> Vec<usize> {
         let rank = |place: &usize| self.points()[*place].fitness.rank();
         let mut known: Vec<usize> = (0..self.points().len()).filter(|place| rank(place).is_some()).collect();
-        known.sort_by(|a, b| rank(b).partial_cmp(&rank(a)).unwrap_or(std::cmp::Ordering::Equal));
+        known.sort_by(|a, b| best_first(rank(a), rank(b)));
         known
     }
 }

@@ -8,7 +8,7 @@ use rand::{Rng, RngExt};
 
 use super::archive::{Fitness, Point};
 use super::composite::{self, AllScales, Composite, Contributions, MAX_IMAGINED};
-use super::genetic::ties::Ties;
+use super::genetic::tied_genes::TiedGenes;
 use super::history::History;
 use super::{Ask, Content, Landscape, MAX_DRAWS, Outcome, Placement, Setup, Strategy, StrategyError, space_filling};
 use crate::random;
@@ -46,7 +46,7 @@ const SUCCESSES: usize = 2;
 pub(super) struct Local {
     seed: u64,
     history: History,
-    ties: Ties,
+    tied_genes: TiedGenes,
     half_side: f64,
     successes: usize,
     failures: usize,
@@ -65,13 +65,13 @@ pub(super) struct Local {
 impl Local {
     pub(super) fn new(landscape: Arc<dyn Landscape>, setup: &Setup) -> Self {
         let genes = landscape.genes().len();
-        let ties = Ties::new(landscape.genes());
+        let tied_genes = TiedGenes::new(landscape.genes());
         let history = History::new(landscape, setup);
         let scales = composite::prior(genes, history.parts());
         Self {
             seed: setup.seed,
             history,
-            ties,
+            tied_genes,
             half_side: FIRST_SIDE,
             successes: 0,
             failures: 0,
@@ -105,18 +105,19 @@ impl Local {
         let genes = self.history.landscape().genes();
         if self.asked >= self.fit_at {
             self.fit_at = self.asked + (REFIT.0 + points.len() as u64 / REFIT_GROWTH).min(REFIT.1);
-            let seen: Vec<Vec<f64>> = members.iter().map(|place| self.ties.seen(&points[*place].effective)).collect();
+            let seen: Vec<Vec<f64>> =
+                members.iter().map(|place| self.tied_genes.seen(&points[*place].effective)).collect();
             let seen: Vec<&[f64]> = seen.iter().map(Vec::as_slice).collect();
             self.scales = composite::fit_all(genes, &self.scales, &seen, &targets);
         }
         let mut surrogate = Composite::new(genes, &self.scales);
         for (row, place) in members.iter().enumerate() {
-            surrogate.add(&self.ties.seen(&points[*place].effective), &targets, row);
+            surrogate.add(&self.tied_genes.seen(&points[*place].effective), &targets, row);
         }
         surrogate.set_targets(&targets);
         let is_placed = |point: &&Point| point.fitness == Fitness::Pending && point.index.is_some();
         for point in points.iter().rev().filter(is_placed).take(MAX_IMAGINED) {
-            surrogate.imagine(&self.ties.seen(&point.effective));
+            surrogate.imagine(&self.tied_genes.seen(&point.effective));
         }
         Some((surrogate, self.sides(genes.len())))
     }
@@ -147,12 +148,13 @@ impl Local {
                     continue;
                 }
                 let Some((surrogate, _)) = &model else { return Some((genome, "local", vec![place])) };
-                drawn.push((surrogate.sketch(&self.ties.seen(&genome)), genome));
+                drawn.push((surrogate.sketch(&self.tied_genes.seen(&genome)), genome));
             }
             if let Some((surrogate, _)) = &model {
                 drawn.sort_by(|a, b| b.0.total_cmp(&a.0));
                 drawn.truncate(SHORT_LIST);
-                let rated = drawn.into_iter().map(|(_, genome)| (surrogate.promise(&self.ties.seen(&genome)), genome));
+                let rated =
+                    drawn.into_iter().map(|(_, genome)| (surrogate.promise(&self.tied_genes.seen(&genome)), genome));
                 let best = rated.reduce(|best, next| if next.0 > best.0 { next } else { best });
                 if let Some((_, genome)) = best {
                     return Some((genome, "local", vec![place]));
@@ -205,6 +207,11 @@ impl Local {
     fn is_retired(&self, point: &[f64]) -> bool {
         let near = APART * APART * point.len() as f64;
         self.retired.iter().any(|centre| square(centre, point) < near)
+    }
+
+    /// Waits no longer for the outcomes of these points.
+    fn close(&mut self, places: &[usize]) {
+        self.open.retain(|place| !places.contains(place));
     }
 
     /// Takes in what is new: whether a point of its own is better than the centre moves the box's sides.
@@ -279,7 +286,9 @@ impl Strategy for Local {
     }
 
     fn place(&mut self, placement: Placement) {
-        if let Some(point) = self.history.place(placement) {
+        let Some(point) = self.history.place(placement) else { return };
+        // The outcome of a duplicate may be known: nobody tells it again.
+        if self.history.points()[point].fitness == Fitness::Pending {
             self.open.push(point);
         }
     }
@@ -287,13 +296,15 @@ impl Strategy for Local {
     fn tell(&mut self, outcome: &Outcome) -> Result<(), StrategyError> {
         let places = self.history.tell(outcome)?;
         let own = places.iter().any(|place| self.open.contains(place));
-        self.open.retain(|place| !places.contains(place));
+        self.close(&places);
         self.notice(&places, own);
         Ok(())
     }
 
     fn learn(&mut self, content: &Content, outcome: &Outcome) -> Result<(), StrategyError> {
         let places = self.history.learn(content, outcome)?;
+        // Nobody tells what was learnt: a proposal that was another's too is not judged by it.
+        self.close(&places);
         self.notice(&places, false);
         Ok(())
     }
@@ -305,6 +316,7 @@ impl Strategy for Local {
 
 #[cfg(test)]
 mod tests {
+    use super::super::conformance::{Answer, TestSpace, outcome, setup};
     use super::*;
 
     #[test]
@@ -316,5 +328,27 @@ mod tests {
         assert!(chosen.len() == POINTS && chosen.is_sorted_by(|a, b| a < b), "{chosen:?}");
         assert_eq!(chosen[..=nearest], (0..=nearest).collect::<Vec<usize>>());
         assert!(chosen[POINTS - 1] > 970, "{chosen:?}");
+    }
+
+    #[test]
+    fn nothing_is_waited_for_that_nobody_will_tell() {
+        let setup = Setup { seeds: vec![], ..setup(TestSpace::reals(2), 8) };
+        let mut search = Local::new(setup.landscape.clone().unwrap(), &setup);
+        let mut propose = |placement| {
+            assert!(matches!(search.ask().unwrap(), Ask::Proposal(_)));
+            search.place(placement);
+            search.open.len()
+        };
+        assert_eq!(propose(Placement::Asked { index: 0 }), 1);
+        // Another's evaluation, which is not over yet.
+        assert_eq!(propose(Placement::Duplicate { of: 7 }), 2);
+        search.tell(&outcome(0, Answer::Score(0.5))).unwrap();
+        search.learn(&Content::Base, &outcome(7, Answer::Score(0.25))).unwrap();
+        assert!(search.open.is_empty(), "{:?}", search.open);
+        for index in [0, 7] {
+            assert!(matches!(search.ask().unwrap(), Ask::Proposal(_)));
+            search.place(Placement::Duplicate { of: index });
+            assert!(search.open.is_empty(), "{:?}", search.open);
+        }
     }
 }

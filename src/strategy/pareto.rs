@@ -1,8 +1,7 @@
 //! Several objectives at once: dominance, fronts, crowding and hypervolume. More is better in every objective.
 
-use std::cmp::Ordering;
-
 use super::space_filling;
+use crate::score::best_first;
 
 /// Points that the hypervolume is estimated with.
 const PROBES: u64 = 4_096;
@@ -38,14 +37,16 @@ pub(super) fn crowding(points: &[&[f64]]) -> Vec<f64> {
     let objectives = points.first().map_or(0, |point| point.len());
     let mut distances = vec![0.0; points.len()];
     for objective in 0..objectives {
+        let value = |place: usize| points[place][objective];
         let mut order: Vec<usize> = (0..points.len()).collect();
-        order.sort_by(|a, b| points[*a][objective].partial_cmp(&points[*b][objective]).unwrap_or(Ordering::Equal));
+        // Worst first.
+        order.sort_by(|a, b| best_first(value(*b), value(*a)));
         let (Some(first), Some(last)) = (order.first(), order.last()) else { break };
-        let range = points[*last][objective] - points[*first][objective];
+        let range = value(*last) - value(*first);
         distances[*first] = f64::INFINITY;
         distances[*last] = f64::INFINITY;
         for window in order.windows(3).filter(|_| range > 0.0 && range.is_finite()) {
-            distances[window[1]] += (points[window[2]][objective] - points[window[0]][objective]) / range;
+            distances[window[1]] += (value(window[2]) - value(window[0])) / range;
         }
     }
     distances
@@ -53,9 +54,9 @@ pub(super) fn crowding(points: &[&[f64]]) -> Vec<f64> {
 
 /// The share, in `[0, 1]`, of the box between the worst and the best value seen of each objective that the points
 /// dominate: a hypervolume without a reference point to choose. Estimated with a Sobol sequence to about a percent.
-/// `None` for no point.
+/// `None` for no point, and for one objective: the best point dominates all of its range.
 pub(super) fn hypervolume(points: &[&[f64]]) -> Option<f64> {
-    let objectives = points.first()?.len();
+    let objectives = points.first().map(|point| point.len()).filter(|objectives| *objectives > 1)?;
     let bound = |pick: fn(f64, f64) -> f64| -> Vec<f64> {
         (0..objectives)
             .map(|objective| points.iter().map(|point| point[objective]).reduce(pick).unwrap_or(0.0))
@@ -102,5 +103,6 @@ mod tests {
         let stair = hypervolume(&[&[0.0, 0.0], &[1.0, 0.5], &[0.5, 1.0]]).unwrap();
         assert!((stair - 0.75).abs() < 0.01, "{stair}");
         assert_eq!(hypervolume(&[]), None);
+        assert_eq!(hypervolume(&[&[0.0], &[1.0]]), None, "one objective");
     }
 }

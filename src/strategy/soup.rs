@@ -1,9 +1,9 @@
 //! The greedy soup of Wortsman et al. 2022 (Model soups): sources in order of their score, each kept if the uniform
 //! average with it scores better.
 
-use std::cmp::Ordering;
-
 use serde::{Deserialize, Serialize};
+
+use crate::score::best_first;
 
 /// How a greedy soup came about, for reports. Sources are indices into the run's sources.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -98,7 +98,7 @@ impl SoupTrace {
         let mut scored: Vec<(usize, f64)> =
             scores.iter().enumerate().filter_map(|(source, score)| score.map(|score| (source, score))).collect();
         // Stable: equal scores stay in source order.
-        scored.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap_or(Ordering::Equal));
+        scored.sort_by(|a, b| best_first(a.1, b.1));
         Self {
             members: scored.iter().take(1).map(|(source, _)| *source).collect(),
             score: scored.first().map(|(_, score)| *score),

@@ -59,21 +59,21 @@ impl Distribution {
             ranked.iter().zip(&steps).filter(|(sample, _)| !sample.foreign).map(|(_, step)| step).collect();
         let own_rates = Rates::new(genes, own.len());
         let white = self.factor.forward(&mean_step(&own_rates, own.into_iter()));
-        let gain = (own_rates.step_path * (2.0 - own_rates.step_path) * own_rates.effective).sqrt();
+        let step_gain = (own_rates.step_path * (2.0 - own_rates.step_path) * own_rates.effective).sqrt();
         self.step_path
             .iter_mut()
             .zip(&white)
-            .for_each(|(path, by)| *path = (1.0 - own_rates.step_path) * *path + gain * by);
+            .for_each(|(path, by)| *path = (1.0 - own_rates.step_path) * *path + step_gain * by);
         let length = dot(&self.step_path, &self.step_path).sqrt();
         let expected = genes.sqrt() * (1.0 - 1.0 / (4.0 * genes) + 1.0 / (21.0 * genes * genes));
         let faded = 1.0 - (1.0 - own_rates.step_path).powf(2.0 * f64::from(self.updates));
         let steady = length / faded.sqrt() < (1.4 + 2.0 / (genes + 1.0)) * expected;
-        let gain =
+        let covariance_gain =
             if steady { (rates.covariance_path * (2.0 - rates.covariance_path) * rates.effective).sqrt() } else { 0.0 };
         self.covariance_path
             .iter_mut()
             .zip(&move_by)
-            .for_each(|(path, by)| *path = (1.0 - rates.covariance_path) * *path + gain * by);
+            .for_each(|(path, by)| *path = (1.0 - rates.covariance_path) * *path + covariance_gain * by);
 
         let lost = if steady { 0.0 } else { rates.covariance_path * (2.0 - rates.covariance_path) };
         self.update_covariance(&rates, lost, &steps);

@@ -5,7 +5,6 @@
 
 mod distribution;
 
-use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -17,6 +16,7 @@ use super::history::History;
 use super::settings::{Settings, refuse};
 use super::{Ask, Content, Landscape, MAX_DRAWS, Outcome, Placement, Setup, Strategy, StrategyError, space_filling};
 use crate::random;
+use crate::score::best_first;
 use crate::space::Genome;
 
 /// Draws for one proposal from the distribution; further ones are uniform.
@@ -118,6 +118,8 @@ impl CmaEs {
         self.follows = false;
         let count = known.len() as f64;
         let genes = self.distribution.mean.len();
+        // What came in until now was not drawn from the new distribution.
+        self.fresh.clear();
         self.foreign.clear();
         let mean: Vec<f64> = (0..genes)
             .map(|gene| known.iter().map(|place| points[*place].effective[gene]).sum::<f64>() / count)
@@ -164,7 +166,7 @@ impl CmaEs {
         let fresh = std::mem::take(&mut self.fresh);
         let mut ranked: Vec<(usize, f64)> =
             fresh.into_iter().filter_map(|point| self.rank(point).map(|rank| (point, rank))).collect();
-        ranked.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap_or(Ordering::Equal));
+        ranked.sort_by(|a, b| best_first(a.1, b.1));
         self.stagnant += 1;
         if let Some((_, rank)) = ranked.first().filter(|(_, rank)| *rank > self.best) {
             self.best = *rank;
@@ -173,7 +175,7 @@ impl CmaEs {
         let own = ranked.len();
         ranked.extend(self.injected());
         let foreign: HashSet<usize> = ranked[own..].iter().map(|(point, _)| *point).collect();
-        ranked.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap_or(Ordering::Equal));
+        ranked.sort_by(|a, b| best_first(a.1, b.1));
         let points = self.history.points();
         let sample =
             |(point, _): &(usize, f64)| Sample { point: &points[*point].genome.0, foreign: foreign.contains(point) };
@@ -190,7 +192,7 @@ impl CmaEs {
         let foreign = std::mem::take(&mut self.foreign);
         let mut ranked: Vec<(usize, f64)> =
             foreign.into_iter().filter_map(|point| self.rank(point).map(|rank| (point, rank))).collect();
-        ranked.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap_or(Ordering::Equal));
+        ranked.sort_by(|a, b| best_first(a.1, b.1));
         ranked.truncate(self.distribution.population / 2);
         ranked
     }
@@ -260,6 +262,7 @@ impl Strategy for CmaEs {
 
 #[cfg(test)]
 mod tests {
+    use super::super::conformance::{Answer, TestSpace, outcome, setup};
     use super::*;
 
     #[test]
@@ -275,5 +278,31 @@ mod tests {
             assert_eq!(error.exit_code(), crate::exit::ExitCode::BadConfiguration);
             assert!(error.to_string().contains("at least 4"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_follower_learns_nothing_from_samples_of_its_last_distribution() {
+        let setup = Setup { seeds: vec![], model_stock: None, ..setup(TestSpace::reals(2), 64) };
+        let mut search = CmaEs::follower(Parameters::default(), setup.landscape.clone().unwrap(), &setup);
+        // Nothing is known yet that it could start around: two samples of the first distribution, one of them told
+        // late.
+        for index in [0, 1] {
+            assert!(matches!(search.ask().unwrap(), Ask::Proposal(_)));
+            search.place(Placement::Asked { index });
+        }
+        search.tell(&outcome(0, Answer::Score(0.5))).unwrap();
+        assert!(search.follows && search.fresh == [0]);
+        for index in 2..32_u64 {
+            let genome = Genome(vec![index as f64 / 64.0, 0.25]);
+            search.watch(&genome, Placement::Asked { index });
+            search.learn(&Content::Genome(genome), &outcome(index, Answer::Score(index as f64))).unwrap();
+        }
+        assert!(matches!(search.ask().unwrap(), Ask::Proposal(_)));
+        search.place(Placement::Asked { index: 32 });
+        assert!(!search.follows && search.fresh.is_empty(), "{:?}", search.fresh);
+        search.tell(&outcome(1, Answer::Score(0.5))).unwrap();
+        assert!(search.fresh.is_empty(), "{:?}", search.fresh);
+        search.tell(&outcome(32, Answer::Score(0.5))).unwrap();
+        assert_eq!(search.fresh.len(), 1);
     }
 }

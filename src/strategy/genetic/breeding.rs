@@ -7,7 +7,7 @@ use super::super::space_filling;
 use super::child::{Child, Operator};
 use super::niching::Niches;
 use super::switches::Switches;
-use super::ties::Ties;
+use super::tied_genes::TiedGenes;
 use super::{Parameters, crossover, mutation, selection};
 use crate::space::Gene;
 
@@ -19,7 +19,7 @@ const SWITCH_ONE_IN: u32 = 8;
 /// The population, and how it breeds.
 pub(super) struct Breeder<'a> {
     pub(super) genes: &'a [Gene],
-    pub(super) ties: &'a Ties,
+    pub(super) tied_genes: &'a TiedGenes,
     pub(super) switches: &'a Switches,
     pub(super) points: &'a [Point],
     /// Places of the members among the points, best first.
@@ -54,9 +54,9 @@ impl Breeder<'_> {
 
     /// Gaussian mutation of single genes, or of ties as a whole.
     pub(super) fn step_from(&self, genome: &mut [f64], step: f64, rng: &mut impl Rng) {
-        if self.ties.bind() && rng.random::<bool>() {
-            let rate = (4.0 / self.ties.count() as f64).clamp(0.2, 1.0);
-            mutation::shift(self.genes, self.ties.of(), genome, rate, step, rng);
+        if self.tied_genes.bind() && rng.random::<bool>() {
+            let rate = (4.0 / self.tied_genes.count() as f64).clamp(0.2, 1.0);
+            mutation::shift(self.genes, self.tied_genes.of(), genome, rate, step, rng);
         } else {
             let rate = (8.0 / self.genes.len() as f64).clamp(0.2, 1.0);
             mutation::gaussian(self.genes, genome, rate, step, rng);

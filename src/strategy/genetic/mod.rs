@@ -15,7 +15,7 @@ mod parameters;
 mod population;
 mod selection;
 mod switches;
-pub(super) mod ties;
+pub(super) mod tied_genes;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use model::Model;
 use niching::{Niches, SampleScores};
 pub(super) use parameters::Parameters;
 use switches::Switches;
-use ties::Ties;
+use tied_genes::TiedGenes;
 
 use super::archive::Fitness;
 use super::history::History;
@@ -84,7 +84,7 @@ pub(super) struct Genetic {
     /// Proposals in a row that were known candidates under another genome.
     duplicates: usize,
     model: Model,
-    ties: Ties,
+    tied_genes: TiedGenes,
     switches: Switches,
     /// Sample scores of evaluations, with niching.
     samples: BTreeMap<u64, SampleScores>,
@@ -93,11 +93,11 @@ pub(super) struct Genetic {
 impl Genetic {
     pub(super) fn new(parameters: Parameters, landscape: Arc<dyn Landscape>, setup: &Setup) -> Self {
         let step = parameters.step;
-        let ties = Ties::new(landscape.genes());
+        let tied_genes = TiedGenes::new(landscape.genes());
         let history = History::new(landscape, setup);
         let mut genetic = Self {
-            model: Model::new(history.landscape().genes(), &ties, history.parts()),
-            ties,
+            model: Model::new(history.landscape().genes(), &tied_genes, history.parts()),
+            tied_genes,
             switches: Switches::new(history.landscape().genes()),
             parameters,
             seed: setup.seed,
@@ -129,7 +129,7 @@ impl Genetic {
         self.design.push_back(Child::orphan(init, Operator::Init));
         let affordable = evaluations.map_or(usize::MAX, |budget| (budget / 10) as usize);
         let points =
-            self.parameters.initial.unwrap_or_else(|| (self.ties.count() + 2).clamp(6, DESIGN).min(affordable));
+            self.parameters.initial.unwrap_or_else(|| (self.tied_genes.count() + 2).clamp(6, DESIGN).min(affordable));
         self.plan_points(points, Operator::Design);
     }
 
@@ -139,8 +139,8 @@ impl Genetic {
         let first = self.restarts << 20;
         for index in 0..points {
             let number = first | index as u64;
-            let genome = if self.ties.bind() && index % 3 < 2 {
-                let point = self.ties.spread(&space_filling::sobol(self.seed, number, self.ties.count()));
+            let genome = if self.tied_genes.bind() && index % 3 < 2 {
+                let point = self.tied_genes.spread(&space_filling::sobol(self.seed, number, self.tied_genes.count()));
                 if operator == Operator::Design { self.towards_init(point) } else { point }
             } else {
                 space_filling::sobol(self.seed, number, self.dimensions())
@@ -173,7 +173,7 @@ impl Genetic {
     fn breeder<'a>(&'a self, members: &'a [usize], niches: Option<&'a Niches>) -> Breeder<'a> {
         Breeder {
             genes: self.history.landscape().genes(),
-            ties: &self.ties,
+            tied_genes: &self.tied_genes,
             switches: &self.switches,
             points: self.history.points(),
             members,
@@ -238,13 +238,13 @@ impl Genetic {
         if !self.parameters.surrogate || members.is_empty() || self.duplicates > FEW_DUPLICATES {
             return None;
         }
-        let surrogate = self.model.surrogate(&self.ties, self.history.archive())?;
-        let rater = model::Rater { surrogate: &surrogate, ties: &self.ties };
+        let surrogate = self.model.surrogate(&self.tied_genes, self.history.archive())?;
+        let rater = model::Rater { surrogate: &surrogate, tied_genes: &self.tied_genes };
         let breeder = self.breeder(members, niches);
         let mut brood = self.short_list(self.parameters.brood, SHORT_LIST, &rater, || breeder.child(rng));
         // A brood lives where its parents do; the model may know better places. In a space with ties there are too
         // many.
-        if !self.ties.bind() {
+        if !self.tied_genes.bind() {
             brood.extend(self.short_list(SCOUTS, SCOUT_LIST, &rater, || breeder.immigrant(rng)));
         }
         for (value, child) in &mut brood {
@@ -312,6 +312,11 @@ impl Genetic {
             let factor: f64 = if child > parent { 1.3 } else { 1.3f64.powf(-0.25) };
             self.step = (self.step * factor).clamp(0.01, 0.5);
         }
+        self.forget_steps(places);
+    }
+
+    /// Drops the steps to points whose outcome is known: nobody tells it again.
+    fn forget_steps(&mut self, places: &[usize]) {
         self.steps.retain(|step| !places.contains(&step.point));
     }
 
@@ -330,8 +335,7 @@ impl Genetic {
             return;
         }
         self.stagnant += 1;
-        let patience = self.parameters.patience.unwrap_or(20 * self.dimensions().clamp(10, 50));
-        if self.stagnant >= patience {
+        if self.parameters.restarts.is_due(self.stagnant, self.dimensions()) {
             self.restart();
         }
     }
@@ -342,7 +346,7 @@ impl Genetic {
         self.best = f64::NEG_INFINITY;
         self.step = self.parameters.step;
         self.since = self.history.points().len();
-        self.plan_points((self.ties.count() + 2).clamp(6, DESIGN), Operator::Restart);
+        self.plan_points((self.tied_genes.count() + 2).clamp(6, DESIGN), Operator::Restart);
     }
 }
 
@@ -358,7 +362,10 @@ impl Strategy for Genetic {
 
     fn place(&mut self, placement: Placement) {
         self.duplicates = if matches!(placement, Placement::Duplicate { .. }) { self.duplicates + 1 } else { 0 };
-        self.history.place(placement);
+        let Some(point) = self.history.place(placement) else { return };
+        if self.history.points()[point].fitness != Fitness::Pending {
+            self.forget_steps(&[point]);
+        }
     }
 
     fn tell(&mut self, outcome: &Outcome) -> Result<(), StrategyError> {
@@ -371,6 +378,7 @@ impl Strategy for Genetic {
 
     fn learn(&mut self, content: &Content, outcome: &Outcome) -> Result<(), StrategyError> {
         let places = self.history.learn(content, outcome)?;
+        self.forget_steps(&places);
         self.note_samples(outcome);
         if matches!(content, Content::Genome(_)) {
             self.count_stagnation(&places);
@@ -385,7 +393,7 @@ impl Strategy for Genetic {
 
 #[cfg(test)]
 mod tests {
-    use super::super::conformance::{Answer, TestSpace, drive, real, setup};
+    use super::super::conformance::{Answer, TestSpace, drive, outcome, real, setup};
     use super::super::settings::Settings;
     use super::*;
 
@@ -408,5 +416,31 @@ mod tests {
         let untied = (0..6).map(|gene| real(&format!("x{gene}"))).collect();
         assert!(scouts(TestSpace::new(untied)) > 0);
         assert_eq!(scouts(TestSpace::reals(6)), 0);
+    }
+
+    #[test]
+    fn steps_are_kept_only_while_their_outcome_may_be_told() {
+        let setup = Setup { seeds: vec![], ..setup(TestSpace::reals(2), 8) };
+        let parameters = Parameters { surrogate: false, ..Parameters::default() };
+        let mut search = Genetic::new(parameters, setup.landscape.clone().unwrap(), &setup);
+        let mut stepped = 0;
+        for index in 0..60_u64 {
+            assert!(matches!(search.ask().unwrap(), Ask::Proposal(_)));
+            stepped += search.steps.len();
+            // Told already, learnt at once, or told.
+            match index % 3 {
+                0 if index > 20 => search.place(Placement::Duplicate { of: 0 }),
+                1 if index > 20 => {
+                    search.place(Placement::Duplicate { of: 1_000 + index });
+                    search.learn(&Content::Base, &outcome(1_000 + index, Answer::Failed)).unwrap();
+                }
+                _ => {
+                    search.place(Placement::Asked { index });
+                    search.tell(&outcome(index, Answer::Score(index as f64))).unwrap();
+                }
+            }
+            assert!(search.steps.is_empty(), "{index}: {:?}", search.steps);
+        }
+        assert!(stepped > 0, "the test needs Gaussian steps");
     }
 }

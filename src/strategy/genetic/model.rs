@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::super::archive::{Archive, Fitness};
 use super::super::composite::{self, AllScales, Composite, Contributions, MAX_IMAGINED, Targets};
 use super::population;
-use super::ties::Ties;
+use super::tied_genes::TiedGenes;
 use crate::space::Gene;
 
 /// Points that the model is made of at most.
@@ -38,20 +38,20 @@ pub(super) struct Model {
 }
 
 /// What the model sees of a point.
-fn features(ties: &Ties, point: &[f64]) -> Vec<f64> {
-    let mut seen = ties.seen(point);
-    if ties.bind() {
-        seen.extend(ties.means(&seen));
+fn features(tied_genes: &TiedGenes, point: &[f64]) -> Vec<f64> {
+    let mut seen = tied_genes.seen(point);
+    if tied_genes.bind() {
+        seen.extend(tied_genes.means(&seen));
     }
     seen
 }
 
 impl Model {
-    pub(super) fn new(genes: &[Gene], ties: &Ties, parts: usize) -> Self {
+    pub(super) fn new(genes: &[Gene], tied_genes: &TiedGenes, parts: usize) -> Self {
         let mut features = genes.to_vec();
-        if ties.bind() {
-            let first = |tie: usize| ties.of().iter().position(|other| *other == tie);
-            features.extend((0..ties.count()).filter_map(first).map(|gene| genes[gene].clone()));
+        if tied_genes.bind() {
+            let first = |tie: usize| tied_genes.of().iter().position(|other| *other == tie);
+            features.extend((0..tied_genes.count()).filter_map(first).map(|gene| genes[gene].clone()));
         }
         let scales = composite::prior(features.len(), parts);
         let surrogate = Composite::new(&features, &scales);
@@ -59,12 +59,12 @@ impl Model {
     }
 
     /// The model of everything known, with what is pending imagined; `None` while too little is known.
-    pub(super) fn surrogate(&mut self, ties: &Ties, archive: &Archive) -> Option<Composite> {
+    pub(super) fn surrogate(&mut self, tied_genes: &TiedGenes, archive: &Archive) -> Option<Composite> {
         let points = archive.points();
         let known = |place: &usize| points[*place].fitness.rank().is_some();
         let news: Vec<usize> = (0..points.len()).filter(known).filter(|place| !self.seen.contains(place)).collect();
         self.seen.extend(&news);
-        self.extend(news, ties, archive);
+        self.extend(news, tied_genes, archive);
         let scored = self.members.iter().filter(|place| matches!(points[**place].fitness, Fitness::Scored(_))).count();
         if scored < FEWEST {
             return None;
@@ -72,7 +72,7 @@ impl Model {
         let too_many = self.members.len() > POINTS;
         let due = self.seen.len() as f64 >= self.fitted_on as f64 * GROWTH + 1.0;
         if too_many || due {
-            self.rebuild(due, ties, archive);
+            self.rebuild(due, tied_genes, archive);
         }
         self.surrogate.set_targets(&self.targets(&self.members, archive));
         let mut surrogate = self.surrogate.clone();
@@ -80,14 +80,14 @@ impl Model {
         for point in points.iter().rev().filter(|point| point.fitness == Fitness::Pending) {
             // Candidates that are the same share their index; one of them will do.
             if imagined.len() < MAX_IMAGINED && point.index.is_some_and(|index| imagined.insert(index)) {
-                surrogate.imagine(&features(ties, &point.effective));
+                surrogate.imagine(&features(tied_genes, &point.effective));
             }
         }
         Some(surrogate)
     }
 
     /// Takes points in, whose errors are judged by all that are members then.
-    fn extend(&mut self, places: Vec<usize>, ties: &Ties, archive: &Archive) {
+    fn extend(&mut self, places: Vec<usize>, tied_genes: &TiedGenes, archive: &Archive) {
         if places.is_empty() {
             return;
         }
@@ -95,19 +95,20 @@ impl Model {
         self.members.extend(places);
         let targets = self.targets(&self.members, archive);
         for (row, place) in self.members.iter().enumerate().skip(known) {
-            self.surrogate.add(&features(ties, &archive.points()[*place].effective), &targets, row);
+            self.surrogate.add(&features(tied_genes, &archive.points()[*place].effective), &targets, row);
         }
     }
 
     /// Chooses among all known points, fits the scales if that is due, and makes the surrogate anew.
-    fn rebuild(&mut self, fit_scales: bool, ties: &Ties, archive: &Archive) {
+    fn rebuild(&mut self, fit_scales: bool, tied_genes: &TiedGenes, archive: &Archive) {
         let points = archive.points();
         let limit = if self.members.len() > POINTS { KEPT } else { POINTS };
         let ranked = population::best(points, 0..points.len(), points.len());
         let members: Vec<usize> = spread(ranked.len(), limit, OTHERS).into_iter().map(|at| ranked[at]).collect();
         if fit_scales {
             let chosen: Vec<usize> = spread(members.len(), FIT_POINTS, 0.5).into_iter().map(|at| members[at]).collect();
-            let seen: Vec<Vec<f64>> = chosen.iter().map(|place| features(ties, &points[*place].effective)).collect();
+            let seen: Vec<Vec<f64>> =
+                chosen.iter().map(|place| features(tied_genes, &points[*place].effective)).collect();
             let seen: Vec<&[f64]> = seen.iter().map(Vec::as_slice).collect();
             let targets = self.targets(&chosen, archive);
             self.scales = composite::fit_all(&self.features, &self.scales, &seen, &targets);
@@ -115,7 +116,7 @@ impl Model {
         }
         self.surrogate = Composite::new(&self.features, &self.scales);
         self.members.clear();
-        self.extend(members, ties, archive);
+        self.extend(members, tied_genes, archive);
     }
 
     /// What the model learns of these points.
@@ -132,18 +133,18 @@ impl Model {
 /// Rates points by the model, which sees features.
 pub(super) struct Rater<'a> {
     pub(super) surrogate: &'a Composite,
-    pub(super) ties: &'a Ties,
+    pub(super) tied_genes: &'a TiedGenes,
 }
 
 impl Rater<'_> {
     /// A first guess at [`Self::rate`].
     pub(super) fn sketch(&self, point: &[f64]) -> f64 {
-        self.surrogate.sketch(&features(self.ties, point))
+        self.surrogate.sketch(&features(self.tied_genes, point))
     }
 
     /// What a point promises.
     pub(super) fn rate(&self, point: &[f64]) -> f64 {
-        self.surrogate.promise(&features(self.ties, point))
+        self.surrogate.promise(&features(self.tied_genes, point))
     }
 }
 
@@ -179,14 +180,14 @@ mod tests {
     fn a_model_of_a_long_history_knows_bad_places_too() {
         let genes = vec![real("x"), real("y")];
         let mut archive = Archive::new(Arc::new(TestSpace::new(genes.clone())));
-        let ties = Ties::new(&genes);
-        let mut model = Model::new(&genes, &ties, 1);
+        let tied_genes = TiedGenes::new(&genes);
+        let mut model = Model::new(&genes, &tied_genes, 1);
         let count = 2 * POINTS as u64;
         for index in 0..count {
             let point = archive.add(Genome(sobol(1, index, 2)), 0);
             archive.place(point, Placement::Asked { index });
             archive.tell(index, Fitness::Scored(index as f64));
-            assert!(index < FEWEST as u64 || model.surrogate(&ties, &archive).is_some());
+            assert!(index < FEWEST as u64 || model.surrogate(&tied_genes, &archive).is_some());
         }
         assert!(model.members.len() <= POINTS, "{}", model.members.len());
         let above = |share: f64| model.members.iter().filter(|place| **place as f64 >= share * count as f64).count();

@@ -1,7 +1,31 @@
 //! The settings of the genetic algorithm, with their defaults (docs/strategies.md).
 
+use std::num::NonZeroUsize;
+
 use super::super::StrategyError;
 use super::super::settings::Settings;
+
+/// When a search starts anew elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Restarts {
+    /// Not by itself.
+    Never,
+    /// After a number of outcomes without a new best that follows from the number of genes.
+    ByGenes,
+    /// After so many outcomes without a new best.
+    After(NonZeroUsize),
+}
+
+impl Restarts {
+    /// Whether a search of so many genes restarts, which has had `stagnant` outcomes without a new best.
+    pub(super) fn is_due(self, stagnant: usize, genes: usize) -> bool {
+        match self {
+            Self::Never => false,
+            Self::ByGenes => stagnant >= 20 * genes.clamp(10, 50),
+            Self::After(patience) => stagnant >= patience.get(),
+        }
+    }
+}
 
 /// `[strategy]` of kind `genetic`.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,8 +54,8 @@ pub(in crate::strategy) struct Parameters {
     pub(super) brood: usize,
     /// Whether parents are chosen by what they solve that others do not.
     pub(super) niching: bool,
-    /// Outcomes without a new best before the search restarts elsewhere; `None`: by genes.
-    pub(super) patience: Option<usize>,
+    /// When the search restarts elsewhere.
+    pub(super) restarts: Restarts,
 }
 
 impl Default for Parameters {
@@ -49,7 +73,7 @@ impl Default for Parameters {
             surrogate: true,
             brood: 200,
             niching: false,
-            patience: None,
+            restarts: Restarts::ByGenes,
         }
     }
 }
@@ -57,12 +81,15 @@ impl Default for Parameters {
 impl Parameters {
     /// Outcomes without a new best before a restart, where that is set.
     pub(in crate::strategy) fn patience(&self) -> Option<usize> {
-        self.patience
+        match self.restarts {
+            Restarts::Never | Restarts::ByGenes => None,
+            Restarts::After(patience) => Some(patience.get()),
+        }
     }
 
     /// These parameters for a search that does not restart by itself, because somebody else restarts it.
     pub(in crate::strategy) fn without_restarts(self) -> Self {
-        Self { patience: Some(usize::MAX), ..self }
+        Self { restarts: Restarts::Never, ..self }
     }
 
     pub(in crate::strategy) fn read(settings: &mut Settings<'_>) -> Result<Self, StrategyError> {
@@ -81,7 +108,30 @@ impl Parameters {
             surrogate: settings.truth("surrogate", default.surrogate)?,
             brood: settings.whole("brood", default.brood, 1..=10_000)?,
             niching: settings.truth("niching", default.niching)?,
-            patience: optional(settings.whole("patience", 0, 0..=1_000_000)?),
+            restarts: NonZeroUsize::new(settings.whole("patience", 0, 0..=1_000_000)?)
+                .map_or(Restarts::ByGenes, Restarts::After),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restarts_come_after_the_patience_that_is_set_or_follows_from_the_genes() {
+        let read = |text: &str| {
+            let table: toml::Table = text.parse().unwrap();
+            Parameters::read(&mut Settings::new(&table)).unwrap()
+        };
+        let due = |restarts: Restarts, genes| [199, 200, 999, 1_000].map(|stagnant| restarts.is_due(stagnant, genes));
+        let by_genes = read("");
+        assert_eq!((by_genes.patience(), due(by_genes.restarts, 2)), (None, [false, true, true, true]));
+        assert_eq!(due(by_genes.restarts, 500), [false, false, false, true]);
+        let after = read("patience = 999");
+        assert_eq!((after.patience(), due(after.restarts, 2)), (Some(999), [false, false, true, true]));
+        let never = after.without_restarts();
+        assert_eq!((never.patience(), due(never.restarts, 2)), (None, [false; 4]));
+        assert!(!never.restarts.is_due(usize::MAX, 2));
     }
 }

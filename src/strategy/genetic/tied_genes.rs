@@ -6,9 +6,9 @@
 use super::switches::WEIGHT;
 use crate::space::{Gene, GeneKind};
 
-/// The ties of a space.
+/// Which genes of a space are tied. (The merge method TIES is something else.)
 #[derive(Clone, Debug, PartialEq)]
-pub(in crate::strategy) struct Ties {
+pub(in crate::strategy) struct TiedGenes {
     /// The tie of each gene, numbered from 0 in order of appearance.
     of: Vec<usize>,
     count: usize,
@@ -18,7 +18,7 @@ pub(in crate::strategy) struct Ties {
     init: Vec<f64>,
 }
 
-impl Ties {
+impl TiedGenes {
     pub(in crate::strategy) fn new(genes: &[Gene]) -> Self {
         let mut labels: Vec<(&str, Option<usize>, &GeneKind)> = Vec::new();
         let of = genes.iter().map(|gene| {
@@ -109,26 +109,26 @@ mod tests {
     fn genes_that_differ_in_place_only_are_tied() {
         let gene = |model, layer_group| Gene { model: Some(model), layer_group: Some(layer_group), ..real("weight") };
         let genes = vec![gene(0, 0), gene(1, 0), gene(0, 1), gene(1, 1), category("method", 2)];
-        let ties = Ties::new(&genes);
-        assert_eq!((ties.count(), ties.bind(), ties.of()), (3, true, &[0, 1, 0, 1, 2][..]));
-        assert_eq!(ties.spread(&[0.1, 0.2, 0.3]), vec![0.1, 0.2, 0.1, 0.2, 0.3]);
-        assert_eq!(ties.means(&[0.0, 0.2, 1.0, 0.4, 0.3]), vec![0.5, 0.30000000000000004, 0.3]);
-        assert!(!Ties::new(&[real("x"), real("y")]).bind());
+        let tied_genes = TiedGenes::new(&genes);
+        assert_eq!((tied_genes.count(), tied_genes.bind(), tied_genes.of()), (3, true, &[0, 1, 0, 1, 2][..]));
+        assert_eq!(tied_genes.spread(&[0.1, 0.2, 0.3]), vec![0.1, 0.2, 0.1, 0.2, 0.3]);
+        assert_eq!(tied_genes.means(&[0.0, 0.2, 1.0, 0.4, 0.3]), vec![0.5, 0.30000000000000004, 0.3]);
+        assert!(!TiedGenes::new(&[real("x"), real("y")]).bind());
     }
 
     #[test]
     fn what_has_no_weight_is_seen_the_same() {
         let gene = |name: &str, model| Gene { model: Some(model), ..real(name) };
         let genes = vec![gene("weight", 0), gene("weight", 1), gene("density", 0), gene("density", 1), real("lambda")];
-        let ties = Ties::new(&genes);
-        let seen = ties.seen(&[0.0, 0.6, 0.9, 0.9, 0.2]);
+        let tied_genes = TiedGenes::new(&genes);
+        let seen = tied_genes.seen(&[0.0, 0.6, 0.9, 0.9, 0.2]);
         assert_eq!(seen, vec![0.0, 0.6, 0.5, 0.9, 0.2]);
-        assert_eq!(ties.seen(&[0.125, 0.6, 0.9, 0.9, 0.2])[2], 0.7);
+        assert_eq!(tied_genes.seen(&[0.125, 0.6, 0.9, 0.9, 0.2])[2], 0.7);
         // A range that starts below zero has its zero inside.
         let mut signed = genes;
         signed[0].kind = GeneKind::Real { low: -1.0, high: 1.0, log: false };
-        let ties = Ties::new(&signed);
-        assert_eq!(ties.seen(&[0.5, 0.6, 0.9, 0.9, 0.2])[2], 0.5);
-        assert_eq!(ties.seen(&[0.0, 0.6, 0.9, 0.9, 0.2])[2], 0.9);
+        let tied_genes = TiedGenes::new(&signed);
+        assert_eq!(tied_genes.seen(&[0.5, 0.6, 0.9, 0.9, 0.2])[2], 0.5);
+        assert_eq!(tied_genes.seen(&[0.0, 0.6, 0.9, 0.9, 0.2])[2], 0.9);
     }
 }
