@@ -7,6 +7,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+/// A larger number of samples is a mistake; sums of numbers up to it hold for any run.
+pub(crate) const MOST_SAMPLES: u64 = 1 << 40;
+
 /// How an evaluation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -50,6 +50,17 @@ impl Run {
         path
     }
 
+    /// A run file with another `[evaluator]`, and one task.
+    fn write_other(&self, evaluator: &str, task: &str) -> PathBuf {
+        let text = format!(
+            "name = \"run\"\n[models]\nbase = \"base\"\nsources = [\"a\", \"b\"]\n[space]\nmethod = \"task_arithmetic\"\n\
+             [budget]\nevaluations = 8\n[evaluator]\n{evaluator}\n[[tasks]]\nname = \"t\"\n{task}\n"
+        );
+        let path = self.scratch.path("run.toml");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
     fn search(&self, run_file: &Path) -> Output {
         self.scratch.evomerge(&["search", run_file.to_str().unwrap()])
     }
@@ -173,7 +184,7 @@ fn an_endpoint_that_is_down_at_the_start() {
         listener.local_addr().unwrap()
     };
     let output = run.search(&run.write(&format!("http://{address}"), 8, ""));
-    expect(&output, 75, &[&address.to_string()]);
+    expect(&output, 75, &[&address.to_string(), "start it, and give the same command again"]);
 }
 
 #[test]
@@ -278,6 +289,38 @@ fn a_full_disk_stops_the_run_and_the_next_start_goes_on() {
     expect(&output, 73, &["small"]);
     expect(&run.search(&run_file), 0, &[]);
     assert_eq!(server.posts(), 6);
+}
+
+#[test]
+fn missing_task_data_is_bad_data() {
+    let run = Run::new();
+    std::fs::write(run.scratch.path("t.jsonl"), "{\"text\": \"a\"}\n").unwrap();
+    let holdout = "data = \"t.jsonl\"\n[holdout]\ntasks = { t = { data = \"gone.jsonl\" } }";
+    for (task, key) in [("data = \"gone.jsonl\"", "`tasks[0].data`"), (holdout, "`holdout.tasks.t.data`")] {
+        let output = run.search(&run.write_other("kind = \"native\"", task));
+        expect(&output, 65, &["run.toml: line ", key, "no such file", "gone.jsonl"]);
+    }
+}
+
+#[test]
+#[cfg(feature = "native")]
+fn task_data_that_does_not_do_is_named() {
+    let run = Run::new();
+    let search = |data: &str, metric: &str| {
+        std::fs::write(run.scratch.path("t.jsonl"), data).unwrap();
+        run.search(&run.write_other("kind = \"native\"", &format!("data = \"t.jsonl\"\n{metric}")))
+    };
+    expect(&search("{\"text\":", ""), 65, &["t.jsonl: line 1: not JSON: EOF while parsing a value (column 8)"]);
+    let output = search("{\"text\": \"a\"}\n", "metric = \"acc\"");
+    expect(&output, 78, &["`tasks`: the `metric` of task `t` is `acc`", "t.jsonl", "bits_per_byte"]);
+}
+
+#[test]
+fn a_program_that_is_not_there() {
+    let run = Run::new();
+    let evaluator = "kind = \"command\"\nargv = [\"no-such-program-anywhere\", \"{result_file}\"]";
+    let output = run.search(&run.write_other(evaluator, ""));
+    expect(&output, 78, &["`evaluator.argv`: \"no-such-program-anywhere\" is no program in PATH"]);
 }
 
 /// Everything that is wrong with a run file alone, before anything is asked of the endpoint.

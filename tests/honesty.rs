@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use fault_server::{FaultServer, Reply};
-use runs::{SPACE, Scratch, TASKS, stderr};
+use runs::{SPACE, Scratch, TASKS, cell, stderr};
 
 #[test]
 fn a_matrix_and_a_ledger_are_replayed() {
@@ -298,18 +298,64 @@ fn a_trial_that_the_greedy_soup_did_not_keep_is_no_rival() {
     assert!(text.contains("source:a = greedy_soup") && !text.contains("\ngreedy_soup"), "{text}");
 }
 
+/// A soup of two golden models is right more often than one of all three, and that more often than one of them alone.
+const BETTER_SOUPS: &str = r#"
+case $(grep -c '"model"' "$1") in 1) right=300;; 2) right=372;; *) right=345;; esac
+task=t
+grep -q '"t2"' "$2" && task=t2
+awk -v task=$task -v right=$right 'BEGIN {
+  for (i = 0; i < 400; i++) { ids = ids (i ? "," : "") i; scores = scores (i ? "," : "") (i < right ? 1 : 0) }
+  printf "{\"warnings\": [\"a remark\"], \"tasks\": {\"%s\": {\"n\": 400, \"metrics\": {\"score\": {\"value\": %.4f}}, ", task, right / 400
+  printf "\"per_sample\": {\"ids\": [%s], \"scores\": {\"score\": [%s]}}}}}", ids, scores
+}' > "$3"
+"#;
+
 #[test]
-fn a_run_whose_baselines_are_all_infeasible_stops() {
+fn what_a_run_of_soups_makes_is_compared_with_its_sources() {
     let scratch = Scratch::new();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
-    let server = FaultServer::start(vec![]);
-    *server.inner.otherwise.lock().unwrap() = Reply::Edited(|answer| {
+    std::fs::write(scratch.path("score.sh"), BETTER_SOUPS).unwrap();
+    let sources = ["a", "b", "c"].map(|name| golden.join(name));
+    for (kind, winner, baseline) in
+        [("greedy-soup", "greedy_soup", "uniform_soup"), ("uniform-soup", "uniform_soup", "source:a")]
+    {
+        let text = format!(
+            "name = \"{kind}\"\n[models]\nsources = {sources:?}\n[strategy]\nkind = \"{kind}\"\n\
+             [budget]\nevaluations = 9\n[evaluator]\nkind = \"command\"\ndeterministic = true\n\
+             argv = [\"sh\", \"score.sh\", \"{{recipe_file}}\", \"{{request_file}}\", \"{{result_file}}\"]\n\
+             [[tasks]]\nname = \"t\"\n[holdout]\ntasks = {{ t = {{ task = \"t2\" }} }}\n"
+        );
+        std::fs::write(scratch.path("run.toml"), text).unwrap();
+        let output = scratch.evomerge(&["search", "run.toml", "--json"]);
+        // A remark is shown once, whoever makes it.
+        assert_eq!(stderr(&output).matches("warning of the evaluator").count(), 2, "{}", stderr(&output));
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["baseline"]["origin"], baseline, "{report}");
+        let status = scratch.evomerge(&["status", &format!("results/{kind}"), "--json"]);
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+        assert_eq!(status["best_baseline"]["origin"], baseline, "{status}");
+        assert_eq!(
+            (&report["winner"]["origin"], &report["verdict"]),
+            (&winner.into(), &"improvement".into()),
+            "{report}"
+        );
+    }
+}
+
+/// The answer of an endpoint that does not find the candidate.
+fn no_such_folder() -> Reply {
+    Reply::Edited(|answer| {
         *answer = serde_json::json!({
             "evaluation_id": answer["evaluation_id"], "candidate_id": answer["candidate_id"], "status": "failed",
             "instance_id": answer["instance_id"], "fingerprint": answer["fingerprint"],
             "error": {"code": "candidate_invalid", "class": "candidate", "title": "no such folder", "detail": "no such folder"},
         });
-    });
+    })
+}
+
+/// A search of golden models at an endpoint.
+fn write_http_run(scratch: &Scratch, server: &FaultServer) {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
     let text = format!(
         "name = \"run\"\n[models]\nbase = {:?}\nsources = [{:?}, {:?}]\n[space]\nmethod = \"task_arithmetic\"\n[budget]\nevaluations = 30\n\
          [evaluator]\nkind = \"http\"\nendpoints = [\"{}\"]\nstartup_timeout = \"5s\"\n[[tasks]]\nname = \"add\"\n",
@@ -319,6 +365,59 @@ fn a_run_whose_baselines_are_all_infeasible_stops() {
         server.url()
     );
     std::fs::write(scratch.path("run.toml"), text).unwrap();
+}
+
+/// A mount that went away, say: the candidates are not to blame, and the budget is not spent on them.
+#[test]
+fn an_evaluator_that_calls_everything_broken_in_mid_run_stops_it() {
+    let scratch = Scratch::new();
+    let server = FaultServer::start(std::iter::repeat_with(|| Reply::Good).take(9).collect());
+    *server.inner.otherwise.lock().unwrap() = no_such_folder();
+    write_http_run(&scratch, &server);
+    for blamed in [8, 16] {
+        let output = scratch.evomerge(&["search", "run.toml"]);
+        assert_eq!(output.status.code(), Some(75), "{}", stderr(&output));
+        for word in ["candidates in a row broken", "uniform_soup", "no such folder", "same command"] {
+            assert!(stderr(&output).contains(word), "{word}: {}", stderr(&output));
+        }
+        // Look-ahead is two, and the witness is asked each time.
+        assert!((9 + blamed..9 + blamed + 6).contains(&server.posts()), "{} of {blamed}", server.posts());
+    }
+    *server.inner.otherwise.lock().unwrap() = Reply::Good;
+    scratch.search(Path::new("run.toml"), &[]);
+    let trials = scratch.trials("results", "run");
+    let broken = trials.iter().filter(|row| cell(row, "status") == "infeasible").count();
+    assert!(trials.len() == 30 && (16..=20).contains(&broken), "{broken} of {}", trials.len());
+    let status = scratch.evomerge(&["status", "results/run", "--json"]);
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    let alarms = status["alarms"].as_array().unwrap();
+    assert!(alarms.iter().all(|alarm| alarm["kind"] != "sentinel_drift"), "{status}");
+}
+
+#[test]
+fn a_candidate_that_somebody_removes_is_not_to_blame() {
+    let scratch = Scratch::new();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+    std::fs::write(scratch.path("score.sh"), "rm -rf \"$1\"; exit 65\n").unwrap();
+    let sources = ["a", "b"].map(|name| golden.join(name));
+    let text = format!(
+        "name = \"run\"\n[models]\nsources = {sources:?}\n[space]\nmethod = \"linear\"\n[budget]\nevaluations = 9\n\
+         [evaluator]\nkind = \"command\"\nargv = [\"sh\", \"score.sh\", \"{{candidate_dir}}\", \"{{result_file}}\"]\n\
+         [[tasks]]\nname = \"t\"\n"
+    );
+    std::fs::write(scratch.path("run.toml"), text).unwrap();
+    let output = scratch.evomerge(&["search", "run.toml"]);
+    assert_eq!(output.status.code(), Some(75), "{}", stderr(&output));
+    assert!(stderr(&output).contains("was removed while it was to be scored"), "{}", stderr(&output));
+    assert!(scratch.trials("results", "run").is_empty());
+}
+
+#[test]
+fn a_run_whose_baselines_are_all_infeasible_stops() {
+    let scratch = Scratch::new();
+    let server = FaultServer::start(vec![]);
+    *server.inner.otherwise.lock().unwrap() = no_such_folder();
+    write_http_run(&scratch, &server);
     // Once more: what is recorded stands, so it stops again, without asking.
     for _ in 0..2 {
         let output = scratch.evomerge(&["search", "run.toml"]);

@@ -142,12 +142,7 @@ fn a_second_process_is_refused_while_status_looks_on() {
     let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
     assert_eq!(status["running"], true);
 
-    rustix::process::kill_process(
-        rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap(),
-        rustix::process::Signal::TERM,
-    )
-    .unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(75));
+    terminate(&mut child);
     let status = scratch.evomerge(&["status", "results/run", "--json"]);
     let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
     assert_eq!(status["running"], false);
@@ -179,11 +174,27 @@ fn status_calls_a_continued_search_killed_when_it_was() {
     assert!(state().starts_with("killed"), "{}", state());
     assert_eq!(status()["running"], false);
     assert!(verdict().contains("before the search went on"), "{}", verdict());
+    // A stop in good order has no verdict of its own either.
+    let mut child = command(scratch.folder.path(), &arguments).stdout(Stdio::null()).spawn().unwrap();
+    let finished = status()["finished"].as_u64();
+    wait_until(|| status()["finished"].as_u64() > finished);
+    terminate(&mut child);
+    assert!(state().starts_with("stopped"), "{}", state());
+    assert!(verdict().contains("before the search went on"), "{}", verdict());
+    assert_eq!(status()["verdict_is_old"], true);
 
     let goal = status()["asked"].as_u64().unwrap() + 4;
     scratch.search(&run_file, &["--max-evaluations", &goal.to_string()]);
     assert!(state().starts_with("finished: "), "{}", state());
     assert!(!verdict().contains("before the search went on"), "{}", verdict());
+    assert_eq!(status()["verdict_is_old"], false);
+}
+
+/// Ends a search by SIGTERM.
+fn terminate(child: &mut std::process::Child) {
+    let process = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(75));
 }
 
 #[test]
@@ -217,6 +228,23 @@ fn the_wall_clock_ends_a_run_and_what_was_in_flight_counts() {
     let rows = scratch.trials("results", "run").len() as u64;
     assert_eq!(report["evaluations"], rows);
     assert!(rows > 4);
+}
+
+/// However many evaluations may be open, the time and signals are looked at while they are asked for.
+#[test]
+fn a_search_that_looks_far_ahead_ends_in_time_and_by_a_signal() {
+    let scratch = Scratch::new();
+    let far = format!("{}[strategy]\nkind = \"random\"\nlook_ahead = 10000\n", rest());
+    let run_file = scratch.run_file("run", 10_000_000, "name = \"sphere\"\nlatency = \"20ms\"", &far);
+    let report = scratch.search(&run_file, &["--wall-clock", "300ms"]);
+    assert!(report["reason"].as_str().unwrap().contains("wall clock"), "{report}");
+    assert!(report["evaluations"].as_u64().unwrap() > 0, "{report}");
+    assert!(scratch.asked().len() < 10_000, "{}", scratch.asked().len());
+    let arguments = ["search", run_file.to_str().unwrap(), "--quiet", "--fresh"];
+    let mut child = command(scratch.folder.path(), &arguments).stdout(Stdio::null()).spawn().unwrap();
+    wait_until(|| scratch.path("results/run.1").is_dir() && scratch.path("results/run/run.toml").is_file());
+    terminate(&mut child);
+    assert!(scratch.asked().len() < 10_000, "{}", scratch.asked().len());
 }
 
 #[test]
@@ -349,6 +377,9 @@ fn soup_takes_scores_from_the_search_and_asks_for_none_twice() {
     assert_eq!(report["name"], "run-soup");
     assert_eq!(report["soup"]["complete"], true);
     assert!(!scratch.trials("results", "run-soup").is_empty());
+    let names = report["soup_sources"].as_array().unwrap();
+    assert_eq!(names.len(), report["soup"]["members"].as_array().unwrap().len());
+    assert!(names.iter().all(|name| ["a", "b", "c"].contains(&name.as_str().unwrap())), "{report}");
     let mut reader = csv::Reader::from_path(scratch.path("results/run-soup/trials.csv")).unwrap();
     let attempts = reader.headers().unwrap().iter().position(|column| column == "attempts").unwrap();
     assert!(reader.records().all(|record| record.unwrap().get(attempts) == Some("0")));
@@ -424,6 +455,30 @@ fn check_refuses_a_strategy_setting_that_a_search_would_refuse() {
             assert!(!scratch.path("results/run/ledger.sqlite").exists(), "{arguments:?} began a run");
         }
     }
+}
+
+#[test]
+fn check_tells_of_a_run_that_is_there_and_refuses_what_a_search_would_refuse() {
+    let scratch = Scratch::new();
+    let run_file = scratch.run_file("run", 12, "name = \"sphere\"\nsamples = 50", &rest());
+    let check = |more: &[&str]| scratch.evomerge(&[&["check", run_file.to_str().unwrap()], more].concat());
+    let line = |output: &std::process::Output| {
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.lines().find(|line| line.starts_with("run ")).map(str::to_owned)
+    };
+    assert_eq!(line(&check(&[])), None);
+    scratch.search(&run_file, &[]);
+    let found = line(&check(&[])).unwrap();
+    assert!(found.contains("results/run has 12 evaluations") && found.contains("continues"), "{found}");
+    let text = std::fs::read_to_string(&run_file).unwrap();
+    std::fs::write(&run_file, text.replace("seed = 5", "seed = 6") + "[strategy]\nstart = 9\n").unwrap();
+    let output = check(&[]);
+    assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+    for word in ["seed: 5 -> 6", "  strategy.start: ", "--fresh"] {
+        assert!(stderr(&output).contains(word), "{word}: {}", stderr(&output));
+    }
+    let output = check(&["--fresh"]);
+    assert!(output.status.success() && line(&output).is_none(), "{}", stderr(&output));
 }
 
 #[test]

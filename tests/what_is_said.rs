@@ -117,7 +117,7 @@ fn check_prices_a_race_with_a_budget_of_evaluations() {
     let check = |racing: &str| {
         let rest = format!("{SPACE}{TASKS}{racing}");
         let run_file = scratch.run_file("run", 105, "name = \"sphere\"\nsamples = 100", &rest);
-        let output = scratch.evomerge(&["check", run_file.to_str().unwrap()]);
+        let output = scratch.evomerge(&["check", run_file.to_str().unwrap(), "--fresh"]);
         assert!(output.status.success(), "{}", stderr(&output));
         stdout(&output)
     };

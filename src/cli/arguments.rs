@@ -205,9 +205,12 @@ pub(super) struct Check {
     /// The run file
     #[arg(value_name = "RUN.toml")]
     pub run_file: PathBuf,
-    /// Where results would go
+    /// Where results would go, or are: a run that is there must be one that `search` continues
     #[arg(long, value_name = "DIR", default_value = "results")]
     pub results: PathBuf,
+    /// Check for a search with --fresh: a run that is there plays no part
+    #[arg(long)]
+    pub fresh: bool,
 }
 
 #[derive(Debug, Args)]

@@ -16,12 +16,12 @@ pub(super) fn run(arguments: &Check, output: Output) -> Result<ExitCode, CliErro
     let config = read_run_file(&arguments.run_file)?;
     require_space(&config, &arguments.run_file)?;
     let scratch = scratch_folder()?;
-    let results = arguments.results.clone();
+    let (results, fresh) = (arguments.results.clone(), arguments.fresh);
     let findings = run_to_end(output, async |screen, stop| {
         let progress: Arc<dyn Progress> = screen;
         let prepared = prepare(config, scratch.path(), &progress, &stop).await;
         let prepared = prepared.map_err(|error| CliError::of_run(error, &arguments.run_file))?;
-        Ok(stop.unless_wanted(move || check(&prepared, &results)).await??)
+        Ok(stop.unless_wanted(move || check(&prepared, &results, fresh)).await??)
     });
     let findings = findings.map_err(CliError::without_run)?;
     output.result(&describe(&findings), &findings)?;
@@ -35,6 +35,9 @@ fn describe(findings: &Findings) -> String {
     let mut text = format!("{}: ready\n", findings.name);
     let mut line = |label: &str, value: String| text.push_str(&format!("{label:<12} {value}\n"));
     let sources = counted(findings.sources as u64, "source");
+    if let Some(run) = &findings.run {
+        line("run", run.clone());
+    }
     line("models", format!("{sources}{}", if findings.base { " and a base" } else { "" }));
     if findings.candidate_bytes > 0 {
         line(

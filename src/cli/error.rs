@@ -54,7 +54,10 @@ impl CliError {
     /// An error of a run; names the run file where that is to blame.
     pub(super) fn of_run(error: SearchError, run_file: &Path) -> Self {
         match error {
-            SearchError::Settings(_) | SearchError::Space(_) | SearchError::Strategy(_) => {
+            SearchError::Settings(_)
+            | SearchError::Space(_)
+            | SearchError::Strategy(_)
+            | SearchError::Evaluate(EvaluateError::Setting(_)) => {
                 Self::RunFile { path: run_file.to_owned(), error: Box::new(error) }
             }
             other => Self::Search(other),

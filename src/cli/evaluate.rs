@@ -30,7 +30,8 @@ pub(super) fn run(arguments: &Evaluate, output: Output) -> Result<ExitCode, CliE
     let scratch = scratch_folder()?;
     let result = run_to_end(output, async |screen, stop| {
         let progress: Arc<dyn Progress> = screen.clone();
-        let scorer = connect_evaluator(&config, scratch.path(), &progress, &stop).await?;
+        let scorer = connect_evaluator(&config, scratch.path(), &progress, &stop).await;
+        let scorer = scorer.map_err(|error| CliError::of_run(error, &arguments.run_file))?;
         let request = EvaluationRequest {
             evaluation_id: evaluation_id(&content, &settings, &scorer.tasks, scorer.evaluator.fingerprint()),
             run_id: "evaluate".into(),
@@ -57,6 +58,9 @@ pub(super) fn run(arguments: &Evaluate, output: Output) -> Result<ExitCode, CliE
     if let Err(error) = &written {
         json["error"] = error.to_string().into();
         json["exit_code"] = (code as u8).into();
+    }
+    if !output.quiet {
+        evaluation.warnings.iter().for_each(|warning| say(&format!("warning of the evaluator: {warning}")));
     }
     // Shown in any case: whatever becomes of the file, the scores were worth their price.
     output.result(&describe(&objective, &evaluation), &json)?;
@@ -132,7 +136,7 @@ struct Retries<'a>(&'a Screen);
 
 impl AttemptObserver for Retries<'_> {
     fn attempted(&self, attempt: &Attempt) {
-        if let Some(fault) = &attempt.fault {
+        if let Some(fault) = attempt.fault.as_ref().filter(|_| attempt.counts) {
             self.0.line(&format!("attempt {} failed: {fault}", attempt.number));
         }
     }
@@ -178,5 +182,6 @@ fn to_json(objective: &Objective, evaluation: &Evaluation, model: &Path) -> serd
         "objective": objective.value(&evaluation.tasks),
         "stderr": objective.stderr(&evaluation.tasks),
         "tasks": tasks,
+        "warnings": evaluation.warnings,
     })
 }

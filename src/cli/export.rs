@@ -29,6 +29,7 @@ pub(super) fn run(arguments: &Export, output: Output) -> Result<ExitCode, CliErr
     let options = MergeOptions { mode: WriteMode::durable(arguments.force), files: &extra, ..MergeOptions::default() };
     let report = materialize(&merger, &recipe, &arguments.out, options, output)?;
     if !output.quiet {
+        say(&format!("candidate {} ({}, evaluation {})", asked.candidate_id, asked.origin, asked.index));
         report.notes.iter().for_each(|note| say(&format!("note: {note}")));
     }
     let json = serde_json::json!({

@@ -85,6 +85,9 @@ fn describe(report: &RunReport) -> String {
         report.name, report.evaluations, report.scored, report.infeasible, report.failed, report.reason
     );
     text.push_str(&scores(report));
+    if report.soup_sources.len() > 1 {
+        text.push_str(&format!("\ngreedy soup: {}\n", report.soup_sources.join(" + ")));
+    }
     if let Some(soup) = &report.soup
         && !soup.complete
     {

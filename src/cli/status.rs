@@ -106,12 +106,16 @@ impl Summary {
         let active =
             fact(fact::ACTIVE_SECONDS)?.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let verdict = read_verdict(results);
-        // In a running search the alarms of the verdict are still to come.
+        let verdict_is_old = verdict.as_ref().is_some_and(|document| match document.evaluations {
+            Some(evaluations) => evaluations != told.len() as u64,
+            // A verdict of an earlier version: what goes on, or was killed, may have gone on after it.
+            None => stopped.is_none() || running,
+        });
+        // While a search goes on, the alarms of its verdict are still to come.
         let alarms = match verdict.as_ref().and_then(|document| document.alarms.clone()) {
-            Some(alarms) if !running => alarms,
+            Some(alarms) if !verdict_is_old => alarms,
             _ => repeats_alarm(&ledger)?.into_iter().collect(),
         };
-        let verdict_is_old = stopped.is_none() || running;
         let of_verdict = verdict.as_ref().filter(|_| !verdict_is_old);
         let baseline = match of_verdict.and_then(|document| document.verdict.baseline.as_ref()) {
             Some(baseline) => {
@@ -196,6 +200,7 @@ impl Summary {
             "scored_again": self.scored_again,
             "alarms": self.alarms,
             "verdict": self.verdict.as_ref().map(|document| &document.json),
+            "verdict_is_old": self.verdict_is_old,
         })
     }
 }

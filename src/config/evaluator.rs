@@ -27,7 +27,7 @@ const MOST_IN_FLIGHT: usize = 10_000;
 /// More than any machine has cores: they only cost memory and time.
 pub(crate) const MOST_THREADS: usize = 4096;
 /// Samples of a landscape: their ids are held in memory.
-const MOST_FUNCTION_SAMPLES: usize = 10_000_000;
+const MOST_FUNCTION_SAMPLES: u64 = 10_000_000;
 
 pub(super) fn read(field: &Field<'_>, directory: &Path) -> Result<EvaluatorConfig, FieldError> {
     let mut fields = field.fields()?;
@@ -113,10 +113,11 @@ fn read_variable(field: &Field<'_>) -> Result<String, FieldError> {
 /// # Errors
 /// Why it is none.
 pub(crate) fn endpoint_url(text: &str) -> Result<Url, String> {
-    let url = Url::parse(text).map_err(|error| format!("{text:?} is no URL: {error}"))?;
-    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
-        return Err(format!("{text:?} must start with http:// or https:// and name a host"));
-    }
+    let url = match Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.host_str().is_some() => url,
+        Err(error) if text.contains("://") => return Err(format!("{text:?} is no URL: {error}")),
+        Ok(_) | Err(_) => return Err(format!("{text:?} must start with http:// or https:// and name a host")),
+    };
     if !url.username().is_empty() || url.password().is_some() {
         // Without the text, which is logged.
         return Err("a URL must hold no credentials; use `token_env` or `token_file`".to_owned());
@@ -145,16 +146,24 @@ pub(super) fn read_endpoints(field: &Field<'_>) -> Result<Vec<String>, FieldErro
     Ok(endpoints)
 }
 
+/// The program that an `argv` starts.
+///
+/// # Errors
+/// It starts none, or one that is not told where its scores are read from.
+pub(crate) fn program_of(argv: &[String]) -> Result<&str, String> {
+    let program = argv.first().filter(|program| !program.trim().is_empty());
+    let program = program.ok_or("must start with a program, followed by its arguments")?;
+    if !argv.iter().any(|argument| argument.contains("{result_file}") || argument.contains("{result_dir}")) {
+        return Err("must pass {result_file} or {result_dir}: scores are read from there".to_owned());
+    }
+    Ok(program)
+}
+
 fn read_command(fields: &mut Fields<'_>, directory: &Path) -> Result<CommandConfig, FieldError> {
     let field = fields.require("argv", "the program and its arguments, as a list")?;
     let argv: Vec<String> =
         field.list()?.iter().map(|item| item.text().map(str::to_owned)).collect::<Result<_, _>>()?;
-    if argv.first().is_none_or(|program| program.trim().is_empty()) {
-        return Err(field.error("must start with a program"));
-    }
-    if !argv.iter().any(|argument| argument.contains("{result_file}") || argument.contains("{result_dir}")) {
-        return Err(field.error("must pass {result_file} or {result_dir}: scores are read from there"));
-    }
+    program_of(&argv).map_err(|reason| field.error(reason))?;
     Ok(CommandConfig {
         argv,
         in_flight: read_in_flight(fields)?,
@@ -170,32 +179,37 @@ fn read_function(fields: &mut Fields<'_>) -> Result<FunctionConfig, FieldError> 
         &TestFunction::ALL,
         TestFunction::name,
     )?;
-    let noise = match fields.take("noise") {
-        None => 0.0,
-        Some(field) => match field.number()? {
-            noise if noise >= 0.0 => noise,
-            noise => return Err(field.error(format!("must not be negative, but is {noise}"))),
-        },
-    };
-    let samples = match fields.take("samples") {
-        None => DEFAULT_FUNCTION_SAMPLES,
-        Some(field) => field.count_up_to(MOST_FUNCTION_SAMPLES)?.get() as u64,
-    };
+    let samples = fields.take("samples").map_or(Ok(DEFAULT_FUNCTION_SAMPLES), |field| field.positive())?;
     let mut duration = |key| fields.take(key).map_or(Ok(Duration::ZERO), |field: Field<'_>| read_duration(&field));
     let latency = duration("latency")?;
     let latency_jitter = duration("latency_jitter")?;
-    let mut share = |key| fields.take(key).map_or(Ok(0.0), |field: Field<'_>| read_share(&field));
-    let infeasible_rate = share("infeasible_rate")?;
-    let fault_rate = share("fault_rate")?;
+    let mut number = |key| fields.take(key).map_or(Ok(0.0), |field: Field<'_>| field.number());
+    let (noise, infeasible_rate, fault_rate) = (number("noise")?, number("infeasible_rate")?, number("fault_rate")?);
     let in_flight = read_in_flight(fields)?;
-    Ok(FunctionConfig { function, noise, samples, latency, latency_jitter, infeasible_rate, fault_rate, in_flight })
+    let config =
+        FunctionConfig { function, noise, samples, latency, latency_jitter, infeasible_rate, fault_rate, in_flight };
+    config.check().map_err(|error| fields.located(error))?;
+    Ok(config)
 }
 
-fn read_share(field: &Field<'_>) -> Result<f64, FieldError> {
-    let share = field.number()?;
-    if (0.0..=1.0).contains(&share) {
-        Ok(share)
-    } else {
-        Err(field.error(format!("must be from 0 to 1, but is {share}")))
+impl FunctionConfig {
+    /// Looks whether every number is in its range.
+    ///
+    /// # Errors
+    /// The first one that is not, by its key in `[evaluator]`.
+    pub(crate) fn check(&self) -> Result<(), FieldError> {
+        let refuse = |key: &str, reason: String| Err(FieldError::new(key, reason));
+        if !(1..=MOST_FUNCTION_SAMPLES).contains(&self.samples) {
+            return refuse("samples", format!("must be from 1 to {MOST_FUNCTION_SAMPLES}, but is {}", self.samples));
+        }
+        if !self.noise.is_finite() || self.noise < 0.0 {
+            return refuse("noise", format!("must be a number of at least 0, but is {}", self.noise));
+        }
+        for (key, rate) in [("infeasible_rate", self.infeasible_rate), ("fault_rate", self.fault_rate)] {
+            if !(0.0..=1.0).contains(&rate) {
+                return refuse(key, format!("must be from 0 to 1, but is {rate}"));
+            }
+        }
+        Ok(())
     }
 }

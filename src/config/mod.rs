@@ -25,7 +25,7 @@ use crate::checkpoint::Dtype;
 
 pub use duration::parse as parse_duration;
 pub use error::ConfigError;
-pub(crate) use evaluator::{MOST_THREADS, endpoint_url};
+pub(crate) use evaluator::{MOST_THREADS, endpoint_url, program_of};
 pub use identity::{Difference, differences, makes_models};
 pub use kinds::{StrategyKind, TestFunction};
 
@@ -204,7 +204,8 @@ pub struct StackScale {
 pub struct StrategyConfig {
     /// What proposes candidates; the portfolio by default.
     pub kind: StrategyKind,
-    /// Most evaluations that are open at a time. `None`: decided at the first start, by what the evaluator takes.
+    /// Most evaluations that are open at a time, up to 10,000. `None`: decided at the first start, by what the evaluator
+    /// takes.
     pub look_ahead: Option<NonZeroUsize>,
     /// All other keys of the table.
     pub settings: toml::Table,
@@ -318,7 +319,7 @@ pub struct FunctionConfig {
     pub function: TestFunction,
     /// Standard deviation of the noise on each sample's score.
     pub noise: f64,
-    /// Samples a task has.
+    /// Samples a task has, from 1 to 10,000,000.
     pub samples: u64,
     /// Time that an evaluation takes; none by default.
     pub latency: Duration,
@@ -414,7 +415,7 @@ pub struct TaskConfig {
     pub goal: Option<Goal>,
     /// Longest answer in tokens. `None`: the evaluator's own limit.
     pub max_new_tokens: Option<usize>,
-    /// Uses the first samples only (of a fixed permutation).
+    /// Uses the first samples only (of a fixed permutation); from 1 to 2^40.
     pub limit: Option<u64>,
 }
 

@@ -9,10 +9,13 @@ use super::{
     BudgetConfig, CandidatesConfig, ConfigError, OutputConfig, RacingConfig, RepeatsConfig, RunConfig, SpaceConfig,
     StrategyConfig, StrategyKind, evaluator, models, space, tasks,
 };
-use crate::document::{Content, Field, FieldError, Node};
+use crate::document::{Content, Field, FieldError, Node, text_of};
 
 /// Most characters of a run's name, which also names a folder.
 const LONGEST_NAME: usize = 100;
+
+/// Evaluations that may be open at a time: as many as evaluations of one evaluator at once.
+const MOST_LOOK_AHEAD: usize = 10_000;
 
 impl RunConfig {
     /// Reads and checks a run file. Models and data are looked for, but not opened.
@@ -21,10 +24,11 @@ impl RunConfig {
     /// When the file cannot be read or anything in it is wrong, with the key and its line.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let read = |source| ConfigError::Read { path: path.to_owned(), source };
-        let text = std::fs::read_to_string(path).map_err(read)?;
+        let bytes = std::fs::read(path).map_err(read)?;
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let directory = std::fs::canonicalize(directory).map_err(read)?;
-        Self::parse(&text, &directory).map_err(|error| error.in_document(path.display().to_string()))
+        let config = text_of(bytes).map_err(ConfigError::from).and_then(|text| Self::parse(&text, &directory));
+        config.map_err(|error| error.in_document(path.display().to_string()))
     }
 
     /// Reads and checks a run file's text; relative paths in it start at `directory`.
@@ -34,7 +38,7 @@ impl RunConfig {
     pub fn parse(text: &str, directory: &Path) -> Result<Self, ConfigError> {
         let directory = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
         let node = Node::from_toml(text)?;
-        Ok(read(&node, text, directory)?)
+        read(&node, text, directory)
     }
 
     /// What is wrong with a key that another room checks, with its line.
@@ -71,7 +75,7 @@ fn missing_space(strategy: StrategyKind) -> FieldError {
     FieldError::new("space", reason)
 }
 
-fn read(node: &Node, text: &str, directory: PathBuf) -> Result<RunConfig, FieldError> {
+fn read(node: &Node, text: &str, directory: PathBuf) -> Result<RunConfig, ConfigError> {
     let root = node.root();
     let mut fields = root.fields()?;
     let name = read_name(&fields.require("name", "the name of the run, also of its folder")?)?;
@@ -133,7 +137,7 @@ fn read_strategy(field: Option<&Field<'_>>) -> Result<StrategyConfig, FieldError
     for (key, field) in field.named()? {
         match key {
             "kind" => strategy.kind = named(&field, &StrategyKind::ALL, StrategyKind::name)?,
-            "look_ahead" => strategy.look_ahead = Some(field.count()?),
+            "look_ahead" => strategy.look_ahead = Some(field.count_up_to(MOST_LOOK_AHEAD)?),
             _ => {
                 strategy.settings.insert(key.to_owned(), to_toml(&field)?);
             }
@@ -167,10 +171,7 @@ fn to_toml(field: &Field<'_>) -> Result<toml::Value, FieldError> {
 
 fn read_budget(field: &Field<'_>) -> Result<BudgetConfig, FieldError> {
     let mut fields = field.fields()?;
-    let positive = |field: Field<'_>| match field.unsigned()? {
-        0 => Err(field.error("must be at least 1")),
-        number => Ok(number),
-    };
+    let positive = |field: Field<'_>| field.positive();
     let budget = BudgetConfig {
         evaluations: fields.take("evaluations").map(positive).transpose()?,
         wall_clock: fields.take("wall_clock").map(|field| read_positive_duration(&field)).transpose()?,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
-use super::values::{named, one_of};
+use super::values::{check_range, named, one_of};
 use super::{GeneConfig, GenePer, GeneSearch, LayerGrouping, ModelsConfig, SpaceConfig};
 use crate::document::{Content, Field, FieldError, Fields};
 use crate::merge::{
@@ -145,12 +145,19 @@ fn check_models(method: &MethodSpecification, field: &Field<'_>, models: &Models
 fn read_layers(fields: &mut Fields<'_>) -> Result<LayerGrouping, FieldError> {
     match (fields.take("layer_groups"), fields.take("granularity")) {
         (None, None) => Ok(LayerGrouping::Groups(NonZeroUsize::MIN)),
-        (Some(field), None) if matches!(&field.node.content, Content::Text(text) if text == "auto") => {
-            Ok(LayerGrouping::Auto)
-        }
-        (Some(field), None) => Ok(LayerGrouping::Groups(field.count_up_to(MOST_LAYER_GROUPS)?)),
+        (Some(field), None) => read_groups(&field),
         (None, Some(field)) => Ok(LayerGrouping::Granularity(field.count()?)),
         (Some(_), Some(field)) => Err(field.error("give either this or `layer_groups`")),
+    }
+}
+
+fn read_groups(field: &Field<'_>) -> Result<LayerGrouping, FieldError> {
+    let expected = "a whole number or \"auto\"";
+    match &field.node.content {
+        Content::Text(text) if text == "auto" => Ok(LayerGrouping::Auto),
+        Content::Text(text) => Err(field.error(format!("expected {expected}, found {text:?}"))),
+        Content::Integer(_) => Ok(LayerGrouping::Groups(field.count_up_to(MOST_LAYER_GROUPS)?)),
+        _ => Err(field.expected(expected)),
     }
 }
 
@@ -298,7 +305,7 @@ fn read_search(
             check_value(name, &field, parameter, *bound)?;
         }
     }
-    check_range(field, &gene)?;
+    check_range(field, gene.low, gene.high, "a plain number freezes a gene")?;
     if let Some(field) = fields.take("per") {
         gene.per = read_per(&field, parameter, context)?;
     }
@@ -330,16 +337,6 @@ fn read_search(
     }
     fields.finish()?;
     Ok(gene)
-}
-
-fn check_range(field: &Field<'_>, GeneSearch { low, high, .. }: &GeneSearch) -> Result<(), FieldError> {
-    if !(high - low).is_finite() {
-        return Err(field.error(format!("the range from {low} to {high} is too large a number")));
-    }
-    if low >= high {
-        return Err(field.error(format!("`low` ({low}) must be below `high` ({high}); a plain number freezes a gene")));
-    }
-    Ok(())
 }
 
 fn check_integer(field: &Field<'_>, gene: &GeneSearch) -> Result<(), FieldError> {

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 
+use super::values::check_range;
 use super::{LayerGrouping, StackBlocks, StackConfig, StackScale};
 use crate::document::{Field, FieldError, Fields};
 use crate::merge::MethodSpecification;
@@ -97,9 +98,7 @@ fn read_scale(fields: &mut Fields<'_>, merged: bool) -> Result<Option<StackScale
             *bound = field.number()?;
         }
     }
-    if low >= high {
-        return Err(field.error(format!("`low` ({low}) must be below `high` ({high})")));
-    }
+    check_range(&field, low, high, "without `scale`, blocks stay as they are")?;
     let init = match own.take("init") {
         Some(field) => {
             let init = field.number()?;

@@ -6,35 +6,36 @@ use std::path::{Path, PathBuf};
 
 use super::evaluator::read_endpoints;
 use super::values::named;
-use super::{EvaluatorKind, Goal, HoldoutConfig, HoldoutSource, TaskConfig};
+use super::{ConfigError, EvaluatorKind, Goal, HoldoutConfig, HoldoutSource, TaskConfig};
 use crate::document::{Field, FieldError};
+use crate::scores::MOST_SAMPLES;
 use crate::suggestion::hint;
 
 const DEFAULT_FINALISTS: NonZeroUsize = NonZeroUsize::new(5).unwrap();
 
-pub(super) fn read(field: &Field<'_>, directory: &Path, kind: &EvaluatorKind) -> Result<Vec<TaskConfig>, FieldError> {
+pub(super) fn read(field: &Field<'_>, directory: &Path, kind: &EvaluatorKind) -> Result<Vec<TaskConfig>, ConfigError> {
     let items = field.list()?;
     if items.is_empty() {
-        return Err(field.error("at least one task is needed"));
+        return Err(field.error("at least one task is needed").into());
     }
     let mut tasks: Vec<TaskConfig> = Vec::with_capacity(items.len());
     for item in items {
         let task = read_task(&item, directory, kind)?;
         if tasks.iter().any(|other| other.name == task.name) {
-            return Err(item.error(format!("there is another task with the `name` {:?}", task.name)));
+            return Err(item.error(format!("there is another task with the `name` {:?}", task.name)).into());
         }
         tasks.push(task);
     }
     if tasks.iter().all(|task| task.weight == 0.0) {
-        return Err(field.error("every `weight` is 0, so nothing would be searched for"));
+        return Err(field.error("every `weight` is 0, so nothing would be searched for").into());
     }
     if !tasks.iter().map(|task| task.weight.abs()).sum::<f64>().is_finite() {
-        return Err(field.error("the sum of all `weight` is too large a number"));
+        return Err(field.error("the sum of all `weight` is too large a number").into());
     }
     Ok(tasks)
 }
 
-fn read_task(field: &Field<'_>, directory: &Path, kind: &EvaluatorKind) -> Result<TaskConfig, FieldError> {
+fn read_task(field: &Field<'_>, directory: &Path, kind: &EvaluatorKind) -> Result<TaskConfig, ConfigError> {
     let mut fields = field.fields()?;
     let name = fields.require("name", "the name of the task")?.word()?.to_owned();
     let data = if matches!(kind, EvaluatorKind::Native(_)) {
@@ -49,19 +50,27 @@ fn read_task(field: &Field<'_>, directory: &Path, kind: &EvaluatorKind) -> Resul
         metric: fields.take("metric").map(|field| field.word().map(str::to_owned)).transpose()?,
         weight: fields.take("weight").map_or(Ok(1.0), |field| field.number())?,
         goal: fields.take("goal").map(|field| named(&field, &Goal::ALL, Goal::name)).transpose()?,
-        max_new_tokens: fields.take("max_new_tokens").map(|field| Ok(field.count()?.get())).transpose()?,
-        limit: fields.take("limit").map(|field| Ok(field.count()?.get() as u64)).transpose()?,
+        max_new_tokens: fields.take("max_new_tokens").map(|field| field.count()).transpose()?.map(NonZeroUsize::get),
+        limit: fields.take("limit").map(|field| read_limit(&field)).transpose()?,
     };
     fields.finish()?;
     Ok(task)
 }
 
+/// Samples that an evaluation may use at most.
+fn read_limit(field: &Field<'_>) -> Result<u64, FieldError> {
+    match field.positive()? {
+        limit if limit <= MOST_SAMPLES => Ok(limit),
+        limit => Err(field.error(format!("must be at most {MOST_SAMPLES}, but is {limit}; without it, all are used"))),
+    }
+}
+
 /// A data file. Only `native` opens it, so only there it must exist.
-fn read_data(field: &Field<'_>, directory: &Path, kind: &EvaluatorKind) -> Result<PathBuf, FieldError> {
+fn read_data(field: &Field<'_>, directory: &Path, kind: &EvaluatorKind) -> Result<PathBuf, ConfigError> {
     let path = directory.join(field.word()?);
     if matches!(kind, EvaluatorKind::Native(_)) && !path.is_file() {
         let why = if path.exists() { "not a file" } else { "no such file" };
-        return Err(field.error(format!("{why}: {}", path.display())));
+        return Err(ConfigError::task_data(field.error(format!("{why}: {}", path.display()))));
     }
     Ok(path)
 }
@@ -71,7 +80,7 @@ pub(super) fn read_holdout(
     directory: &Path,
     kind: &EvaluatorKind,
     tasks: &[TaskConfig],
-) -> Result<HoldoutConfig, FieldError> {
+) -> Result<HoldoutConfig, ConfigError> {
     let mut fields = field.fields()?;
     let finalists = fields.take("finalists").map_or(Ok(DEFAULT_FINALISTS), |field| field.count())?;
     let given = (fields.take("tasks"), fields.take("endpoints"), fields.take("fraction"));
@@ -80,28 +89,29 @@ pub(super) fn read_holdout(
         (Some(field), None, None) => read_holdout_tasks(&field, directory, kind, tasks)?,
         (None, Some(field), None) => {
             if !matches!(kind, EvaluatorKind::Http(_)) {
-                return Err(field.error("only the http evaluator has endpoints; use `tasks` or `fraction`"));
+                return Err(field.error("only the http evaluator has endpoints; use `tasks` or `fraction`").into());
             }
             let endpoints = read_endpoints(&field)?;
             if let EvaluatorKind::Http(http) = kind
                 && let Some(shared) = endpoints.iter().find(|endpoint| http.endpoints.contains(endpoint))
             {
-                return Err(field.error(format!(
-                    "{shared} is an endpoint of the search, which would score the same samples; name a server with other data, or \
-                     give `tasks` or `fraction`"
-                )));
+                let reason = format!(
+                    "{shared} is an endpoint of the search, which would score the same samples; name a server with other \
+                     data, or give `tasks` or `fraction`"
+                );
+                return Err(field.error(reason).into());
             }
             HoldoutSource::Endpoints(endpoints)
         }
         (None, None, Some(field)) => {
             let fraction = field.number()?;
             if !(fraction > 0.0 && fraction < 1.0) {
-                return Err(field.error(format!("must be between 0 and 1, but is {fraction}")));
+                return Err(field.error(format!("must be between 0 and 1, but is {fraction}")).into());
             }
             HoldoutSource::Fraction(fraction)
         }
-        (None, None, None) => return Err(field.error("missing: one of `tasks`, `endpoints` and `fraction`")),
-        _ => return Err(field.error("give only one of `tasks`, `endpoints` and `fraction`")),
+        (None, None, None) => return Err(field.error("missing: one of `tasks`, `endpoints` and `fraction`").into()),
+        _ => return Err(field.error("give only one of `tasks`, `endpoints` and `fraction`").into()),
     };
     Ok(HoldoutConfig { source, finalists })
 }
@@ -111,14 +121,14 @@ fn read_holdout_tasks(
     directory: &Path,
     kind: &EvaluatorKind,
     tasks: &[TaskConfig],
-) -> Result<HoldoutSource, FieldError> {
+) -> Result<HoldoutSource, ConfigError> {
     let mut data: BTreeMap<String, PathBuf> = BTreeMap::new();
     let mut names = BTreeMap::new();
     for (name, entry) in field.named()? {
         if !tasks.iter().any(|task| task.name == name) {
             let known = tasks.iter().map(|task| task.name.as_str());
             let hint = hint(name, known);
-            return Err(entry.error(format!("there is no task of that name{hint}")));
+            return Err(entry.error(format!("there is no task of that name{hint}")).into());
         }
         let mut fields = entry.fields()?;
         let (other_data, other_name) = (fields.take("data"), fields.take("task"));
@@ -126,46 +136,49 @@ fn read_holdout_tasks(
         match (other_data, other_name) {
             (Some(field), None) => {
                 if !matches!(kind, EvaluatorKind::Native(_)) {
-                    return Err(field.error("only the native evaluator reads data files; name another `task` instead"));
+                    return Err(field
+                        .error("only the native evaluator reads data files; name another `task` instead")
+                        .into());
                 }
                 let path = read_data(&field, directory, kind)?;
                 if tasks.iter().any(|task| task.data.as_ref() == Some(&path)) {
-                    return Err(field.error("is a file that the search itself uses, so it would prove nothing"));
+                    return Err(field.error("is a file that the search itself uses, so it would prove nothing").into());
                 }
                 let counts = |name: &str| tasks.iter().any(|task| task.name == name && task.weight != 0.0);
                 if let Some((first, _)) =
                     data.iter().find(|(first, taken)| **taken == path && counts(first) && counts(name))
                 {
-                    return Err(
-                        field.error(format!("is the hold-out of the task {first:?} already; each task needs its own"))
-                    );
+                    return Err(field
+                        .error(format!("is the hold-out of the task {first:?} already; each task needs its own"))
+                        .into());
                 }
                 data.insert(name.to_owned(), path);
             }
             (None, Some(field)) => {
                 if matches!(kind, EvaluatorKind::Native(_)) {
-                    return Err(field.error("the native evaluator knows its tasks by their files; give `data` instead"));
+                    return Err(field
+                        .error("the native evaluator knows its tasks by their files; give `data` instead")
+                        .into());
                 }
                 if tasks.iter().any(|task| field.word().is_ok_and(|word| word == task.name)) {
-                    return Err(field.error("is a task that the search itself uses, so it would prove nothing"));
+                    return Err(field.error("is a task that the search itself uses, so it would prove nothing").into());
                 }
                 let other = field.word()?;
                 if let Some((first, _)) = names.iter().find(|(_, taken)| *taken == other) {
-                    return Err(
-                        field.error(format!("is the hold-out of the task {first:?} already; each task needs its own"))
-                    );
+                    return Err(field
+                        .error(format!("is the hold-out of the task {first:?} already; each task needs its own"))
+                        .into());
                 }
                 names.insert(name.to_owned(), other.to_owned());
             }
-            _ => return Err(entry.error("give one of `data` and `task`")),
+            _ => return Err(entry.error("give one of `data` and `task`").into()),
         }
     }
     let covered = |task: &TaskConfig| data.contains_key(&task.name) || names.contains_key(&task.name);
     if let Some(task) = tasks.iter().find(|task| task.weight != 0.0 && !covered(task)) {
-        return Err(field.error(format!(
-            "has nothing for the task {:?}; each task with a weight needs hold-out samples",
-            task.name
-        )));
+        return Err(field
+            .error(format!("has nothing for the task {:?}; each task with a weight needs hold-out samples", task.name))
+            .into());
     }
     Ok(if names.is_empty() { HoldoutSource::Data(data) } else { HoldoutSource::Tasks(names) })
 }

@@ -266,6 +266,12 @@ fn mistakes_are_named_with_their_key() {
         ("kind = \"genetic\"", "kind = \"genetics\"", vec!["`strategy.kind`", "did you mean `genetic`?"]),
         ("evaluations = 300\nwall_clock = \"1h30m\"", "", vec!["`budget`", "limit"]),
         ("evaluations = 300", "evaluations = 0", vec!["`budget.evaluations`", "at least 1"]),
+        ("evaluations = 300", "evaluations = -5", vec!["`budget.evaluations`: must be at least 1, not -5"]),
+        ("look_ahead = 4", "look_ahead = 10001", vec!["`strategy.look_ahead`", "at most 10000"]),
+        ("weight = 1.0", "limit = 1099511627777", vec!["`tasks[0].limit`", "at most 1099511627776"]),
+        ("weight = 1.0", "limit = 0", vec!["`tasks[0].limit`", "at least 1"]),
+        ("lambda    = 1.0", "lambda = { low = -1e308, high = 1e308 }", vec!["`space.genes.lambda`", "too large"]),
+        ("seed = 7", "seed = 7\nseed = 8", vec!["line 4", "the key `seed` is there twice"]),
         ("\"1h30m\"", "\"90 minutes\"", vec!["`budget.wall_clock`", "90 minutes"]),
         ("\"1h30m\"", "90", vec!["`budget.wall_clock`", "quotes"]),
         ("kind = \"native\"", "kind = \"openai\"", vec!["`evaluator.kind`", "this build"]),
@@ -273,7 +279,7 @@ fn mistakes_are_named_with_their_key() {
         (
             "kind = \"native\"",
             "kind = \"http\"\nendpoints = [\"127.0.0.1:1\"]",
-            vec!["`evaluator.endpoints[0]`", "127.0.0.1:1"],
+            vec!["`evaluator.endpoints[0]`: \"127.0.0.1:1\" must start with http:// or https://"],
         ),
         (
             "kind = \"native\"",
@@ -282,7 +288,17 @@ fn mistakes_are_named_with_their_key() {
         ),
         ("kind = \"native\"", "kind = \"command\"\nargv = [\"x\"]", vec!["`evaluator.argv`", "{result_file}"]),
         ("kind = \"native\"", "kind = \"function\"\nname = \"spere\"", vec!["`evaluator.name`", "sphere"]),
-        ("add.val.jsonl", "sub.val.jsonl", vec!["`tasks[0].data`", "no such file"]),
+        (
+            "kind = \"native\"",
+            "kind = \"function\"\nname = \"sphere\"\nsamples = 10000001",
+            vec!["line 32: `evaluator.samples`: must be from 1 to 10000000"],
+        ),
+        (
+            "kind = \"native\"",
+            "kind = \"function\"\nname = \"sphere\"\nfault_rate = 1.5",
+            vec!["`evaluator.fault_rate`: must be from 0 to 1"],
+        ),
+        ("kind = \"native\"", "kind = \"command\"\nargv = [\" \"]", vec!["`evaluator.argv`", "start with a program"]),
         ("data = \"add.val.jsonl\"", "", vec!["`tasks[0].data`", "missing"]),
         ("weight = 1.0", "weight = 0.0", vec!["`tasks`", "`weight`"]),
         ("weight = 1.0", "weight = inf", vec!["`tasks[0].weight`", "finite"]),
@@ -303,6 +319,29 @@ fn mistakes_are_named_with_their_key() {
             assert!(message.contains(word), "{to}: {message} lacks {word}");
         }
     }
+}
+
+#[test]
+fn task_data_that_is_not_there_is_bad_data() {
+    for (from, to, words) in [
+        ("add.val.jsonl", "sub.val.jsonl", "`tasks[0].data`: no such file"),
+        ("add.val.jsonl", "base", "`tasks[0].data`: not a file"),
+        ("add.test.jsonl", "sub.test.jsonl", "`holdout.tasks.add.data`: no such file"),
+    ] {
+        let error = parse(&changed(from, to)).expect_err(to);
+        assert_eq!(error.exit_code(), crate::exit::ExitCode::BadData);
+        let text = error.in_document("run.toml".to_owned()).to_string();
+        assert!(text.starts_with("run.toml: line ") && text.contains(words), "{text}");
+    }
+}
+
+#[test]
+fn a_run_file_that_is_not_utf8_says_where() {
+    let folder = folder();
+    let path = folder.path().join("run.toml");
+    std::fs::write(&path, b"name = \"x\"\nseed = 1 # \xe9\n").unwrap();
+    let text = RunConfig::load(&path).unwrap_err().to_string();
+    assert!(text.contains("run.toml: line 2: not UTF-8 text: byte 22"), "{text}");
 }
 
 #[test]
@@ -393,6 +432,10 @@ fn stacks_are_read() {
         ("method = 'passthrough'\ngranularity = 2\nstack = { scale_modules = ['x'] }", ["scale_modules`", "`scale`"]),
         ("method = 'passthrough'\ngranularity = 2\nstack = { scale = { low = 2 } }", ["`space.stack.scale`", "below"]),
         (
+            "method = 'passthrough'\ngranularity = 2\nstack = { scale = { low = -1e308, high = 1e308 } }",
+            ["`space.stack.scale`", "too large a number"],
+        ),
+        (
             "method = 'passthrough'\ngranularity = 2\nstack = { scale = { init = 2 } }",
             ["scale.init`", "from 0.5 to 1.5"],
         ),
@@ -414,7 +457,6 @@ fn stacks_are_read() {
     assert_eq!(found.iter().map(ToString::to_string).collect::<Vec<_>>(), ["stack.passes: 2 -> 3"]);
 }
 
-/// Every key of a file that uses them all, misspelt, is named in the message.
 #[test]
 fn racing_and_automatic_groups_are_read() {
     assert_eq!(parse(RUN).unwrap().effective_racing(), None);
@@ -428,9 +470,13 @@ fn racing_and_automatic_groups_are_read() {
     }
     let auto = parse(&changed("layer_groups = 3", "layer_groups = \"auto\"")).unwrap();
     assert_eq!(auto.space.unwrap().layers, LayerGrouping::Auto);
-    assert!(refused(&changed("layer_groups = 3", "layer_groups = \"many\"")).contains("layer_groups"));
+    for wrong in ["\"atuo\"", "[3]", "2.5"] {
+        let text = refused(&changed("layer_groups = 3", &format!("layer_groups = {wrong}")));
+        assert!(text.contains("`space.layer_groups`: expected a whole number or \"auto\", found"), "{text}");
+    }
 }
 
+/// Every key of a file that uses them all, misspelt, is named in the message.
 #[test]
 fn every_misspelt_key_is_named() {
     let words = |line: &str| {

@@ -27,6 +27,17 @@ fn unknown_value<'w>(field: &Field<'_>, word: &str, known: impl IntoIterator<Ite
     field.error(format!("unknown value `{word}`; {}", suggestion(word, known, "expected")))
 }
 
+/// Refuses a range that nothing can be searched in: empty, or wider than numbers go. `instead` says how not to search.
+pub(super) fn check_range(field: &Field<'_>, low: f64, high: f64, instead: &str) -> Result<(), FieldError> {
+    if !(high - low).is_finite() {
+        return Err(field.error(format!("the range from {low} to {high} is too large a number")));
+    }
+    if low >= high {
+        return Err(field.error(format!("`low` ({low}) must be below `high` ({high}); {instead}")));
+    }
+    Ok(())
+}
+
 /// A length of time, in quotes; it may be zero.
 pub(super) fn read_duration(field: &Field<'_>) -> Result<Duration, FieldError> {
     let expected = "expected a duration such as \"90s\", \"30m\", \"1h30m\" or \"8h\"";

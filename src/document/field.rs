@@ -26,7 +26,8 @@ impl<'a> Field<'a> {
         FieldError { key: self.path.clone(), line: self.line, reason: reason.into() }
     }
 
-    fn expected(&self, what: &str) -> FieldError {
+    /// An error at this place: it is something else than `what`.
+    pub fn expected(&self, what: &str) -> FieldError {
         let found = match &self.node.content {
             Content::Integer(number) => number.to_string(),
             Content::Float(number) => format!("{number:?}"),
@@ -87,11 +88,23 @@ impl<'a> Field<'a> {
     /// # Errors
     /// When it is something else or out of that range.
     pub fn unsigned(&self) -> Result<u64, FieldError> {
-        match &self.node.content {
-            Content::Integer(number) => u64::try_from(*number)
-                .map_err(|_| self.error(format!("must be a whole number from 0 to 2^64 - 1, not {number}"))),
-            _ => Err(self.expected("a whole number")),
+        self.whole(0)
+    }
+
+    /// A whole number of `1..=2^64 - 1`.
+    ///
+    /// # Errors
+    /// When it is something else or out of that range.
+    pub fn positive(&self) -> Result<u64, FieldError> {
+        self.whole(1)
+    }
+
+    fn whole(&self, least: u64) -> Result<u64, FieldError> {
+        let Content::Integer(number) = &self.node.content else { return Err(self.expected("a whole number")) };
+        if *number < i128::from(least) {
+            return Err(self.error(format!("must be at least {least}, not {number}")));
         }
+        u64::try_from(*number).map_err(|_| self.error(format!("must be at most 2^64 - 1, not {number}")))
     }
 
     /// A whole number that fits memory sizes.
@@ -99,16 +112,20 @@ impl<'a> Field<'a> {
     /// # Errors
     /// When it is something else or out of range.
     pub fn size(&self) -> Result<usize, FieldError> {
-        let number = self.unsigned()?;
-        usize::try_from(number).map_err(|_| self.error(format!("{number} is too large")))
+        self.fitting(self.unsigned()?)
     }
 
-    /// A whole number of at least 1.
+    /// A whole number of at least 1 that fits memory sizes.
     ///
     /// # Errors
-    /// When it is something else or 0.
+    /// When it is something else or out of range.
     pub fn count(&self) -> Result<NonZeroUsize, FieldError> {
-        NonZeroUsize::new(self.size()?).ok_or_else(|| self.error("must be at least 1"))
+        let number = self.fitting(self.positive()?)?;
+        NonZeroUsize::new(number).ok_or_else(|| self.error("must be at least 1"))
+    }
+
+    fn fitting(&self, number: u64) -> Result<usize, FieldError> {
+        usize::try_from(number).map_err(|_| self.error(format!("{number} is too large")))
     }
 
     /// A whole number from 1 to `most`.
@@ -220,11 +237,18 @@ impl<'a> Fields<'a> {
     pub fn error(&self, reason: impl Into<String>) -> FieldError {
         FieldError { key: self.path.clone(), line: self.line, reason: reason.into() }
     }
+
+    /// An error at one of the table's keys, which somebody found who does not know where the table stands.
+    pub fn located(&self, error: FieldError) -> FieldError {
+        let entry = self.entries.iter().find(|entry| entry.key == error.key);
+        let line = entry.map_or(self.line, |entry| entry.line);
+        FieldError { key: join(&self.path, &error.key), line, ..error }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Node;
+    use super::super::{FieldError, Node};
 
     #[test]
     fn unknown_and_missing_keys_are_named_with_a_suggestion() {
@@ -258,5 +282,27 @@ mod tests {
         assert_eq!(items[0].count().unwrap().get(), 1);
         let error = items[1].unsigned().unwrap_err().to_string();
         assert!(error.contains("`b[1]`") && error.contains("-1"), "{error}");
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_told_the_nearest_bound() {
+        let node = Node::from_toml("a = [-5, 0, 1, 18446744073709551616]\n").unwrap();
+        let items = node.root().fields().unwrap().take("a").unwrap().list().unwrap();
+        assert_eq!(items[0].positive().unwrap_err().reason, "must be at least 1, not -5");
+        assert_eq!(items[0].unsigned().unwrap_err().reason, "must be at least 0, not -5");
+        assert_eq!(items[1].count().unwrap_err().reason, "must be at least 1, not 0");
+        assert_eq!((items[1].unsigned().unwrap(), items[2].positive().unwrap()), (0, 1));
+        let error = items[3].unsigned().unwrap_err();
+        assert_eq!(error.reason, "must be at most 2^64 - 1, not 18446744073709551616");
+    }
+
+    #[test]
+    fn errors_that_others_found_get_their_place() {
+        let node = Node::from_toml("x = 1\n[a]\nb = 2\n").unwrap();
+        let mut root = node.root().fields().unwrap();
+        let fields = root.take("a").unwrap().fields().unwrap();
+        let located = |key: &str| fields.located(FieldError::new(key, "is wrong")).to_string();
+        assert_eq!(located("b"), "line 3: `a.b`: is wrong");
+        assert_eq!(located("c"), "line 2: `a.c`: is wrong");
     }
 }

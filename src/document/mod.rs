@@ -93,6 +93,20 @@ impl Node {
     }
 }
 
+/// The bytes of a document as text.
+///
+/// # Errors
+/// A [`FieldError`] without a key, with the line of the first byte that is not UTF-8.
+pub fn text_of(bytes: Vec<u8>) -> Result<String, FieldError> {
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        let line = error.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
+        let byte = error.as_bytes()[at];
+        let reason = format!("not UTF-8 text: byte {at} (from 0) is 0x{byte:02x}; save the file as UTF-8");
+        FieldError { key: String::new(), line: Some(line), reason }
+    })
+}
+
 /// What is wrong with one key of a document.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.describe())]
@@ -126,4 +140,16 @@ pub fn join(parent: &str, key: &str) -> String {
     let plain = !key.is_empty() && key.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-');
     let key = if plain { key.to_owned() } else { format!("{key:?}") };
     if parent.is_empty() { key } else { format!("{parent}.{key}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::text_of;
+
+    #[test]
+    fn text_that_is_not_utf8_names_byte_and_line() {
+        assert_eq!(text_of(b"a = 1\n".to_vec()).unwrap(), "a = 1\n");
+        let error = text_of(b"a = 1\nb = \"\xe9\"\n".to_vec()).unwrap_err();
+        assert_eq!(error.to_string(), "line 2: not UTF-8 text: byte 11 (from 0) is 0xe9; save the file as UTF-8");
+    }
 }

@@ -19,9 +19,20 @@ pub(super) fn parse(text: &str) -> Result<Node, FieldError> {
     let table = DeTable::parse(text).map_err(|error| FieldError {
         key: String::new(),
         line: error.span().and_then(|span| lines.at(span.start)),
-        reason: format!("not valid TOML: {}", error.message()),
+        reason: reason(text, &error),
     })?;
     Ok(Node { content: read_table(table.get_ref(), &lines, "")?, line: Some(1) })
+}
+
+/// The parser's words, with the key that it leaves out where one is there twice.
+fn reason(text: &str, error: &toml::de::Error) -> String {
+    let key = error.span().and_then(|span| text.get(span)).filter(|key| !key.trim().is_empty());
+    match (error.message(), key) {
+        ("duplicate key", Some(key)) => {
+            format!("not valid TOML: the key `{}` is there twice; keep one of the two", key.trim())
+        }
+        (message, _) => format!("not valid TOML: {message}"),
+    }
 }
 
 fn read_table(table: &DeTable<'_>, lines: &Lines<'_>, path: &str) -> Result<Content, FieldError> {
@@ -79,6 +90,19 @@ mod tests {
         assert_eq!(inner[1].node.content, Content::Integer(16));
         let Content::List(items) = &inner[0].node.content else { panic!("{inner:?}") };
         assert_eq!(items[1], Node { content: Content::Bool(true), line: Some(5) });
+    }
+
+    #[test]
+    fn a_key_that_is_there_twice_is_named() {
+        for (text, line, key) in [
+            ("seed = 1\nname = \"x\"\nseed = 2\n", 3, "`seed`"),
+            ("[space]\na = 1\n[space]\nb = 2\n", 3, "`space`"),
+            ("a = { b = 1, b = 2 }\n", 1, "`b`"),
+        ] {
+            let error = Node::from_toml(text).unwrap_err();
+            assert_eq!(error.line, Some(line), "{error}");
+            assert!(error.reason.contains(&format!("the key {key} is there twice")), "{error}");
+        }
     }
 
     #[test]

@@ -1,26 +1,31 @@
 //! What comes back from an evaluator, and what is told on the way.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use super::Fault;
+use super::text::shortened;
 use crate::scores::Scores;
+
+/// Warnings kept of an answer.
+const MOST_WARNINGS: usize = 20;
 
 /// A checked answer: every task and metric asked for is present, ids and n agree, all numbers are finite.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Scores of every task asked for, by the name in the request.
     pub tasks: Scores,
-    /// Which endpoint answered, for the record.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub endpoint: Option<String>,
-    /// Seconds by phase (`load_s`, `evaluate_s`, ...), as far as known.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub timing: BTreeMap<String, f64>,
-    /// The evaluator's remarks, for people; at most 20.
+    /// The evaluator's remarks about an answer that counts all the same, to be shown to people: the first 20, each on
+    /// one line of at most 400 characters (and dots where it was longer), without control characters.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+}
+
+impl Evaluation {
+    /// These scores, with as much of the evaluator's remarks as can be shown.
+    pub(super) fn new(tasks: Scores, warnings: impl IntoIterator<Item = String>) -> Self {
+        let warnings = warnings.into_iter().take(MOST_WARNINGS).map(|warning| shortened(&warning)).collect();
+        Self { tasks, warnings }
+    }
 }
 
 /// One try at an evaluation, for the ledger.

@@ -4,16 +4,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::protocol::{MOST_SAMPLES, WireEvaluation, WireMetric, WirePerSample, WireTaskScores};
-use super::text::shortened;
+use super::protocol::{WireEvaluation, WireMetric, WirePerSample, WireTaskScores};
 use super::{Capabilities, Evaluation, EvaluationRequest, Fault, FaultClass, MetricCapability, Samples, TaskRequest};
-use crate::scores::{MetricValue, PerSample, SAMPLE_WEIGHT, SampleId, TaskScores};
+use crate::scores::{MOST_SAMPLES, MetricValue, PerSample, SAMPLE_WEIGHT, SampleId, TaskScores};
 
 /// How far the mean of the per-sample scores may lie from the value, relative to it where it is above 1.
 const MEAN_TOLERANCE: f64 = 1e-6;
-
-/// Warnings kept of an answer.
-const MOST_WARNINGS: usize = 20;
 
 /// How much an answer has to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,9 +46,7 @@ pub(super) fn check(answer: WireEvaluation, expected: &Expected) -> Result<Evalu
             .ok_or_else(|| violation(format!("task {} is missing from the answer", task.name)))?;
         tasks.insert(task.name.clone(), check_task(scores, task, expected)?);
     }
-    let timing = answer.timing.into_iter().filter(|(_, seconds)| seconds.is_finite()).collect();
-    let warnings = answer.warnings.iter().take(MOST_WARNINGS).map(|warning| shortened(warning)).collect();
-    Ok(Evaluation { tasks, endpoint: None, timing, warnings })
+    Ok(Evaluation::new(tasks, answer.warnings))
 }
 
 pub(super) fn violation(detail: String) -> Fault {

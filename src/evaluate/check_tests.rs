@@ -156,6 +156,16 @@ fn metrics_that_nobody_asked_for_are_not_recorded() {
 }
 
 #[test]
+fn warnings_are_few_and_fit_to_be_shown() {
+    let mut said = answer(json!({"n": 10, "metrics": {"m": {"value": 0.5}}}));
+    said["warnings"] = json!(vec!["\u{1b}".repeat(1000); 30]);
+    let evaluation = checked(said, Samples::All, 10, Completeness::Endpoint).unwrap();
+    assert_eq!(evaluation.warnings.len(), 20);
+    let is_fit = |warning: &String| warning.chars().count() <= 403 && !warning.contains(char::is_control);
+    assert!(evaluation.warnings.iter().all(is_fit));
+}
+
+#[test]
 fn a_turned_direction_is_refused() {
     let task = json!({"n": 10, "metrics": {"m": {"value": 0.5, "higher_is_better": false}}});
     assert!(

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_util::future::BoxFuture;
 use rand::RngExt;
@@ -15,7 +15,7 @@ use rand_distr::{Distribution, StandardNormal};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::retry::{AttemptLog, Jitter, RetryPolicy, wait};
+use super::retry::{AttemptLog, Jitter, RetryPolicy, rest, wait};
 use super::{
     AttemptObserver, CandidateRequest, Capabilities, ConnectContext, EvaluateError, Evaluation, EvaluationRequest,
     Evaluator, EvaluatorTask, Fault, FaultClass, MetricCapability, Samples, TaskCapability, TaskRequest,
@@ -38,13 +38,14 @@ pub struct FunctionEvaluator {
     places: Semaphore,
     policy: RetryPolicy,
     seed: u64,
+    stopping: CancellationToken,
 }
 
 impl FunctionEvaluator {
     /// Builds the landscapes. Retries wait only where `latency` is set: without it, nothing here takes time.
     ///
     /// # Errors
-    /// Configuration: no samples, rates outside `[0, 1]`, noise that is negative or not finite.
+    /// [`EvaluateError::Setting`]: samples, noise or rates that are out of range.
     pub fn connect(
         config: &FunctionConfig,
         patience: &Patience,
@@ -52,7 +53,8 @@ impl FunctionEvaluator {
         context: &ConnectContext,
     ) -> Result<Self, EvaluateError> {
         let policy = RetryPolicy::scaled(if config.latency.is_zero() { 0.0 } else { 1.0 });
-        Self::with_policy(config, patience, tasks, context.seed, policy)
+        let evaluator = Self::with_policy(config, patience, tasks, context.seed, policy)?;
+        Ok(Self { stopping: context.stopping.clone(), ..evaluator })
     }
 
     /// Builds the landscapes like [`Self::connect`], with the retry policy `policy`.
@@ -66,7 +68,7 @@ impl FunctionEvaluator {
         seed: u64,
         policy: RetryPolicy,
     ) -> Result<Self, EvaluateError> {
-        check_config(config).map_err(EvaluateError::Configuration)?;
+        config.check().map_err(|error| EvaluateError::setting(&error.key, error.reason))?;
         Ok(Self {
             config: config.clone(),
             patience: patience.clone(),
@@ -75,6 +77,7 @@ impl FunctionEvaluator {
             places: Semaphore::new(config.in_flight.get()),
             policy,
             seed,
+            stopping: CancellationToken::new(),
         })
     }
 
@@ -100,7 +103,7 @@ impl FunctionEvaluator {
             let is_faulty = draws.random::<f64>() < self.config.fault_rate;
             drop(place);
             if !is_faulty {
-                let outcome = self.score(request, latency);
+                let outcome = self.score(request);
                 log.report(None, started, true, outcome.as_ref().err());
                 return outcome.map_err(|fault| match fault.class {
                     FaultClass::Candidate => EvaluateError::Candidate(fault),
@@ -114,11 +117,11 @@ impl FunctionEvaluator {
             if counted >= self.patience.max_attempts {
                 return Err(EvaluateError::GivenUp(fault));
             }
-            wait(jitter.next_wait(&self.policy), cancel).await?;
+            rest(jitter.next_wait(&self.policy), cancel, &self.stopping).await?;
         }
     }
 
-    fn score(&self, request: &EvaluationRequest, latency: Duration) -> Result<Evaluation, Fault> {
+    fn score(&self, request: &EvaluationRequest) -> Result<Evaluation, Fault> {
         let candidate = &request.candidate;
         if self.is_infeasible(candidate) {
             let detail = format!("infeasible by order (infeasible_rate = {})", self.config.infeasible_rate);
@@ -129,12 +132,7 @@ impl FunctionEvaluator {
             return Err(Fault::new(FaultClass::Candidate, "candidate_nonfinite", detail));
         }
         let scored = request.tasks.iter().map(|task| Ok((task.name.clone(), self.task_scores(task, request)?)));
-        Ok(Evaluation {
-            tasks: scored.collect::<Result<_, Fault>>()?,
-            endpoint: None,
-            timing: BTreeMap::from([("evaluate_s".to_owned(), latency.as_secs_f64())]),
-            warnings: Vec::new(),
-        })
+        Ok(Evaluation::new(scored.collect::<Result<_, Fault>>()?, []))
     }
 
     /// A property of the candidate, the same at every attempt and fidelity. Baselines are models that exist: feasible.
@@ -232,22 +230,6 @@ fn ordered_fault(counts: bool) -> Fault {
     let (code, detail) =
         if counts { ("internal", "a fault to order") } else { ("overloaded", "back-pressure to order") };
     Fault::new(FaultClass::Infrastructure, code, detail)
-}
-
-fn check_config(config: &FunctionConfig) -> Result<(), Fault> {
-    let refuse = |detail: String| Fault::configuration("function", detail);
-    if config.samples == 0 || config.samples > i64::MAX as u64 {
-        return Err(refuse("samples must be at least 1".into()));
-    }
-    if !config.noise.is_finite() || config.noise < 0.0 {
-        return Err(refuse(format!("noise is {}, expected a number of at least 0", config.noise)));
-    }
-    for (name, rate) in [("infeasible_rate", config.infeasible_rate), ("fault_rate", config.fault_rate)] {
-        if !(0.0..=1.0).contains(&rate) {
-            return Err(refuse(format!("{name} is {rate}, expected a share from 0 to 1")));
-        }
-    }
-    Ok(())
 }
 
 fn capabilities_of(config: &FunctionConfig, tasks: &[EvaluatorTask]) -> Capabilities {

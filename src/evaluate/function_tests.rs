@@ -1,4 +1,5 @@
 use std::sync::Mutex;
+use std::time::Duration;
 
 use super::super::Attempt;
 use super::*;
@@ -201,13 +202,17 @@ async fn a_cancelled_evaluation_does_not_wait_for_its_latency() {
 #[test]
 fn bad_settings_are_named() {
     for (config, text) in [
-        (FunctionConfig { samples: 0, ..config(TestFunction::Flat) }, "samples"),
-        (FunctionConfig { noise: f64::NAN, ..config(TestFunction::Flat) }, "noise"),
-        (FunctionConfig { fault_rate: 1.5, ..config(TestFunction::Flat) }, "fault_rate"),
-        (FunctionConfig { infeasible_rate: -0.1, ..config(TestFunction::Flat) }, "infeasible_rate"),
+        (
+            FunctionConfig { samples: 0, ..config(TestFunction::Flat) },
+            "`evaluator.samples`: must be from 1 to 10000000",
+        ),
+        (FunctionConfig { samples: u64::MAX, ..config(TestFunction::Flat) }, "must be from 1 to 10000000, but is 1844"),
+        (FunctionConfig { noise: f64::NAN, ..config(TestFunction::Flat) }, "`evaluator.noise`"),
+        (FunctionConfig { fault_rate: 1.5, ..config(TestFunction::Flat) }, "`evaluator.fault_rate`"),
+        (FunctionConfig { infeasible_rate: -0.1, ..config(TestFunction::Flat) }, "`evaluator.infeasible_rate`"),
     ] {
         let error = evaluator(&config).err().unwrap();
-        assert!(matches!(error, EvaluateError::Configuration(_)));
+        assert!(matches!(error, EvaluateError::Setting(_)));
         assert!(error.to_string().contains(text), "{error}");
     }
 }

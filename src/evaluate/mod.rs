@@ -65,6 +65,8 @@ pub trait Evaluator: Send + Sync {
     }
 
     /// The metric that a task is scored by when the run file names none: the first one that the evaluator lists.
+    /// Evaluators with several metrics a task say themselves which that is; what is here, the first by name, is for
+    /// those with one.
     fn default_metric(&self, task: &str) -> Option<&str> {
         self.capabilities().tasks.get(task)?.metrics.keys().next().map(String::as_str)
     }
@@ -106,14 +108,18 @@ pub struct ConnectContext {
     pub directory: PathBuf,
     /// Where the evaluator says what it waits for, and what becomes of its endpoints.
     pub notify: Notify,
+    /// Cancelled once the search is to end: attempts under way go on, but nothing waits for an endpoint or for a next
+    /// attempt any more, and evaluations that would end as cancelled.
+    pub stopping: CancellationToken,
 }
 
 /// Builds the evaluator that the run file asks for and makes sure that it can do what the run needs: endpoints answer,
 /// tasks and metrics are known, programs exist. Waits up to `startup_timeout` for endpoints that are down.
 ///
 /// # Errors
-/// [`EvaluateError::Configuration`] for what only the user can put right, [`EvaluateError::Outage`] when nothing answered
-/// in time, [`EvaluateError::TaskData`] for unreadable task files, [`EvaluateError::Cancelled`].
+/// [`EvaluateError::Setting`] and [`EvaluateError::Configuration`] for what only the user can put right,
+/// [`EvaluateError::Outage`] when nothing answered in time, [`EvaluateError::TaskData`] for unreadable task files,
+/// [`EvaluateError::Cancelled`].
 pub async fn connect(
     config: &EvaluatorConfig,
     tasks: &[EvaluatorTask],
@@ -133,10 +139,10 @@ pub async fn connect(
         #[cfg(feature = "native")]
         EvaluatorKind::Native(native) => native::connect(native, &config.patience, tasks),
         #[cfg(not(feature = "native"))]
-        EvaluatorKind::Native(_) => Err(EvaluateError::Configuration(Fault::configuration(
-            "unsupported",
+        EvaluatorKind::Native(_) => Err(EvaluateError::setting(
+            "kind",
             "this build has no native evaluator (it was built without the feature `native`); use kind = \"http\" or \"command\"",
-        ))),
+        )),
     }
 }
 

@@ -16,9 +16,6 @@ pub const VERSION: &str = "1.0";
 /// Tasks larger than this get no generated sample ids.
 const MOST_GENERATED_IDS: u64 = 10_000_000;
 
-/// A larger number of samples is a mistake; sums of numbers up to it hold for any run.
-pub(super) const MOST_SAMPLES: u64 = 1 << 40;
-
 /// `GET /v1/health`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WireHealth {
@@ -155,11 +152,12 @@ pub struct WireCandidate {
     /// The recipe's canonical hash, in hex; of a checkpoint that no recipe made, its content id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipe_sha256: Option<String>,
-    /// Where its weights are, or what they are made of.
+    /// Where its weights are.
     pub source: WireSource,
 }
 
-/// Where the candidate's weights come from.
+/// Where the candidate's weights come from. The protocol also has recipes, for evaluators that materialize candidates
+/// themselves; this program sends none.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum WireSource {
@@ -170,11 +168,6 @@ pub enum WireSource {
         /// The regular files in the folder, by name, so that an evaluator can refuse a folder that it sees only half.
         #[serde(default)]
         files: BTreeMap<String, WireFile>,
-    },
-    /// A recipe that the evaluator materializes itself.
-    Recipe {
-        /// In canonical form. The protocol has it; this program never sends it.
-        recipe: serde_json::Value,
     },
 }
 
@@ -236,9 +229,6 @@ pub struct WireEvaluation {
     /// Why it failed, where `status` says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<WireProblem>,
-    /// Seconds by phase (`load_s`, `evaluate_s`, ...), for the record.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub timing: BTreeMap<String, f64>,
     /// For people, about an answer that counts all the same; the first 20 are kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -481,7 +471,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.json"), b"{}").unwrap();
         std::fs::create_dir(folder.path().join("sub")).unwrap();
-        let WireSource::Path { files, .. } = path_source(folder.path()).unwrap() else { panic!("a path") };
+        let WireSource::Path { files, .. } = path_source(folder.path()).unwrap();
         assert_eq!(
             files.iter().map(|(name, file)| (name.as_str(), file.size)).collect::<Vec<_>>(),
             [("config.json", 2)]

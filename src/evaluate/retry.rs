@@ -17,6 +17,8 @@ pub struct RetryPolicy {
     pub first_wait: Duration,
     /// Longest wait that is drawn.
     pub longest_wait: Duration,
+    /// How long an endpoint may say that it is busy before a person is told.
+    pub long_wait: Duration,
     /// Longest wait that an endpoint may ask for by `Retry-After`.
     pub longest_retry_after: Duration,
     /// Counted faults in a row after which an endpoint gets nothing until it passes a health check.
@@ -38,6 +40,7 @@ impl Default for RetryPolicy {
         Self {
             first_wait: Duration::from_secs(1),
             longest_wait: Duration::from_secs(60),
+            long_wait: Duration::from_secs(30),
             longest_retry_after: Duration::from_secs(15 * 60),
             breaker_threshold: 3,
             deaths_to_blame: 2,
@@ -158,6 +161,22 @@ pub(super) async fn wait(time: Duration, cancel: &CancellationToken) -> Result<(
     tokio::select! {
         () = cancel.cancelled() => Err(EvaluateError::Cancelled),
         () = tokio::time::sleep(time) => Ok(()),
+    }
+}
+
+/// Waits before a next attempt, which there is none of once the search is to end.
+///
+/// # Errors
+/// [`EvaluateError::Cancelled`] as soon as one of the two is cancelled.
+pub(super) async fn rest(
+    time: Duration,
+    cancel: &CancellationToken,
+    stopping: &CancellationToken,
+) -> Result<(), EvaluateError> {
+    tokio::select! {
+        biased;
+        () = stopping.cancelled() => Err(EvaluateError::Cancelled),
+        waited = wait(time, cancel) => waited,
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use super::anchors::{is_renamed, rename_anchor_holders};
 use super::{Body, Input, Masks, ModelReference, Parameters, Recipe, RecipeError, Setting, Slice, UNION, parameters};
 use crate::checkpoint::{Dtype, HubId};
-use crate::document::{Content, Field, FieldError, Fields, Node};
+use crate::document::{Content, Field, FieldError, Fields, Node, text_of};
 use crate::merge::{BaseUse, MethodSpecification, find_method, methods, unknown_method};
 use crate::suggestion::nearest;
 
@@ -76,9 +76,9 @@ impl RecipeFile {
             ending if WEIGHTS.contains(&ending) => return Err(RecipeError::FileType { path: path.to_owned() }),
             _ => Self::from_mergekit_yaml,
         };
-        let text =
-            std::fs::read_to_string(path).map_err(|source| RecipeError::Read { path: path.to_owned(), source })?;
-        parse(&text).map_err(|error| error.in_document(&path.display().to_string()))
+        let bytes = std::fs::read(path).map_err(|source| RecipeError::Read { path: path.to_owned(), source })?;
+        let text = text_of(bytes).map_err(RecipeError::from);
+        text.and_then(|text| parse(&text)).map_err(|error| error.in_document(&path.display().to_string()))
     }
 
     /// Reads the text of a TOML recipe. Model names are taken as they stand.

@@ -31,14 +31,14 @@ pub fn sentence(verdict: &Verdict) -> String {
     }));
     if let (Decision::Improvement | Decision::NoEvidence, Some(over)) = (verdict.verdict, verdict.over_statement) {
         let digits = digits(&[over, verdict.winner.search_score]);
-        text.push_str(&format!(" The search score of the winner differs from its hold-out score by {over:+.digits$}."));
+        text.push_str(&format!(" The winner's search score is {} its hold-out score.", above(over, digits)));
     }
     if let Some(again) = verdict.winner.rescored {
         let digits = digits(&[again]);
         text.push_str(&format!(" Scored again on the search samples, the winner has {again:.digits$}"));
         text.push_str(&match verdict.rescoring_over_statement {
             Some(over) if over == verdict.winner.search_score - again => {
-                format!("; its search score differs from that by {over:+.digits$}.")
+                format!("; its search score is {} that.", above(over, digits))
             }
             Some(over) => {
                 let change = match over {
@@ -55,6 +55,15 @@ pub fn sentence(verdict: &Verdict) -> String {
         text.push_str(" The hold-out had been opened before: it is no longer untouched evidence.");
     }
     text
+}
+
+/// Where a score lies that is larger than another one by `over`.
+fn above(over: f64, digits: usize) -> String {
+    match over {
+        0.0 => "the same as".to_owned(),
+        _ if over > 0.0 => format!("{over:.digits$} above"),
+        _ => format!("{:.digits$} below", -over),
+    }
 }
 
 /// What is said of the baselines that may be as good as the best one.

@@ -3,10 +3,16 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::SearchError;
 use super::candidate::is_baseline;
+use super::facts::json_fact;
 use super::outcomes::LatestOutcomes;
+use crate::config::StrategyKind;
 use crate::ledger::{AskedRecord, Ledger, ToldRecord, fact};
+use crate::score::best_first;
+use crate::strategy::origin;
 
 /// A scored evaluation, to be ranked among others.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,21 +26,27 @@ pub(super) struct Ranked {
 impl Ranked {
     /// Orders the better evaluation first: the one with the higher objective, and of equal ones the earlier.
     pub fn best_first(&self, other: &Self) -> Ordering {
-        let by_objective = other.objective.partial_cmp(&self.objective).unwrap_or(Ordering::Equal);
-        by_objective.then(self.index.cmp(&other.index))
+        best_first(self.objective, other.objective).then(self.index.cmp(&other.index))
     }
+}
+
+/// Which of the finalists was the best when so many evaluations had been made.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct NotedWinner {
+    index: u64,
+    evaluations: usize,
 }
 
 /// Notes which of the finalists was the best when `evaluations` had been made.
 pub(super) fn note_winner(ledger: &Ledger, index: u64, evaluations: usize) -> Result<(), SearchError> {
-    Ok(ledger.set_fact(fact::WINNER, &serde_json::json!({ "index": index, "evaluations": evaluations }).to_string())?)
+    let noted = NotedWinner { index, evaluations };
+    Ok(ledger.set_fact(fact::WINNER, &serde_json::json!(noted).to_string())?)
 }
 
 /// The winner, unless the search has gone on since.
 fn noted_winner(ledger: &Ledger, evaluations: usize) -> Result<Option<u64>, SearchError> {
-    let Some(fact) = ledger.fact(fact::WINNER)? else { return Ok(None) };
-    let fact: serde_json::Value = serde_json::from_str(&fact).unwrap_or_default();
-    Ok(fact["index"].as_u64().filter(|_| fact["evaluations"].as_u64() == Some(evaluations as u64)))
+    let noted: Option<NotedWinner> = json_fact(ledger, fact::WINNER)?;
+    Ok(noted.filter(|noted| noted.evaluations == evaluations).map(|noted| noted.index))
 }
 
 /// The winner of a finished search; else the best scored evaluation at full fidelity so far, the earliest among equals.
@@ -53,18 +65,35 @@ pub fn best_record(ledger: &Ledger) -> Result<Option<(AskedRecord, ToldRecord)>,
     Ok(best.and_then(|asked| told.remove(&asked.index).map(|outcome| (asked, outcome))))
 }
 
+/// The origin of the soup that a strategy is there to make, in a run of soups alone: it is what the run finds, and no
+/// baseline.
+pub(super) fn soup_of(strategy: StrategyKind) -> Option<&'static str> {
+    match strategy {
+        StrategyKind::GreedySoup => Some(origin::GREEDY_SOUP),
+        StrategyKind::UniformSoup => Some(origin::UNIFORM_SOUP),
+        _ => None,
+    }
+}
+
+/// The strategy of a recorded run; `None`: nothing is recorded yet.
+fn recorded_strategy(ledger: &Ledger) -> Result<Option<StrategyKind>, SearchError> {
+    let identity: Option<serde_json::Value> = json_fact(ledger, fact::IDENTITY)?;
+    Ok(identity.and_then(|identity| StrategyKind::of_name(identity["strategy"]["kind"].as_str()?)))
+}
+
 /// The baseline (base, source or soup) with the highest score so far, the earliest among equals. Soups that the greedy
-/// soup tried and left are among them: none of them scored higher than the soup that it came to. The outcome is without
-/// its scores by task.
+/// soup tried and left are among them: none of them scored higher than the soup that it came to. What a run of soups
+/// alone is there to make is not. The outcome is without its scores by task.
 ///
 /// # Errors
 /// Those of reading the ledger; [`SearchError::BadData`] where a record cannot be told from one of a baseline.
 pub fn best_baseline(ledger: &Ledger) -> Result<Option<(AskedRecord, ToldRecord)>, SearchError> {
     // In this order: a search that is running asks before it is told.
     let mut told = LatestOutcomes::of(ledger)?.in_short()?;
+    let made = recorded_strategy(ledger)?.and_then(soup_of);
     let mut baselines = Vec::new();
     for asked in ledger.all_asked()? {
-        if is_baseline(&asked)? {
+        if Some(asked.origin.as_str()) != made && is_baseline(&asked)? {
             baselines.push(asked);
         }
     }

@@ -6,13 +6,16 @@ use std::path::{Path, PathBuf};
 
 use race::RacePrice;
 
+use super::frozen::frozen_before;
 use super::prepare::{Prepared, candidate_parent};
 use super::repeats::Repeats;
+use super::run_folder::RunFolder;
 use super::{SearchError, alarms};
 use crate::checkpoint::available_space;
 use crate::config::EvaluatorKind;
 use crate::evaluate::{TaskCapability, TaskRequest};
 use crate::files::{check_writable_folder, nearest_existing};
+use crate::ledger::Ledger;
 use crate::plural::counted;
 use crate::score::ObjectiveTask;
 use crate::score::alarms::Alarm;
@@ -24,6 +27,8 @@ use crate::strategy::makes_greedy_soup;
 pub struct Findings {
     /// `name` of the run file.
     pub name: String,
+    /// What is there of the run already; `None`: nothing.
+    pub run: Option<String>,
     /// Whether there is a base model.
     pub base: bool,
     /// How many sources there are.
@@ -81,12 +86,15 @@ pub struct Conflict {
     pub worst_layer: usize,
 }
 
-/// Looks at a prepared run. `results` is where it would leave its folder.
+/// Looks at a prepared run. `results` is where it would leave its folder, or has left it; with `fresh` a run that is there
+/// is not looked at.
 ///
 /// # Errors
-/// [`SearchError::Settings`] where candidates have no room, [`SearchError::Write`] where their folder refuses them.
-pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchError> {
+/// [`SearchError::Settings`] where candidates have no room, [`SearchError::Write`] where their folder refuses them,
+/// [`SearchError::Changed`] where a run of this name was started with other settings.
+pub fn check(prepared: &Prepared, results: &Path, fresh: bool) -> Result<Findings, SearchError> {
     let config = &prepared.config;
+    let run = if fresh { None } else { existing_run(prepared, &results.join(&config.name))? };
     let concurrency = prepared.evaluator.concurrency().get();
     let capacity = prepared.slots();
     let folder = candidate_parent(prepared, &results.join(&config.name), capacity as u64);
@@ -106,6 +114,7 @@ pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchErro
     let shown = shown_gain(prepared);
     Ok(Findings {
         name: config.name.clone(),
+        run,
         base: prepared.models.facts.base.is_some(),
         sources: prepared.models.facts.sources.len(),
         genes: prepared.space.iter().flat_map(|space| space.genes()).map(|gene| gene.name.clone()).collect(),
@@ -136,6 +145,21 @@ pub fn check(prepared: &Prepared, results: &Path) -> Result<Findings, SearchErro
         slots: capacity,
         free_bytes: free,
     })
+}
+
+/// What the run in `folder` has come to, which a search with these settings continues.
+fn existing_run(prepared: &Prepared, folder: &Path) -> Result<Option<String>, SearchError> {
+    let path = RunFolder::ledger_in(folder);
+    if Ledger::is_blank(&path) {
+        return Ok(None);
+    }
+    let ledger = Ledger::open_for_reading(&path)?;
+    if frozen_before(&ledger, prepared)?.is_none() {
+        return Ok(None);
+    }
+    let finished = ledger.all_told_in_short()?.len() as u64;
+    let (finished, folder) = (counted(finished, "evaluation"), folder.display());
+    Ok(Some(format!("{folder} has {finished}, which a search continues; --fresh starts anew")))
 }
 
 /// Refuses a folder that a search could not make or write to.

@@ -1,6 +1,7 @@
 //! The search's own loop: asks, starts, waits, records.
 
 mod assembly;
+mod blame;
 mod clock;
 mod conclusion;
 mod replay;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use assembly::{materialize_stage, outcome_of, parts, setup};
+use blame::Blame;
 use clock::Clock;
 
 use super::best::Ranked;
@@ -37,6 +39,8 @@ use crate::strategy::{self, Outcome, PROMOTION, Proposal, Race, origin};
 
 /// How often the screen is brought up to date.
 const TICK: Duration = Duration::from_millis(500);
+/// Most evaluations that are asked for before what has ended, the time and signals are looked at again.
+const ASKED_AT_ONCE: usize = 64;
 
 /// One run between its start and its verdict.
 pub(super) struct Search {
@@ -65,6 +69,11 @@ pub(super) struct Search {
     /// What is scored again.
     repeats: Repeats,
     sentinel: sentinel::Sentinel,
+    /// Candidates that the evaluator called broken in a row, since this start.
+    blame: Blame,
+    /// Evaluations that were given up, and all that ended, since this start.
+    given_up: u64,
+    ended: u64,
     /// What another run paid for.
     reusable: Option<reuse::Reusable>,
     clock: Clock,
@@ -112,6 +121,9 @@ impl Search {
             stage,
             repeats,
             sentinel: sentinel::Sentinel::of(&ledger, repeats.sentinel)?,
+            blame: Blame::new(),
+            given_up: 0,
+            ended: 0,
             clock: Clock::start(&ledger)?,
             prepared,
             folder,
@@ -185,9 +197,9 @@ impl Search {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.check_baselines()?;
-            let may_start = !self.stop.wanted() && !self.budget.out_of_time(self.clock.active());
-            if may_start {
-                while self.ask_one()? {}
+            let mut has_more = false;
+            if self.may_start() {
+                has_more = self.ask_some()?;
                 self.start_sentinel()?;
                 self.pipeline.start();
             } else {
@@ -206,8 +218,24 @@ impl Search {
                 }
                 () = self.stop.requested(), if !already_stopping => self.progress.line(STOPPING),
                 _ = ticks.tick() => self.clock.tick(&self.ledger),
+                () = std::future::ready(()), if has_more => {}
             }
         }
+    }
+
+    /// Whether anything new may be started now.
+    fn may_start(&self) -> bool {
+        !self.stop.wanted() && !self.budget.out_of_time(self.clock.active())
+    }
+
+    /// Asks for the next evaluations; whether there may be more of them.
+    fn ask_some(&mut self) -> Result<bool, SearchError> {
+        for _ in 0..ASKED_AT_ONCE {
+            if !self.may_start() || self.waits_for_witness() || !self.ask_one()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn end_reason(&mut self) -> Result<String, SearchError> {
@@ -300,6 +328,7 @@ impl Search {
             return self.finish_sentinel(finished);
         }
         self.complete(&mut finished)?;
+        self.blame.take(&finished);
         let objective = finished.settle(&self.prepared.objective);
         let record = ToldRecord {
             index: finished.index,

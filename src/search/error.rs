@@ -96,6 +96,15 @@ pub enum SearchError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A candidate vanished while it was to be scored.
+    #[error(
+        "the candidate in {} was removed while it was to be scored: something cleans up there; the same command makes it again, and \
+         `[candidates] dir` chooses another place", folder.display()
+    )]
+    CandidateGone {
+        /// Where it was.
+        folder: PathBuf,
+    },
     /// Something of the run's results cannot be written.
     #[error("cannot write {path}: {source}")]
     Write {
@@ -116,19 +125,35 @@ pub enum SearchError {
     /// Somebody asked for the end (Ctrl-C, SIGTERM). What had ended is recorded.
     #[error("stopped by a signal; the same command continues the run")]
     Stopped,
-    /// More than five evaluations, and more than a fifth of all, were given up: mend the evaluator first.
+    /// More than five evaluations since the start, and more than a fifth of those, were given up: mend the evaluator first.
     #[error(
-        "{failed} of {finished} evaluations were given up after all their attempts: something is wrong with the evaluator; \
-         the last one: {last}; the same command {}",
-        if failed == finished { "asks for everything again, since nothing else came of it yet" } else { "continues the run" }
+        "{failed} of {finished} evaluations since this start were given up after all their attempts: something is wrong with the \
+         evaluator; the last one: {last}; the same command {}",
+        if *keeps_nothing { "asks for everything again, since nothing else came of it yet" } else { "continues the run" }
     )]
     TooManyFailures {
-        /// Evaluations given up.
+        /// Evaluations given up since the start.
         failed: u64,
-        /// Evaluations that have ended, those included.
+        /// Evaluations that have ended since then, those included.
         finished: u64,
         /// Why the last one was given up.
         last: String,
+        /// Whether no evaluation of the run, of earlier starts too, has ended otherwise.
+        keeps_nothing: bool,
+    },
+    /// The evaluator calls candidates broken, and a baseline too that it has scored before.
+    #[error(
+        "the evaluator has called {in_a_row} candidates in a row broken, and now {witness} too, which it had scored: something \
+         is wrong with the evaluator, not with them; the last reason: {reason}. Mend it, and the same command continues the run. \
+         These candidates keep the worst fitness; --fresh starts anew"
+    )]
+    BlamesEverything {
+        /// Candidates that it called broken since one was scored.
+        in_a_row: u32,
+        /// The baseline's origin.
+        witness: String,
+        /// Why the baseline could not be scored.
+        reason: String,
     },
     /// Base, sources and uniform soup are all infeasible: more likely, the evaluator cannot see them.
     #[error(
@@ -162,9 +187,12 @@ impl SearchError {
             Self::Settings(_) | Self::Changed { .. } | Self::BaselinesInfeasible { .. } => ExitCode::BadConfiguration,
             Self::BadData(_) => ExitCode::BadData,
             Self::CandidateFolder { .. } | Self::Moved { .. } | Self::Write { .. } => ExitCode::NotWritable,
-            Self::InUse { .. } | Self::CopyInUse { .. } | Self::Stopped | Self::TooManyFailures { .. } => {
-                ExitCode::Stopped
-            }
+            Self::InUse { .. }
+            | Self::CopyInUse { .. }
+            | Self::Stopped
+            | Self::TooManyFailures { .. }
+            | Self::BlamesEverything { .. }
+            | Self::CandidateGone { .. } => ExitCode::Stopped,
             Self::Replay { .. } | Self::Worker(_) => ExitCode::Internal,
         }
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::SearchError;
 use super::best::{best_record, by_its_proposer};
+use super::facts::json_fact;
 use super::models::Models;
 use super::outcomes::LatestOutcomes;
 use super::run_folder::{FROZEN, RunFolder};
@@ -43,9 +44,8 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), SearchError> {
 
 /// Whether the run's candidates are models on disk.
 fn has_models(ledger: &Ledger) -> Result<bool, SearchError> {
-    let identity = ledger.fact(fact::IDENTITY)?.unwrap_or_default();
-    let identity: serde_json::Value = serde_json::from_str(&identity).unwrap_or_default();
-    Ok(makes_models(&identity))
+    let identity: Option<serde_json::Value> = json_fact(ledger, fact::IDENTITY)?;
+    Ok(makes_models(&identity.unwrap_or_default()))
 }
 
 /// The recorded evaluation that an export is about.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use super::facts::json_fact;
 use super::fidelity::Basis;
 use super::prepare::Prepared;
 use super::slots::RUN_ID_DIGITS;
@@ -39,37 +40,44 @@ pub struct Frozen {
 
 /// Reads what an earlier start froze, or freezes it now. Refuses a run file, models, data or evaluator that changed.
 pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), SearchError> {
-    let identity = identity(prepared);
-    let Some(recorded) = ledger.fact(fact::IDENTITY)? else {
-        let racing = prepared.config.effective_racing();
-        let frozen = Frozen {
-            run_id: new_run_id(&prepared.config),
-            look_ahead: look_ahead(prepared),
-            planned_evaluations: prepared.config.budget.evaluations,
-            race_basis: race_basis(prepared, racing.as_ref()),
-            racing,
-            deterministic: prepared.evaluator.capabilities().deterministic,
-        };
-        ledger.set_facts(&[
-            (fact::IDENTITY, &identity.to_string()),
-            (fact::RUN_ID, &frozen.run_id),
-            (fact::RUN_NAME, &prepared.config.name),
-            (fact::LOOK_AHEAD, &frozen.look_ahead.to_string()),
-            (fact::PLANNED_EVALUATIONS, &frozen.planned_evaluations.map(|n| n.to_string()).unwrap_or_default()),
-            (fact::TASKS, &json!(task_names(prepared)).to_string()),
-            (fact::GENES, &json!(gene_names(prepared)).to_string()),
-            (fact::RACING, &json!(frozen.racing).to_string()),
-            (fact::RACE_BASIS, &json!(frozen.race_basis).to_string()),
-            (fact::OBJECTIVE, &objective(prepared).to_string()),
-            (fact::SAMPLES, &samples(prepared).to_string()),
-            (fact::DETERMINISTIC, &frozen.deterministic.to_string()),
-            (fact::EVOMERGE_VERSION, env!("CARGO_PKG_VERSION")),
-        ])?;
-        return Ok((frozen, true));
+    if let Some(frozen) = frozen_before(ledger, prepared)? {
+        ledger.set_fact(fact::DETERMINISTIC, &frozen.deterministic.to_string())?;
+        return Ok((frozen, false));
+    }
+    let racing = prepared.config.effective_racing();
+    let frozen = Frozen {
+        run_id: new_run_id(&prepared.config),
+        look_ahead: look_ahead(prepared),
+        planned_evaluations: prepared.config.budget.evaluations,
+        race_basis: race_basis(prepared, racing.as_ref()),
+        racing,
+        deterministic: prepared.evaluator.capabilities().deterministic,
     };
-    let recorded: Value = serde_json::from_str(&recorded)
-        .map_err(|error| SearchError::BadData(format!("ledger: the run's identity cannot be read: {error}")))?;
-    let mut differences = changes(&recorded, &identity);
+    ledger.set_facts(&[
+        (fact::IDENTITY, &identity(prepared).to_string()),
+        (fact::RUN_ID, &frozen.run_id),
+        (fact::RUN_NAME, &prepared.config.name),
+        (fact::LOOK_AHEAD, &frozen.look_ahead.to_string()),
+        (fact::PLANNED_EVALUATIONS, &frozen.planned_evaluations.map(|n| n.to_string()).unwrap_or_default()),
+        (fact::TASKS, &json!(task_names(prepared)).to_string()),
+        (fact::GENES, &json!(gene_names(prepared)).to_string()),
+        (fact::RACING, &json!(frozen.racing).to_string()),
+        (fact::RACE_BASIS, &json!(frozen.race_basis).to_string()),
+        (fact::OBJECTIVE, &objective(prepared).to_string()),
+        (fact::SAMPLES, &samples(prepared).to_string()),
+        (fact::DETERMINISTIC, &frozen.deterministic.to_string()),
+        (fact::EVOMERGE_VERSION, env!("CARGO_PKG_VERSION")),
+    ])?;
+    Ok((frozen, true))
+}
+
+/// Reads what an earlier start froze; `None`: there was none. Writes nothing.
+///
+/// # Errors
+/// [`SearchError::Changed`] where run file, models, data or evaluator are others now.
+pub fn frozen_before(ledger: &Ledger, prepared: &Prepared) -> Result<Option<Frozen>, SearchError> {
+    let Some(recorded) = json_fact::<Value>(ledger, fact::IDENTITY)? else { return Ok(None) };
+    let mut differences = changes(&recorded, &identity(prepared));
     differences.extend(reordered(ledger, fact::TASKS, "tasks", &task_names(prepared))?);
     differences.extend(reordered(ledger, fact::GENES, "space.genes", &gene_names(prepared))?);
     if differences.is_empty() {
@@ -83,11 +91,7 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
     let frozen = decided(ledger, prepared)?;
     let basis = frozen.race_basis.as_ref();
     let lost = basis.map(|basis| basis.lost(&prepared.tasks, prepared.evaluator.as_ref())).unwrap_or_default();
-    if !lost.is_empty() {
-        return Err(changed(lost));
-    }
-    ledger.set_fact(fact::DETERMINISTIC, &frozen.deterministic.to_string())?;
-    Ok((frozen, false))
+    if lost.is_empty() { Ok(Some(frozen)) } else { Err(changed(lost)) }
 }
 
 /// What a race finds of the evaluator as it is now; `None`: there is no race.
@@ -102,10 +106,9 @@ fn decided(ledger: &Ledger, prepared: &Prepared) -> Result<Frozen, SearchError> 
     let fact = |key: &str| ledger.fact(key)?.ok_or_else(|| unreadable(key, ""));
     let number = |key: &str, text: &str| text.parse().map_err(|_| unreadable(key, text));
     let planned = fact(fact::PLANNED_EVALUATIONS)?;
-    let racing = fact(fact::RACING)?;
-    let racing: Option<RacingConfig> = serde_json::from_str(&racing).map_err(|_| unreadable(fact::RACING, &racing))?;
-    let race_basis = match ledger.fact(fact::RACE_BASIS)? {
-        Some(basis) => serde_json::from_str(&basis).map_err(|_| unreadable(fact::RACE_BASIS, &basis))?,
+    let racing: Option<RacingConfig> = json_fact(ledger, fact::RACING)?.ok_or_else(|| unreadable(fact::RACING, ""))?;
+    let race_basis = match json_fact(ledger, fact::RACE_BASIS)? {
+        Some(basis) => basis,
         // Ledgers of earlier versions do not tell; the search notes it once it has replayed them.
         None => race_basis(prepared, racing.as_ref()),
     };
@@ -144,7 +147,8 @@ fn explained(difference: &Difference) -> String {
     ];
     match why.iter().find(|(part, _)| *part == difference.part()) {
         Some((_, why)) => format!("{difference} ({why})"),
-        None => difference.to_string(),
+        // The settings of a strategy stand in its table, in the run file.
+        None => difference.to_string().replacen("strategy.settings.", "strategy.", 1),
     }
 }
 
@@ -152,9 +156,7 @@ fn explained(difference: &Difference) -> String {
 /// after would not be comparable.
 fn changed_metrics(ledger: &Ledger, prepared: &Prepared) -> Result<Vec<String>, SearchError> {
     // Ledgers of earlier versions do not tell.
-    let Some(recorded) = ledger.fact(fact::OBJECTIVE)? else { return Ok(Vec::new()) };
-    let recorded: Value = serde_json::from_str(&recorded)
-        .map_err(|error| SearchError::BadData(format!("ledger: the run's objective cannot be read: {error}")))?;
+    let Some(recorded) = json_fact::<Value>(ledger, fact::OBJECTIVE)? else { return Ok(Vec::new()) };
     let by_task = |objective: &Value| -> Value {
         let tasks = objective.as_array().into_iter().flatten();
         tasks.map(|task| (task["name"].as_str().unwrap_or_default().to_owned(), task.clone())).collect()
@@ -167,12 +169,9 @@ fn changed_metrics(ledger: &Ledger, prepared: &Prepared) -> Result<Vec<String>, 
 /// Tasks that have other numbers of samples now, as far as the evaluator tells: means over them are not comparable.
 fn changed_sample_counts(ledger: &Ledger, prepared: &Prepared) -> Result<Vec<String>, SearchError> {
     // Ledgers of earlier versions do not tell.
-    let Some(recorded) = ledger.fact(fact::SAMPLES)? else { return Ok(Vec::new()) };
-    let recorded: BTreeMap<String, u64> = serde_json::from_str(&recorded).map_err(|error| {
-        SearchError::BadData(format!("ledger: the run's numbers of samples cannot be read: {error}"))
-    })?;
+    let recorded: Option<BTreeMap<String, u64>> = json_fact(ledger, fact::SAMPLES)?;
     let tasks = &prepared.evaluator.capabilities().tasks;
-    let changed = recorded.into_iter().filter_map(|(name, before)| {
+    let changed = recorded.into_iter().flatten().filter_map(|(name, before)| {
         let now = tasks.get(&name).map(|known| known.n_samples)?;
         // Zero is unknown.
         let is_other = before.min(now) > 0 && before != now;
@@ -184,9 +183,8 @@ fn changed_sample_counts(ledger: &Ledger, prepared: &Prepared) -> Result<Vec<Str
 /// A list of names that is another order of the one recorded: proposals and sums follow the order.
 fn reordered(ledger: &Ledger, fact: &str, what: &str, names: &[String]) -> Result<Option<String>, SearchError> {
     // Ledgers of earlier versions do not tell the order of genes.
-    let Some(recorded) = ledger.fact(fact)? else { return Ok(None) };
-    let recorded: Vec<String> = serde_json::from_str(&recorded).unwrap_or_default();
-    Ok(reordering(what, &recorded, names))
+    let recorded: Option<Vec<String>> = json_fact(ledger, fact)?;
+    Ok(recorded.and_then(|recorded| reordering(what, &recorded, names)))
 }
 
 /// Says that names are the same in another order.

@@ -12,6 +12,7 @@ mod check;
 mod driver;
 mod error;
 mod export;
+mod facts;
 mod fidelity;
 mod frozen;
 mod holdout;

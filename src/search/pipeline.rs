@@ -1,6 +1,7 @@
 //! Evaluations on their way: materialized ahead of being evaluated, in order of index, in a bounded set of slots.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -19,6 +20,9 @@ use crate::lock::{lock, unlocked};
 use crate::merge::{MergeError, MergeOptions, Merger, WriteMode};
 use crate::score::Objective;
 use crate::scores::{Status, TaskScores};
+
+/// Most different remarks of an evaluator that are shown.
+const MOST_REMARKS: usize = 50;
 
 /// What an evaluation is made for, in the order in which they are started: repeats are few.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -142,6 +146,8 @@ enum JobEnd {
 pub struct Pipeline {
     equipment: Equipment,
     open: BTreeMap<Turn, Open>,
+    /// The evaluator's remarks that have been shown.
+    remarks: BTreeSet<String>,
     jobs: JoinSet<JobEnd>,
     /// Cancels evaluations.
     cancel: CancellationToken,
@@ -154,6 +160,7 @@ impl Pipeline {
         Self {
             equipment,
             open: BTreeMap::new(),
+            remarks: BTreeSet::new(),
             jobs: JoinSet::new(),
             cancel,
             cancel_merge: Arc::new(AtomicBool::new(false)),
@@ -326,6 +333,7 @@ impl Pipeline {
             index: work.index,
             evaluation_id: request.evaluation_id.clone(),
             count: AtomicU32::new(0),
+            counted: AtomicU32::new(0),
             fault: Mutex::new(None),
         };
         let cancel = self.cancel.child_token();
@@ -375,9 +383,18 @@ impl Pipeline {
         attempts: u32,
         result: Result<Evaluation, SearchError>,
     ) -> Result<Option<Finished>, SearchError> {
+        let gone = self.missing_folder(turn);
         let Some(open) = self.close(turn) else { return Ok(None) };
+        if let (Err(SearchError::Evaluate(error)), Some(folder)) = (&result, gone)
+            && !matches!(error, EvaluateError::Cancelled)
+        {
+            return Err(SearchError::CandidateGone { folder });
+        }
         let finished = match result {
-            Ok(evaluation) => end(open, Status::Scored, evaluation.tasks, None),
+            Ok(evaluation) => {
+                self.show_remarks(turn.index, evaluation.warnings);
+                end(open, Status::Scored, evaluation.tasks, None)
+            }
             Err(SearchError::Evaluate(EvaluateError::Candidate(fault))) => {
                 end(open, Status::Infeasible, BTreeMap::new(), Some(fault.to_string()))
             }
@@ -389,6 +406,22 @@ impl Pipeline {
             Err(error) => return Err(error),
         };
         Ok(Some(Finished { started_at: Some(started_at), evaluate_s: Some(seconds), attempts, ..finished }))
+    }
+
+    /// The folder of a candidate that was merged, where it is not there any more.
+    fn missing_folder(&self, turn: Turn) -> Option<PathBuf> {
+        let (stage, open) = (self.equipment.stage.as_ref()?, self.open.get(&turn)?);
+        Some(stage.slots.candidate(&slot_name(&open.work))).filter(|folder| !folder.is_dir())
+    }
+
+    /// Shows what the evaluator remarks, each remark once: those of one candidate are mostly those of all.
+    fn show_remarks(&mut self, index: u64, remarks: Vec<String>) {
+        for remark in remarks {
+            if self.remarks.len() < MOST_REMARKS && !self.remarks.contains(&remark) {
+                self.equipment.progress.line(&format!("warning of the evaluator (evaluation {index}): {remark}"));
+                self.remarks.insert(remark);
+            }
+        }
     }
 
     fn close(&mut self, turn: Turn) -> Option<Open> {
@@ -430,7 +463,10 @@ struct LedgerAttempts {
     event: &'static str,
     index: u64,
     evaluation_id: String,
+    /// Attempts.
     count: AtomicU32,
+    /// Those that count against the attempts that an evaluation has.
+    counted: AtomicU32,
     fault: Mutex<Option<LedgerError>>,
 }
 
@@ -450,9 +486,12 @@ impl AttemptObserver for LedgerAttempts {
         // What a candidate is to blame for ends its evaluation and is counted, a wrong configuration ends the search,
         // and back-pressure is everyday.
         let passes = |fault: &&Fault| matches!(fault.class, FaultClass::Infrastructure | FaultClass::Resource);
+        let counted = self.counted.fetch_add(u32::from(attempt.counts), Ordering::Relaxed) + 1;
         if let Some(fault) = attempt.fault.as_ref().filter(passes).filter(|_| attempt.counts) {
             let (index, number, seconds) = (self.index, attempt.number, attempt.seconds);
-            self.progress.line(&format!("evaluation {index}, attempt {number} failed after {seconds:.1} s: {fault}"));
+            let counted = if counted == number { String::new() } else { format!(" ({counted} of them counted)") };
+            self.progress
+                .line(&format!("evaluation {index}, attempt {number}{counted} failed after {seconds:.1} s: {fault}"));
         }
     }
 }

@@ -183,7 +183,8 @@ pub(super) async fn connect(
 ) -> Result<Arc<dyn Evaluator>, SearchError> {
     let listener = progress.clone();
     let notify = Arc::new(move |line: &str| listener.line(line));
-    let context = ConnectContext { seed: config.seed, directory: scratch.to_path_buf(), notify };
+    let stopping = stop.soon.clone();
+    let context = ConnectContext { seed: config.seed, directory: scratch.to_path_buf(), notify, stopping };
     let cancel = stop.now.child_token();
     let connecting = evaluate::connect(&config.evaluator, tasks, &context, &cancel);
     tokio::select! {
@@ -274,7 +275,7 @@ pub(super) fn task_requests(
             }
             (None, Some(_)) if !known.supports_limit => {
                 let detail = format!("task `{}`: the evaluator does not support `limit`", task.name);
-                return Err(configuration("invalid_request", detail));
+                return Err(SearchError::Settings(detail));
             }
             (None, Some(limit)) => Samples::Limit(limit),
             (None, None) => Samples::All,

@@ -68,6 +68,8 @@ pub struct RunReport {
     pub baselines: Vec<Row>,
     /// How the greedy soup went; `None`: there was none to make.
     pub soup: Option<SoupTrace>,
+    /// The names of the sources that the greedy soup is made of, in order of joining; one may be there several times.
+    pub soup_sources: Vec<String>,
     /// The evaluation of the greedy soup: that of a source or of the uniform soup where it is the same.
     pub soup_index: Option<u64>,
     /// What makes the scores doubtful.

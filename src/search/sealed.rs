@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::prepare::{Prepared, capability, configuration, connect, count_samples, evaluator_tasks};
+use super::prepare::{Prepared, capability, connect, count_samples, evaluator_tasks};
 use super::progress::Progress;
 use super::sample_order::{sample_hash, sort_by_hash};
 use super::{SearchError, Stop};
@@ -54,7 +54,7 @@ pub(super) fn split(
             "task `{task}`: holdout.fraction needs an evaluator that supports sample_ids; name hold-out tasks, data or \
              endpoints instead"
         );
-        configuration("invalid_request", detail)
+        SearchError::Settings(detail)
     })?;
     let goes_to_holdout = |id: &SampleId| {
         let digest = sample_hash("evomerge split v1", seed, task, id);

@@ -18,6 +18,8 @@ pub struct VerdictDocument {
     /// What makes the scores doubtful. `None`: the version that wrote the file did not tell, or in a form that this one
     /// cannot read.
     pub alarms: Option<Vec<Alarm>>,
+    /// Search evaluations that had ended then; `None`: the version that wrote the file did not tell.
+    pub evaluations: Option<u64>,
     /// The whole document as it stands in the file: one of an earlier version has fewer fields.
     pub json: Value,
 }
@@ -28,20 +30,27 @@ pub fn read_verdict(folder: &Path) -> Option<VerdictDocument> {
     let json: Value = serde_json::from_str(&text).ok()?;
     let verdict = Verdict::deserialize(&json).ok()?;
     let alarms = json.get("alarms").and_then(|alarms| Vec::deserialize(alarms).ok());
-    Some(VerdictDocument { verdict, alarms, json })
+    let evaluations = json.get("evaluations").and_then(Value::as_u64);
+    Some(VerdictDocument { verdict, alarms, evaluations, json })
 }
 
-/// The fields of the file in order: those of the verdict, then the alarms.
+/// The fields of the file in order: those of the verdict, then the alarms and the number of evaluations.
 #[derive(Serialize)]
 struct Document<'a> {
     #[serde(flatten)]
     verdict: &'a Verdict,
     alarms: &'a [Alarm],
+    evaluations: u64,
 }
 
-/// Writes the verdict of the run in `folder`.
-pub(super) fn write_verdict(folder: &Path, verdict: &Verdict, alarms: &[Alarm]) -> Result<(), SearchError> {
-    let text = serde_json::to_string_pretty(&Document { verdict, alarms })
+/// Writes the verdict of the run in `folder`, after so many search evaluations.
+pub(super) fn write_verdict(
+    folder: &Path,
+    verdict: &Verdict,
+    alarms: &[Alarm],
+    evaluations: u64,
+) -> Result<(), SearchError> {
+    let text = serde_json::to_string_pretty(&Document { verdict, alarms, evaluations })
         .map_err(|error| SearchError::Worker(error.to_string()))?;
     export::write(&RunFolder::verdict_in(folder), (text + "\n").as_bytes())
 }
@@ -66,9 +75,10 @@ mod tests {
         std::fs::write(RunFolder::verdict_in(folder.path()), written.to_string()).unwrap();
         let read = read_verdict(folder.path()).unwrap();
         assert_eq!((read.verdict.winner.index, &read.alarms, &read.json), (3, &None, &written));
+        assert_eq!(read.evaluations, None);
 
-        write_verdict(folder.path(), &read.verdict, &[]).unwrap();
+        write_verdict(folder.path(), &read.verdict, &[], 7).unwrap();
         let again = read_verdict(folder.path()).unwrap();
-        assert_eq!((again.verdict, again.alarms), (read.verdict, Some(vec![])));
+        assert_eq!((again.verdict, again.alarms, again.evaluations), (read.verdict, Some(vec![]), Some(7)));
     }
 }

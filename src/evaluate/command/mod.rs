@@ -24,13 +24,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::judgement::{Judgement, Reaction};
 use super::process::{End, Program, find_program, find_setpriv, run};
-use super::retry::{AttemptLog, Jitter, RetryPolicy, wait};
+use super::retry::{AttemptLog, Jitter, RetryPolicy, rest};
 use super::text::shortened;
 use super::{
     AttemptObserver, Capabilities, ConnectContext, EvaluateError, Evaluation, EvaluationRequest, Evaluator,
     EvaluatorTask, Fault, FaultClass, MetricCapability, TaskCapability, protocol,
 };
-use crate::config::{CommandConfig, Patience};
+use crate::config::{self, CommandConfig, Patience};
 use crate::lock::lock;
 
 /// What a program gets between SIGTERM and SIGKILL.
@@ -102,6 +102,7 @@ pub struct CommandEvaluator {
     policy: RetryPolicy,
     term_grace: Duration,
     seed: u64,
+    stopping: CancellationToken,
     health: Mutex<Health>,
 }
 
@@ -118,7 +119,7 @@ impl CommandEvaluator {
     /// Checks the program and its placeholders.
     ///
     /// # Errors
-    /// Configuration: no program, unknown placeholder, or neither `{result_file}` nor `{result_dir}` in it.
+    /// [`EvaluateError::Setting`]: no program, unknown placeholder, or neither `{result_file}` nor `{result_dir}`.
     pub fn connect(
         config: &CommandConfig,
         patience: &Patience,
@@ -136,7 +137,7 @@ impl CommandEvaluator {
         policy: RetryPolicy,
         term_grace: Duration,
     ) -> Result<Self, EvaluateError> {
-        let program = check_argv(config).map_err(EvaluateError::Configuration)?;
+        let program = check_argv(config).map_err(|reason| EvaluateError::setting("argv", reason))?;
         let scratch = context.directory.join("command");
         remove_desks(&scratch);
         Ok(Self {
@@ -154,6 +155,7 @@ impl CommandEvaluator {
             policy,
             term_grace,
             seed: context.seed,
+            stopping: context.stopping.clone(),
             health: Mutex::new(Health::Unproven),
         })
     }
@@ -206,7 +208,7 @@ impl CommandEvaluator {
                 return Err(self.give_up(judgement.fault));
             }
             let drawn = jitter.next_wait(&self.policy);
-            wait(self.policy.wait(judgement.retry_after, drawn), cancel).await?;
+            rest(self.policy.wait(judgement.retry_after, drawn), cancel, &self.stopping).await?;
         }
     }
 
@@ -372,28 +374,23 @@ fn fill(argument: &str, value: &dyn Fn(Placeholder) -> OsString) -> OsString {
 }
 
 /// The program's path.
-fn check_argv(config: &CommandConfig) -> Result<PathBuf, Fault> {
-    let refuse = |detail: String| Fault::configuration("command", detail);
-    let Some(program) = config.argv.first() else {
-        return Err(refuse("argv is empty; name a program and its arguments".into()));
-    };
-    let path = find_program(program, &config.directory)
-        .ok_or_else(|| refuse(format!("argv: {program} is no program in PATH or {}", config.directory.display())))?;
+///
+/// # Errors
+/// What is wrong with the arguments.
+fn check_argv(config: &CommandConfig) -> Result<PathBuf, String> {
+    let program = config::program_of(&config.argv)?;
+    let path = find_program(program, &config.directory).ok_or_else(|| {
+        format!("{program:?} is no program in PATH or {}; install it, or give its path", config.directory.display())
+    })?;
     for argument in &config.argv {
         for (at, _) in argument.match_indices('{') {
             let Some((name, _)) = argument[at + 1..].split_once('}') else { continue };
             let word = !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
             if word && Placeholder::named(name).is_none() {
                 let known = Placeholder::ALL.map(|placeholder| format!("{{{}}}", placeholder.name())).join(", ");
-                return Err(refuse(format!("argv: unknown placeholder {{{name}}}; known: {known}")));
+                return Err(format!("unknown placeholder {{{name}}}; known: {known}"));
             }
         }
-    }
-    let names = |name: &str| config.argv.iter().any(|argument| argument.contains(name));
-    if !names("{result_file}") && !names("{result_dir}") {
-        return Err(refuse(
-            "argv must hold {result_file} (or {result_dir}): where the program leaves its scores".into(),
-        ));
     }
     Ok(path)
 }

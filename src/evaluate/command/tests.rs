@@ -19,6 +19,7 @@ struct Bench {
     patience: Patience,
     record: Record,
     cancel: CancellationToken,
+    stopping: CancellationToken,
 }
 
 const GOOD: &str = r#"{"tasks": {"add": {"n": 4, "metrics": {"accuracy": {"value": 0.5, "stderr": 0.25}},
@@ -40,7 +41,8 @@ impl Bench {
             max_outage: Duration::from_secs(1),
             max_attempts: 3,
         };
-        Self { folder, patience, record: Record::default(), cancel: CancellationToken::new() }
+        let (cancel, stopping) = (CancellationToken::new(), CancellationToken::new());
+        Self { folder, patience, record: Record::default(), cancel, stopping }
     }
 
     /// An evaluator that runs `script` by sh: `$1` is the result file, `$2` the request file.
@@ -57,7 +59,8 @@ impl Bench {
             version: None,
             directory: self.folder.path().into(),
         };
-        let context = ConnectContext { seed: 7, directory: self.folder.path().join("run"), notify: Arc::new(|_| {}) };
+        let (directory, stopping) = (self.folder.path().join("run"), self.stopping.clone());
+        let context = ConnectContext { seed: 7, directory, notify: Arc::new(|_| {}), stopping };
         let (policy, grace) = (RetryPolicy::scaled(0.0), Duration::from_millis(100));
         CommandEvaluator::connect_with(&config, &self.patience, &[task()], &context, policy, grace)
     }
@@ -165,15 +168,15 @@ async fn placeholders_are_filled_without_a_shell() {
 fn an_argv_that_cannot_work_is_refused_at_the_start() {
     let bench = Bench::new();
     for (argv, text) in [
-        (vec![], "argv is empty"),
+        (vec![], "must start with a program"),
         (vec!["no-such-program-anywhere", "{result_file}"], "no program"),
         (vec!["./score.sh", "{result_file}"], "no program"),
         (vec!["sh", "-c", "true"], "{result_file}"),
         (vec!["sh", "{result_file}", "{candidate}"], "unknown placeholder {candidate}"),
     ] {
         let error = bench.argv(&argv).err().unwrap();
-        assert!(matches!(error, EvaluateError::Configuration(_)));
-        assert!(error.to_string().contains(text) && !error.to_string().contains("argv: argv"), "{error}");
+        assert!(matches!(error, EvaluateError::Setting(_)));
+        assert!(error.to_string().starts_with("`evaluator.argv`: ") && error.to_string().contains(text), "{error}");
     }
 }
 

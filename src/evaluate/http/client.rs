@@ -33,6 +33,8 @@ pub(super) struct Limits {
     pub grace: Duration,
     /// Largest answer in bytes; reading stops there.
     pub body: usize,
+    /// Bytes of an error that are read: its code and a text for people.
+    pub error: usize,
 }
 
 impl Default for Limits {
@@ -43,6 +45,7 @@ impl Default for Limits {
             idle: Duration::from_secs(120),
             grace: Duration::from_secs(60),
             body: 64 << 20,
+            error: 64 << 10,
         }
     }
 }
@@ -169,7 +172,8 @@ async fn read_answer(request: RequestBuilder, limits: &Limits) -> Result<Answer,
     let location = header(LOCATION).map(str::to_owned);
     let status = response.status().as_u16();
     let too_large = || Judgement::retry("answer_too_large", format!("the answer is larger than {} bytes", limits.body));
-    if response.content_length().is_some_and(|length| length > limits.body as u64) {
+    let is_error = !matches!(status, 200 | 202);
+    if !is_error && response.content_length().is_some_and(|length| length > limits.body as u64) {
         return Err(too_large());
     }
     let mut body = Vec::new();
@@ -179,6 +183,11 @@ async fn read_answer(request: RequestBuilder, limits: &Limits) -> Result<Answer,
             Judgement::retry("answer_stalled", format!("the answer stopped: no byte of it for {seconds:.1} s"))
         })?;
         let Some(chunk) = chunk.map_err(|error| broken(&error))? else { break };
+        if is_error && body.len() + chunk.len() > limits.error {
+            // What is read says enough, and numbers by the million would take a hundred times their text in memory.
+            body.extend(chunk.iter().take(limits.error - body.len()));
+            break;
+        }
         if body.len() + chunk.len() > limits.body {
             return Err(too_large());
         }
@@ -217,9 +226,9 @@ fn causes(error: &dyn Error) -> String {
 /// An endpoint's address as a base to which paths are appended.
 ///
 /// # Errors
-/// A configuration fault for anything but plain http and https addresses.
-pub(super) fn endpoint_url(text: &str) -> Result<Url, Fault> {
-    let mut url = config::endpoint_url(text).map_err(|reason| Fault::configuration("endpoint", shortened(&reason)))?;
+/// Why it is none: anything but plain http and https addresses.
+pub(super) fn endpoint_url(text: &str) -> Result<Url, String> {
+    let mut url = config::endpoint_url(text).map_err(|reason| shortened(&reason))?;
     if !url.path().ends_with('/') {
         let path = format!("{}/", url.path());
         url.set_path(&path);
@@ -260,15 +269,19 @@ fn located(endpoint: &str) -> Option<(Url, Vec<SocketAddr>)> {
 /// The bearer token as a header that no log shows; `None` where the run file names none.
 ///
 /// # Errors
-/// A configuration fault: variable unset, file readable by others, or an endpoint to which the token would
-/// travel in the clear.
+/// The setting at fault: variable unset, file readable by others, or an endpoint to which the token would travel in the
+/// clear.
 pub(super) fn bearer_token(config: &HttpConfig, urls: &[Url]) -> Result<Option<HeaderValue>, EvaluateError> {
-    let refuse = |detail: String| EvaluateError::Configuration(Fault::configuration("token", detail));
     let Some(source) = &config.token else { return Ok(None) };
+    let key = match source {
+        TokenSource::Environment(_) => "token_env",
+        TokenSource::File(_) => "token_file",
+    };
+    let refuse = |reason: String| EvaluateError::setting(key, reason);
     let token = match source {
         TokenSource::Environment(variable) => std::env::var(variable).map_err(|error| {
             let reason = if error == VarError::NotPresent { "is not set" } else { "holds no UTF-8 text" };
-            refuse(format!("the environment variable {variable} (token_env) {reason}"))
+            refuse(format!("the environment variable {variable} {reason}"))
         })?,
         TokenSource::File(file) => token_of_file(file).map_err(refuse)?,
     };
@@ -292,12 +305,13 @@ pub(super) fn bearer_token(config: &HttpConfig, urls: &[Url]) -> Result<Option<H
 
 fn token_of_file(file: &Path) -> Result<String, String> {
     use std::os::unix::fs::PermissionsExt;
-    let meta = std::fs::metadata(file).map_err(|error| format!("token_file {}: {error}", file.display()))?;
+    let unreadable = |error: std::io::Error| format!("{}: {error}", file.display());
+    let meta = std::fs::metadata(file).map_err(unreadable)?;
     let mode = meta.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
-        return Err(format!("token_file {} is open to others (mode {mode:o}); run chmod 600 on it", file.display()));
+        return Err(format!("{} is open to others (mode {mode:o}); run chmod 600 on it", file.display()));
     }
-    std::fs::read_to_string(file).map_err(|error| format!("token_file {}: {error}", file.display()))
+    std::fs::read_to_string(file).map_err(unreadable)
 }
 
 #[cfg(test)]
@@ -324,9 +338,8 @@ mod tests {
         assert_eq!(endpoint_url("http://127.0.0.1:8431").unwrap().join("v1/health").unwrap().path(), "/v1/health");
         assert_eq!(endpoint_url("https://lb/eval").unwrap().join("v1/health").unwrap().path(), "/eval/v1/health");
         for bad in ["127.0.0.1:8431", "ftp://x", "http://user:secret@host", "http://host?x=1", ""] {
-            let fault = endpoint_url(bad).unwrap_err();
-            assert_eq!(fault.class, FaultClass::Configuration);
-            assert!(!fault.detail.contains("secret"));
+            let reason = endpoint_url(bad).unwrap_err();
+            assert!(!reason.is_empty() && !reason.contains("secret"), "{reason}");
         }
     }
 
@@ -355,7 +368,7 @@ mod tests {
     fn a_token_that_is_nowhere_is_told_once() {
         let token = Some(TokenSource::Environment("EVOMERGE_TEST_NO_SUCH_TOKEN".into()));
         let error = bearer_token(&HttpConfig { token, ..config(PathBuf::new(), false) }, &[]).unwrap_err();
-        let expected = "evaluator configuration: token: the environment variable EVOMERGE_TEST_NO_SUCH_TOKEN (token_env) is not set";
+        let expected = "`evaluator.token_env`: the environment variable EVOMERGE_TEST_NO_SUCH_TOKEN is not set";
         assert_eq!(error.to_string(), expected);
     }
 

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::judgement::{Judgement, Loss, Reaction};
 use super::super::protocol::WireRequest;
-use super::super::retry::{AttemptLog, Jitter, wait};
+use super::super::retry::{AttemptLog, Jitter, rest};
 use super::super::{AttemptObserver, EvaluateError, Evaluation, EvaluationRequest, Fault, FaultClass};
 use super::HttpEvaluator;
 use super::attempt::attempt;
@@ -76,8 +76,12 @@ impl<'a> Course<'a> {
 
     pub async fn run(mut self) -> Result<Evaluation, EvaluateError> {
         loop {
+            if self.request.candidate.path.as_deref().is_some_and(|folder| !folder.is_dir()) {
+                let detail = "the candidate's folder is gone".to_owned();
+                return Err(EvaluateError::GivenUp(Fault::new(FaultClass::Infrastructure, "candidate_folder", detail)));
+            }
             let barred: BTreeSet<usize> = self.blamed.keys().copied().collect();
-            let lease = self.evaluator.pool.acquire(&self.avoid, &barred, &mut self.clock, self.cancel).await?;
+            let lease = self.acquire(&barred).await?;
             let started = Instant::now();
             let any_fingerprint = self.evaluator.allow_different_fingerprints;
             let expected = (!any_fingerprint).then_some(lease.facts.fingerprint.as_str());
@@ -92,7 +96,7 @@ impl<'a> Course<'a> {
                         for (index, fault) in self.blamed.iter().filter(|(index, _)| **index != lease.index) {
                             self.evaluator.pool.contradicted(*index, fault, &endpoint);
                         }
-                        return Ok(Evaluation { endpoint: Some(endpoint), ..answer.evaluation });
+                        return Ok(answer.evaluation);
                     }
                     Err(judgement) => judgement,
                 },
@@ -108,6 +112,16 @@ impl<'a> Course<'a> {
                 Next::Again => {}
                 Next::End(error) => return Err(error),
             }
+        }
+    }
+
+    /// Waits for a place at an endpoint, unless the search is to end.
+    async fn acquire(&mut self, barred: &BTreeSet<usize>) -> Result<Lease, EvaluateError> {
+        let Self { evaluator, avoid, clock, cancel, .. } = self;
+        tokio::select! {
+            biased;
+            () = evaluator.stopping.cancelled() => Err(EvaluateError::Cancelled),
+            lease = evaluator.pool.acquire(avoid, barred, clock, cancel) => lease,
         }
     }
 
@@ -167,6 +181,11 @@ impl<'a> Course<'a> {
                 let drawn = self.jitter.next_wait(&pool.policy);
                 let wait = pool.policy.wait(judgement.retry_after, drawn);
                 pool.busy(&endpoint, &judgement.fault, wait);
+                drop(lease);
+                // Who is busy with another evaluation of ours is there.
+                if pool.is_at_work() {
+                    self.clock.clear();
+                }
                 pool.check_outage(&self.clock, judgement.fault)?;
             }
             Reaction::Timeout => {
@@ -211,7 +230,7 @@ impl<'a> Course<'a> {
         }
         let policy = &self.evaluator.pool.policy;
         let drawn = self.jitter.next_wait(policy);
-        wait(policy.wait(judgement.retry_after, drawn), self.cancel).await?;
+        rest(policy.wait(judgement.retry_after, drawn), self.cancel, &self.evaluator.stopping).await?;
         Ok(Next::Again)
     }
 
@@ -231,7 +250,7 @@ impl<'a> Course<'a> {
         self.rounds += 1;
         self.clock.start();
         if self.rounds >= self.evaluator.pool.policy.rounds {
-            self.evaluator.pool.acquire(&self.avoid, &BTreeSet::new(), &mut self.clock, self.cancel).await?;
+            self.acquire(&BTreeSet::new()).await?;
             // Endpoints were ill each time, so even a timeout says nothing of the candidate.
             return Ok(Next::End(EvaluateError::GivenUp(fault)));
         }
@@ -282,7 +301,7 @@ impl<'a> Course<'a> {
             if left.is_zero() {
                 return Ok(None);
             }
-            wait(pool.policy.doubled_wait(failures).min(left), self.cancel).await?;
+            rest(pool.policy.doubled_wait(failures).min(left), self.cancel, &self.evaluator.stopping).await?;
             failures += 1;
         }
     }

@@ -25,6 +25,7 @@ use super::{
     EvaluatorTask, Fault, protocol,
 };
 use crate::config::{HttpConfig, OnTimeout, Patience};
+use crate::document::FieldError;
 use client::{HttpClient, Limits, bearer_token, endpoint_url};
 use pool::{Demand, Endpoint, Facts, Pool, Refusal};
 
@@ -43,14 +44,15 @@ pub struct HttpEvaluator {
     on_timeout: OnTimeout,
     allow_different_fingerprints: bool,
     seed: u64,
+    stopping: CancellationToken,
 }
 
 impl HttpEvaluator {
     /// Connects to every endpoint, waiting up to `startup_timeout` for those that are down; one has to be up.
     ///
     /// # Errors
-    /// Configuration for bad addresses or tokens, endpoints that disagree, unknown tasks or metrics; Outage when no
-    /// endpoint answered in time; Cancelled.
+    /// Setting for bad addresses or tokens; Configuration for endpoints that disagree, unknown tasks or metrics; Outage
+    /// when no endpoint answered in time; Cancelled.
     pub async fn connect(
         config: &HttpConfig,
         patience: &Patience,
@@ -80,7 +82,7 @@ impl HttpEvaluator {
             met = meet_all(&pool, patience.startup_timeout) => met?,
         }
         let known = pool.endpoints.iter().find_map(|endpoint| endpoint.facts());
-        let facts = known.ok_or_else(|| EvaluateError::Configuration(no_endpoints()))?;
+        let facts = known.ok_or_else(no_endpoints)?;
         pool.settle_tasks(&facts).map_err(EvaluateError::Configuration)?;
         let mut facts = Facts::clone(&facts);
         facts.capabilities.deterministic = pool.settle_determinism();
@@ -96,38 +98,48 @@ impl HttpEvaluator {
             on_timeout: config.on_timeout,
             allow_different_fingerprints: config.allow_different_fingerprints,
             seed: context.seed,
+            stopping: context.stopping.clone(),
             pool,
         })
     }
 }
 
-fn no_endpoints() -> Fault {
-    Fault::configuration("endpoint", "`endpoints` is empty; name at least one, such as \"http://127.0.0.1:8431\"")
+fn no_endpoints() -> EvaluateError {
+    wrong_endpoints("at least one URL is needed, such as \"http://127.0.0.1:8431\"".to_owned())
+}
+
+/// The endpoints may be those of a hold-out, so the key goes without its table.
+fn wrong_endpoints(reason: String) -> EvaluateError {
+    EvaluateError::Setting(FieldError::new("endpoints", reason))
 }
 
 fn endpoints_of(config: &HttpConfig, limits: &Limits) -> Result<Vec<Endpoint>, EvaluateError> {
-    let refuse = EvaluateError::Configuration;
-    let urls = config.endpoints.iter().map(|text| endpoint_url(text)).collect::<Result<Vec<_>, _>>().map_err(refuse)?;
+    let urls = config
+        .endpoints
+        .iter()
+        .map(|text| endpoint_url(text))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(wrong_endpoints)?;
     if urls.is_empty() {
-        return Err(refuse(no_endpoints()));
+        return Err(no_endpoints());
     }
     for (place, label) in config.endpoints.iter().enumerate() {
         let is_same = |other: &usize| urls[*other] == urls[place] || is_same_server(&config.endpoints[*other], label);
         if let Some(other) = (0..place).find(is_same) {
             let known = &config.endpoints[other];
-            let detail = if known == label {
-                format!("endpoint {label} is named twice; in_flight is the way to send more to one")
+            let reason = if known == label {
+                format!("{label} is listed twice; use `in_flight` for more evaluations at once")
             } else {
-                format!("endpoints {known} and {label} are one server; in_flight is the way to send more to one")
+                format!("{known} and {label} are one server; use `in_flight` for more evaluations at once")
             };
-            return Err(refuse(Fault::configuration("endpoint", detail)));
+            return Err(wrong_endpoints(reason));
         }
     }
     let token = bearer_token(config, &urls)?;
     urls.into_iter()
         .zip(&config.endpoints)
         .map(|(url, label)| {
-            let client = HttpClient::new(&url, token.as_ref(), limits).map_err(refuse)?;
+            let client = HttpClient::new(&url, token.as_ref(), limits).map_err(EvaluateError::Configuration)?;
             Ok(Endpoint::new(url, label.clone(), client, config.in_flight.get()))
         })
         .collect()
@@ -139,12 +151,12 @@ async fn meet_all(pool: &Pool, startup_timeout: Duration) -> Result<(), Evaluate
     let mut round = 0;
     loop {
         let missing: Vec<_> = pool.endpoints.iter().filter(|endpoint| !endpoint.settled()).collect();
-        let mut down = None;
+        let mut down = Vec::new();
         for refusal in
             join_all(missing.iter().map(|endpoint| pool.probe(endpoint))).await.into_iter().filter_map(Result::err)
         {
             match refusal {
-                Refusal::Gone(fault) | Refusal::Down(fault) => down = Some(fault),
+                Refusal::Gone(fault) | Refusal::Down(fault) => down.push(fault),
                 // Left out, like in mid-run; the others may do.
                 Refusal::Credentials(_) => {}
                 Refusal::Unsuitable(fault) => return Err(EvaluateError::Configuration(fault)),
@@ -152,22 +164,36 @@ async fn meet_all(pool: &Pool, startup_timeout: Duration) -> Result<(), Evaluate
         }
         let met = pool.endpoints.iter().any(|endpoint| endpoint.facts().is_some());
         let left = startup_timeout.saturating_sub(started.elapsed());
-        match down {
-            Some(_) if left.is_zero() && met => return Ok(()),
-            Some(fault) if left.is_zero() => {
-                let waited = started.elapsed().as_secs_f64();
-                let detail = format!("{}; waited {waited:.0} s for it (evaluator.startup_timeout)", fault.detail);
-                return Err(EvaluateError::Outage(Fault { detail, ..fault }));
-            }
-            Some(_) => tokio::time::sleep(pool.policy.doubled_wait(round.min(2)).min(left)).await,
+        match down.first() {
             None if met => return Ok(()),
             None => {
                 let refusal = pool.endpoints.iter().find_map(|endpoint| endpoint.refusal());
-                return Err(EvaluateError::Configuration(refusal.unwrap_or_else(no_endpoints)));
+                return Err(refusal.map_or_else(no_endpoints, EvaluateError::Configuration));
             }
+            Some(_) if left.is_zero() && met => return Ok(()),
+            Some(first) if left.is_zero() => {
+                let detail = nobody_answered(&down, started.elapsed());
+                return Err(EvaluateError::Outage(Fault::new(first.class, &first.code, detail)));
+            }
+            Some(_) => tokio::time::sleep(pool.policy.doubled_wait(round.min(2)).min(left)).await,
         }
         round += 1;
     }
+}
+
+/// What to tell of a start at which every endpoint that could be used is down.
+fn nobody_answered(down: &[Fault], waited: Duration) -> String {
+    let endpoints = down.iter().map(|fault| {
+        let endpoint = fault.endpoint.as_deref().unwrap_or("endpoint");
+        format!("{endpoint}: {}", fault.detail)
+    });
+    let endpoints: Vec<String> = endpoints.collect();
+    let (them, it) = if down.len() == 1 { ("it", "it") } else { ("them", "one of them") };
+    format!(
+        "{}; waited {:.0} s for {them} (evaluator.startup_timeout): start {it}, and give the same command again",
+        endpoints.join("; "),
+        waited.as_secs_f64()
+    )
 }
 
 /// sha256 over protocol, the endpoints' fingerprint and the versions of the run's tasks. Where the user declares

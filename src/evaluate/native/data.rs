@@ -7,7 +7,7 @@
 //! | perplexity | `text` | `bits_per_byte` |
 //!
 //! Every line may have an `id` (an integer or a string); without one it is the line's number from 0. Blank lines are
-//! skipped but counted.
+//! skipped but counted; a byte-order mark at the beginning is passed over.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -116,7 +116,7 @@ impl TaskData {
             let line = bytes[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count() + 1;
             fail(format!("line {line}: not UTF-8"))
         })?;
-        let samples = parse(text).map_err(fail)?;
+        let samples = parse(text.strip_prefix('\u{feff}').unwrap_or(text)).map_err(fail)?;
         let kind = samples.first().ok_or_else(|| fail("is empty: expected one JSON object a line".to_owned()))?;
         Ok(Self { kind: kind.content.kind(), samples, file_sha256 })
     }
@@ -177,8 +177,8 @@ fn parse(text: &str) -> Result<Vec<Sample>, String> {
 }
 
 fn parse_line(number: usize, line: &str) -> Result<Sample, String> {
-    let value: Value = serde_json::from_str(line).map_err(|error| format!("not JSON: {error}"))?;
-    refuse_repeated_keys(line.as_bytes()).map_err(|error| error.to_string())?;
+    let value: Value = serde_json::from_str(line).map_err(|error| format!("not JSON: {}", in_line(&error)))?;
+    refuse_repeated_keys(line.as_bytes()).map_err(|error| in_line(&error))?;
     let Value::Object(object) = value else {
         return Err(format!("expected a JSON object, found {}", type_name(&value)));
     };
@@ -210,6 +210,15 @@ fn parse_line(number: usize, line: &str) -> Result<Sample, String> {
         }
     };
     Ok(Sample { id: id(&object, number)?, content })
+}
+
+/// The parser's words with its column alone: to it, every line is line 1.
+fn in_line(error: &serde_json::Error) -> String {
+    let (text, column) = (error.to_string(), error.column());
+    match text.strip_suffix(&format!(" at line {} column {column}", error.line())) {
+        Some(said) => format!("{said} (column {column})"),
+        None => text,
+    }
 }
 
 fn check_keys(object: &Map<String, Value>, kind: TaskKind) -> Result<(), String> {
@@ -307,6 +316,18 @@ mod tests {
         assert_eq!(choice.kind.metrics(), ["acc", "acc_norm"]);
         let text = read("{\"text\":\"é\"}").unwrap();
         assert!(!text.capability().metrics["bits_per_byte"].higher_is_better);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_line() {
+        let data = read("\u{feff}{\"prompt\":\"a\",\"answer\":\"b\"}\n").unwrap();
+        assert_eq!(data.samples[0].id, SampleId::Number(0));
+    }
+
+    #[test]
+    fn a_line_that_is_no_json_has_one_number() {
+        let error = read("{\"text\":\"a\"}\n{\"text\":").unwrap_err();
+        assert!(error.ends_with("line 2: not JSON: EOF while parsing a value (column 8)"), "{error}");
     }
 
     #[test]

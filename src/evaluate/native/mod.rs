@@ -44,10 +44,11 @@ use futures_util::future::BoxFuture;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use self::data::TaskData;
+use self::data::{TaskData, TaskKind};
 use self::deadline::Deadline;
 use self::scoring::{Engine, Task};
 use crate::config::{NativeConfig, Patience};
+use crate::document::FieldError;
 use crate::evaluate::retry::{AttemptLog, RetryPolicy, wait};
 use crate::evaluate::{
     AttemptObserver, Capabilities, EvaluateError, Evaluation, EvaluationRequest, Evaluator, EvaluatorTask, Fault,
@@ -57,8 +58,8 @@ use crate::evaluate::{
 /// Reads the tasks' data and returns the evaluator.
 ///
 /// # Errors
-/// [`EvaluateError::TaskData`] for data that cannot be read or parsed; [`EvaluateError::Configuration`] for a task
-/// without data, a task named twice, or a metric that does not fit its data.
+/// [`EvaluateError::TaskData`] for data that cannot be read or parsed; [`EvaluateError::Setting`] for a metric that
+/// does not fit its data; [`EvaluateError::Configuration`] for a task without data, or one named twice.
 pub fn connect(
     config: &NativeConfig,
     patience: &Patience,
@@ -88,13 +89,7 @@ impl NativeEvaluator {
             let fitting = data.kind.metrics();
             let metric = task.metric.as_deref().unwrap_or(fitting[0]);
             if !fitting.contains(&metric) {
-                return Err(refused(format!(
-                    "task `{}`: metric `{metric}` does not fit {}, which is {}; its metrics: {}",
-                    task.name,
-                    path.display(),
-                    data.kind.describe(),
-                    fitting.join(", ")
-                )));
+                return Err(unfit_metric(&task.name, metric, path, data.kind));
             }
             let max_new_tokens = task.max_new_tokens.unwrap_or(config.max_new_tokens);
             if max_new_tokens == 0 {
@@ -159,6 +154,10 @@ impl Evaluator for NativeEvaluator {
         NonZeroUsize::MIN
     }
 
+    fn default_metric(&self, task: &str) -> Option<&str> {
+        self.engine.default_metric(task)
+    }
+
     fn check_model(&self, folder: &Path) -> Result<(), Fault> {
         self.engine.check_model(folder)
     }
@@ -202,6 +201,17 @@ impl Evaluator for NativeEvaluator {
             }
         })
     }
+}
+
+/// The data may be those of a hold-out, for which the metric of the search has to do as well.
+fn unfit_metric(task: &str, metric: &str, path: &Path, kind: TaskKind) -> EvaluateError {
+    let reason = format!(
+        "the `metric` of task `{task}` is `{metric}`, which does not fit {}: that is {}, scored by {}",
+        path.display(),
+        kind.describe(),
+        kind.metrics().join(" or ")
+    );
+    EvaluateError::Setting(FieldError::new("tasks", reason))
 }
 
 fn refused(detail: String) -> EvaluateError {

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::architecture::Architecture;
 use super::data::{Content, TaskData, TaskKind};
@@ -13,6 +12,7 @@ use super::model::Model;
 use super::tokens::{Encoded, Tokenizers, Tokens};
 use super::workers::Workers;
 use super::{exact_match, fault, likelihood, samples};
+use crate::evaluate::fault::TOKENIZER_INVALID;
 use crate::evaluate::{Evaluation, EvaluationRequest, Fault, TaskRequest};
 use crate::scores::{MetricValue, PerSample, SAMPLE_WEIGHT, TaskScores};
 
@@ -66,6 +66,11 @@ impl Engine {
         Ok(Self { tasks, workers: Workers::new(threads)?, batch, tokenizers: Tokenizers::default() })
     }
 
+    /// The first metric that fits the task's data.
+    pub(super) fn default_metric(&self, task: &str) -> Option<&'static str> {
+        self.tasks.get(task)?.data.kind.metrics().first().copied()
+    }
+
     /// Whether models with this folder's configuration and tokenizer can be scored.
     pub(super) fn check_model(&self, folder: &Path) -> Result<(), Fault> {
         let architecture = Architecture::read(folder)?;
@@ -75,7 +80,6 @@ impl Engine {
 
     /// Scores the request's candidate.
     pub(super) fn evaluate(&self, request: &EvaluationRequest, deadline: &Deadline) -> Result<Evaluation, Fault> {
-        let begun = Instant::now();
         deadline.check()?;
         let folder = request.candidate.path.as_deref().ok_or_else(|| {
             Fault::configuration("invalid_request", "the native evaluator needs the candidate's folder, and got none")
@@ -92,17 +96,12 @@ impl Engine {
             })
             .collect::<Result<Vec<_>, Fault>>()?;
         let model = load(folder, &asked)?;
-        let loaded = Instant::now();
         let outcomes = self.score(&model, &tokens, &asked, deadline)?;
-        let timing = BTreeMap::from([
-            ("load_s".to_owned(), (loaded - begun).as_secs_f64()),
-            ("evaluate_s".to_owned(), loaded.elapsed().as_secs_f64()),
-        ]);
         let mut tasks = BTreeMap::new();
         for (asked, outcomes) in asked.iter().zip(&outcomes) {
             tasks.insert(asked.request.name.clone(), summarize(asked, outcomes));
         }
-        Ok(Evaluation { tasks, endpoint: None, timing, warnings: warnings(&model, &asked) })
+        Ok(Evaluation::new(tasks, warnings(&model, &asked)))
     }
 
     /// The task that `request` names and the positions of its samples.
@@ -183,7 +182,7 @@ fn check_end<'a>(
         return Ok(());
     }
     Err(Fault::configuration(
-        "tokenizer_invalid",
+        TOKENIZER_INVALID,
         format!(
             "{}: neither generation_config.json nor config.json names an eos_token_id, so no answer would ever end; add it to \
              the model that candidates take these files from (the base, or a source by itself)",

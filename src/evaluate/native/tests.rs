@@ -11,10 +11,12 @@ use tokio_util::sync::CancellationToken;
 use super::data::{Content, TaskData};
 use super::deadline::Deadline;
 use super::exact_match::{Answer, greedy};
-use super::likelihood;
 use super::model::Model;
 use super::tokens::{Encoded, Tokenizers};
 use super::workers::Workers;
+use super::{NativeEvaluator, likelihood};
+use crate::config::{NativeConfig, Patience};
+use crate::evaluate::{Evaluator, EvaluatorTask};
 
 /// Largest difference of a logit from PyTorch's (float32 both), as a share of 1 + its magnitude.
 const TOLERANCE: f32 = 2e-5;
@@ -216,5 +218,28 @@ fn logits_are_the_same_bits_on_any_number_of_threads() {
         }
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         assert!(pool.install(bits) == alone, "a pool of {threads}");
+    }
+}
+
+#[test]
+fn a_task_goes_by_the_first_metric_that_fits_its_data() {
+    let config = NativeConfig { threads: Some(NonZeroUsize::MIN), batch: NonZeroUsize::MIN, max_new_tokens: 1 };
+    let patience = Patience {
+        timeout: Duration::from_secs(60),
+        startup_timeout: Duration::from_secs(1),
+        max_outage: Duration::from_secs(1),
+        max_attempts: 1,
+    };
+    for (line, metric) in [
+        (r#"{"prompt": "a", "answer": "b"}"#, "exact_match"),
+        (r#"{"prompt": "a", "choices": ["b", "c"], "gold": 0}"#, "acc"),
+        (r#"{"text": "a"}"#, "bits_per_byte"),
+    ] {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), line).unwrap();
+        let data = Some(file.path().to_owned());
+        let task = EvaluatorTask { name: "t".into(), data, metric: None, max_new_tokens: None };
+        let evaluator = NativeEvaluator::new(&config, &patience, &[task]).unwrap();
+        assert_eq!((evaluator.default_metric("t"), evaluator.default_metric("other")), (Some(metric), None));
     }
 }

@@ -12,6 +12,7 @@ use tokenizers::Tokenizer;
 use super::data::{Content, Sample};
 use super::fault;
 use crate::evaluate::Fault;
+use crate::evaluate::fault::{TOKENIZER_INVALID, TOKENIZER_MISSING};
 use crate::lock::lock;
 
 /// Tokenizers kept; candidates of a run share one, so more is for surprises.
@@ -39,9 +40,8 @@ pub(super) struct Tokens {
 
 impl Tokens {
     fn parse(bytes: &[u8], path: &Path) -> Result<Self, Fault> {
-        let invalid = |error: tokenizers::Error| {
-            Fault::configuration("tokenizer_invalid", format!("{}: {error}", path.display()))
-        };
+        let invalid =
+            |error: tokenizers::Error| Fault::configuration(TOKENIZER_INVALID, format!("{}: {error}", path.display()));
         let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(invalid)?;
         tokenizer.with_truncation(None).map_err(invalid)?;
         tokenizer.with_padding(None);
@@ -112,7 +112,7 @@ impl Tokens {
     pub(super) fn decode(&self, ids: &[u32]) -> Result<String, Fault> {
         self.tokenizer
             .decode(ids, false)
-            .map_err(|error| Fault::configuration("tokenizer_invalid", format!("tokens cannot be decoded: {error}")))
+            .map_err(|error| Fault::configuration(TOKENIZER_INVALID, format!("tokens cannot be decoded: {error}")))
     }
 }
 
@@ -134,7 +134,7 @@ impl Tokenizers {
     pub(super) fn of(&self, folder: &Path) -> Result<Arc<Tokens>, Fault> {
         let path = folder.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(|error| match error.kind() {
-            ErrorKind::NotFound if folder.is_dir() => Fault::configuration("tokenizer_missing", missing(folder)),
+            ErrorKind::NotFound if folder.is_dir() => Fault::configuration(TOKENIZER_MISSING, missing(folder)),
             _ => fault::unreadable(format!("{} cannot be read: {error}", path.display())),
         })?;
         let key: [u8; 32] = Sha256::digest(&bytes).into();

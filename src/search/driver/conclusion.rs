@@ -7,7 +7,7 @@ use super::Search;
 use crate::ledger::event;
 use crate::recipe::Recipe;
 use crate::score::repeats::{TwoScores, order};
-use crate::score::{Verdict, may_be_as_good};
+use crate::score::{Verdict, best_first, may_be_as_good};
 use crate::scores::Status;
 use crate::search::best::note_winner;
 use crate::search::repeats::FinalRescoring;
@@ -38,8 +38,7 @@ impl Search {
                 Err(error) => Err(error),
             },
             Err(error) => {
-                let all_failed = self.count(Status::Failed) == self.rows.len() as u64;
-                if matches!(error, SearchError::TooManyFailures { .. }) && all_failed {
+                if matches!(error, SearchError::TooManyFailures { keeps_nothing: true, .. }) {
                     ledger.start_over()?;
                 }
                 Err(error)
@@ -87,6 +86,9 @@ impl Search {
         }
         let soup = self.schedule.strategy().soup_trace().cloned();
         let soup_index = self.greedy_soup()?.map(|row| row.index);
+        let names = self.prepared.source_names();
+        let members = soup.iter().flat_map(|soup| &soup.members);
+        let soup_sources = members.filter_map(|source| names.get(*source).cloned()).collect();
         self.ask_for_given_up().await?;
         let shortlist = self.choose().await?;
         let best = shortlist.finalists.first().cloned();
@@ -103,7 +105,7 @@ impl Search {
         };
         let alarms = alarms::after(&self.prepared, &self.ledger, &ended)?;
         if let Some(verdict) = &verdict {
-            write_verdict(self.folder.path(), verdict, &alarms)?;
+            write_verdict(self.folder.path(), verdict, &alarms, self.rows.len() as u64)?;
         }
         Ok(RunReport {
             has_models: self.stage.is_some(),
@@ -118,6 +120,7 @@ impl Search {
             best,
             baselines: self.baselines_and_trials().cloned().collect(),
             soup,
+            soup_sources,
             soup_index,
             alarms,
             verdict,
@@ -179,9 +182,9 @@ impl Search {
         };
         let places = order(&finalists.iter().map(two).collect::<Vec<_>>());
         // By the same two scores as the winner: by the first alone, a lucky baseline would stand for a better one.
-        let trials = self.soup_trials()?;
+        let apart = self.soups_apart()?;
         let baselines: BTreeSet<u64> = self.baselines_and_trials().map(|row| row.index).collect();
-        let is_baseline = |row: &&Row| baselines.contains(&row.index) && !trials.contains(&row.index);
+        let is_baseline = |row: &&Row| baselines.contains(&row.index) && !apart.contains(&row.index);
         let baseline = places.iter().map(|of| &finalists[*of]).find(is_baseline).cloned();
         let added = finalists.get(wanted).map(|_| wanted);
         let finalists: Vec<Row> = places
@@ -224,8 +227,10 @@ impl Search {
         let latest = LatestOutcomes::of(&self.ledger)?;
         let Some(scores) = latest.outcome(best.index)? else { return Ok(Vec::new()) };
         let mut rivals = Vec::new();
+        let apart = self.soups_apart()?;
         let greedy = self.greedy_soup()?.filter(|row| row.origin == origin::GREEDY_SOUP);
-        for row in self.first_baselines().chain(greedy).filter(|row| row.candidate_id != best.candidate_id) {
+        let others = self.first_baselines().chain(greedy).filter(|row| !apart.contains(&row.index));
+        for row in others.filter(|row| row.candidate_id != best.candidate_id) {
             let Some(ranked) = row.ranked() else { continue };
             if let Some(other) = latest.outcome(row.index)?
                 && may_be_as_good(&self.prepared.objective, &scores.tasks, &other.tasks)
@@ -254,13 +259,11 @@ impl Search {
     /// tried on its way.
     fn finalists(&self, wanted: usize) -> Result<Vec<Row>, SearchError> {
         let trials = self.soup_trials()?;
-        let scored = self.rows.values().filter(|row| row.objective.is_some());
-        let mut rows: Vec<&Row> = scored.filter(|row| self.is_full(row)).collect();
-        rows.sort_by(|first, second| {
-            let by_score = second.objective.unwrap_or(f64::MIN).total_cmp(&first.objective.unwrap_or(f64::MIN));
-            let place = |row: &Row| (trials.contains(&row.index), row.index);
-            by_score.then(place(first).cmp(&place(second)))
-        });
+        let full = self.rows.values().filter(|row| self.is_full(row));
+        let mut ranked: Vec<(f64, bool, &Row)> =
+            full.filter_map(|row| Some((row.objective?, trials.contains(&row.index), row))).collect();
+        // In order of index already.
+        ranked.sort_by(|first, second| best_first(first.0, second.0).then(first.1.cmp(&second.1)));
         let mut seen = BTreeSet::new();
         let finalist = |row: &Row| {
             let mut row = row.clone();
@@ -268,7 +271,8 @@ impl Search {
                 if trials.contains(&row.index) { SOUP_TRIAL.to_owned() } else { self.proposer(&row).to_owned() };
             row
         };
-        let first = rows.into_iter().filter(|row| seen.insert(row.candidate_id.clone()));
+        let rows = ranked.into_iter().map(|(_, _, row)| row);
+        let first = rows.filter(|row| seen.insert(row.candidate_id.clone()));
         Ok(first.take(wanted).map(finalist).collect())
     }
 }

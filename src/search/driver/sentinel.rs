@@ -17,9 +17,10 @@ pub(super) struct Sentinel {
     index: Option<u64>,
     /// Evaluations (in full) spent when the sentinel was last due.
     due_at: u64,
-    /// Evaluations (in full) spent when the last scoring with a result was started.
+    /// Evaluations (in full) after which the last scoring with a result was due.
     made_at: u64,
-    /// Evaluations (in full) spent when the scoring now in flight was started; `None`: none is.
+    /// Evaluations (in full) after which the scoring now in flight was due, not when it was started: that depends on
+    /// restarts. `None`: none is in flight.
     open: Option<u64>,
 }
 
@@ -71,19 +72,35 @@ impl Search {
         chosen.filter(|_| told().count() as u64 == baselines).map(|row| row.index)
     }
 
-    /// Has the sentinel scored again if it is time.
+    /// Has the sentinel scored again if it is time, or if the evaluator blames candidates in a row.
     pub(super) fn start_sentinel(&mut self) -> Result<(), SearchError> {
-        let Some(every) = self.repeats.sentinel else { return Ok(()) };
-        if self.sentinel.open.is_some() || self.spent() < self.sentinel.due_at + every.get() {
+        if self.sentinel.open.is_some() {
             return Ok(());
         }
-        let Some(index) = self.sentinel.index.or_else(|| self.choose_sentinel()) else { return Ok(()) };
+        let spent = self.spent();
+        let regular = self.repeats.sentinel.filter(|every| spent >= self.sentinel.due_at + every.get());
+        let regular = regular.map(|every| spent / every * every.get());
+        let Some(due_at) = regular.or(self.blame.is_suspicious().then_some(spent)) else { return Ok(()) };
+        let Some(index) = self.witness() else { return Ok(()) };
         let work = self.rescoring().next_sentinel(&self.ledger.asked_at(index)?)?;
         self.pipeline.add(work);
-        let spent = self.spent();
-        let due_at = spent / every * every.get();
-        self.sentinel = Sentinel { index: Some(index), due_at, made_at: self.sentinel.made_at, open: Some(spent) };
+        self.sentinel = Sentinel {
+            index: Some(index),
+            due_at: regular.unwrap_or(self.sentinel.due_at),
+            made_at: self.sentinel.made_at,
+            open: Some(due_at),
+        };
         Ok(())
+    }
+
+    /// The evaluation that the sentinel repeats; `None`: no baseline has a score yet.
+    fn witness(&self) -> Option<u64> {
+        self.sentinel.index.or_else(|| self.choose_sentinel())
+    }
+
+    /// Whether nothing more is asked for until the sentinel has told if the evaluator is to blame.
+    pub(super) fn waits_for_witness(&self) -> bool {
+        self.blame.is_suspicious() && self.witness().is_some()
     }
 
     pub(super) fn finish_sentinel(&mut self, finished: Finished) -> Result<(), SearchError> {
@@ -91,6 +108,18 @@ impl Search {
         // Given up, it has told nothing: at the end of the search it is asked once more.
         if finished.status != Status::Failed {
             self.sentinel.made_at = spent;
+        }
+        match finished.status {
+            Status::Scored if self.blame.is_suspicious() => self.blame.allay(),
+            // No drift: the evaluator is ill, and what it said is not kept.
+            Status::Infeasible if self.blame.is_suspicious() => {
+                return Err(SearchError::BlamesEverything {
+                    in_a_row: self.blame.in_a_row(),
+                    witness: self.rows.get(&finished.index).map_or_else(String::new, |row| row.origin.clone()),
+                    reason: finished.error.unwrap_or_default(),
+                });
+            }
+            _ => {}
         }
         Rescoring { spent, ..self.rescoring() }.sentinel(finished)
     }

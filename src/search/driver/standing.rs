@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::Search;
 use crate::score::shown;
 use crate::scores::Status;
-use crate::search::best::Ranked;
+use crate::search::best::{Ranked, soup_of};
 use crate::search::candidate::{baselines, soup_id};
 use crate::search::pipeline::Finished;
 use crate::search::progress::Snapshot;
@@ -44,16 +44,20 @@ impl Search {
         ));
     }
 
-    pub(super) fn check_failures(&self, finished: &Finished) -> Result<(), SearchError> {
+    /// Ends a search most of whose evaluations are given up. What was given up before this start may have been mended
+    /// since.
+    pub(super) fn check_failures(&mut self, finished: &Finished) -> Result<(), SearchError> {
+        self.ended += 1;
         if finished.status != Status::Failed {
             return Ok(());
         }
+        self.given_up += 1;
         let reason = finished.error.clone().unwrap_or_default();
         self.progress.line(&format!("evaluation {} given up: {reason}", finished.index));
-        let failed = self.count(Status::Failed);
-        let all = self.rows.len() as u64;
+        let (failed, all) = (self.given_up, self.ended);
         if failed > FAILURES_ALLOWED && failed as f64 > FAILURE_SHARE * all as f64 {
-            return Err(SearchError::TooManyFailures { failed, finished: all, last: reason });
+            let keeps_nothing = self.count(Status::Failed) == self.rows.len() as u64;
+            return Err(SearchError::TooManyFailures { failed, finished: all, last: reason, keeps_nothing });
         }
         Ok(())
     }
@@ -159,10 +163,21 @@ impl Search {
         Ok(of_greedy.map(|row| row.index).filter(|index| Some(*index) != soup).collect())
     }
 
-    /// The best of base, sources, uniform and greedy soup by search score; the earliest among equals.
+    /// Soups that a winner is not compared with: what the greedy soup tried, and the soup that a run of soups alone is
+    /// there to make, which may be the winner itself.
+    pub(super) fn soups_apart(&self) -> Result<BTreeSet<u64>, SearchError> {
+        let mut apart = self.soup_trials()?;
+        if let Some(made) = soup_of(self.prepared.config.strategy.kind) {
+            apart.extend(self.baselines_and_trials().filter(|row| row.origin == made).map(|row| row.index));
+        }
+        Ok(apart)
+    }
+
+    /// The best of base, sources, uniform and greedy soup by search score, less [`Self::soups_apart`]; the earliest among
+    /// equals.
     pub(super) fn best_baseline(&self) -> Result<Option<&Row>, SearchError> {
-        let trials = self.soup_trials()?;
-        let ranked = self.baselines_and_trials().filter(|row| !trials.contains(&row.index)).filter_map(Row::ranked);
+        let apart = self.soups_apart()?;
+        let ranked = self.baselines_and_trials().filter(|row| !apart.contains(&row.index)).filter_map(Row::ranked);
         Ok(ranked.min_by(Ranked::best_first).and_then(|best| self.rows.get(&best.index)))
     }
 

@@ -56,6 +56,10 @@ pub(super) struct State {
     /// Neither an evaluation nor a health check before this.
     pub(super) not_before: Option<Instant>,
     pub(super) last_fault: Option<Fault>,
+    /// Since when it has asked to be left alone, without an answer that counts in between.
+    pub(super) busy_since: Option<Instant>,
+    /// Whether a person has been told of that.
+    pub(super) busy_is_told: bool,
 }
 
 impl Endpoint {
@@ -94,6 +98,11 @@ impl State {
 
     pub(super) fn alive(&self, now: Instant) -> bool {
         self.facts.is_some() && !self.breaker_open && self.paused.is_none() && self.rested(now)
+    }
+
+    /// Whether it has an evaluation of ours, and nothing says that it is ill.
+    pub(super) fn is_at_work(&self) -> bool {
+        self.in_use > 0 && self.facts.is_some() && !self.breaker_open && self.paused.is_none()
     }
 
     /// Nothing more goes there before a health check has passed, the first one after `wait`.

@@ -9,11 +9,12 @@ use serde::de::DeserializeOwned;
 use super::super::error_answer::of_error_answer;
 use super::{Abilities, AgreedTask, Demand, Endpoint, Facts, Pool};
 use crate::evaluate::judgement::{Loss, Reaction};
-use crate::evaluate::protocol::{MOST_SAMPLES, WireCapabilities, WireHealth};
+use crate::evaluate::protocol::{WireCapabilities, WireHealth};
 use crate::evaluate::text::shortened;
 use crate::evaluate::{EvaluatorTask, Fault, FaultClass};
 use crate::lock::lock;
 use crate::repeated_keys::refuse_repeated_keys;
+use crate::scores::MOST_SAMPLES;
 use crate::suggestion::nearest;
 
 /// Why an endpoint cannot be used.
@@ -51,7 +52,7 @@ impl Pool {
     pub fn settle_tasks(&self, first: &Facts) -> Result<(), Fault> {
         let agreed = self.demand.tasks.iter().filter_map(|task| {
             let metric = task.metric.as_ref().or_else(|| first.first_metrics.get(&task.name))?;
-            Some((task.name.clone(), AgreedTask::of(first, &task.name, metric)?))
+            Some((task.name.clone(), self.task_of(first, &task.name, metric)?))
         });
         let agreed = agreed.collect();
         *lock(&self.agreed) = Some(agreed);
@@ -77,14 +78,28 @@ impl Pool {
         *self.deterministic.get_or_init(|| varying.is_empty())
     }
 
-    /// Makes sure that an endpoint scores as many samples as the others, by the same metrics in the same direction, and
-    /// can be asked for them in the same ways.
+    /// What an endpoint has to have in common with the others of a task; `None`: it has no such task, or not with this
+    /// metric.
+    fn task_of(&self, facts: &Facts, task: &str, metric: &str) -> Option<AgreedTask> {
+        let own = AgreedTask::of(facts, task, metric)?;
+        let version = own.version.filter(|_| !self.demand.allow_different_fingerprints);
+        Some(AgreedTask { version, ..own })
+    }
+
+    /// Makes sure that an endpoint has the others' versions of the tasks, scores as many samples, by the same metrics
+    /// in the same direction, and can be asked for them in the same ways.
     fn agree_on_tasks(&self, facts: &Facts) -> Result<(), Fault> {
         let agreed = lock(&self.agreed);
         for (task, settled) in agreed.iter().flatten() {
             let metric = &settled.metric;
-            let reason = match AgreedTask::of(facts, task, metric) {
+            let reason = match self.task_of(facts, task, metric) {
                 None => format!("has no metric `{metric}`, by which the others score it"),
+                Some(own) if settled.version != own.version => format!(
+                    "has version {}, that of the others (or its own, when the run began) {}; serve the same version \
+                     everywhere, or set allow_different_fingerprints = true",
+                    shown_version(&own),
+                    shown_version(settled)
+                ),
                 // Zero is unknown.
                 Some(own) if settled.n_samples.min(own.n_samples) > 0 && settled.n_samples != own.n_samples => format!(
                     "has {} samples, that of the others (or its own, when the run began) {}",
@@ -177,9 +192,15 @@ impl AgreedTask {
             per_sample: known.supports_per_sample,
             is_mean: of_metric.is_mean,
         };
+        let version = facts.versions.get(task).cloned();
         let (n_samples, higher_is_better) = (known.n_samples, of_metric.higher_is_better);
-        Some(Self { n_samples, metric: metric.to_owned(), higher_is_better, abilities })
+        Some(Self { version, n_samples, metric: metric.to_owned(), higher_is_better, abilities })
     }
+}
+
+/// A task's version in a message.
+fn shown_version(task: &AgreedTask) -> String {
+    task.version.as_deref().map_or_else(|| "none".to_owned(), shortened)
 }
 
 impl Abilities {

@@ -29,6 +29,8 @@ pub(super) struct Demand {
 /// What all endpoints of a pool must have in common of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct AgreedTask {
+    /// As announced, if at all; `None` also where endpoints may have different ones.
+    version: Option<String>,
     n_samples: u64,
     metric: String,
     higher_is_better: bool,
@@ -212,6 +214,7 @@ impl Pool {
                 continue;
             }
             fault = state.last_fault.clone().or(fault);
+            alive |= state.is_at_work();
             if state.alive(now) {
                 alive = true;
                 if !(keep_out && barred.contains(&index)) && state.in_use < state.limit(endpoint.in_flight) {
@@ -354,7 +357,10 @@ impl Pool {
 
     /// An endpoint answered an evaluation with something that counts.
     pub fn answered(&self, endpoint: &Endpoint) {
-        endpoint.state().faults_in_row = 0;
+        let mut state = endpoint.state();
+        state.faults_in_row = 0;
+        (state.busy_since, state.busy_is_told) = (None, false);
+        drop(state);
         *lock(&self.last_answer) = Instant::now();
     }
 
@@ -425,11 +431,26 @@ impl Pool {
         }
     }
 
-    /// An endpoint asks to be left alone for a while.
+    /// Whether an endpoint has an evaluation of ours now, and nothing says that it is ill.
+    pub fn is_at_work(&self) -> bool {
+        self.endpoints.iter().any(|endpoint| endpoint.state().is_at_work())
+    }
+
+    /// An endpoint asks to be left alone for a while. Short waits are everyday; a long one is told, once until it
+    /// answers again.
     pub fn busy(&self, endpoint: &Endpoint, fault: &Fault, wait: Duration) {
         let mut state = endpoint.state();
         state.last_fault = Some(fault.clone());
         state.rest(wait);
+        let since = *state.busy_since.get_or_insert_with(Instant::now);
+        let long_wait = self.policy.long_wait.mul_f64(self.policy.wait_scale);
+        let is_long = wait >= long_wait || since.elapsed() >= long_wait;
+        let news = is_long && !std::mem::replace(&mut state.busy_is_told, is_long);
+        drop(state);
+        if news {
+            let (label, seconds) = (&endpoint.label, wait.as_secs_f64());
+            (self.notify)(&format!("endpoint {label} is busy and asked again in {seconds:.0} s: {}", fault.detail));
+        }
     }
 
     /// An endpoint refuses us.

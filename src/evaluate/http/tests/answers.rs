@@ -10,11 +10,10 @@ async fn a_proper_endpoint_is_asked_properly() {
     let evaluator = bench.connect().await.unwrap();
     let evaluation = bench.score(&evaluator).await.unwrap();
     assert_scored(&evaluation);
-    assert_eq!(evaluation.endpoint.as_deref(), Some(server.url().as_str()));
-    assert_eq!(evaluation.timing["evaluate_s"], 0.01);
     assert_eq!((evaluator.concurrency().get(), evaluator.default_metric("add")), (1, Some("accuracy")));
     let attempts = bench.attempts();
     assert_eq!((attempts.len(), attempts[0].number, attempts[0].fault.is_none()), (1, 1, true));
+    assert_eq!(attempts[0].endpoint, Some(server.url()));
 
     let sent = server.seen("POST").remove(0);
     assert_eq!(sent.header("idempotency-key"), Some("ev-1"));
@@ -270,6 +269,17 @@ async fn a_wrong_configuration_stops_at_once() {
         assert_eq!(error.exit_code(), crate::exit::ExitCode::BadConfiguration);
         assert_eq!(server.posts(), 1);
     }
+}
+
+#[tokio::test]
+async fn of_an_error_no_more_is_read_than_people_need() {
+    let long = format!("boom {}", "0, ".repeat(100_000));
+    let server = FaultServer::start(vec![Reply::Status(500, &[], long), Reply::Good]);
+    let bench = Bench::of(&[&server]);
+    assert_scored(&bench.evaluate().await.unwrap());
+    assert_eq!(bench.codes(), ["internal"]);
+    let fault = bench.attempts()[0].fault.clone().unwrap();
+    assert!(fault.detail.contains("HTTP 500: boom 0, 0, "), "{fault}");
 }
 
 #[tokio::test]

@@ -37,6 +37,7 @@ struct Bench {
     lines: Arc<Mutex<Vec<String>>>,
     record: Record,
     cancel: CancellationToken,
+    stopping: CancellationToken,
     folder: tempfile::TempDir,
 }
 
@@ -70,11 +71,13 @@ impl Bench {
                 idle: Duration::from_millis(200),
                 grace: Duration::from_millis(100),
                 body: 64 << 10,
+                error: 1 << 10,
             },
             tasks: vec![task("add"), task("rev")],
             lines: Arc::default(),
             record: Record::default(),
             cancel: CancellationToken::new(),
+            stopping: CancellationToken::new(),
             folder,
         }
     }
@@ -89,7 +92,8 @@ impl Bench {
             lines.lock().unwrap().push(line.to_owned());
             on_line(line);
         };
-        ConnectContext { seed: 7, directory: self.folder.path().into(), notify: Arc::new(notify) }
+        let stopping = self.stopping.clone();
+        ConnectContext { seed: 7, directory: self.folder.path().into(), notify: Arc::new(notify), stopping }
     }
 
     async fn connect(&self) -> Result<HttpEvaluator, EvaluateError> {

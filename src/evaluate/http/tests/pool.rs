@@ -43,6 +43,64 @@ async fn back_pressure_for_ever_is_an_outage() {
     assert!(matches!(error, EvaluateError::Outage(_)), "{error}");
 }
 
+/// An endpoint that turns one evaluation away while it works on another one is no endpoint that is gone.
+#[tokio::test]
+async fn an_endpoint_at_work_is_no_outage() {
+    let server = FaultServer::start(vec![Reply::Slow(Duration::from_millis(1500))]);
+    *server.inner.otherwise.lock().unwrap() = problem(429, "overloaded", "infrastructure");
+    let mut bench = Bench::of(&[&server]);
+    bench.config.in_flight = NonZeroUsize::new(2).unwrap();
+    bench.patience.max_outage = Duration::from_millis(300);
+    bench.policy = RetryPolicy::scaled(0.05);
+    let evaluator = bench.connect().await.unwrap();
+    let second = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        bench.score(&evaluator).await
+    };
+    let (first, second) = tokio::join!(bench.score(&evaluator), second);
+    assert_scored(&first.unwrap());
+    // Nobody is at work any more, and everything is turned away.
+    assert!(matches!(second, Err(EvaluateError::Outage(_))), "{second:?}");
+}
+
+#[tokio::test]
+async fn a_long_wait_is_told_once_until_there_is_an_answer() {
+    let busy = || Reply::Status(503, &[("Retry-After", "40")], String::new());
+    let server = FaultServer::start(vec![busy(), busy(), Reply::Good, busy()]);
+    let bench = Bench::of(&[&server]);
+    let evaluator = bench.connect().await.unwrap();
+    let told = || bench.lines().iter().filter(|line| line.contains("is busy")).count();
+    assert_scored(&bench.score(&evaluator).await.unwrap());
+    assert_eq!(told(), 1, "{:?}", bench.lines());
+    assert_scored(&bench.score(&evaluator).await.unwrap());
+    assert_eq!(told(), 2, "{:?}", bench.lines());
+}
+
+/// Nothing is lost by that: the evaluation was asked for and is asked for again.
+#[tokio::test]
+async fn whoever_waits_when_the_search_is_to_end_waits_no_longer() {
+    let gone = FaultServer::start(vec![]);
+    let busy = FaultServer::start(vec![]);
+    *busy.inner.otherwise.lock().unwrap() = problem(503, "overloaded", "infrastructure");
+    let failing = FaultServer::start(vec![]);
+    *failing.inner.otherwise.lock().unwrap() = html(500);
+    for (server, goes) in [(gone, true), (busy, false), (failing, false)] {
+        let mut bench = Bench::of(&[&server]);
+        bench.policy = RetryPolicy::default();
+        let evaluator = bench.connect().await.unwrap();
+        let server = (!goes).then_some(server);
+        let stop = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            bench.stopping.cancel();
+        };
+        let started = std::time::Instant::now();
+        let (ended, ()) = tokio::join!(bench.score(&evaluator), stop);
+        assert!(matches!(ended, Err(EvaluateError::Cancelled)), "{ended:?}");
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+        drop(server);
+    }
+}
+
 #[tokio::test]
 async fn a_hang_is_tried_once_more_with_twice_the_time() {
     let server = FaultServer::start(vec![Reply::Hang]);
@@ -111,7 +169,21 @@ async fn nobody_at_the_start_is_an_outage() {
     let error = bench.connect().await.err().unwrap();
     assert!(matches!(error, EvaluateError::Outage(_)), "{error}");
     assert_eq!(error.exit_code(), crate::exit::ExitCode::Stopped);
-    assert!(error.to_string().contains("evaluator.startup_timeout"), "{error}");
+    assert!(error.to_string().contains("evaluator.startup_timeout): start it, and give the same command"), "{error}");
+}
+
+#[tokio::test]
+async fn every_endpoint_that_is_down_at_the_start_is_named() {
+    // Both are held until both are known, so that they differ.
+    let listeners = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let urls = listeners.map(|listener| format!("http://{}", listener.local_addr().unwrap()));
+    let mut bench = Bench::new(urls.to_vec());
+    bench.patience.startup_timeout = Duration::ZERO;
+    let error = bench.connect().await.err().unwrap();
+    assert!(matches!(&error, EvaluateError::Outage(fault) if fault.code == "unreachable"), "{error}");
+    let text = error.to_string();
+    assert!(urls.iter().all(|url| text.contains(&format!("{url}: "))), "{text}");
+    assert!(text.starts_with("the evaluator is out of reach: http://") && text.contains("start one of them"), "{text}");
 }
 
 #[tokio::test]
@@ -338,11 +410,12 @@ async fn an_endpoint_gets_no_more_at_once_than_it_bears() {
     assert!(server.inner.most_at_once.load(std::sync::atomic::Ordering::SeqCst) <= 2);
 }
 
-/// Endpoints with one fingerprint that count or turn a task's scores differently, or take other requests.
+/// Endpoints with one fingerprint that have another version of a task, count or turn its scores differently, or take
+/// other requests.
 #[tokio::test]
 async fn endpoints_agree_on_what_is_asked_and_answered() {
     type Edit = fn(&mut Value);
-    let edits: [(Edit, &str); 7] = [
+    let edits: [(Edit, &str); 9] = [
         (
             |c| c["tasks"][0]["supports"] = json!(["sample_ids", "per_sample"]),
             "task `add` lists no `limit` among `supports`",
@@ -357,6 +430,8 @@ async fn endpoints_agree_on_what_is_asked_and_answered() {
             "has not the `aggregation` \"mean\" for `accuracy`",
         ),
         (|c| c["tasks"][0]["n_samples"] = json!(40), "has 40 samples"),
+        (|c| c["tasks"][0]["version"] = json!("2"), "task `add` has version 2, that of the others"),
+        (|c| c["tasks"][1]["version"] = Value::Null, "task `rev` has version none, that of the others"),
         (|c| c["tasks"][0]["metrics"][0]["higher_is_better"] = json!(false), "higher_is_better"),
         (|c| c["tasks"][1]["metrics"][0]["name"] = json!("f1"), "f1"),
     ];
