@@ -120,6 +120,30 @@ fn a_direction_that_the_evaluator_turns_is_a_change() {
     assert!(stderr(&output).contains("objective.add.weight: 1.0 -> -1.0"), "{}", stderr(&output));
 }
 
+/// The advice on an evaluator that lists another metric first can be followed.
+#[test]
+fn writing_out_what_the_evaluator_chose_is_no_change() {
+    let (scratch, server) = (Scratch::new(), FaultServer::start(vec![]));
+    silent_run(&scratch, &server, 4, "");
+    scratch.search(Path::new("run.toml"), &["--quiet"]);
+    let mut listed = server.inner.capabilities.lock().unwrap()["tasks"][0]["metrics"].clone();
+    let mut other = listed[0].clone();
+    other["name"] = "f1".into();
+    listed.as_array_mut().unwrap().insert(0, other);
+    server.inner.capabilities.lock().unwrap()["tasks"][0]["metrics"] = listed;
+    let refused = |chosen: &str, word: &str| {
+        silent_run(&scratch, &server, 6, chosen);
+        let output = scratch.evomerge(&["search", "run.toml"]);
+        assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+        assert!(stderr(&output).contains(word), "{}", stderr(&output));
+    };
+    refused("", "write `metric` and `goal`");
+    refused("metric = \"f1\"\n", "tasks.add.metric: (absent) -> \"f1\"");
+    refused("metric = \"accuracy\"\ngoal = \"minimize\"\n", "");
+    silent_run(&scratch, &server, 6, "metric = \"accuracy\"\ngoal = \"maximize\"\n");
+    assert_eq!(scratch.search(Path::new("run.toml"), &["--quiet"])["evaluations"], 6);
+}
+
 #[test]
 fn another_number_of_samples_is_a_change() {
     let (scratch, server) = (Scratch::new(), FaultServer::start(vec![]));
