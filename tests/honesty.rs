@@ -354,11 +354,11 @@ fn no_such_folder() -> Reply {
 }
 
 /// A search of golden models at an endpoint.
-fn write_http_run(scratch: &Scratch, server: &FaultServer) {
+fn write_http_run(scratch: &Scratch, server: &FaultServer, evaluator: &str) {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
     let text = format!(
         "name = \"run\"\n[models]\nbase = {:?}\nsources = [{:?}, {:?}]\n[space]\nmethod = \"task_arithmetic\"\n[budget]\nevaluations = 30\n\
-         [evaluator]\nkind = \"http\"\nendpoints = [\"{}\"]\nstartup_timeout = \"5s\"\n[[tasks]]\nname = \"add\"\n",
+         [evaluator]\nkind = \"http\"\nendpoints = [\"{}\"]\nstartup_timeout = \"5s\"\n{evaluator}[[tasks]]\nname = \"add\"\n",
         golden.join("base"),
         golden.join("a"),
         golden.join("b"),
@@ -373,7 +373,7 @@ fn an_evaluator_that_calls_everything_broken_in_mid_run_stops_it() {
     let scratch = Scratch::new();
     let server = FaultServer::start(std::iter::repeat_with(|| Reply::Good).take(9).collect());
     *server.inner.otherwise.lock().unwrap() = no_such_folder();
-    write_http_run(&scratch, &server);
+    write_http_run(&scratch, &server, "");
     for blamed in [8, 16] {
         let output = scratch.evomerge(&["search", "run.toml"]);
         assert_eq!(output.status.code(), Some(75), "{}", stderr(&output));
@@ -392,6 +392,30 @@ fn an_evaluator_that_calls_everything_broken_in_mid_run_stops_it() {
     let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
     let alarms = status["alarms"].as_array().unwrap();
     assert!(alarms.iter().all(|alarm| alarm["kind"] != "sentinel_drift"), "{status}");
+}
+
+/// A witness that gets no answer is as good as one that is called broken: nobody is asked for ever.
+#[test]
+fn a_witness_that_is_given_up_stops_the_run() {
+    let scratch = Scratch::new();
+    let server = FaultServer::start(std::iter::repeat_with(|| Reply::Good).take(9).collect());
+    *server.inner.otherwise.lock().unwrap() = Reply::Scored(|request, answer| {
+        let is_witness = request["replicate"].as_u64() > Some(0);
+        let (code, class) =
+            if is_witness { ("internal", "infrastructure") } else { ("candidate_invalid", "candidate") };
+        *answer = serde_json::json!({
+            "evaluation_id": answer["evaluation_id"], "candidate_id": answer["candidate_id"], "status": "failed",
+            "instance_id": answer["instance_id"], "fingerprint": answer["fingerprint"],
+            "error": {"code": code, "class": class, "title": "to order", "detail": "to order"},
+        });
+    });
+    write_http_run(&scratch, &server, "max_attempts = 1\n");
+    let output = scratch.evomerge(&["search", "run.toml"]);
+    assert_eq!(output.status.code(), Some(75), "{}", stderr(&output));
+    for word in ["candidates in a row broken", "cannot be scored any more", "internal: to order"] {
+        assert!(stderr(&output).contains(word), "{word}: {}", stderr(&output));
+    }
+    assert!(server.posts() < 24, "{}", server.posts());
 }
 
 #[test]
@@ -417,7 +441,7 @@ fn a_run_whose_baselines_are_all_infeasible_stops() {
     let scratch = Scratch::new();
     let server = FaultServer::start(vec![]);
     *server.inner.otherwise.lock().unwrap() = no_such_folder();
-    write_http_run(&scratch, &server);
+    write_http_run(&scratch, &server, "");
     // Once more: what is recorded stands, so it stops again, without asking.
     for _ in 0..2 {
         let output = scratch.evomerge(&["search", "run.toml"]);

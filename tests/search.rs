@@ -385,6 +385,21 @@ fn soup_takes_scores_from_the_search_and_asks_for_none_twice() {
     assert!(reader.records().all(|record| record.unwrap().get(attempts) == Some("0")));
 }
 
+/// More scores to take over than a search asks for at once.
+#[test]
+fn soup_takes_the_scores_of_many_sources() {
+    let scratch = Scratch::new();
+    let sources: Vec<String> = (0..70).map(|source| format!("s{source}")).collect();
+    let many = rest().replace("[\"a\", \"b\", \"c\"]", &format!("{sources:?}"));
+    assert_ne!(many, rest());
+    let run_file = scratch.run_file("run", 75, "name = \"sphere\"\nsamples = 30", &many);
+    scratch.search(&run_file, &[]);
+    let output = scratch.evomerge(&["soup", run_file.to_str().unwrap(), "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["evaluations"], 75);
+}
+
 #[test]
 fn soup_keeps_the_settings_that_are_for_soups() {
     let scratch = Scratch::new();

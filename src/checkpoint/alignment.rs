@@ -11,6 +11,9 @@ use super::layers::LayerLayout;
 use super::model::Checkpoint;
 use super::tensor_names::{current_name, is_head, is_unread};
 
+/// What torch.compile, distributed training and PEFT call the model in them.
+const WRAPPERS: [&str; 3] = ["_orig_mod", "module", "base_model"];
+
 /// Gives the tensors of models that are merged with each other the longest and newest names that one of them has. What
 /// none calls otherwise keeps its name, and so does what would get the name of another tensor.
 pub fn align_names<'a>(models: impl IntoIterator<Item = &'a mut Checkpoint>) {
@@ -34,7 +37,7 @@ fn add_outer_names(models: &mut [&mut Checkpoint]) {
         kinds.extend(weights_of_layers(model, &longest));
     }
     for (model, layout) in models.iter_mut().zip(&layouts).filter(|(_, layout)| layout.count > 0) {
-        let Some(outer) = longest.strip_suffix(layout.prefix.as_str()).filter(|outer| outer.ends_with('.')) else {
+        let Some(outer) = longest.strip_suffix(layout.prefix.as_str()).filter(|outer| is_inner_model(outer)) else {
             continue;
         };
         if !weights_of_layers(model, &layout.prefix).is_subset(&kinds) {
@@ -42,10 +45,20 @@ fn add_outer_names(models: &mut [&mut Checkpoint]) {
         }
         model.rename_tensors(|name| {
             let whole = format!("{outer}{name}");
-            let is_outside = is_head(name) || known.contains(name) && !known.contains(&newest(&whole));
+            let is_outside = !known.contains(&newest(&whole)) && (is_head(name) || known.contains(name));
             (!is_outside).then_some(whole)
         });
     }
+}
+
+/// Whether this in front of names, with its dot, is an inner model's name: a word, and not what training wraps models in,
+/// which no loader knows.
+fn is_inner_model(outer: &str) -> bool {
+    let word = outer.strip_suffix('.').unwrap_or_default();
+    let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
+    let is_word =
+        word.bytes().next().is_some_and(is_letter) && word.bytes().all(|byte| is_letter(byte) || byte.is_ascii_digit());
+    is_word && !WRAPPERS.contains(&word)
 }
 
 fn newest(name: &str) -> String {
@@ -112,6 +125,35 @@ mod tests {
         align_names([&mut bare, &mut other, &mut strange]);
         assert_eq!(names(&bare), own);
         assert_eq!(names(&strange), ["former.h.0.ln.weight", "former.h.1.ln.weight"]);
+    }
+
+    #[test]
+    fn what_training_wraps_models_in_is_added_to_none() {
+        let folder = tempfile::tempdir().unwrap();
+        for outer in ["_orig_mod.", "module.", "base_model.model.", "0.auto_model.", "model.language_model.", "Model."]
+        {
+            let own = ["layers.0.mlp.weight", "layers.1.mlp.weight"];
+            let wrapped = own.map(|name| format!("{outer}{name}"));
+            let mut bare = model(folder.path(), "bare", &own);
+            let mut other = model(folder.path(), "other", &wrapped.each_ref().map(String::as_str));
+            align_names([&mut bare, &mut other]);
+            assert_eq!((names(&bare), names(&other)), (own.to_vec(), wrapped.each_ref().map(String::as_str).to_vec()));
+        }
+    }
+
+    #[test]
+    fn a_head_goes_where_the_others_have_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = ["layers.0.mlp.weight", "layers.1.mlp.weight", "lm_head.weight"];
+        for (head, expected) in [("model.lm_head.weight", "model.lm_head.weight"), ("lm_head.weight", "lm_head.weight")]
+        {
+            let mut bare = model(folder.path(), "bare", &own);
+            let mut other =
+                model(folder.path(), "other", &["model.layers.0.mlp.weight", "model.layers.1.mlp.weight", head]);
+            align_names([&mut bare, &mut other]);
+            assert_eq!(names(&bare), names(&other));
+            assert!(names(&bare).contains(&expected), "{:?}", names(&bare));
+        }
     }
 
     #[test]

@@ -27,7 +27,11 @@ pub fn compare(models: &[(&str, &Checkpoint)], may_be_missing: impl Fn(&str) -> 
             (Some(own), Some(expected)) if own != expected => differences.push(format!(
                 "{name} is of another architecture than {reference_name}: {own} against {expected} (model_type in config.json)"
             )),
-            _ => differences.extend(found),
+            _ => {
+                differences.extend(found);
+                let renamed = [(name, model), (reference_name, reference)].into_iter().find(|(_, model)| model.is_renamed());
+                differences.extend(renamed.map(|(name, model)| rename_hint(&quote(name), model)));
+            }
         }
     }
     if differences.is_empty() {
@@ -35,6 +39,16 @@ pub fn compare(models: &[(&str, &Checkpoint)], may_be_missing: impl Fn(&str) -> 
     }
     folders.push(format!("{reference_name}: {}", reference.path().display()));
     Err(CheckpointError::Incompatible { differences, folders })
+}
+
+/// What may help where a model, called `name`, was taken for the inner model of others and does not fit them.
+pub(crate) fn rename_hint(name: &str, model: &Checkpoint) -> String {
+    let example = model.renamed().next().map(|(name, stored)| format!(" ({} for {})", quote(stored), quote(name)));
+    format!(
+        "{name} stores its tensors under other names than the others{}: where it was saved without what they lack, load it with \
+         transformers as the class that config.json of the others names (architectures), and save it again with save_pretrained",
+        example.unwrap_or_default()
+    )
 }
 
 /// A sentence for each way in which `model` differs from `reference`.

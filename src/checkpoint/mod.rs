@@ -30,6 +30,7 @@ pub use adapter::{Factor, LowRank, is_adapter_folder};
 pub use alignment::align_names;
 pub use bus_error::explain_file_signals;
 pub use compatibility::compare;
+pub(crate) use compatibility::rename_hint;
 pub use content::ContentIds;
 pub(crate) use directory::holds_vocabulary;
 pub use directory::{CONFIG_FILE, INDEX_FILE, SINGLE_FILE};

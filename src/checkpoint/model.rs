@@ -261,6 +261,11 @@ impl Checkpoint {
         self.stored_names.iter().map(|(name, stored)| (name.as_str(), stored.as_str()))
     }
 
+    /// Whether some tensor has another name than in the files.
+    pub fn is_renamed(&self) -> bool {
+        !self.stored_names.is_empty()
+    }
+
     /// Gives tensors other names; `None`: a tensor keeps its own. So does one whose new name is taken.
     pub(super) fn rename_tensors(&mut self, new_name: impl Fn(&str) -> Option<String>) {
         let free = |name: &String| !self.tensors.contains_key(name);

@@ -94,10 +94,12 @@ pub enum RepeatPurpose {
     Baseline,
     /// Whether the evaluator still gives the scores that it gave.
     Sentinel,
+    /// Whether the evaluator still scores what it has scored.
+    Witness,
 }
 
 impl RepeatPurpose {
-    const ALL: [Self; 3] = [Self::Finalist, Self::Baseline, Self::Sentinel];
+    const ALL: [Self; 4] = [Self::Finalist, Self::Baseline, Self::Sentinel, Self::Witness];
 
     /// The word for it in the ledger.
     pub const fn name(self) -> &'static str {
@@ -105,6 +107,7 @@ impl RepeatPurpose {
             Self::Finalist => "finalist",
             Self::Baseline => "baseline",
             Self::Sentinel => "sentinel",
+            Self::Witness => "witness",
         }
     }
 }

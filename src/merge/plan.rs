@@ -17,7 +17,7 @@ use super::output::tokenizer_model;
 use super::parameters::ResolvedParameters;
 use super::specification::MethodSpecification;
 use super::vocabulary::rows_of_tokens;
-use crate::checkpoint::is_batch_counter;
+use crate::checkpoint::{is_batch_counter, rename_hint};
 use crate::recipe::{Body, ModelReference, Recipe};
 
 /// A tensor of a model.
@@ -135,10 +135,14 @@ impl MergePlan {
 pub(crate) fn plan(recipe: &Recipe, models: &[Model], truncate_embeddings: bool) -> Result<MergePlan, MergeError> {
     recipe.validate()?;
     plan_valid(recipe, models, truncate_embeddings).map_err(|error| match error {
-        MergeError::Incompatible(reason) => match other_architecture(recipe, models) {
-            Some(architectures) => MergeError::Incompatible(format!("{architectures}; {reason}")),
-            None => MergeError::Incompatible(reason),
-        },
+        MergeError::Incompatible(reason) => {
+            let named = recipe.models();
+            let mut used = models.iter().filter(|model| named.contains(&&model.name));
+            let renamed = used.find(|model| model.checkpoint.is_renamed());
+            let hint = renamed.map(|model| rename_hint(&format!("`{}`", model.name), &model.checkpoint));
+            let sentences = other_architecture(recipe, models).into_iter().chain([reason]).chain(hint);
+            MergeError::Incompatible(sentences.collect::<Vec<_>>().join("; "))
+        }
         other => other,
     })
 }

@@ -200,13 +200,14 @@ impl Search {
             let mut has_more = false;
             if self.may_start() {
                 has_more = self.ask_some()?;
+                self.start_witness()?;
                 self.start_sentinel()?;
                 self.pipeline.start();
             } else {
                 self.pipeline.stop_merging();
             }
             self.show();
-            if self.pipeline.idle() {
+            if !has_more && self.pipeline.idle() {
                 return self.end_reason();
             }
             let already_stopping = self.stop.wanted();
@@ -324,8 +325,10 @@ impl Search {
 
     /// An evaluation ended: to the ledger first, then to everyone else.
     fn finish(&mut self, mut finished: Finished) -> Result<(), SearchError> {
-        if finished.kind == WorkKind::Repeat {
-            return self.finish_sentinel(finished);
+        match finished.kind {
+            WorkKind::Witness => return self.finish_witness(finished),
+            WorkKind::Repeat => return self.finish_sentinel(finished),
+            WorkKind::Search | WorkKind::Holdout => {}
         }
         self.complete(&mut finished)?;
         self.blame.take(&finished);

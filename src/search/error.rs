@@ -143,8 +143,8 @@ pub enum SearchError {
     },
     /// The evaluator calls candidates broken, and a baseline too that it has scored before.
     #[error(
-        "the evaluator has called {in_a_row} candidates in a row broken, and now {witness} too, which it had scored: something \
-         is wrong with the evaluator, not with them; the last reason: {reason}. Mend it, and the same command continues the run. \
+        "the evaluator has called {in_a_row} candidates in a row broken, and {witness}, which it had scored, cannot be scored \
+         any more either: something is wrong with the evaluator, not with them; the last reason: {reason}. Mend it, and the same command continues the run. \
          These candidates keep the worst fitness; --fresh starts anew"
     )]
     BlamesEverything {

@@ -27,6 +27,8 @@ const MOST_REMARKS: usize = 50;
 /// What an evaluation is made for, in the order in which they are started: repeats are few.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WorkKind {
+    /// It repeats an evaluation to see whether the evaluator is ill; nothing else is asked for meanwhile.
+    Witness,
     /// It repeats an evaluation of the search and is none itself.
     Repeat,
     /// An evaluation of the search.
@@ -39,7 +41,7 @@ impl WorkKind {
     /// Kind of the attempts' events in the ledger.
     fn attempt_event(self) -> &'static str {
         match self {
-            Self::Repeat => event::REPEAT_ATTEMPTED,
+            Self::Witness | Self::Repeat => event::REPEAT_ATTEMPTED,
             Self::Search => event::ATTEMPTED,
             Self::Holdout => event::HOLDOUT_ATTEMPTED,
         }

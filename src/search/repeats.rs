@@ -24,6 +24,8 @@ use crate::strategy::Outcome;
 
 /// Evaluations in full between two scorings of the sentinel, for evaluators whose answers may vary.
 const SENTINEL_EVERY: NonZeroU64 = NonZeroU64::new(50).unwrap();
+/// The replicate of the first witness, far behind those of the sentinel: how many witnesses there are depends on timing.
+const FIRST_WITNESS: u32 = 1 << 20;
 /// Finalists of a run without a hold-out.
 const FINALISTS: usize = 5;
 
@@ -75,6 +77,19 @@ impl Rescoring<'_> {
     /// A finalist's second scoring.
     fn finalist(&self, asked: &AskedRecord) -> Result<Work, SearchError> {
         self.work(asked, 1)
+    }
+
+    /// The next witness, which no cache of answers knows.
+    pub fn next_witness(&self, asked: &AskedRecord) -> Result<Work, SearchError> {
+        let asked_before = self.ledger.repeats_for(RepeatPurpose::Witness)?.len() as u32;
+        let work = self.work(asked, FIRST_WITNESS.saturating_add(asked_before))?;
+        Ok(Work { kind: WorkKind::Witness, ..work })
+    }
+
+    /// Records what came of a witness.
+    pub fn witness(&self, mut finished: Finished) -> Result<(), SearchError> {
+        let objective = finished.settle(&self.prepared.objective);
+        self.record(&finished, objective, RepeatPurpose::Witness, None)
     }
 
     /// The next scoring of the sentinel; after a kill it is the same again, so that an evaluator knows it.

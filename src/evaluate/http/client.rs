@@ -33,7 +33,7 @@ pub(super) struct Limits {
     pub grace: Duration,
     /// Largest answer in bytes; reading stops there.
     pub body: usize,
-    /// Bytes of an error that are read: its code and a text for people.
+    /// Bytes of an error that are read: a document of the protocol, or the beginning of a text for people.
     pub error: usize,
 }
 
@@ -45,7 +45,7 @@ impl Default for Limits {
             idle: Duration::from_secs(120),
             grace: Duration::from_secs(60),
             body: 64 << 20,
-            error: 64 << 10,
+            error: 4 << 20,
         }
     }
 }
@@ -184,7 +184,7 @@ async fn read_answer(request: RequestBuilder, limits: &Limits) -> Result<Answer,
         })?;
         let Some(chunk) = chunk.map_err(|error| broken(&error))? else { break };
         if is_error && body.len() + chunk.len() > limits.error {
-            // What is read says enough, and numbers by the million would take a hundred times their text in memory.
+            // What is read says enough.
             body.extend(chunk.iter().take(limits.error - body.len()));
             break;
         }

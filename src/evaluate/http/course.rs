@@ -182,10 +182,6 @@ impl<'a> Course<'a> {
                 let wait = pool.policy.wait(judgement.retry_after, drawn);
                 pool.busy(&endpoint, &judgement.fault, wait);
                 drop(lease);
-                // Who is busy with another evaluation of ours is there.
-                if pool.is_at_work() {
-                    self.clock.clear();
-                }
                 pool.check_outage(&self.clock, judgement.fault)?;
             }
             Reaction::Timeout => {

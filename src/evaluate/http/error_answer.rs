@@ -11,6 +11,9 @@ use crate::evaluate::judgement::{Judgement, Reaction, of_known_problem};
 use crate::evaluate::protocol::WireProblem;
 use crate::evaluate::text::shortened;
 
+/// Bytes of a body that is not the protocol's in which a text for people is looked for.
+const FOREIGN: usize = 64 << 10;
+
 /// What a status says when the body says nothing. The candidate is never blamed by a bare status.
 fn by_status(status: u16) -> (&'static str, FaultClass, Reaction) {
     use FaultClass::{Configuration, Infrastructure};
@@ -33,16 +36,9 @@ fn by_status(status: u16) -> (&'static str, FaultClass, Reaction) {
 pub(super) fn of_error_answer(answer: &Answer) -> Judgement {
     let (code, class, reaction) = by_status(answer.status);
     let guess = |text| Judgement::new(reaction, class, code, describe(answer, text));
-    let (mut judgement, is_guess) = match serde_json::from_slice::<Value>(&answer.body) {
-        Ok(Value::Object(body)) => {
-            let problem = serde_json::from_value::<WireProblem>(Value::Object(body.clone())).ok();
-            match problem.and_then(|problem| of_known_problem(&problem)) {
-                Some(judgement) => (judgement, false),
-                None => (guess(message_of(&Value::Object(body))), true),
-            }
-        }
-        _ => (guess(text_of(answer)), true),
-    };
+    let known = problem_of(&answer.body).and_then(|problem| of_known_problem(&problem));
+    let is_guess = known.is_none();
+    let mut judgement = known.unwrap_or_else(|| guess(foreign_text(&answer.body)));
     if let Some(wait) = answer.retry_after {
         judgement.retry_after = Some(wait);
     }
@@ -58,6 +54,26 @@ pub(super) fn of_error_answer(answer: &Answer) -> Judgement {
     judgement
 }
 
+/// The protocol's error document. What it does not know of one is passed over unread: as values, numbers by the million
+/// would take a hundred times their text in memory.
+fn problem_of(body: &[u8]) -> Option<WireProblem> {
+    // A list would be taken for the fields in their order.
+    let is_object = body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
+    if is_object { serde_json::from_slice(body).ok() } else { None }
+}
+
+/// What a body that is not the protocol's says.
+fn foreign_text(body: &[u8]) -> Option<String> {
+    if body.len() <= FOREIGN
+        && let Ok(object @ Value::Object(_)) = serde_json::from_slice(body)
+    {
+        return message_of(&object);
+    }
+    let text = String::from_utf8_lossy(&body[..body.len().min(FOREIGN)]);
+    let text = text.trim();
+    (!text.is_empty()).then(|| shortened(text))
+}
+
 /// The text of an error object in one of the shapes that servers use.
 fn message_of(body: &Value) -> Option<String> {
     let inside = body.get("error").unwrap_or(body);
@@ -69,12 +85,6 @@ fn message_of(body: &Value) -> Option<String> {
         }
     }
     inside.as_str().map(shortened)
-}
-
-fn text_of(answer: &Answer) -> Option<String> {
-    let text = String::from_utf8_lossy(&answer.body);
-    let text = text.trim();
-    (!text.is_empty()).then(|| shortened(text))
 }
 
 fn describe(answer: &Answer, text: Option<String>) -> String {

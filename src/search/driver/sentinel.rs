@@ -72,35 +72,24 @@ impl Search {
         chosen.filter(|_| told().count() as u64 == baselines).map(|row| row.index)
     }
 
-    /// Has the sentinel scored again if it is time, or if the evaluator blames candidates in a row.
+    /// Has the sentinel scored again if it is time.
     pub(super) fn start_sentinel(&mut self) -> Result<(), SearchError> {
-        if self.sentinel.open.is_some() {
+        let Some(every) = self.repeats.sentinel else { return Ok(()) };
+        let spent = self.spent();
+        if self.sentinel.open.is_some() || spent < self.sentinel.due_at + every.get() {
             return Ok(());
         }
-        let spent = self.spent();
-        let regular = self.repeats.sentinel.filter(|every| spent >= self.sentinel.due_at + every.get());
-        let regular = regular.map(|every| spent / every * every.get());
-        let Some(due_at) = regular.or(self.blame.is_suspicious().then_some(spent)) else { return Ok(()) };
-        let Some(index) = self.witness() else { return Ok(()) };
+        let Some(index) = self.known_baseline() else { return Ok(()) };
         let work = self.rescoring().next_sentinel(&self.ledger.asked_at(index)?)?;
         self.pipeline.add(work);
-        self.sentinel = Sentinel {
-            index: Some(index),
-            due_at: regular.unwrap_or(self.sentinel.due_at),
-            made_at: self.sentinel.made_at,
-            open: Some(due_at),
-        };
+        let due_at = spent / every * every.get();
+        self.sentinel = Sentinel { index: Some(index), due_at, made_at: self.sentinel.made_at, open: Some(due_at) };
         Ok(())
     }
 
-    /// The evaluation that the sentinel repeats; `None`: no baseline has a score yet.
-    fn witness(&self) -> Option<u64> {
+    /// The evaluation that sentinel and witness repeat; `None`: no baseline has a score yet.
+    pub(super) fn known_baseline(&self) -> Option<u64> {
         self.sentinel.index.or_else(|| self.choose_sentinel())
-    }
-
-    /// Whether nothing more is asked for until the sentinel has told if the evaluator is to blame.
-    pub(super) fn waits_for_witness(&self) -> bool {
-        self.blame.is_suspicious() && self.witness().is_some()
     }
 
     pub(super) fn finish_sentinel(&mut self, finished: Finished) -> Result<(), SearchError> {
@@ -108,18 +97,6 @@ impl Search {
         // Given up, it has told nothing: at the end of the search it is asked once more.
         if finished.status != Status::Failed {
             self.sentinel.made_at = spent;
-        }
-        match finished.status {
-            Status::Scored if self.blame.is_suspicious() => self.blame.allay(),
-            // No drift: the evaluator is ill, and what it said is not kept.
-            Status::Infeasible if self.blame.is_suspicious() => {
-                return Err(SearchError::BlamesEverything {
-                    in_a_row: self.blame.in_a_row(),
-                    witness: self.rows.get(&finished.index).map_or_else(String::new, |row| row.origin.clone()),
-                    reason: finished.error.unwrap_or_default(),
-                });
-            }
-            _ => {}
         }
         Rescoring { spent, ..self.rescoring() }.sentinel(finished)
     }

@@ -112,6 +112,8 @@ enum Look {
     AllPaused(Fault),
     /// Healthy, but every place is taken.
     Busy,
+    /// Nothing can be used now, but something has an evaluation of ours: its answer will tell.
+    AtWork,
     /// Nothing can be used now.
     Down(Fault),
 }
@@ -162,6 +164,7 @@ impl Pool {
                 Look::Lease(lease) => return Ok(lease),
                 Look::AllPaused(fault) => return Err(EvaluateError::Configuration(fault)),
                 Look::Busy => clock.clear(),
+                Look::AtWork => {}
                 Look::Down(fault) => {
                     clock.start();
                     self.check_outage(clock, fault)?;
@@ -176,10 +179,11 @@ impl Pool {
     }
 
     /// # Errors
-    /// Outage when `clock` and the last answer that anyone got both lie further back than `max_outage`.
+    /// Outage when `clock` and the last answer that anyone got both lie further back than `max_outage`, and nothing is at
+    /// work on an evaluation of ours: an endpoint with one place turns others away.
     pub fn check_outage(&self, clock: &OutageClock, fault: Fault) -> Result<(), EvaluateError> {
         match clock.since {
-            Some(since) if self.stalled_since(since).elapsed() > self.max_outage => {
+            Some(since) if self.stalled_since(since).elapsed() > self.max_outage && !self.is_at_work() => {
                 let waited = self.max_outage.as_secs_f64();
                 let detail = format!(
                     "{}; nothing answered for {waited:.0} s (evaluator.max_outage); the same command continues the run when \
@@ -214,7 +218,6 @@ impl Pool {
                 continue;
             }
             fault = state.last_fault.clone().or(fault);
-            alive |= state.is_at_work();
             if state.alive(now) {
                 alive = true;
                 if !(keep_out && barred.contains(&index)) && state.in_use < state.limit(endpoint.in_flight) {
@@ -241,10 +244,16 @@ impl Pool {
         let all_paused = self.endpoints.iter().all(|endpoint| endpoint.state().paused.is_some());
         match (all_paused, paused) {
             (true, Some(fault)) => Look::AllPaused(fault),
+            _ if self.is_at_work() => Look::AtWork,
             _ => Look::Down(fault.unwrap_or_else(|| {
                 Fault::new(FaultClass::Infrastructure, "unreachable", "no endpoint has answered yet")
             })),
         }
+    }
+
+    /// Whether an endpoint has an evaluation of ours now, and nothing says that it is ill.
+    fn is_at_work(&self) -> bool {
+        self.endpoints.iter().any(|endpoint| endpoint.state().is_at_work())
     }
 
     /// How long to sleep before something can have changed by time alone.
@@ -262,7 +271,8 @@ impl Pool {
                 wait = wait.min(instant - now);
             }
         }
-        if let Some(since) = clock.since {
+        // Whoever is at work reports by `changed`.
+        if let Some(since) = clock.since.filter(|_| !self.is_at_work()) {
             let until_outage = self.max_outage.saturating_sub(self.stalled_since(since).elapsed());
             wait = wait.min(until_outage + Duration::from_millis(1));
         }
@@ -429,11 +439,6 @@ impl Pool {
         if news {
             (self.notify)(&format!("waiting for endpoint {}: {}", endpoint.label, fault.detail));
         }
-    }
-
-    /// Whether an endpoint has an evaluation of ours now, and nothing says that it is ill.
-    pub fn is_at_work(&self) -> bool {
-        self.endpoints.iter().any(|endpoint| endpoint.state().is_at_work())
     }
 
     /// An endpoint asks to be left alone for a while. Short waits are everyday; a long one is told, once until it

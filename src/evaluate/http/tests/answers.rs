@@ -280,6 +280,10 @@ async fn of_an_error_no_more_is_read_than_people_need() {
     assert_eq!(bench.codes(), ["internal"]);
     let fault = bench.attempts()[0].fault.clone().unwrap();
     assert!(fault.detail.contains("HTTP 500: boom 0, 0, "), "{fault}");
+    // A document of the protocol may be long: a traceback, say.
+    let trace = serde_json::json!({"code": "candidate_invalid", "class": "candidate", "detail": "x".repeat(50_000), "frames": vec![0; 99]});
+    let server = FaultServer::start(vec![Reply::Status(422, &[], trace.to_string())]);
+    assert!(matches!(Bench::of(&[&server]).evaluate().await, Err(EvaluateError::Candidate(_))));
 }
 
 #[tokio::test]

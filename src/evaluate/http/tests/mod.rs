@@ -71,7 +71,7 @@ impl Bench {
                 idle: Duration::from_millis(200),
                 grace: Duration::from_millis(100),
                 body: 64 << 10,
-                error: 1 << 10,
+                error: 64 << 10,
             },
             tasks: vec![task("add"), task("rev")],
             lines: Arc::default(),

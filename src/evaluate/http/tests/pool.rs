@@ -54,13 +54,31 @@ async fn an_endpoint_at_work_is_no_outage() {
     bench.policy = RetryPolicy::scaled(0.05);
     let evaluator = bench.connect().await.unwrap();
     let second = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        while server.posts() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         bench.score(&evaluator).await
     };
     let (first, second) = tokio::join!(bench.score(&evaluator), second);
     assert_scored(&first.unwrap());
     // Nobody is at work any more, and everything is turned away.
     assert!(matches!(second, Err(EvaluateError::Outage(_))), "{second:?}");
+}
+
+/// A request that is turned away a moment later is no work.
+#[tokio::test]
+async fn many_evaluations_that_are_turned_away_are_an_outage() {
+    let server = FaultServer::start(vec![]);
+    server.inner.capabilities.lock().unwrap()["limits"]["max_inflight"] = json!(4);
+    *server.inner.otherwise.lock().unwrap() = Reply::Status(503, &[("Retry-After", "1")], String::new());
+    let mut bench = Bench::of(&[&server]);
+    bench.config.in_flight = NonZeroUsize::new(4).unwrap();
+    bench.patience.max_outage = Duration::from_millis(300);
+    bench.policy = RetryPolicy::scaled(0.05);
+    let evaluator = bench.connect().await.unwrap();
+    let all = futures_util::future::join_all((0..4).map(|_| bench.score(&evaluator)));
+    let ended = tokio::time::timeout(Duration::from_secs(15), all).await.unwrap();
+    assert!(ended.iter().any(|end| matches!(end, Err(EvaluateError::Outage(_)))), "{ended:?}");
 }
 
 #[tokio::test]
