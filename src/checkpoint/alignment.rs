@@ -11,8 +11,10 @@ use super::layers::LayerLayout;
 use super::model::Checkpoint;
 use super::tensor_names::{current_name, is_head, is_unread};
 
-/// What torch.compile, distributed training and PEFT call the model in them.
-const WRAPPERS: [&str; 3] = ["_orig_mod", "module", "base_model"];
+/// What classes of transformers with a head call the model in them (`base_model_prefix`), where it is not called by its
+/// type.
+const INNER_MODELS: [&str; 8] =
+    ["model", "transformer", "backbone", "language_model", "bert", "roberta", "deberta", "vit"];
 
 /// Gives the tensors of models that are merged with each other the longest and newest names that one of them has. What
 /// none calls otherwise keeps its name, and so does what would get the name of another tensor.
@@ -31,34 +33,36 @@ fn add_outer_names(models: &mut [&mut Checkpoint]) {
     let layouts: Vec<LayerLayout> = models.iter().map(|model| model.layers()).collect();
     let with_layers = layouts.iter().filter(|layout| layout.count > 0);
     let Some(longest) = with_layers.map(|layout| layout.prefix.clone()).max_by_key(String::len) else { return };
+    let types: BTreeSet<String> =
+        models.iter().filter_map(|model| Some(model.model_type()?.replace('-', "_"))).collect();
     let (mut known, mut kinds) = (BTreeSet::new(), BTreeSet::new());
     for (model, _) in models.iter().zip(&layouts).filter(|(_, layout)| layout.prefix == longest) {
         known.extend(model.tensors().keys().map(|name| newest(name)));
         kinds.extend(weights_of_layers(model, &longest));
     }
     for (model, layout) in models.iter_mut().zip(&layouts).filter(|(_, layout)| layout.count > 0) {
-        let Some(outer) = longest.strip_suffix(layout.prefix.as_str()).filter(|outer| is_inner_model(outer)) else {
+        let Some(outer) = longest.strip_suffix(layout.prefix.as_str()) else { continue };
+        let own = layout.prefix.split('.').next().unwrap_or_default();
+        let is_inner = |word: &str| is_inner_model(word, &types);
+        if !outer.strip_suffix('.').is_some_and(is_inner) || is_inner(own) {
             continue;
-        };
+        }
         if !weights_of_layers(model, &layout.prefix).is_subset(&kinds) {
             continue;
         }
         model.rename_tensors(|name| {
             let whole = format!("{outer}{name}");
-            let is_outside = !known.contains(&newest(&whole)) && (is_head(name) || known.contains(name));
+            let is_known = |name: &str| known.contains(&newest(name));
+            let is_outside = !is_known(&whole) && (is_head(name) || is_known(name));
             (!is_outside).then_some(whole)
         });
     }
 }
 
-/// Whether this in front of names, with its dot, is an inner model's name: a word, and not what training wraps models in,
-/// which no loader knows.
-fn is_inner_model(outer: &str) -> bool {
-    let word = outer.strip_suffix('.').unwrap_or_default();
-    let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
-    let is_word =
-        word.bytes().next().is_some_and(is_letter) && word.bytes().all(|byte| is_letter(byte) || byte.is_ascii_digit());
-    is_word && !WRAPPERS.contains(&word)
+/// Whether loaders know this word as an inner model's name in models of these types. (Training wraps models in other ones,
+/// `_orig_mod` or `module`, which none knows.)
+fn is_inner_model(word: &str, types: &BTreeSet<String>) -> bool {
+    INNER_MODELS.contains(&word) || types.contains(word)
 }
 
 fn newest(name: &str) -> String {
@@ -130,9 +134,19 @@ mod tests {
     #[test]
     fn what_training_wraps_models_in_is_added_to_none() {
         let folder = tempfile::tempdir().unwrap();
-        for outer in ["_orig_mod.", "module.", "base_model.model.", "0.auto_model.", "model.language_model.", "Model."]
-        {
-            let own = ["layers.0.mlp.weight", "layers.1.mlp.weight"];
+        let own = ["layers.0.mlp.weight", "layers.1.mlp.weight"];
+        let inner = own.map(|name| format!("model.{name}"));
+        let inner = inner.each_ref().map(String::as_str);
+        for (own, outer) in [
+            (own, "_orig_mod."),
+            (own, "_forward_module."),
+            (own, "base_model.model."),
+            (own, "0.auto_model."),
+            (own, "model.language_model."),
+            (own, "student."),
+            (inner, "model."),
+            (inner, "module."),
+        ] {
             let wrapped = own.map(|name| format!("{outer}{name}"));
             let mut bare = model(folder.path(), "bare", &own);
             let mut other = model(folder.path(), "other", &wrapped.each_ref().map(String::as_str));

@@ -29,8 +29,10 @@ pub fn compare(models: &[(&str, &Checkpoint)], may_be_missing: impl Fn(&str) -> 
             )),
             _ => {
                 differences.extend(found);
-                let renamed = [(name, model), (reference_name, reference)].into_iter().find(|(_, model)| model.is_renamed());
-                differences.extend(renamed.map(|(name, model)| rename_hint(&quote(name), model)));
+                let names = [model, reference].map(|model| model.tensors().keys());
+                if model.is_renamed() && !names[0].clone().eq(names[1].clone()) {
+                    differences.push(rename_hint(&quote(name), model));
+                }
             }
         }
     }
@@ -45,8 +47,9 @@ pub fn compare(models: &[(&str, &Checkpoint)], may_be_missing: impl Fn(&str) -> 
 pub(crate) fn rename_hint(name: &str, model: &Checkpoint) -> String {
     let example = model.renamed().next().map(|(name, stored)| format!(" ({} for {})", quote(stored), quote(name)));
     format!(
-        "{name} stores its tensors under other names than the others{}: where it was saved without what they lack, load it with \
-         transformers as the class that config.json of the others names (architectures), and save it again with save_pretrained",
+        "{name} stores its tensors under other names than the others{}: if it was saved from a smaller class, load it with transformers \
+         as the class that config.json of the others names (architectures), and save it again with save_pretrained (a head that it \
+         never had would be random numbers)",
         example.unwrap_or_default()
     )
 }

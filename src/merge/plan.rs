@@ -17,7 +17,7 @@ use super::output::tokenizer_model;
 use super::parameters::ResolvedParameters;
 use super::specification::MethodSpecification;
 use super::vocabulary::rows_of_tokens;
-use crate::checkpoint::{is_batch_counter, rename_hint};
+use crate::checkpoint::is_batch_counter;
 use crate::recipe::{Body, ModelReference, Recipe};
 
 /// A tensor of a model.
@@ -135,14 +135,10 @@ impl MergePlan {
 pub(crate) fn plan(recipe: &Recipe, models: &[Model], truncate_embeddings: bool) -> Result<MergePlan, MergeError> {
     recipe.validate()?;
     plan_valid(recipe, models, truncate_embeddings).map_err(|error| match error {
-        MergeError::Incompatible(reason) => {
-            let named = recipe.models();
-            let mut used = models.iter().filter(|model| named.contains(&&model.name));
-            let renamed = used.find(|model| model.checkpoint.is_renamed());
-            let hint = renamed.map(|model| rename_hint(&format!("`{}`", model.name), &model.checkpoint));
-            let sentences = other_architecture(recipe, models).into_iter().chain([reason]).chain(hint);
-            MergeError::Incompatible(sentences.collect::<Vec<_>>().join("; "))
-        }
+        MergeError::Incompatible(reason) => match other_architecture(recipe, models) {
+            Some(architectures) => MergeError::Incompatible(format!("{architectures}; {reason}")),
+            None => MergeError::Incompatible(reason),
+        },
         other => other,
     })
 }
@@ -301,8 +297,12 @@ fn other_prefix(model: &Model, expected: &Model) -> String {
     let reason = match are_alike {
         true => {
             let (short, long) = if own.len() < other.len() { (model, expected) } else { (expected, model) };
+            let outer = long.layout.prefix.strip_suffix(short.layout.prefix.as_str()).filter(|outer| !outer.is_empty());
+            let wrapped = outer.map_or_else(String::new, |outer| {
+                format!("if training wrapped `{}` in `{outer}`, take that off the names in its files; else ", long.name)
+            });
             format!(
-                "their weights have the same names behind that; load `{}` with transformers as the class that \
+                "their weights have the same names behind that; {wrapped}load `{}` with transformers as the class that \
                  config.json of `{}` names (architectures), and save it again with save_pretrained",
                 short.name, long.name
             )

@@ -32,6 +32,9 @@ pub enum Reply {
     Cut,
     /// As `Cut`, and from then on the server is a new one (another instance id).
     Die,
+    /// 503 after a while that differs from request to request.
+    #[allow(dead_code, reason = "not every test needs it")]
+    SlowlyBusy,
     /// Nothing, until the client gives up.
     Hang,
     /// The head of an answer and a little of its body, then nothing.
@@ -219,6 +222,11 @@ fn write_reply(
             let mut answer = good_answer(seen, inner);
             score(&seen.json(), &mut answer);
             out.write_all(http(200, &[], &answer.to_string()).as_bytes())
+        }
+        Reply::SlowlyBusy => {
+            let turn = inner.seen.lock().unwrap().len() as u64;
+            std::thread::sleep(Duration::from_millis(50 + turn * 37 % 200));
+            out.write_all(http(503, &[("Retry-After", "1")], "busy").as_bytes())
         }
         Reply::Status(status, headers, body) => out.write_all(http(*status, headers, body).as_bytes()),
         Reply::Raw(bytes) => out.write_all(bytes.as_bytes()),

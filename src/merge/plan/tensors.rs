@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::shapes::common_shape;
 use super::stages::{Source, Stage};
 use super::{Action, PlannedInput, PlannedTensor, Planner};
-use crate::checkpoint::{Dtype, TensorInfo, is_batch_counter, is_head, is_input_embedding, is_rotary_table, is_unread};
+use crate::checkpoint::{
+    Dtype, TensorInfo, is_batch_counter, is_head, is_input_embedding, is_rotary_table, is_unread, rename_hint,
+};
 use crate::merge::MergeError;
 use crate::merge::mergekit_order::leaves_out;
 use crate::merge::model::Model;
@@ -198,6 +200,9 @@ impl<'a> Planner<'a> {
                     None => "; if it is of no use to the merge, take it out of the one model's files",
                     Some(_) => "",
                 };
+                let renamed = [has.source.model, lacks.model].into_iter().find(|model| model.checkpoint.is_renamed());
+                let hint = renamed.map(|model| rename_hint(&format!("`{}`", model.name), &model.checkpoint));
+                let advice = hint.map_or_else(|| advice.to_owned(), |hint| format!("; {hint}"));
                 Err(MergeError::Incompatible(format!(
                     "model `{}` ({}) has tensor `{name}`, model `{}` ({}) lacks it: they have different architectures{advice}",
                     has.source.model.name,

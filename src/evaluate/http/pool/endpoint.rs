@@ -41,6 +41,8 @@ pub(super) struct State {
     /// Refused us (401, 403, another fingerprint): not asked again.
     pub(super) paused: Option<Fault>,
     pub(super) in_use: usize,
+    /// When each of the evaluations there was sent.
+    pub(super) begun: Vec<Instant>,
     /// Counted faults since the last good answer.
     pub(super) faults_in_row: u32,
     /// It has scored a candidate.
@@ -100,9 +102,10 @@ impl State {
         self.facts.is_some() && !self.breaker_open && self.paused.is_none() && self.rested(now)
     }
 
-    /// Whether it has an evaluation of ours, and nothing says that it is ill.
-    pub(super) fn is_at_work(&self) -> bool {
-        self.in_use > 0 && self.facts.is_some() && !self.breaker_open && self.paused.is_none()
+    /// Whether it has had an evaluation of ours since then, and nothing says that it is ill.
+    pub(super) fn is_at_work_since(&self, since: Instant) -> bool {
+        let is_well = self.facts.is_some() && !self.breaker_open && self.paused.is_none();
+        is_well && self.begun.iter().any(|begun| *begun <= since)
     }
 
     /// Nothing more goes there before a health check has passed, the first one after `wait`.

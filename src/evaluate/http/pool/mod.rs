@@ -68,6 +68,7 @@ pub(super) struct Lease {
     pub index: usize,
     pub endpoint: Arc<Endpoint>,
     pub facts: Arc<Facts>,
+    begun: Instant,
     pool: Arc<Pool>,
 }
 
@@ -83,7 +84,12 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.endpoint.state().in_use -= 1;
+        let mut state = self.endpoint.state();
+        state.in_use -= 1;
+        if let Some(place) = state.begun.iter().position(|begun| *begun == self.begun) {
+            state.begun.swap_remove(place);
+        }
+        drop(state);
         self.pool.changed.notify_waiters();
     }
 }
@@ -112,8 +118,6 @@ enum Look {
     AllPaused(Fault),
     /// Healthy, but every place is taken.
     Busy,
-    /// Nothing can be used now, but something has an evaluation of ours: its answer will tell.
-    AtWork,
     /// Nothing can be used now.
     Down(Fault),
 }
@@ -164,7 +168,6 @@ impl Pool {
                 Look::Lease(lease) => return Ok(lease),
                 Look::AllPaused(fault) => return Err(EvaluateError::Configuration(fault)),
                 Look::Busy => clock.clear(),
-                Look::AtWork => {}
                 Look::Down(fault) => {
                     clock.start();
                     self.check_outage(clock, fault)?;
@@ -179,11 +182,11 @@ impl Pool {
     }
 
     /// # Errors
-    /// Outage when `clock` and the last answer that anyone got both lie further back than `max_outage`, and nothing is at
-    /// work on an evaluation of ours: an endpoint with one place turns others away.
+    /// Outage when `clock` and the last answer that anyone got both lie further back than `max_outage`, and no endpoint
+    /// has been at work on an evaluation of ours since then: one with one place turns others away.
     pub fn check_outage(&self, clock: &OutageClock, fault: Fault) -> Result<(), EvaluateError> {
-        match clock.since {
-            Some(since) if self.stalled_since(since).elapsed() > self.max_outage && !self.is_at_work() => {
+        match clock.since.map(|since| self.stalled_since(since)) {
+            Some(since) if since.elapsed() > self.max_outage && !self.is_at_work_since(since) => {
                 let waited = self.max_outage.as_secs_f64();
                 let detail = format!(
                     "{}; nothing answered for {waited:.0} s (evaluator.max_outage); the same command continues the run when \
@@ -233,8 +236,9 @@ impl Pool {
                 && state.in_use < state.limit(endpoint.in_flight)
             {
                 state.in_use += 1;
+                state.begun.push(now);
                 drop(state);
-                return Look::Lease(Lease { index, endpoint, facts, pool: Arc::clone(self) });
+                return Look::Lease(Lease { index, endpoint, facts, begun: now, pool: Arc::clone(self) });
             }
             return Look::Busy;
         }
@@ -244,16 +248,16 @@ impl Pool {
         let all_paused = self.endpoints.iter().all(|endpoint| endpoint.state().paused.is_some());
         match (all_paused, paused) {
             (true, Some(fault)) => Look::AllPaused(fault),
-            _ if self.is_at_work() => Look::AtWork,
             _ => Look::Down(fault.unwrap_or_else(|| {
                 Fault::new(FaultClass::Infrastructure, "unreachable", "no endpoint has answered yet")
             })),
         }
     }
 
-    /// Whether an endpoint has an evaluation of ours now, and nothing says that it is ill.
-    fn is_at_work(&self) -> bool {
-        self.endpoints.iter().any(|endpoint| endpoint.state().is_at_work())
+    /// Whether an endpoint that nothing says is ill has had an evaluation of ours all the time since then. (What was
+    /// sent later may be turned away like everything else.)
+    fn is_at_work_since(&self, since: Instant) -> bool {
+        self.endpoints.iter().any(|endpoint| endpoint.state().is_at_work_since(since))
     }
 
     /// How long to sleep before something can have changed by time alone.
@@ -272,8 +276,9 @@ impl Pool {
             }
         }
         // Whoever is at work reports by `changed`.
-        if let Some(since) = clock.since.filter(|_| !self.is_at_work()) {
-            let until_outage = self.max_outage.saturating_sub(self.stalled_since(since).elapsed());
+        let since = clock.since.map(|since| self.stalled_since(since));
+        if let Some(since) = since.filter(|since| !self.is_at_work_since(*since)) {
+            let until_outage = self.max_outage.saturating_sub(since.elapsed());
             wait = wait.min(until_outage + Duration::from_millis(1));
         }
         wait

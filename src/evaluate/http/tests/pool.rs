@@ -65,12 +65,12 @@ async fn an_endpoint_at_work_is_no_outage() {
     assert!(matches!(second, Err(EvaluateError::Outage(_))), "{second:?}");
 }
 
-/// A request that is turned away a moment later is no work.
+/// A request that is turned away after a while is no work.
 #[tokio::test]
 async fn many_evaluations_that_are_turned_away_are_an_outage() {
     let server = FaultServer::start(vec![]);
     server.inner.capabilities.lock().unwrap()["limits"]["max_inflight"] = json!(4);
-    *server.inner.otherwise.lock().unwrap() = Reply::Status(503, &[("Retry-After", "1")], String::new());
+    *server.inner.otherwise.lock().unwrap() = Reply::SlowlyBusy;
     let mut bench = Bench::of(&[&server]);
     bench.config.in_flight = NonZeroUsize::new(4).unwrap();
     bench.patience.max_outage = Duration::from_millis(300);
