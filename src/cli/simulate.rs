@@ -7,6 +7,7 @@ use super::arguments::Simulate;
 use super::error::CliError;
 use super::output::{Output, table};
 use crate::exit::ExitCode;
+use crate::plural::counted;
 use crate::score::digits;
 use crate::score::simulate::{Allocation, BudgetRow, ScoreMatrix, SimulationPlan, rung_sizes, simulate};
 use crate::search::{RunFolder, ScoreTable, recorded_scores};
@@ -41,11 +42,11 @@ pub(super) fn run(arguments: &Simulate, output: Output) -> Result<ExitCode, CliE
 fn describe(matrix: &ScoreMatrix, plan: &SimulationPlan, sizes: &[usize], rows: &[BudgetRow]) -> String {
     let rungs: Vec<String> = sizes.iter().map(usize::to_string).collect();
     let mut text = format!(
-        "{} candidates, {} samples; best {}; {} repetitions, seed {}; halving {}\n\n",
-        matrix.candidates(),
-        matrix.samples(),
+        "{}, {}; best {}; {}, seed {}; halving {}\n\n",
+        counted(matrix.candidates() as u64, "candidate"),
+        counted(matrix.samples() as u64, "sample"),
         matrix.best().0,
-        plan.repetitions,
+        counted(u64::from(plan.repetitions), "repetition"),
         plan.seed,
         rungs.join(" -> ")
     );

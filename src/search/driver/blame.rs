@@ -25,12 +25,14 @@ impl Blame {
         Self { in_a_row: 0, limit: IN_A_ROW, is_open: false }
     }
 
-    /// Takes in how an evaluation of the search ended. What could not be merged says nothing of the evaluator.
+    /// Takes in how an evaluation of the search ended. What could not be merged, or was taken over from another run, says
+    /// nothing of the evaluator.
     pub(super) fn take(&mut self, finished: &Finished) {
         match finished.status {
+            _ if finished.attempts == 0 => {}
             Status::Scored => self.in_a_row = 0,
-            Status::Infeasible if finished.evaluate_s.is_some() => self.in_a_row = self.in_a_row.saturating_add(1),
-            Status::Infeasible | Status::Failed => {}
+            Status::Infeasible => self.in_a_row = self.in_a_row.saturating_add(1),
+            Status::Failed => {}
         }
     }
 
