@@ -1,6 +1,7 @@
 //! Whole merges of small checkpoints: what is written, and what is refused.
 
 #[path = "support/models.rs"]
+#[allow(dead_code, reason = "shared with the tests of other merges")]
 mod models;
 
 use std::collections::BTreeMap;

@@ -13,6 +13,10 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+pub const HEAD: &str = "lm_head.weight";
+pub const TIE: &str = "tie_word_embeddings";
+
 /// A model to be written: tensors with dtype, shape and bytes, and files beside them.
 #[derive(Clone)]
 pub struct Model {
@@ -168,4 +172,47 @@ pub fn average(left: &[f32], right: &[f32]) -> Vec<f32> {
     left.iter().zip(right).map(|(left, right)| (left + right) / 2.0).collect()
 }
 
+/// The same as [`Model::new`], with its head tied to its embedding.
+pub fn tied(layers: usize, seed: u32) -> Model {
+    let mut model = Model::new(layers, seed);
+    model.remove(HEAD);
+    model.config(json!({ TIE: true }));
+    model
+}
+
+/// The same numbers, cut to their upper half.
+pub fn bfloat16(mut model: Model) -> Model {
+    for (_, dtype, _, bytes) in &mut model.tensors {
+        *dtype = Dtype::BF16;
+        *bytes = bytes.chunks_exact(4).flat_map(|word| [word[2], word[3]]).collect();
+    }
+    model.config(json!({"torch_dtype": "bfloat16"}));
+    model
+}
+
+/// Adds `layers` layers of `tensors` tensors each.
+pub fn add_tower(model: &mut Model, prefix: &str, layers: usize, tensors: usize) {
+    for layer in 0..layers {
+        for tensor in 0..tensors {
+            model.add(&format!("{prefix}{layer}.{tensor}_proj.weight"), &[4, 4], (10 * layer + tensor) as u32);
+        }
+    }
+}
+
+/// Merges into the folder `name` beside the models.
+pub fn merge_into(family: &Family, recipe: &Recipe, name: &str) -> Checkpoint {
+    let output = family.folder.path().join(name);
+    family.merger.materialize(recipe, &output, &MergeOptions::default()).unwrap();
+    Checkpoint::open(&output).unwrap()
+}
+
+/// Stacks runs of layers, each of the model named before it.
+pub fn stack(slices: &[(&str, [usize; 2])]) -> String {
+    let slice = |(model, [first, end]): &(&str, [usize; 2])| {
+        format!("- sources: [{{model: {model}, layer_range: [{first}, {end}]}}]\n")
+    };
+    format!("merge_method: passthrough\nslices:\n{}", slices.iter().map(slice).collect::<String>())
+}
+
 pub const AVERAGE: &str = "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\n";
+pub const DARE: &str = "merge_method: dare_linear\nbase_model: base\nparameters: {weight: 1, density: 0.5}\n";
