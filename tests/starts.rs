@@ -214,6 +214,26 @@ fn another_configuration_of_a_model_is_a_change() {
 }
 
 #[test]
+fn writing_out_what_was_left_open_is_no_change() {
+    let scratch = Scratch::new();
+    let run_file =
+        |strategy: &str| scratch.run_file("run", 12, SPHERE, &format!("{SPACE}{TASKS}[strategy]\n{strategy}"));
+    scratch.search(&run_file(""), &[]);
+    let ledger = rusqlite::Connection::open(scratch.path("results/run/ledger.sqlite")).unwrap();
+    let look_ahead: String =
+        ledger.query_row("SELECT value FROM facts WHERE key = 'look_ahead'", [], |row| row.get(0)).unwrap();
+    let written = format!("kind = \"portfolio\"\nlook_ahead = {look_ahead}\nleast = 0.1\nkeep = \"better\"\n");
+    for strategy in [&written, "kind = \"portfolio\"\nleast = 0.1\n", ""] {
+        assert_eq!(scratch.search(&run_file(strategy), &["--max-evaluations", "14"])["evaluations"], 14);
+    }
+    for (other, named) in [("look_ahead = 7\n", "strategy.look_ahead"), ("least = 0.2\n", "strategy.least")] {
+        let output = scratch.evomerge(&["search", run_file(other).to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+        assert!(stderr(&output).contains(named), "{}", stderr(&output));
+    }
+}
+
+#[test]
 fn decisions_of_the_first_start_that_cannot_be_read_are_bad_data() {
     let scratch = Scratch::new();
     let run_file = scratch.run_file("run", 12, SPHERE, &format!("{SPACE}{TASKS}"));

@@ -8,8 +8,8 @@ use super::facts::json_fact;
 use super::fidelity::Basis;
 use super::prepare::Prepared;
 use super::slots::RUN_ID_DIGITS;
-use super::{SearchError, model_changes};
-use crate::config::{Difference, Goal, RacingConfig, RunConfig, differences};
+use super::{SearchError, model_changes, written_out};
+use crate::config::{Difference, RacingConfig, RunConfig, differences};
 use crate::ledger::{Ledger, fact};
 use crate::recipe::ModelReference;
 
@@ -78,7 +78,7 @@ pub fn freeze(ledger: &Ledger, prepared: &Prepared) -> Result<(Frozen, bool), Se
 pub fn frozen_before(ledger: &Ledger, prepared: &Prepared) -> Result<Option<Frozen>, SearchError> {
     let Some(mut recorded) = json_fact::<Value>(ledger, fact::IDENTITY)? else { return Ok(None) };
     let identity = identity(prepared);
-    write_out_choices(ledger, &mut recorded, &identity)?;
+    written_out::take_in(ledger, &mut recorded, &identity, prepared)?;
     let mut differences = changes(&recorded, &identity);
     differences.extend(reordered(ledger, fact::TASKS, "tasks", &task_names(prepared))?);
     differences.extend(reordered(ledger, fact::GENES, "space.genes", &gene_names(prepared))?);
@@ -94,29 +94,6 @@ pub fn frozen_before(ledger: &Ledger, prepared: &Prepared) -> Result<Option<Froz
     let basis = frozen.race_basis.as_ref();
     let lost = basis.map(|basis| basis.lost(&prepared.tasks, prepared.evaluator.as_ref())).unwrap_or_default();
     if lost.is_empty() { Ok(Some(frozen)) } else { Err(changed(lost)) }
-}
-
-/// Writes into a recorded identity the metrics and directions that the evaluator chose then, where the run file names the same
-/// now: to say what was so all the time is no change.
-fn write_out_choices(ledger: &Ledger, recorded: &mut Value, identity: &Value) -> Result<(), SearchError> {
-    // Ledgers of earlier versions do not tell.
-    let chosen = json_fact::<Vec<Value>>(ledger, fact::OBJECTIVE)?.unwrap_or_default();
-    for chosen in chosen {
-        let Some(name) = chosen["name"].as_str() else { continue };
-        let Some(Value::Object(before)) = recorded["tasks"].get_mut(name) else { continue };
-        let weights = [&chosen["weight"], before.get("weight").unwrap_or(&Value::Null)].map(Value::as_f64);
-        let is_higher_better = match weights {
-            [Some(signed), Some(weight)] => (signed > 0.0) == (weight > 0.0),
-            _ => continue,
-        };
-        let goal = if is_higher_better { Goal::Maximize } else { Goal::Minimize };
-        for (key, value) in [("metric", chosen["metric"].clone()), ("goal", json!(goal.name()))] {
-            if before.get(key).is_none_or(Value::is_null) && identity["tasks"][name][key] == value {
-                before.insert(key.to_owned(), value);
-            }
-        }
-    }
-    Ok(())
 }
 
 /// What a race finds of the evaluator as it is now; `None`: there is no race.

@@ -36,6 +36,7 @@ mod shared_samples;
 pub mod slots;
 mod stop;
 mod verdict_file;
+mod written_out;
 
 pub use best::{best_baseline, best_record};
 pub use budget::{Budget, Pace, recorded_limits};

@@ -121,7 +121,17 @@ pub fn check_settings(config: &StrategyConfig) -> Result<(), StrategyError> {
     Choice::read(config, 0).map(|_| ())
 }
 
+/// Whether two configurations of one kind make the same search in a space of so many genes: settings that are written
+/// out as what they are by default change nothing. False where either cannot be read.
+pub fn are_same_settings(first: &StrategyConfig, second: &StrategyConfig, genes: usize) -> bool {
+    match (Choice::read(first, genes), Choice::read(second, genes)) {
+        (Ok(first), Ok(second)) => first == second,
+        _ => false,
+    }
+}
+
 /// What `[strategy]` says.
+#[derive(PartialEq)]
 struct Choice {
     kind: StrategyKind,
     keep: Keep,
@@ -131,6 +141,7 @@ struct Choice {
 }
 
 /// What proposes candidates after the baselines.
+#[derive(PartialEq)]
 enum Proposer {
     Sampling(Source),
     Genetic(genetic::Parameters),
@@ -201,6 +212,18 @@ mod tests {
             }
             Ok(_) => panic!("{kind} with {settings} was not refused"),
         }
+    }
+
+    #[test]
+    fn settings_that_are_written_out_are_the_same() {
+        let same = |kind, first, second| are_same_settings(&config(kind, first), &config(kind, second), 8);
+        assert!(same(StrategyKind::Genetic, "", "population = 20\nkeep = \"better\""));
+        assert!(!same(StrategyKind::Genetic, "", "population = 21"));
+        assert!(!same(StrategyKind::Genetic, "", "keep = \"not_worse\""));
+        assert!(same(StrategyKind::Portfolio, "least = 0.1", "start = 12"));
+        assert!(!same(StrategyKind::Portfolio, "", "start = 13"));
+        assert!(same(StrategyKind::Sobol, "replacement = false", ""));
+        assert!(!same(StrategyKind::Genetic, "populaton = 9", "populaton = 9"));
     }
 
     #[test]

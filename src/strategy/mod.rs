@@ -32,7 +32,8 @@ use serde::{Deserialize, Serialize};
 
 pub use baselines::baseline_contents;
 pub use build::{
-    SOUP_SETTINGS, SeedGenome, Setup, build, build_raced, check_settings, makes_greedy_soup, tries_model_stock,
+    SOUP_SETTINGS, SeedGenome, Setup, are_same_settings, build, build_raced, check_settings, makes_greedy_soup,
+    tries_model_stock,
 };
 pub use origin::PROMOTION;
 pub use racing::{ONE_REFERENCE_IN, Race};

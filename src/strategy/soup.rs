@@ -55,7 +55,7 @@ pub struct SoupRemoval {
 }
 
 /// Passes that a soup takes over its parts.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Passes {
     /// After the first pass, sources may join again until a whole pass keeps none.
     pub(super) replacement: bool,
