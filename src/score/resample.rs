@@ -11,7 +11,8 @@
 //! whatever the bootstrap says (Fisher's randomization test, 10,000 draws). The bootstrap of three differences that
 //! happen to be equal has no width at all; it takes six samples that differ, all one way, to say anything. (The test
 //! takes differences for as often on one side as on the other, if nothing is better: clusters of samples, or very skewed
-//! differences, are not foreseen.)
+//! differences, are not foreseen.) What some strata clearly gain and others clearly lose is no chance, though it may
+//! cancel out: as far as it does, the signs are those of what the differences have beside it.
 //!
 //! **Differences that are nearly all alike** tell the bootstrap of next to no variation, though others may differ: of
 //! answers that are right or wrong, or of grades. Then the interval reaches at least as far as that of Agresti and Min
@@ -35,6 +36,8 @@ const ENOUGH: f64 = 1_000.0;
 const FEW: usize = 10;
 /// Difference, relative to the largest one, that rounding explains.
 const ROUNDING: f64 = 1e-9;
+/// Fewest samples of a stratum whose mean can be called clearly beside zero, and by how many standard errors.
+const CLEAR: (usize, f64) = (20, 3.0);
 /// Share beyond each end of the interval.
 const TAIL: f64 = 0.025;
 
@@ -53,6 +56,10 @@ impl Stratum {
         self.weighted_differences.len()
     }
 
+    fn weight(&self, place: usize) -> f64 {
+        self.weights.as_ref().map_or(1.0, |weights| weights[place])
+    }
+
     pub(super) fn total(&self) -> f64 {
         self.weights.as_ref().map_or(self.len() as f64, |weights| weights.iter().sum())
     }
@@ -64,8 +71,7 @@ impl Stratum {
     /// Variance of the mean, by the plain (biased) estimate that the bootstrap's own spread has.
     pub(super) fn variance(&self) -> f64 {
         let (mean, total) = (self.mean(), self.total());
-        let weight = |place: usize| self.weights.as_ref().map_or(1.0, |weights| weights[place]);
-        let residual = |(place, difference): (usize, &f64)| (difference - weight(place) * mean).powi(2);
+        let residual = |(place, difference): (usize, &f64)| (difference - self.weight(place) * mean).powi(2);
         self.weighted_differences.iter().enumerate().map(residual).sum::<f64>() / total.powi(2)
     }
 
@@ -108,7 +114,7 @@ impl Stratum {
         let mut total = 0.0;
         let mut take = |place: usize| {
             sum += self.weighted_differences[place];
-            total += self.weights.as_ref().map_or(1.0, |weights| weights[place]);
+            total += self.weight(place);
         };
         // One 64-bit word gives two places; the bias of the multiplication is below n / 2^32.
         let place = |word: u32| ((u64::from(word) * n) >> 32) as usize;
@@ -207,9 +213,11 @@ fn expanded_tail(strata: &[Stratum]) -> f64 {
 fn share_of_signs(strata: &[Stratum], seed: u64) -> f64 {
     let parts: Vec<f64> = strata
         .iter()
-        .flat_map(|stratum| {
+        .zip(traded(strata))
+        .flat_map(|(stratum, traded)| {
             let total = stratum.total();
-            stratum.weighted_differences.iter().map(move |difference| difference / total)
+            let difference = move |place: usize| stratum.weighted_differences[place] - stratum.weight(place) * traded;
+            (0..stratum.len()).map(move |place| difference(place) / total)
         })
         .filter(|part| *part != 0.0)
         .collect();
@@ -219,6 +227,23 @@ fn share_of_signs(strata: &[Stratum], seed: u64) -> f64 {
     let sums = draws(seed, "paired signs", |rng| parts.chunks(64).map(|parts| signed_sum(parts, rng.next_u64())).sum());
     // The signs found are one of the ways.
     (1 + sums.iter().filter(|sum| **sum >= bound).count()) as f64 / (DRAWS + 1) as f64
+}
+
+/// How much of each stratum's mean cancels out against those of others: of the means that are clearly beside zero, what
+/// is gained and what is lost, up to the smaller of both. The sum is zero.
+fn traded(strata: &[Stratum]) -> Vec<f64> {
+    let clear = |stratum: &Stratum| {
+        let (fewest, errors) = CLEAR;
+        let (mean, n) = (stratum.mean(), stratum.len() as f64);
+        let is_clear = stratum.len() >= fewest && mean.powi(2) > errors.powi(2) * stratum.variance() * n / (n - 1.0);
+        if is_clear { mean } else { 0.0 }
+    };
+    let clear: Vec<f64> = strata.iter().map(clear).collect();
+    let gained: f64 = clear.iter().filter(|mean| **mean > 0.0).sum();
+    let lost: f64 = -clear.iter().filter(|mean| **mean < 0.0).sum::<f64>();
+    let both = gained.min(lost);
+    let share = |mean: f64| if mean > 0.0 { both / gained } else { both / lost };
+    clear.into_iter().map(|mean| if both > 0.0 { mean * share(mean) } else { 0.0 }).collect()
 }
 
 /// The sum of up to 64 numbers, each negative where its bit is set.
@@ -310,6 +335,55 @@ mod tests {
         assert_eq!(interval(&strata, 7)[0], 0.0);
         assert_eq!(interval(&[stratum(&[1e100; 3])], 7)[0], 0.0);
         assert!((samples_that_differ(&[stratum(&[1.0, -1.0, 0.0].repeat(50))]) - 100.0).abs() < 1e-9);
+    }
+
+    /// Normal deviates with a mean.
+    fn normal(rng: &mut impl Rng, n: usize, mean: f64, deviation: f64) -> Vec<f64> {
+        use rand_distr::Distribution as _;
+        let normal = rand_distr::Normal::new(mean, deviation).unwrap();
+        (0..n).map(|_| normal.sample(rng)).collect()
+    }
+
+    /// A task that clearly gains and another one that clearly loses are no chance; whether the sum is better is seen by
+    /// how well both are known.
+    #[test]
+    fn tasks_that_trade_off_do_not_hide_what_is_gained() {
+        let mut rng = random::stream(1, "trade", 0);
+        let gains = stratum(&normal(&mut rng, 100, 0.25, 0.01));
+        let loses = stratum(&normal(&mut rng, 100, -0.23, 0.01));
+        assert!(share_of_signs(&[stratum(&gains.weighted_differences)], 7) < 0.001);
+        let [low, high] = interval(&[gains, loses], 7);
+        assert!(low > 0.015 && high < 0.025, "{low} {high}");
+        for n in [20, 50] {
+            let above = (0..400).filter(|seed| {
+                let mut strata = || stratum(&normal(&mut rng, n, 0.25, 0.05));
+                let (gains, mut loses) = (strata(), strata());
+                loses.weighted_differences.iter_mut().for_each(|difference| *difference = -*difference);
+                interval(&[gains, loses], *seed)[0] > 0.0
+            });
+            // 2.5 % of 400, and three standard errors more.
+            let above = above.count();
+            assert!(above <= 19, "{above} of 400 with {n} samples");
+        }
+    }
+
+    /// What cancels out is the smaller of gains and losses; nothing does where all go one way, or nobody can tell.
+    #[test]
+    fn only_clear_gains_and_losses_are_traded() {
+        let of = |n: usize, mean: f64| {
+            let differences: Vec<f64> = (0..n).map(|place| mean + 0.1 * (-1_f64).powi(place as i32)).collect();
+            stratum(&differences)
+        };
+        let traded_is = |strata: &[Stratum], expected: &[f64]| {
+            let found = traded(strata);
+            assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{found:?}, not {expected:?}");
+        };
+        traded_is(&[of(40, 0.5), of(40, 0.3)], &[0.0, 0.0]);
+        traded_is(&[of(40, 0.5), of(40, -0.25), of(40, 0.01)], &[0.25, -0.25, 0.0]);
+        traded_is(&[of(40, 0.1), of(40, 0.3), of(40, -0.8)], &[0.1, 0.3, -0.4]);
+        traded_is(&[of(40, 0.5), of(10, -0.25)], &[0.0, 0.0]);
+        let doubled = Stratum { weights: Some(vec![2.0; 40]), ..of(40, 0.5) };
+        traded_is(&[doubled, of(40, -0.5)], &[0.25, -0.25]);
     }
 
     #[test]
