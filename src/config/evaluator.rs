@@ -24,6 +24,9 @@ const DEFAULT_MAX_NEW_TOKENS: usize = 64;
 const DEFAULT_FUNCTION_SAMPLES: u64 = 100;
 /// Evaluations that one evaluator may be asked for at once.
 const MOST_IN_FLIGHT: usize = 10_000;
+/// Programs that a `command` evaluator may run at once: each takes a process, two threads and a pipe of this machine,
+/// and of the threads for what blocks (`cli::runtime`) some must be left for merges.
+const MOST_PROGRAMS: usize = 256;
 /// More than any machine has cores: they only cost memory and time.
 pub(crate) const MOST_THREADS: usize = 4096;
 /// Samples of a landscape: their ids are held in memory.
@@ -58,8 +61,8 @@ fn read_patience(fields: &mut Fields<'_>) -> Result<Patience, FieldError> {
     Ok(Patience { timeout, startup_timeout, max_outage, max_attempts })
 }
 
-fn read_in_flight(fields: &mut Fields<'_>) -> Result<NonZeroUsize, FieldError> {
-    fields.take("in_flight").map_or(Ok(NonZeroUsize::MIN), |field| field.count_up_to(MOST_IN_FLIGHT))
+fn read_in_flight(fields: &mut Fields<'_>, most: usize) -> Result<NonZeroUsize, FieldError> {
+    fields.take("in_flight").map_or(Ok(NonZeroUsize::MIN), |field| field.count_up_to(most))
 }
 
 fn read_truth(fields: &mut Fields<'_>, key: &'static str) -> Result<bool, FieldError> {
@@ -81,7 +84,7 @@ fn read_http(fields: &mut Fields<'_>, directory: &Path) -> Result<HttpConfig, Fi
     let endpoints = read_endpoints(&fields.require("endpoints", "a list of URLs")?)?;
     let token = read_token(fields, directory)?;
     let allow_insecure_token = read_truth(fields, "allow_insecure_token")?;
-    let in_flight = read_in_flight(fields)?;
+    let in_flight = read_in_flight(fields, MOST_IN_FLIGHT)?;
     let allow_different_fingerprints = read_truth(fields, "allow_different_fingerprints")?;
     let on_timeout = match fields.take("on_timeout") {
         None => OnTimeout::default(),
@@ -166,7 +169,7 @@ fn read_command(fields: &mut Fields<'_>, directory: &Path) -> Result<CommandConf
     program_of(&argv).map_err(|reason| field.error(reason))?;
     Ok(CommandConfig {
         argv,
-        in_flight: read_in_flight(fields)?,
+        in_flight: read_in_flight(fields, MOST_PROGRAMS)?,
         version: fields.take("version").map(|field| field.word().map(str::to_owned)).transpose()?,
         deterministic: read_truth(fields, "deterministic")?,
         directory: directory.to_owned(),
@@ -185,7 +188,7 @@ fn read_function(fields: &mut Fields<'_>) -> Result<FunctionConfig, FieldError> 
     let latency_jitter = duration("latency_jitter")?;
     let mut number = |key| fields.take(key).map_or(Ok(0.0), |field: Field<'_>| field.number());
     let (noise, infeasible_rate, fault_rate) = (number("noise")?, number("infeasible_rate")?, number("fault_rate")?);
-    let in_flight = read_in_flight(fields)?;
+    let in_flight = read_in_flight(fields, MOST_IN_FLIGHT)?;
     let config =
         FunctionConfig { function, noise, samples, latency, latency_jitter, infeasible_rate, fault_rate, in_flight };
     config.check().map_err(|error| fields.located(error))?;
@@ -211,5 +214,30 @@ impl FunctionConfig {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::RunConfig;
+    use super::*;
+
+    const RUN: &str = "name = 'x'\nmodels = { base = 'b', sources = ['p', 'q'] }\nbudget = { evaluations = 9 }\n\
+        space = { method = 'ties', genes = { weight = { low = 0, high = 1.5 }, density = { low = 0.1, high = 1 } } }\n\
+        tasks = [{ name = 'y' }]\n[evaluator]\n";
+
+    fn read_with(evaluator: &str) -> Result<RunConfig, super::super::ConfigError> {
+        RunConfig::parse(&format!("{RUN}{evaluator}"), Path::new("/nowhere"))
+    }
+
+    #[test]
+    fn programs_at_once_are_bounded_by_this_machines_threads_and_endpoints_are_not() {
+        let program = |in_flight: usize| {
+            format!("kind = 'command'\nargv = ['score', '{{result_file}}']\nin_flight = {in_flight}\n")
+        };
+        read_with(&program(256)).unwrap();
+        let error = read_with(&program(257)).unwrap_err().to_string();
+        assert!(error.contains("evaluator.in_flight") && error.contains("must be at most 256, but is 257"), "{error}");
+        read_with("kind = 'http'\nendpoints = ['http://h:1']\nin_flight = 560\n").unwrap();
     }
 }

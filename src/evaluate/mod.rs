@@ -20,6 +20,7 @@ mod fault;
 pub mod function;
 pub mod http;
 mod judgement;
+mod misread;
 #[cfg(feature = "native")]
 pub mod native;
 mod process;
@@ -31,6 +32,7 @@ mod text;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use futures_util::future::BoxFuture;
 use sha2::{Digest, Sha256};
@@ -43,6 +45,17 @@ pub use capabilities::{Capabilities, MetricCapability, TaskCapability};
 pub use fault::{EvaluateError, Fault, FaultClass};
 pub(crate) use http::is_same_server;
 pub use request::{CandidateRequest, EvaluationRequest, EvaluatorTask, Samples, TaskRequest};
+
+/// An endpoint that cannot be asked now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Waiting {
+    /// As the run file names it.
+    pub endpoint: String,
+    /// Since when it cannot be asked.
+    pub since: SystemTime,
+    /// What it last failed with, for people.
+    pub reason: String,
+}
 
 /// Scores candidates. Implementations own their endpoints, their retries and their checks of an answer; what they
 /// return may be recorded as it is.
@@ -86,6 +99,13 @@ pub trait Evaluator: Send + Sync {
         Ok(())
     }
 
+    /// The endpoints that cannot be asked now, because they were not reached since the start or are shut after faults or
+    /// an outage, with since when and why; in the order of the run file. Empty where all can be asked, and for
+    /// evaluators without endpoints. Those that are left out for good are not waited for, so they are not among them.
+    fn waiting(&self) -> Vec<Waiting> {
+        Vec::new()
+    }
+
     /// Scores one candidate, retrying infrastructure faults inside. Cancel-safe; the same request may be sent again.
     /// Every attempt is reported to `attempts` before the next one starts.
     fn evaluate<'a>(
@@ -108,8 +128,9 @@ pub struct ConnectContext {
     pub directory: PathBuf,
     /// Where the evaluator says what it waits for, and what becomes of its endpoints.
     pub notify: Notify,
-    /// Cancelled once the search is to end: attempts under way go on, but nothing waits for an endpoint or for a next
-    /// attempt any more, and evaluations that would end as cancelled.
+    /// Cancelled when a signal asks the search to stop, and only then: not at the end of `wall_clock` or of the rest of
+    /// the budget. Attempts under way go on, but nothing waits for an endpoint or for a next attempt any more, and
+    /// evaluations that would end as cancelled.
     pub stopping: CancellationToken,
 }
 

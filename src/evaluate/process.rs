@@ -68,7 +68,8 @@ impl Drop for KillOnDrop {
 }
 
 /// Runs the program until it ends, `timeout` is over or `cancel` fires; then SIGTERM to its group, and SIGKILL after
-/// `grace`. The whole group has got SIGKILL when this returns.
+/// `grace`. The whole group has got SIGKILL when this returns. A program whose turn has not come when `cancel` fires is
+/// not started at all.
 ///
 /// # Errors
 /// When the program cannot be started or waited for.
@@ -81,12 +82,17 @@ pub(super) async fn run(
     let leader: Leader = Arc::default();
     let tail = Arc::new(Mutex::new(VecDeque::new()));
     let _guard = KillOnDrop(Arc::clone(&leader));
-    let (started, has_started) = oneshot::channel();
+    let (started, mut has_started) = oneshot::channel();
     let (of_leader, of_tail) = (Arc::clone(&leader), Arc::clone(&tail));
     // The thread that starts the program also waits for it: the kernel's death signal goes by the thread.
     let mut waiter = tokio::task::spawn_blocking(move || start_and_wait(program, &of_leader, &of_tail, started));
     // Both a start and a failed start end this wait.
-    let _ = has_started.await;
+    tokio::select! {
+        biased;
+        _ = &mut has_started => {}
+        // It waits for a thread still, which will find nobody waiting for the program.
+        () = cancel.cancelled() => return Ok(Ended { end: End::Cancelled, output: String::new() }),
+    }
     let stopped = tokio::select! {
         status = &mut waiter => return ended(status, &tail),
         () = tokio::time::sleep(timeout) => End::TimedOut,
@@ -121,7 +127,12 @@ fn start_and_wait(
     tail: &Arc<Mutex<VecDeque<u8>>>,
     started: oneshot::Sender<()>,
 ) -> std::io::Result<std::process::ExitStatus> {
+    if started.is_closed() {
+        return Err(std::io::Error::other("nobody waits for the program any more"));
+    }
     let (reader, writer) = std::io::pipe()?;
+    // Before the program: one that is under way would have to be killed again where there is no thread for it.
+    let drained = keep_tail(reader, Arc::clone(tail))?;
     let mut command = match &program.setpriv {
         Some(setpriv) => {
             let mut command = Command::new(setpriv);
@@ -145,7 +156,6 @@ fn start_and_wait(
         // Nobody waits any more.
         signal(leader, Signal::KILL);
     }
-    let drained = keep_tail(reader, Arc::clone(tail));
     // Wait without reaping: until then nobody else can get the number, and the group can be killed safely.
     let wait = || waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
     while matches!(wait(), Err(rustix::io::Errno::INTR)) {}
@@ -158,9 +168,15 @@ fn start_and_wait(
 }
 
 /// Reads all output on a thread of its own, keeping the last bytes; the channel closes at its end.
-fn keep_tail(mut reader: std::io::PipeReader, tail: Arc<Mutex<VecDeque<u8>>>) -> std::sync::mpsc::Receiver<()> {
+///
+/// # Errors
+/// When the machine gives no thread.
+fn keep_tail(
+    mut reader: std::io::PipeReader,
+    tail: Arc<Mutex<VecDeque<u8>>>,
+) -> std::io::Result<std::sync::mpsc::Receiver<()>> {
     let (done, drained) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
+    std::thread::Builder::new().name("program-output".to_owned()).spawn(move || {
         let mut buffer = [0; 8192];
         while let Ok(count) = reader.read(&mut buffer)
             && count > 0
@@ -171,8 +187,8 @@ fn keep_tail(mut reader: std::io::PipeReader, tail: Arc<Mutex<VecDeque<u8>>>) ->
             tail.drain(..excess);
         }
         drop(done);
-    });
-    drained
+    })?;
+    Ok(drained)
 }
 
 /// Where `program` is: itself when it has a slash (relative to `directory`), else searched in `PATH`.
@@ -195,4 +211,46 @@ pub(super) fn find_setpriv() -> Option<PathBuf> {
     trial.args(["--pdeathsig", "KILL", "--", "true"]);
     trial.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     trial.status().is_ok_and(|status| status.success()).then_some(setpriv)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: String) -> Program {
+        let argv = vec![OsString::from("/bin/sh"), "-c".into(), script.into()];
+        Program { argv, directory: "/".into(), setpriv: None }
+    }
+
+    /// The only thread is taken, so a program has to wait for its turn.
+    #[test]
+    fn a_program_that_is_cancelled_before_its_turn_is_never_started() {
+        let folder = tempfile::tempdir().unwrap();
+        let mark = folder.path().join("started");
+        let script = || shell(format!("touch '{}'", mark.display()));
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).enable_all().build().unwrap();
+        let minute = Duration::from_secs(60);
+        runtime.block_on(async {
+            let (release, released) = std::sync::mpsc::channel::<()>();
+            let taken = tokio::task::spawn_blocking(move || released.recv());
+            let cancel = CancellationToken::new();
+            let ended = async { tokio::join!(run(script(), minute, minute, &cancel), async { cancel.cancel() }).0 };
+            let ended = tokio::time::timeout(minute, ended).await.expect("it must not wait for its turn");
+            assert_eq!(ended.unwrap().end, End::Cancelled);
+            {
+                // Given up half-way, without a word.
+                let cancel = CancellationToken::new();
+                let dropped = run(script(), minute, minute, &cancel);
+                tokio::pin!(dropped);
+                assert!(futures_util::poll!(&mut dropped).is_pending());
+            }
+            release.send(()).unwrap();
+            taken.await.unwrap().unwrap();
+            // Blocking work is done in turn: both programs have had theirs when this one has.
+            let ended = run(shell("true".to_owned()), minute, minute, &CancellationToken::new()).await.unwrap();
+            assert_eq!(ended.end, End::Exited(0));
+        });
+        assert!(!mark.exists());
+    }
 }

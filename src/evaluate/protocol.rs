@@ -3,8 +3,10 @@
 //! client.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::{Capabilities, EvaluationRequest, Fault, MetricCapability, Samples, TaskCapability};
@@ -18,6 +20,7 @@ const MOST_GENERATED_IDS: u64 = 10_000_000;
 
 /// `GET /v1/health`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(expecting = "a health document")]
 pub struct WireHealth {
     /// `ok`, `degraded`, `starting` or `draining`.
     pub status: String,
@@ -28,6 +31,7 @@ pub struct WireHealth {
 
 /// `GET /v1/capabilities`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(expecting = "a capabilities document")]
 pub struct WireCapabilities {
     /// Versions of the protocol that the server speaks; one that starts with `1.` must be among them.
     pub protocol: Vec<String>,
@@ -50,6 +54,7 @@ pub struct WireCapabilities {
 
 /// One task that an evaluator offers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(expecting = "a task with its metrics")]
 pub struct WireTaskCapability {
     /// How requests, answers and run files call the task.
     pub name: String,
@@ -72,6 +77,7 @@ pub struct WireTaskCapability {
 
 /// One metric of a task.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(expecting = "a metric with `name` and `higher_is_better`")]
 pub struct WireMetricCapability {
     /// How requests, answers and run files call the metric.
     pub name: String,
@@ -91,6 +97,7 @@ pub struct WireMetricCapability {
 
 /// What an evaluator bears.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(expecting = "an object of limits")]
 pub struct WireLimits {
     /// Evaluations at once; a run keeps to it even if its `in_flight` is larger. `None`: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -203,6 +210,7 @@ pub struct WireTaskRequest {
 /// The answer to a request. Fields that a program may leave out in a result file are optional here; what an endpoint
 /// has to say is enforced when the answer is checked.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(expecting = r#"an evaluation, such as {"tasks": {"TASK": {"metrics": {"METRIC": {"value": 0.5}}}}}"#)]
 pub struct WireEvaluation {
     /// The request's `evaluation_id`: an endpoint must repeat it, a program may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -236,6 +244,7 @@ pub struct WireEvaluation {
 
 /// One task of an answer.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(expecting = r#"a task, such as {"metrics": {"METRIC": {"value": 0.5}}}"#)]
 pub struct WireTaskScores {
     /// Samples scored. An endpoint must say it; a program that leaves it out has scored all that were asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -252,6 +261,7 @@ pub struct WireTaskScores {
 
 /// One metric of an answer.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(expecting = r#"a metric, such as {"value": 0.5}"#)]
 pub struct WireMetric {
     /// `null` with `nonfinite` where the number is not finite.
     pub value: Option<f64>,
@@ -268,6 +278,7 @@ pub struct WireMetric {
 
 /// Scores sample by sample.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(expecting = r#"scores by sample, such as {"ids": [0, 1], "scores": {"METRIC": [0.5, 1]}}"#)]
 pub struct WirePerSample {
     /// Each sample once, in any order: all that were scored.
     pub ids: Vec<SampleId>,
@@ -276,38 +287,114 @@ pub struct WirePerSample {
     pub scores: BTreeMap<String, Vec<Option<f64>>>,
 }
 
-/// An error by RFC 9457 with the protocol's extension members. All optional: real servers leave things out.
+/// An error by RFC 9457 with the protocol's extension members. All optional: real servers leave things out. Each is read
+/// for itself, and one of another type than the protocol's counts as left out: what the others say of who is to blame
+/// must not be lost for it. `type`, `status` and `instance` are not looked at.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(expecting = "an error, such as {\"code\": \"out_of_memory\", \"class\": \"resource\"}")]
 pub struct WireProblem {
-    /// `type`: a URI for the kind of problem; not looked at.
-    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
-    pub kind: Option<String>,
     /// The kind of problem in a few words; shown where there is no `detail`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "text_or_none", skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
-    /// The HTTP status that it came with; not looked at.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub status: Option<u16>,
     /// What went wrong this time, for people.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "text_or_none", skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
     /// The protocol's word for it (`out_of_memory`, `unknown_task`, ...): a known one decides what is done, whatever
     /// the class says.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "text_or_none", skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
     /// Who is to blame (`candidate`, `resource`, `infrastructure`, `configuration`, `cancelled`), which decides where
     /// the code is not known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "text_or_none", skip_serializing_if = "Option::is_none")]
     pub class: Option<String>,
     /// `false`: a further attempt would fail too, so there is none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "truth_or_none", skip_serializing_if = "Option::is_none")]
     pub retryable: Option<bool>,
     /// Seconds to stay away, where the answer has no `Retry-After`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "number_or_none", skip_serializing_if = "Option::is_none")]
     pub retry_after_s: Option<f64>,
     /// `false`: back-pressure, which does not count against the attempts allowed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "truth_or_none", skip_serializing_if = "Option::is_none")]
     pub attempt_counts: Option<bool>,
+}
+
+fn text_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(match Plain::deserialize(deserializer)? {
+        Plain::Text(text) => Some(text),
+        _ => None,
+    })
+}
+
+fn truth_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
+    Ok(match Plain::deserialize(deserializer)? {
+        Plain::Truth(truth) => Some(truth),
+        _ => None,
+    })
+}
+
+fn number_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    Ok(match Plain::deserialize(deserializer)? {
+        Plain::Number(number) => Some(number),
+        _ => None,
+    })
+}
+
+/// A value of any type. Of lists and objects nothing is kept: they may be long.
+enum Plain {
+    Text(String),
+    Truth(bool),
+    Number(f64),
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Plain {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(PlainVisitor)
+    }
+}
+
+struct PlainVisitor;
+
+impl<'de> Visitor<'de> for PlainVisitor {
+    type Value = Plain;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a JSON value")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Plain, E> {
+        Ok(Plain::Text(text.to_owned()))
+    }
+
+    fn visit_bool<E>(self, truth: bool) -> Result<Plain, E> {
+        Ok(Plain::Truth(truth))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Plain, E> {
+        Ok(Plain::Number(number as f64))
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Plain, E> {
+        Ok(Plain::Number(number as f64))
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<Plain, E> {
+        Ok(Plain::Number(number))
+    }
+
+    fn visit_unit<E>(self) -> Result<Plain, E> {
+        Ok(Plain::Other)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Plain, A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Plain::Other)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Plain, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Plain::Other)
+    }
 }
 
 impl WireCapabilities {

@@ -251,9 +251,8 @@ impl CommandEvaluator {
         })?;
         let argv = self.filled_argv(request, folder, desk.path(), slot);
         let program = Program { argv, directory: self.directory.clone(), setpriv: self.setpriv.clone() };
-        let ended = run(program, timeout, self.term_grace, cancel)
-            .await
-            .map_err(|error| Judgement::retry("not_started", format!("cannot run {}: {error}", self.argv[0])))?;
+        let ended =
+            run(program, timeout, self.term_grace, cancel).await.map_err(|error| not_started(&self.argv[0], &error))?;
         let said = if ended.output.is_empty() { String::new() } else { format!("; it said: {}", last(&ended.output)) };
         let because = |what: &str| format!("{} {what}{said}", self.argv[0]);
         match ended.end {
@@ -338,6 +337,17 @@ impl Drop for Slot<'_> {
 
 fn stop(fault: Fault) -> Judgement {
     Judgement { reaction: Reaction::Stop, ..Judgement::of_answer(fault) }
+}
+
+/// The judgement on a program that could not be started or watched.
+fn not_started(program: &str, error: &std::io::Error) -> Judgement {
+    // What the system says where a process or a thread would be one too many.
+    let hint = if error.kind() == std::io::ErrorKind::WouldBlock {
+        "; this machine gives no more processes or threads now: lower `evaluator.in_flight`, or raise the limit (ulimit -u)"
+    } else {
+        ""
+    };
+    Judgement::retry("not_started", format!("cannot run {program}: {error}{hint}"))
 }
 
 fn with_detail(mut judgement: Judgement, said: &str) -> Judgement {

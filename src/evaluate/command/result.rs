@@ -14,21 +14,19 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::super::check::{Completeness, Expected, check, violation};
 use super::super::judgement::{Judgement, of_problem};
+use super::super::misread;
 use super::super::protocol::{WireEvaluation, WireMetric, WireTaskScores};
+use super::super::text::shortened;
 use super::super::{Capabilities, Evaluation, EvaluationRequest};
-use crate::python_json::without_nonfinite;
+use crate::python_json::{mark_nonfinite, without_nonfinite};
 use crate::repeated_keys::refuse_repeated_keys;
 
 /// Larger files are refused.
 const MOST_BYTES: u64 = 64 << 20;
-
-#[derive(Deserialize)]
-struct ShortForm {
-    scores: BTreeMap<String, Option<f64>>,
-}
 
 /// The checked scores of a result file.
 ///
@@ -65,42 +63,138 @@ pub(super) fn read(
             return Err(wrong(format!("the result file's status is {other:?}, expected succeeded or failed")));
         }
     }
-    mark_nonfinite(&mut answer);
+    settle_nonfinite(&mut answer);
     let expected = Expected { request, capabilities, fingerprint: None, completeness: Completeness::Program };
     check(answer, &expected).map_err(Judgement::of_answer)
 }
 
 fn parse(text: &str, request: &EvaluationRequest) -> Result<WireEvaluation, String> {
-    let text = without_nonfinite(text);
-    let not_json = |error: serde_json::Error| format!("the result file is no result document: {error}");
-    refuse_repeated_keys(text.as_bytes()).map_err(not_json)?;
-    let value: serde_json::Value = serde_json::from_str(&text).map_err(not_json)?;
-    match (value.get("tasks").is_some(), value.get("scores").is_some()) {
-        (true, true) => Err("the result file has both `tasks` and `scores`; write one of them".into()),
-        (false, true) => {
-            let short: ShortForm = serde_json::from_value(value).map_err(|error| {
-                format!("`scores` in the result file: {error}; expected one number a task, {{\"scores\": {{\"TASK\": 0.5}}}}")
-            })?;
-            Ok(from_short(short, request))
+    let plain = without_nonfinite(text);
+    let not_json = |error: serde_json::Error| no_document(plain.as_bytes(), &error);
+    refuse_repeated_keys(plain.as_bytes()).map_err(not_json)?;
+    let mut document: Value = serde_json::from_str(&mark_nonfinite(text)).map_err(not_json)?;
+    match (document.get("tasks").is_some(), document.get("scores")) {
+        (true, Some(_)) => Err("the result file has both `tasks` and `scores`; write one of them".into()),
+        (false, Some(scores)) => from_short(scores, request),
+        (_, None) => {
+            name_nonfinite(&mut document);
+            unmark(&mut document);
+            read_long(&document)
         }
-        _ => serde_json::from_value(value).map_err(not_json),
     }
 }
 
-fn from_short(short: ShortForm, request: &EvaluationRequest) -> WireEvaluation {
-    let tasks = short.scores.into_iter().map(|(name, value)| {
-        let asked = request.tasks.iter().find(|task| task.name == name);
-        // A task that nobody asked for keeps its name, and is refused for it.
-        let metric = asked.map(|task| task.metric.clone()).unwrap_or_default();
-        let metrics = BTreeMap::from([(metric, WireMetric { value, ..WireMetric::default() })]);
-        (name, WireTaskScores { metrics, ..WireTaskScores::default() })
-    });
-    WireEvaluation { tasks: tasks.collect(), ..WireEvaluation::default() }
+fn no_document(text: &[u8], error: &serde_json::Error) -> String {
+    format!("the result file is no result document: {}", misread::told(text, error))
 }
 
-/// In a file, `null` (also a bare `NaN`) for a value is the program's way to say "not finite", and so is a task whose
-/// samples have such scores. A standard error that is not finite is only unknown.
-fn mark_nonfinite(answer: &mut WireEvaluation) {
+fn read_long(document: &Value) -> Result<WireEvaluation, String> {
+    WireEvaluation::deserialize(document).or_else(|_| {
+        // Read from a text, an error has a place, by which the path to the fault is found.
+        let text = document.to_string();
+        serde_json::from_str(&text).map_err(|error| no_document(text.as_bytes(), &error))
+    })
+}
+
+/// The answer that one number a task stands for.
+fn from_short(scores: &Value, request: &EvaluationRequest) -> Result<WireEvaluation, String> {
+    let expected = "expected one number a task, {\"scores\": {\"TASK\": 0.5}}";
+    let Value::Object(scores) = scores else {
+        return Err(format!("`scores` in the result file is {}; {expected}", shown(scores)));
+    };
+    let mut tasks = BTreeMap::new();
+    for (name, score) in scores {
+        let asked = request.tasks.iter().find(|task| task.name == *name);
+        // A task that nobody asked for keeps its name, and is refused for it.
+        let metric_name = asked.map(|task| task.metric.clone()).unwrap_or_default();
+        let metric = short_metric(score).ok_or_else(|| {
+            let (path, score) = (shortened(&format!("scores.{name}")), shown(score));
+            format!("`{path}` in the result file is {score}; {expected}")
+        })?;
+        let metrics = BTreeMap::from([(metric_name, metric)]);
+        tasks.insert(name.clone(), WireTaskScores { metrics, ..WireTaskScores::default() });
+    }
+    Ok(WireEvaluation { tasks, ..WireEvaluation::default() })
+}
+
+/// A score that stands for itself; `None`: it is no number.
+fn short_metric(score: &Value) -> Option<WireMetric> {
+    let nonfinite = nonfinite_word(score).map(str::to_owned);
+    let value = match score {
+        Value::Null => None,
+        Value::Number(number) => Some(number.as_f64()?),
+        // Beyond 64 bits, or not finite.
+        marked => Some(marked_number(marked)?).filter(|value| value.is_finite()),
+    };
+    Some(WireMetric { value, nonfinite, ..WireMetric::default() })
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => format!("the text {:?}", shortened(text)),
+        other => shortened(&other.to_string()),
+    }
+}
+
+/// The number that [`mark_nonfinite`] has made a text of.
+fn marked_number(value: &Value) -> Option<f64> {
+    value.as_str()?.strip_prefix('\0')?.parse().ok()
+}
+
+/// The protocol's word for a number that is not finite.
+fn nonfinite_word(value: &Value) -> Option<&'static str> {
+    match marked_number(value)? {
+        number if number.is_nan() => Some("nan"),
+        f64::INFINITY => Some("inf"),
+        f64::NEG_INFINITY => Some("-inf"),
+        _ => None,
+    }
+}
+
+/// Has metrics say which number that is not finite they, or else their samples, have.
+fn name_nonfinite(document: &mut Value) {
+    let Some(Value::Object(tasks)) = document.get_mut("tasks") else { return };
+    for task in tasks.values_mut() {
+        let words = nonfinite_words(task);
+        let Some(Value::Object(metrics)) = task.get_mut("metrics") else { continue };
+        for (name, word) in words {
+            let Some(Value::Object(metric)) = metrics.get_mut(&name) else { continue };
+            // The program's own word stays.
+            if metric.get("nonfinite").is_none_or(Value::is_null) {
+                metric.insert("nonfinite".to_owned(), word.into());
+            }
+        }
+    }
+}
+
+/// By metric, its number that is not finite, or the first one of its samples.
+fn nonfinite_words(task: &Value) -> Vec<(String, &'static str)> {
+    let samples = task.get("per_sample").and_then(|samples| samples.get("scores"));
+    let of_samples = |metric: &str| samples?.get(metric)?.as_array()?.iter().find_map(nonfinite_word);
+    let metrics = task.get("metrics").and_then(Value::as_object).into_iter().flat_map(Map::iter);
+    let words = metrics.filter_map(|(name, metric)| {
+        let of_value = metric.get("value").and_then(nonfinite_word);
+        Some((name.clone(), of_value.or_else(|| of_samples(name))?))
+    });
+    words.collect()
+}
+
+/// Puts the numbers back of which marked texts were made, and `null` for those that are not finite.
+fn unmark(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(unmark),
+        Value::Object(members) => members.values_mut().for_each(unmark),
+        _ => {
+            if let Some(number) = marked_number(value) {
+                *value = number.into();
+            }
+        }
+    }
+}
+
+/// In a file, `null` for a value is the program's way to say "not finite", and so is a task whose samples have such
+/// scores. A standard error that is not finite is only unknown.
+fn settle_nonfinite(answer: &mut WireEvaluation) {
     for task in answer.tasks.values_mut() {
         for (name, metric) in &mut task.metrics {
             let samples = task.per_sample.as_ref().and_then(|samples| samples.scores.get(name));

@@ -240,6 +240,74 @@ async fn numbers_that_are_not_finite_are_the_candidates_fault() {
     }
 }
 
+/// The candidate's fault says which number it was.
+#[tokio::test]
+async fn a_number_that_is_not_finite_is_named() {
+    for (result, word) in [
+        (r#"{"scores": {"add": Infinity}}"#, "(inf)"),
+        (r#"{"scores": {"add": -1e400}}"#, "(-inf)"),
+        (r#"{"scores": {"add": null}}"#, "(nan)"),
+        (r#"{"tasks": {"add": {"metrics": {"accuracy": {"value": -Infinity, "stderr": NaN}}}}}"#, "(-inf)"),
+        (r#"{"tasks": {"add": {"metrics": {"accuracy": {"value": Infinity, "nonfinite": "nan"}}}}}"#, "(nan)"),
+        (
+            r#"{"tasks": {"add": {"metrics": {"accuracy": {"value": 0.5}}, "per_sample": {"ids": [0, 1, 2, 3], "scores": {"accuracy": [1, Infinity, NaN, 0]}}}}}"#,
+            "(inf)",
+        ),
+    ] {
+        let bench = Bench::new();
+        let error = bench.run(&format!("echo '{result}' > $1")).await.unwrap_err();
+        assert!(matches!(&error, EvaluateError::Candidate(_)), "{error}");
+        assert!(error.to_string().contains(&format!("task add: accuracy is not finite {word}")), "{result}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_standard_error_that_is_not_finite_is_unknown_and_a_long_whole_number_is_a_number() {
+    let bench = Bench::new();
+    let long = "123456789012345678901234567890";
+    let result =
+        format!(r#"{{"tasks": {{"add": {{"metrics": {{"accuracy": {{"value": {long}, "stderr": Infinity}}}}}}}}}}"#);
+    let evaluation = bench.run(&format!("echo '{result}' > $1")).await.unwrap();
+    let accuracy = &evaluation.tasks["add"].metrics["accuracy"];
+    assert_eq!((accuracy.value, accuracy.stderr), (1.2345678901234568e29, None));
+    let evaluation = bench.run(&format!(r#"echo '{{"scores": {{"add": {long}}}}}' > $1"#)).await.unwrap();
+    assert_eq!(evaluation.tasks["add"].metrics["accuracy"].value, 1.2345678901234568e29);
+}
+
+/// What people write who have not read the format, with what they are told.
+#[tokio::test]
+async fn a_result_of_another_form_is_explained() {
+    for (result, expected) in [
+        (
+            r#"{"tasks": {"add": {"metrics": {"accuracy": 0.5}}}}"#,
+            r#"`tasks.add.metrics.accuracy`: found the number `0.5`, expected a metric, such as {"value": 0.5}"#,
+        ),
+        (
+            r#"{"tasks": {"add": {"metrics": {"accuracy": {"value": "0.5"}}}}}"#,
+            r#"`tasks.add.metrics.accuracy.value`: found the text "0.5", expected a number"#,
+        ),
+        (r#"{"tasks": {"add": 0.5}}"#, r#"`tasks.add`: found the number `0.5`, expected a task, such as"#),
+        ("null", r#"no result document: found null, expected an evaluation, such as {"tasks": "#),
+        (r#"{"scores": {"add": "0.5"}}"#, r#"`scores.add` in the result file is the text "0.5"; expected one number"#),
+        (r#"{"scores": [0.5]}"#, "`scores` in the result file is [0.5]; expected one number a task"),
+        (r#"{"scores": {"add": 0.5"#, "near: {\"scores\": {\"add\": 0.5"),
+    ] {
+        let mut bench = Bench::new();
+        bench.patience.max_attempts = 1;
+        let error = bench.run(&format!("echo '{result}' > $1")).await.unwrap_err().to_string();
+        assert!(error.contains(expected) && !error.contains("Wire"), "{result}: {error}");
+    }
+}
+
+#[test]
+fn where_the_machine_gives_no_process_people_are_told_what_to_do() {
+    let crowded = not_started("score", &std::io::Error::from(std::io::ErrorKind::WouldBlock));
+    assert_eq!((crowded.reaction, crowded.fault.code.as_str()), (Reaction::Retry, "not_started"));
+    assert!(crowded.fault.detail.contains("lower `evaluator.in_flight`"), "{}", crowded.fault);
+    let gone = not_started("score", &std::io::Error::from(std::io::ErrorKind::NotFound));
+    assert!(!gone.fault.detail.contains("in_flight"), "{}", gone.fault);
+}
+
 #[tokio::test]
 async fn a_program_that_never_scored_stops_the_run_and_one_that_did_does_not() {
     let bench = Bench::new();

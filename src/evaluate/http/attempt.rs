@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::check::{Completeness, Expected, check, violation};
 use super::super::judgement::{Judgement, Loss, Reaction, of_problem};
+use super::super::misread;
 use super::super::protocol::{WireEvaluation, WireRequest};
 use super::super::retry::RetryPolicy;
 use super::super::text::shortened;
@@ -96,12 +97,12 @@ fn evaluation_of(answer: &Answer) -> Result<WireEvaluation, Judgement> {
     }
     let parsed = refuse_repeated_keys(&answer.body).and_then(|()| serde_json::from_slice(&answer.body));
     parsed.map_err(|error| {
-        let start = shortened(&String::from_utf8_lossy(&answer.body[..answer.body.len().min(80)]));
         let has_nan = [b"NaN".as_slice(), b"Infinity"]
             .iter()
             .any(|word| answer.body.windows(word.len()).any(|found| found == *word));
         let hint = if has_nan { "; JSON has no NaN: write \"value\": null and \"nonfinite\": \"nan\"" } else { "" };
-        Judgement::of_answer(violation(format!("the answer is no evaluation document ({error}){hint}: {start}")))
+        let told = misread::told(&answer.body, &error);
+        Judgement::of_answer(violation(format!("the answer is no evaluation document: {told}{hint}")))
     })
 }
 

@@ -54,8 +54,8 @@ pub(super) fn of_error_answer(answer: &Answer) -> Judgement {
     judgement
 }
 
-/// The protocol's error document. What it does not know of one is passed over unread: as values, numbers by the million
-/// would take a hundred times their text in memory.
+/// The protocol's error document, as far as its members are what the protocol says they are. What else it holds is passed
+/// over unread: as values, numbers by the million would take a hundred times their text in memory.
 fn problem_of(body: &[u8]) -> Option<WireProblem> {
     // A list would be taken for the fields in their order.
     let is_object = body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
@@ -152,6 +152,35 @@ mod tests {
         assert_eq!(judgement(500, body), (FaultClass::Candidate, Reaction::Blame, "too_ugly".into()));
         let body = r#"{"code": "gpu_fell_off", "class": "infrastructure", "attempt_counts": false}"#;
         assert_eq!(judgement(400, body).1, Reaction::Wait);
+    }
+
+    /// Each member is read for itself: one that is not what the protocol says takes no other along.
+    #[test]
+    fn a_member_of_another_type_counts_as_left_out() {
+        for member in [
+            r#""status": "422""#,
+            r#""status": -1"#,
+            r#""type": 7"#,
+            r#""title": ["x"]"#,
+            r#""detail": {"loc": ["body"], "msg": "x"}"#,
+            r#""class": 4"#,
+            r#""retryable": "no""#,
+            r#""retry_after_s": "5""#,
+            r#""attempt_counts": 0"#,
+            r#""instance": null"#,
+        ] {
+            let body = format!(r#"{{"code": "candidate_invalid", {member}}}"#);
+            assert_eq!(
+                judgement(422, &body),
+                (FaultClass::Candidate, Reaction::Blame, "candidate_invalid".into()),
+                "{body}"
+            );
+        }
+        // The code is the one that is mistyped; the class decides.
+        let body = r#"{"code": 400, "class": "candidate", "retry_after_s": 5, "detail": "x"}"#;
+        let judged = of_error_answer(&answer(400, body));
+        assert_eq!((judged.reaction, judged.fault.detail.as_str()), (Reaction::Blame, "x"));
+        assert_eq!(judged.retry_after, Some(std::time::Duration::from_secs(5)));
     }
 
     #[test]

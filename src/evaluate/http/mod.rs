@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::retry::RetryPolicy;
 use super::{
     AttemptObserver, Capabilities, ConnectContext, EvaluateError, Evaluation, EvaluationRequest, Evaluator,
-    EvaluatorTask, Fault, protocol,
+    EvaluatorTask, Fault, Waiting, protocol,
 };
 use crate::config::{HttpConfig, OnTimeout, Patience};
 use crate::document::FieldError;
@@ -33,6 +33,13 @@ pub(crate) use client::is_same_server;
 
 /// How long a cancelled evaluation may take to say so to its endpoint; twice that, and nobody waits for it any more.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
+
+/// How patiently endpoints are asked, and within which bounds. Runs keep to the defaults; tests are in a hurry.
+#[derive(Clone, Debug, Default)]
+struct Manner {
+    policy: RetryPolicy,
+    limits: Limits,
+}
 
 /// Scores candidates at HTTP endpoints that speak eval protocol v1.
 pub struct HttpEvaluator {
@@ -60,7 +67,7 @@ impl HttpEvaluator {
         context: &ConnectContext,
         cancel: &CancellationToken,
     ) -> Result<Self, EvaluateError> {
-        Self::connect_with(config, patience, tasks, context, cancel, RetryPolicy::default(), Limits::default()).await
+        Self::connect_with(config, patience, tasks, context, Manner::default(), cancel).await
     }
 
     async fn connect_with(
@@ -68,15 +75,14 @@ impl HttpEvaluator {
         patience: &Patience,
         tasks: &[EvaluatorTask],
         context: &ConnectContext,
+        manner: Manner,
         cancel: &CancellationToken,
-        policy: RetryPolicy,
-        limits: Limits,
     ) -> Result<Self, EvaluateError> {
-        let endpoints = endpoints_of(config, &limits)?;
+        let endpoints = endpoints_of(config, &manner.limits)?;
         let demand =
             Demand { tasks: tasks.to_vec(), allow_different_fingerprints: config.allow_different_fingerprints };
         let notify = Arc::clone(&context.notify);
-        let pool = Arc::new(Pool::new(endpoints, demand, policy, limits, patience.max_outage, notify));
+        let pool = Arc::new(Pool::new(endpoints, demand, manner, patience, notify));
         tokio::select! {
             () = cancel.cancelled() => return Err(EvaluateError::Cancelled),
             met = meet_all(&pool, patience.startup_timeout) => met?,
@@ -227,6 +233,10 @@ impl Evaluator for HttpEvaluator {
 
     fn default_metric(&self, task: &str) -> Option<&str> {
         self.facts.first_metrics.get(task).map(String::as_str)
+    }
+
+    fn waiting(&self) -> Vec<Waiting> {
+        self.pool.waiting()
     }
 
     fn evaluate<'a>(

@@ -22,6 +22,14 @@ pub(super) fn internal(detail: impl Into<String>) -> Fault {
     Fault::new(FaultClass::Infrastructure, "internal", detail)
 }
 
+/// The system gives no thread to score with.
+pub(super) fn no_thread(error: impl std::fmt::Display) -> Fault {
+    let detail = format!(
+        "no thread to score with: {error}; lower `evaluator.threads`, or raise this machine's limit on threads (ulimit -u)"
+    );
+    Fault::new(FaultClass::Infrastructure, "no_thread", detail)
+}
+
 /// The evaluation outlasted its time.
 pub(super) fn timeout(detail: impl Into<String>) -> Fault {
     Fault::new(FaultClass::Resource, "timeout", detail)

@@ -25,7 +25,7 @@ impl Workers {
                 .num_threads(1)
                 .thread_name(move |_| format!("evaluate-{number}"))
                 .build()
-                .map_err(|error| fault::internal(format!("no thread to score with: {error}")))
+                .map_err(fault::no_thread)
         };
         Ok(Self { pools: (0..threads.get()).map(pool).collect::<Result<_, _>>()? })
     }
@@ -34,7 +34,7 @@ impl Workers {
     /// index is returned, which does not depend on timing, as units start in order.
     ///
     /// # Errors
-    /// The first fault; an infrastructure fault for a panic.
+    /// The first fault; an infrastructure fault for a panic, and when the system gives no thread.
     pub(super) fn map<R: Send>(
         &self,
         units: usize,
@@ -57,10 +57,26 @@ impl Workers {
             done
         };
         let finished: Vec<Vec<_>> = std::thread::scope(|scope| {
-            let handles: Vec<_> = self.pools.iter().take(units).map(|pool| scope.spawn(|| pool.install(run))).collect();
-            handles.into_iter().map(|handle| handle.join()).collect::<Result<Vec<_>, _>>()
-        })
-        .map_err(|_| fault::internal("a scoring thread panicked; please report this"))?;
+            let (mut handles, mut refused) = (Vec::new(), None);
+            for pool in self.pools.iter().take(units) {
+                match std::thread::Builder::new().spawn_scoped(scope, move || pool.install(run)) {
+                    Ok(handle) => handles.push(handle),
+                    Err(error) => {
+                        // Those that run need not begin anything more.
+                        failed.store(true, Ordering::Relaxed);
+                        refused = Some(fault::no_thread(error));
+                        break;
+                    }
+                }
+            }
+            // All of them: the scope itself panics for one that panicked and was not asked.
+            let joined: Vec<_> = handles.into_iter().map(|handle| handle.join()).collect();
+            let finished = joined.into_iter().collect::<Result<Vec<_>, _>>();
+            match refused {
+                Some(fault) => Err(fault),
+                None => finished.map_err(|_| fault::internal("a scoring thread panicked; please report this")),
+            }
+        })?;
         let mut results: Vec<_> = finished.into_iter().flatten().collect();
         results.sort_unstable_by_key(|(unit, _)| *unit);
         results.into_iter().map(|(_, result)| result).collect()
@@ -98,5 +114,26 @@ mod tests {
         let fault = workers.map(3, |unit| if unit == 1 { panic!("on purpose") } else { Ok(()) }).unwrap_err();
         assert_eq!(fault.code, "internal");
         assert_eq!(workers.map(2, Ok).unwrap(), [0, 1]);
+    }
+
+    #[test]
+    fn several_panics_are_one_fault() {
+        let workers = Workers::new(NonZeroUsize::new(4).unwrap()).unwrap();
+        // Each thread has its unit before any panics.
+        let all_begun = std::sync::Barrier::new(4);
+        let fault = workers
+            .map(4, |unit| -> Result<(), Fault> {
+                all_begun.wait();
+                panic!("on purpose, in unit {unit}")
+            })
+            .unwrap_err();
+        assert_eq!(fault.code, "internal");
+    }
+
+    #[test]
+    fn where_the_system_gives_no_thread_people_are_told_what_to_do() {
+        let told = fault::no_thread(std::io::Error::from(std::io::ErrorKind::WouldBlock));
+        assert_eq!((told.class, told.code.as_str()), (crate::evaluate::FaultClass::Infrastructure, "no_thread"));
+        assert!(told.detail.contains("lower `evaluator.threads`"), "{told}");
     }
 }

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use reqwest::Url;
 
 use super::super::client::HttpClient;
-use crate::evaluate::{Capabilities, Fault};
+use crate::evaluate::{Capabilities, Fault, Waiting};
 use crate::lock::lock;
 
 /// What an endpoint said of itself.
@@ -53,6 +53,12 @@ pub(super) struct State {
     pub(super) contradictions: u32,
     /// Whether its circuit breaker is open: it gets nothing until it passes a health check.
     pub(super) breaker_open: bool,
+    /// Since when it cannot be asked: not met yet, or shut.
+    pub(super) away_since: Option<SystemTime>,
+    /// Whether a person has been told of that.
+    pub(super) away_is_told: bool,
+    /// Times that its faults have shut it since its last answer that counts.
+    pub(super) shut_without_answer: u32,
     pub(super) probing: bool,
     pub(super) probe_failures: u32,
     /// Neither an evaluation nor a health check before this.
@@ -66,7 +72,8 @@ pub(super) struct State {
 
 impl Endpoint {
     pub fn new(url: Url, label: String, client: HttpClient, in_flight: usize) -> Self {
-        Self { url, label, client, in_flight, state: Mutex::default() }
+        let state = State { away_since: Some(SystemTime::now()), ..State::default() };
+        Self { url, label, client, in_flight, state: Mutex::new(state) }
     }
 
     pub fn facts(&self) -> Option<Arc<Facts>> {
@@ -82,6 +89,15 @@ impl Endpoint {
     /// Why the endpoint is left out.
     pub fn refusal(&self) -> Option<Fault> {
         self.state().paused.clone()
+    }
+
+    /// Since when the endpoint is waited for, and why; `None`: it can be asked, or is left out for good.
+    pub(super) fn waiting(&self) -> Option<Waiting> {
+        let state = self.state();
+        let since = state.away_since.filter(|_| state.paused.is_none())?;
+        let last = state.last_fault.as_ref().map(|fault| fault.detail.clone());
+        let reason = last.unwrap_or_else(|| "it has not answered yet".to_owned());
+        Some(Waiting { endpoint: self.label.clone(), since, reason })
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -111,6 +127,7 @@ impl State {
     /// Nothing more goes there before a health check has passed, the first one after `wait`.
     pub(super) fn open_breaker(&mut self, wait: Duration) {
         self.breaker_open = true;
+        self.away_since.get_or_insert_with(SystemTime::now);
         self.probe_failures = 0;
         self.rest(wait);
     }

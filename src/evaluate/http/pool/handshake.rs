@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use super::super::error_answer::of_error_answer;
 use super::{Abilities, AgreedTask, Demand, Endpoint, Facts, Pool};
 use crate::evaluate::judgement::{Loss, Reaction};
+use crate::evaluate::misread;
 use crate::evaluate::protocol::{WireCapabilities, WireHealth};
 use crate::evaluate::text::shortened;
 use crate::evaluate::{EvaluatorTask, Fault, FaultClass};
@@ -173,9 +174,10 @@ impl Pool {
         }
         let parsed = refuse_repeated_keys(&answer.body).and_then(|()| serde_json::from_slice(&answer.body));
         parsed.map_err(|error| {
+            let told = misread::told(&answer.body, &error);
             down(
                 "invalid_answer",
-                format!("GET /{path}: not the protocol's document ({error}); is this an eval endpoint?"),
+                format!("GET /{path}: not the protocol's document ({told}); is this an eval endpoint?"),
             )
         })
     }

@@ -6,14 +6,17 @@ mod handshake;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
+use super::Manner;
 use super::client::Limits;
+use crate::config::Patience;
 use crate::evaluate::retry::RetryPolicy;
-use crate::evaluate::{EvaluateError, EvaluatorTask, Fault, FaultClass, Notify};
+use crate::evaluate::text::in_words;
+use crate::evaluate::{EvaluateError, EvaluatorTask, Fault, FaultClass, Notify, Waiting};
 use crate::lock::lock;
 
 pub(super) use endpoint::{Endpoint, Facts};
@@ -100,6 +103,7 @@ pub(super) struct Pool {
     pub policy: RetryPolicy,
     pub limits: Limits,
     demand: Demand,
+    startup_timeout: Duration,
     max_outage: Duration,
     /// The fingerprint that all endpoints must have; fixed by the first that answers.
     expected: Mutex<Option<String>>,
@@ -123,20 +127,14 @@ enum Look {
 }
 
 impl Pool {
-    pub fn new(
-        endpoints: Vec<Endpoint>,
-        demand: Demand,
-        policy: RetryPolicy,
-        limits: Limits,
-        max_outage: Duration,
-        notify: Notify,
-    ) -> Self {
+    pub fn new(endpoints: Vec<Endpoint>, demand: Demand, manner: Manner, patience: &Patience, notify: Notify) -> Self {
         Self {
             endpoints: endpoints.into_iter().map(Arc::new).collect(),
-            policy,
-            limits,
+            policy: manner.policy,
+            limits: manner.limits,
             demand,
-            max_outage,
+            startup_timeout: patience.startup_timeout,
+            max_outage: patience.max_outage,
             expected: Mutex::new(None),
             agreed: Mutex::new(None),
             deterministic: OnceLock::new(),
@@ -313,7 +311,8 @@ impl Pool {
             Ok(facts) => {
                 let news = match &state.facts {
                     Some(known) if known.instance_id != facts.instance_id => Some("has restarted"),
-                    Some(_) if state.breaker_open => Some("answers again"),
+                    // Who was not told that it is shut need not hear that it is not.
+                    Some(_) if state.breaker_open && state.away_is_told => Some("answers again"),
                     None if state.probe_failures > 0 => Some("answers"),
                     _ => None,
                 };
@@ -337,17 +336,19 @@ impl Pool {
                     state.not_before = None;
                 }
                 state.breaker_open = false;
+                (state.away_since, state.away_is_told) = (None, false);
                 state.probe_failures = 0;
                 news.map(|news| format!("endpoint {} {news}", endpoint.label))
             }
             Err(Refusal::Gone(fault) | Refusal::Down(fault)) => {
-                let first = state.probe_failures == 0 && !state.breaker_open;
+                let first = !std::mem::replace(&mut state.away_is_told, true);
                 state.breaker_open = true;
+                state.away_since.get_or_insert_with(SystemTime::now);
                 let wait = self.policy.doubled_wait(state.probe_failures);
                 state.rest(wait);
                 state.probe_failures = state.probe_failures.saturating_add(1);
                 state.last_fault = Some(fault.clone());
-                first.then(|| format!("waiting for endpoint {}: {}", endpoint.label, fault.detail))
+                first.then(|| self.waiting_line(endpoint, fault))
             }
             Err(Refusal::Credentials(fault) | Refusal::Unsuitable(fault)) => {
                 let news = state.paused.is_none();
@@ -363,6 +364,24 @@ impl Pool {
         outcome
     }
 
+    /// The endpoints that cannot be asked now.
+    pub fn waiting(&self) -> Vec<Waiting> {
+        self.endpoints.iter().filter_map(|endpoint| endpoint.waiting()).collect()
+    }
+
+    /// What people are told when an endpoint is away: what it failed with, and how long it is waited for.
+    fn waiting_line(&self, endpoint: &Endpoint, fault: &Fault) -> String {
+        // Settled once the endpoints were met: until then, the run does not begin.
+        let is_starting = self.deterministic.get().is_none();
+        let (most, key) = if is_starting {
+            (self.startup_timeout, "evaluator.startup_timeout")
+        } else {
+            (self.max_outage, "evaluator.max_outage")
+        };
+        let alone = if is_starting || self.endpoints.len() == 1 { "" } else { " if no other endpoint answers" };
+        format!("waiting for endpoint {} for up to {}{alone} ({key}): {}", endpoint.label, in_words(most), fault.detail)
+    }
+
     /// Whether any endpoint passes a health check now: the canary behind "the endpoint is fine, this evaluation is
     /// not".
     pub async fn any_healthy(&self) -> bool {
@@ -373,7 +392,7 @@ impl Pool {
     /// An endpoint answered an evaluation with something that counts.
     pub fn answered(&self, endpoint: &Endpoint) {
         let mut state = endpoint.state();
-        state.faults_in_row = 0;
+        (state.faults_in_row, state.shut_without_answer) = (0, 0);
         (state.busy_since, state.busy_is_told) = (None, false);
         drop(state);
         *lock(&self.last_answer) = Instant::now();
@@ -416,7 +435,9 @@ impl Pool {
         }
     }
 
-    /// An endpoint failed in a way that counts; at the threshold its breaker opens until a health check passes.
+    /// An endpoint failed in a way that counts; at the threshold its breaker opens until a health check passes. One that
+    /// passes them all and yet never gives an answer that counts is shut again and again: that is told the first time,
+    /// the second, the fourth, and so on.
     pub fn failed(&self, endpoint: &Endpoint, fault: &Fault) {
         let mut state = endpoint.state();
         state.faults_in_row += 1;
@@ -424,10 +445,15 @@ impl Pool {
         let opens = !state.breaker_open && state.faults_in_row >= self.policy.breaker_threshold;
         if opens {
             state.open_breaker(self.policy.doubled_wait(0));
+            state.shut_without_answer = state.shut_without_answer.saturating_add(1);
+            state.away_is_told = state.shut_without_answer.is_power_of_two();
         }
+        let (news, times) = (opens && state.away_is_told, state.shut_without_answer);
         drop(state);
-        if opens {
-            (self.notify)(&format!("endpoint {} is shut until it passes a health check: {fault}", endpoint.label));
+        if news {
+            let again = if times == 1 { String::new() } else { format!(" ({times} times by now)") };
+            let (label, detail) = (&endpoint.label, &fault.detail);
+            (self.notify)(&format!("endpoint {label} is shut until it passes a health check{again}: {detail}"));
         }
     }
 
@@ -435,14 +461,14 @@ impl Pool {
     pub fn unreachable(&self, endpoint: &Endpoint, fault: &Fault) {
         let mut state = endpoint.state();
         state.last_fault = Some(fault.clone());
-        let news = !state.breaker_open;
-        if news {
+        if !state.breaker_open {
             state.open_breaker(self.policy.doubled_wait(0));
         }
+        let news = !std::mem::replace(&mut state.away_is_told, true);
         drop(state);
         self.changed.notify_waiters();
         if news {
-            (self.notify)(&format!("waiting for endpoint {}: {}", endpoint.label, fault.detail));
+            (self.notify)(&self.waiting_line(endpoint, fault));
         }
     }
 
@@ -467,6 +493,6 @@ impl Pool {
     pub fn pause(&self, endpoint: &Endpoint, fault: &Fault) {
         endpoint.state().paused = Some(fault.clone());
         self.changed.notify_waiters();
-        (self.notify)(&format!("endpoint {} is left out: {fault}", endpoint.label));
+        (self.notify)(&format!("endpoint {} is left out: {}", endpoint.label, fault.detail));
     }
 }

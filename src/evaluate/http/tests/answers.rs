@@ -221,6 +221,17 @@ async fn a_bare_nan_is_explained() {
 }
 
 #[tokio::test]
+async fn a_value_of_the_wrong_kind_is_named_by_its_path() {
+    let edit = |a: &mut Value| a["tasks"]["add"]["metrics"]["accuracy"]["value"] = json!("0.5");
+    let server = FaultServer::start(vec![Reply::Edited(edit)]);
+    let bench = Bench::of(&[&server]);
+    assert_scored(&bench.evaluate().await.unwrap());
+    let fault = bench.attempts()[0].fault.clone().unwrap();
+    let expected = "`tasks.add.metrics.accuracy.value`: found the text \"0.5\", expected a number";
+    assert!(fault.detail.ends_with(expected), "{fault}");
+}
+
+#[tokio::test]
 async fn two_server_errors_in_a_row_are_survived() {
     let server = FaultServer::start(vec![html(500), html(500)]);
     let bench = Bench::of(&[&server]);
@@ -235,6 +246,11 @@ async fn a_bad_candidate_is_told_from_everything_else() {
         problem(422, "candidate_invalid", "candidate"),
         problem(500, "candidate_nonfinite", "candidate"),
         problem(400, "some_new_code", "candidate"),
+        Reply::Status(
+            422,
+            &[],
+            r#"{"code": "candidate_invalid", "status": "422", "detail": ["x"], "retry_after_s": "5"}"#.into(),
+        ),
         Reply::Edited(|a| {
             a["status"] = json!("failed");
             a["error"] = json!({"code": "candidate_degenerate", "class": "candidate", "detail": "no valid sample"});

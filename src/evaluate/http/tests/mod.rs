@@ -104,10 +104,10 @@ impl Bench {
         &self,
         on_line: impl Fn(&str) + Send + Sync + 'static,
     ) -> Result<HttpEvaluator, EvaluateError> {
-        let (policy, limits) = (self.policy.clone(), self.limits.clone());
+        let manner = Manner { policy: self.policy.clone(), limits: self.limits.clone() };
         let context = self.context(on_line);
         let (config, patience) = (&self.config, &self.patience);
-        HttpEvaluator::connect_with(config, patience, &self.tasks, &context, &self.cancel, policy, limits).await
+        HttpEvaluator::connect_with(config, patience, &self.tasks, &context, manner, &self.cancel).await
     }
 
     /// Connects and scores one candidate.

@@ -1,5 +1,7 @@
 //! Attempts that run out, endpoints that come and go, and pools of them.
 
+use std::time::SystemTime;
+
 use super::*;
 
 #[tokio::test]
@@ -108,7 +110,10 @@ async fn whoever_waits_when_the_search_is_to_end_waits_no_longer() {
         let evaluator = bench.connect().await.unwrap();
         let server = (!goes).then_some(server);
         let stop = async {
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            // From then on it waits: for another attempt, or for the endpoint.
+            while bench.attempts().is_empty() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
             bench.stopping.cancel();
         };
         let started = std::time::Instant::now();
@@ -178,6 +183,7 @@ async fn an_endpoint_that_is_down_at_the_start_is_waited_for() {
     });
     assert_scored(&bench.score(&evaluator.await.unwrap()).await.unwrap());
     assert_eq!(bench.lines().len(), 2, "{:?}", bench.lines());
+    assert!(bench.lines()[0].contains(" for up to 20 s (evaluator.startup_timeout): "), "{:?}", bench.lines());
 }
 
 #[tokio::test]
@@ -242,6 +248,7 @@ async fn an_outage_in_mid_run_is_waited_out_and_ends_at_its_limit() {
     drop(server);
     assert_scored(&bench.score(&evaluator).await.unwrap());
     assert_eq!((bench.codes(), bench.attempts()[0].counts), (vec!["unreachable".to_owned()], false));
+    assert!(bench.lines()[0].contains(" for up to 20 s (evaluator.max_outage): "), "{:?}", bench.lines());
 
     let server = FaultServer::start(vec![]);
     let mut bench = Bench::of(&[&server]);
@@ -251,6 +258,76 @@ async fn an_outage_in_mid_run_is_waited_out_and_ends_at_its_limit() {
     let error = bench.score(&evaluator).await.unwrap_err();
     assert!(matches!(&error, EvaluateError::Outage(fault) if fault.code == "unreachable"), "{error}");
     assert!(error.to_string().contains("evaluator.max_outage"), "{error}");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_was_not_reached_is_waited_for_since_the_start() {
+    let (server, address) = (FaultServer::start(vec![]), unused_address());
+    let mut bench = Bench::new(vec![server.url(), format!("http://{address}")]);
+    bench.patience.startup_timeout = Duration::ZERO;
+    let before = SystemTime::now();
+    let evaluator = bench.connect().await.unwrap();
+    let after = SystemTime::now();
+    let waiting = evaluator.waiting();
+    assert_eq!(waiting.len(), 1, "{waiting:?}");
+    assert_eq!(waiting[0].endpoint, format!("http://{address}"));
+    assert!((before..=after).contains(&waiting[0].since), "{waiting:?}");
+    let told = bench.lines();
+    assert!(!waiting[0].reason.is_empty() && told[0].ends_with(&waiting[0].reason), "{told:?} {waiting:?}");
+
+    let _late = FaultServer::start_on(address, vec![]);
+    let found = async {
+        while !evaluator.waiting().is_empty() {
+            assert_scored(&bench.score(&evaluator).await.unwrap());
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), found).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_shut_is_waited_for_until_it_is_well() {
+    let server = FaultServer::start(vec![]);
+    let mut bench = Bench::of(&[&server]);
+    bench.patience.max_outage = Duration::from_secs(1);
+    let evaluator = bench.connect().await.unwrap();
+    assert_eq!(evaluator.waiting(), []);
+    *server.inner.otherwise.lock().unwrap() = html(500);
+    *server.inner.healths.lock().unwrap() = vec![html(503); 10_000].into();
+    let before = SystemTime::now();
+    let error = bench.score(&evaluator).await.unwrap_err();
+    assert!(matches!(error, EvaluateError::Outage(_)), "{error}");
+    let waiting = evaluator.waiting();
+    assert_eq!(waiting.len(), 1, "{waiting:?}");
+    assert_eq!(waiting[0].endpoint, server.url());
+    assert!(waiting[0].since >= before && waiting[0].reason.contains("HTTP 503"), "{waiting:?}");
+    assert_eq!(bench.lines().len(), 1, "told once: {:?}", bench.lines());
+
+    *server.inner.otherwise.lock().unwrap() = Reply::Good;
+    server.inner.healths.lock().unwrap().clear();
+    assert_scored(&bench.score(&evaluator).await.unwrap());
+    assert_eq!(evaluator.waiting(), []);
+}
+
+/// It passes every health check, so it is asked again and again: people hear of that ever more rarely.
+#[tokio::test]
+async fn an_endpoint_that_is_always_wrong_is_told_of_ever_more_rarely() {
+    let (wrong, right) = (FaultServer::start(vec![]), FaultServer::start(vec![]));
+    *wrong.inner.otherwise.lock().unwrap() =
+        Reply::Edited(|answer| answer["tasks"]["add"]["metrics"]["accuracy"]["value"] = json!(0.7));
+    let bench = Bench::of(&[&wrong, &right]);
+    let evaluator = bench.connect().await.unwrap();
+    // The third wrong answer shuts it, and every one after that.
+    let all = async {
+        while wrong.posts() < 2 + 20 {
+            assert_scored(&bench.score(&evaluator).await.unwrap());
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), all).await.unwrap();
+    let lines = bench.lines();
+    let with = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
+    assert_eq!(with("is shut until it passes a health check"), 5, "1, 2, 4, 8 and 16: {lines:?}");
+    assert_eq!((with("(16 times by now): task add: "), with("answers again")), (1, 5), "{lines:?}");
+    assert!(lines.iter().all(|line| line.matches(&wrong.url()).count() == 1), "{lines:?}");
 }
 
 #[tokio::test]
@@ -554,10 +631,10 @@ async fn a_passed_health_check_ends_no_rest_that_was_asked_for() {
     let pool = evaluator.pool.clone();
     let asked = std::time::Instant::now();
     let (scored, ()) = tokio::join!(bench.score(&evaluator), async {
-        while server.posts() == 0 {
+        // On the one thread of this test, whoever has told of the attempt has also begun the rest.
+        while bench.codes() != ["overloaded"] {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(pool.any_healthy().await);
     });
     assert_scored(&scored.unwrap());
