@@ -3,6 +3,8 @@
 use std::io::Write as _;
 use std::path::Path;
 
+use rustix::io::Errno;
+
 /// What the names of files in the making begin with.
 const UNFINISHED: &str = ".partial-";
 
@@ -20,7 +22,8 @@ pub fn sweep_unfinished(folder: &Path) {
 /// Replaces `path` by a file with `bytes`: written under another name in the same folder, synced, renamed.
 ///
 /// # Errors
-/// The system's; the file is what it was then.
+/// The system's. The file is what it was then; only where the very last step fails, making the new one's name durable,
+/// the new one is in place.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     std::fs::create_dir_all(folder)?;
@@ -31,7 +34,21 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.write_all(bytes)?;
     file.as_file().sync_data()?;
     file.persist(path).map_err(|error| error.error)?;
-    std::fs::File::open(folder)?.sync_all()
+    sync_entries(&std::fs::File::open(folder)?)
+}
+
+/// Waits until the entries of an open folder are on the disk, as far as its file system can: some (over FUSE, CIFS and
+/// 9p) sync files only, and there nothing more can be done.
+///
+/// # Errors
+/// The system's.
+pub fn sync_entries(folder: &std::fs::File) -> std::io::Result<()> {
+    unless_unsupported(folder.sync_all())
+}
+
+fn unless_unsupported(synced: std::io::Result<()>) -> std::io::Result<()> {
+    let errno = synced.as_ref().err().and_then(std::io::Error::raw_os_error).map(Errno::from_raw_os_error);
+    if matches!(errno, Some(Errno::INVAL | Errno::NOTSUP)) { Ok(()) } else { synced }
 }
 
 /// The path, or the nearest folder above it that is there.
@@ -87,6 +104,19 @@ mod tests {
         super::write_atomically(&path, b"two").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn folders_that_cannot_be_synced_are_no_error_and_broken_disks_are() {
+        use rustix::io::Errno;
+
+        let synced = |errno: Errno| super::unless_unsupported(Err(errno.into())).map_err(|error| error.raw_os_error());
+        assert_eq!(synced(Errno::INVAL), Ok(()));
+        assert_eq!(synced(Errno::NOTSUP), Ok(()));
+        assert_eq!(synced(Errno::IO), Err(Some(Errno::IO.raw_os_error())));
+        super::unless_unsupported(Ok(())).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        super::sync_entries(&std::fs::File::open(folder.path()).unwrap()).unwrap();
     }
 
     #[test]

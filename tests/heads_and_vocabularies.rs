@@ -126,6 +126,21 @@ fn the_head_that_an_adapter_leaves_behind_is_named_and_untied_as_in_its_model() 
 }
 
 #[test]
+fn a_merged_head_is_untied_in_the_text_models_settings_too() {
+    for settings in [
+        json!({"text_config": {TIE: true, "num_hidden_layers": 1}}),
+        json!({"text_config": {"num_hidden_layers": 1}}),
+        json!({TIE: true, "text_config": {"num_hidden_layers": 1}}),
+    ] {
+        let mut a = Model::empty(settings);
+        a.tensors = tied(1, 1).tensors;
+        let merged = Family::new([("a", a), ("b", Model::new(1, 2))]).merge(AVERAGE);
+        assert!(merged.tensors().contains_key(HEAD) && !merged.ties_head());
+        assert_eq!((&merged.config()[TIE], &merged.config()["text_config"][TIE]), (&json!(false), &json!(false)));
+    }
+}
+
+#[test]
 fn a_head_follows_an_adapters_embedding_where_the_adapter_ensures_that_they_stay_tied() {
     let new = trained(EMBEDDING);
     let settings = json!({"ensure_weight_tying": true});

@@ -135,6 +135,17 @@ fn models_without_numbered_layers_merge_whole() {
 }
 
 #[test]
+fn layers_that_a_model_does_not_have_are_refused_with_their_key() {
+    let error = Family::new([("a", Model::new(1, 1))]).refusal(
+        "merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [0, 1]}]\n\
+         - sources: [{model: a, layer_range: [0, 9]}]\n",
+    );
+    let expected = "`slices[1].sources[0].layer_range`: layers 0 to 9 of `a` are asked for, but it has 1 layers";
+    assert!(error.to_string().ends_with(expected), "{error}");
+    assert_eq!(error.exit_code(), ExitCode::BadData);
+}
+
+#[test]
 fn a_tied_head_is_its_embedding_where_another_model_has_a_head_of_its_own() {
     let (mut a, b) = (Model::new(1, 1), Model::new(1, 2));
     a.remove("lm_head.weight");

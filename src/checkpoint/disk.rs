@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::error::CheckpointError;
 use super::mapping::is_in_memory;
+use crate::files::sync_entries;
 
 /// Free bytes for this user on the file system of a directory; `None` where it does not say.
 pub fn available_space(directory: &Path) -> Option<u64> {
@@ -73,10 +74,10 @@ pub(super) fn sync(path: &Path, file: &File) -> Result<(), CheckpointError> {
     file.sync_all().map_err(|source| CheckpointError::Write { path: path.to_owned(), source })
 }
 
-/// Waits until a directory's entries are on the disk.
+/// Waits until a directory's entries are on the disk, as far as its file system can.
 pub(super) fn sync_directory(path: &Path) -> Result<(), CheckpointError> {
     let opened = File::open(path).map_err(|source| refused(path, source))?;
-    sync(path, &opened)
+    sync_entries(&opened).map_err(|source| CheckpointError::Write { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ pub use error::CheckpointError;
 pub use header::TensorInfo;
 pub use layers::{LayerLayout, Tower};
 pub use location::{HubId, open_model, resolve_location};
-pub use model::{Checkpoint, Shard};
+pub use model::{Checkpoint, Shard, untie_head};
 pub use nonfinite::NonFinite;
 pub use output::{OutputFile, OutputTensor, base_layout, shard_layout};
 pub use spare::SpareCheckpoints;

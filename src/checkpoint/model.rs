@@ -18,6 +18,9 @@ use super::mapping::{MappedFile, open_regular, read_capped};
 use super::nonfinite::{NonFinite, first_nonfinite};
 use super::tensor_names::{is_head, is_input_embedding};
 
+/// The key of configurations that says whether the head shares the input embedding's weights.
+const TIES_HEAD: &str = "tie_word_embeddings";
+
 /// A weight file of a checkpoint and the tensors in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shard {
@@ -126,10 +129,7 @@ impl Checkpoint {
         if !self.ties_head() {
             return None;
         }
-        // An encoder and a decoder may store copies of the embedding that they share.
-        let mut embeddings = self.tensors.values().filter(|info| is_input_embedding(&info.name));
-        let first = embeddings.clone().next()?;
-        let embedding = embeddings.find(|info| info.name.ends_with("shared.weight")).unwrap_or(first).clone();
+        let embedding = self.input_embedding()?.clone();
         let stored = self.tensors.keys().find(|name| is_head(name) && name.ends_with(".weight")).cloned();
         let head = stored.unwrap_or_else(|| {
             let outer = embedding.name.find(".model.").map_or("", |end| &embedding.name[..=end]);
@@ -145,13 +145,7 @@ impl Checkpoint {
         if !self.tensors.contains_key(&head) {
             self.tensors.insert(head.clone(), TensorInfo { name: head, ..embedding });
         }
-        let key = "tie_word_embeddings";
-        if let Some(Value::Object(text)) = self.config.get_mut("text_config")
-            && text.contains_key(key)
-        {
-            text.insert(key.to_owned(), false.into());
-        }
-        self.config.insert(key.to_owned(), false.into());
+        untie_head(&mut self.config);
     }
 
     fn add_shard(&mut self, name: &str) -> Result<(), CheckpointError> {
@@ -307,13 +301,20 @@ impl Checkpoint {
     /// `tie_word_embeddings` of the configuration (or of its `text_config`) decides; without it a model that has an
     /// input embedding but no head ties them, since a configuration omits its class's default.
     pub fn ties_head(&self) -> bool {
-        let said = |config: &Map<String, Value>| config.get("tie_word_embeddings").and_then(Value::as_bool);
+        let said = |config: &Map<String, Value>| config.get(TIES_HEAD).and_then(Value::as_bool);
         said(&self.config)
             .or_else(|| self.config.get("text_config").and_then(Value::as_object).and_then(said))
             .unwrap_or_else(|| {
                 let names = || self.tensors.keys();
                 names().any(|name| is_input_embedding(name)) && !names().any(|name| is_head(name))
             })
+    }
+
+    /// The input embedding: the one that an encoder and a decoder share, where they store copies of it too.
+    pub fn input_embedding(&self) -> Option<&TensorInfo> {
+        let mut embeddings = self.tensors.values().filter(|info| is_input_embedding(&info.name));
+        let first = embeddings.clone().next()?;
+        Some(embeddings.find(|info| info.name.ends_with("shared.weight")).unwrap_or(first))
     }
 
     /// The weight files in name order, with the tensors in each.
@@ -397,6 +398,16 @@ impl Checkpoint {
     }
 }
 
+/// Says in a configuration that the head is not tied to the input embedding. Of a model that keeps its text model's
+/// settings one level down, transformers reads the one or the other, by version and class; and what it reads and does
+/// not find may stand for a tied head, so that a stored one would be dropped.
+pub fn untie_head(config: &mut Map<String, Value>) {
+    config.insert(TIES_HEAD.to_owned(), false.into());
+    if let Some(Value::Object(text)) = config.get_mut("text_config") {
+        text.insert(TIES_HEAD.to_owned(), false.into());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::fixtures::{safetensors_bytes, write_model};
@@ -453,6 +464,45 @@ mod tests {
         assert!(ties("{}", &[embedding]));
         assert!(!ties("{}", &[embedding, head]));
         assert!(!ties("{}", &["conv.weight"]));
+    }
+
+    #[test]
+    fn a_head_is_untied_where_any_loader_looks() {
+        for (config, expected) in [
+            (r#"{"a": 1}"#, r#"{"a":1,"tie_word_embeddings":false}"#),
+            (r#"{"tie_word_embeddings": true, "a": 1}"#, r#"{"tie_word_embeddings":false,"a":1}"#),
+            (
+                r#"{"text_config": {"tie_word_embeddings": true}}"#,
+                r#"{"text_config":{"tie_word_embeddings":false},"tie_word_embeddings":false}"#,
+            ),
+            (
+                r#"{"tie_word_embeddings": true, "text_config": {}}"#,
+                r#"{"tie_word_embeddings":false,"text_config":{"tie_word_embeddings":false}}"#,
+            ),
+        ] {
+            let mut config: Map<String, Value> = serde_json::from_str(config).unwrap();
+            untie_head(&mut config);
+            assert_eq!(serde_json::to_string(&config).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn the_input_embedding_is_the_shared_one_among_its_copies() {
+        let folder = tempfile::tempdir().unwrap();
+        for (names, expected) in [
+            (
+                &["decoder.embed_tokens.weight", "encoder.embed_tokens.weight", "shared.weight"][..],
+                Some("shared.weight"),
+            ),
+            (&["lm_head.weight", "model.embed_tokens.weight"][..], Some("model.embed_tokens.weight")),
+            (&["conv.weight"][..], None),
+        ] {
+            let tensors: Vec<(&str, &[usize], &[f32])> =
+                names.iter().map(|&name| (name, &[][..], &[1.0][..])).collect();
+            write_model(folder.path(), "{}", &tensors);
+            let model = Checkpoint::open(folder.path()).unwrap();
+            assert_eq!(model.input_embedding().map(|info| info.name.as_str()), expected);
+        }
     }
 
     #[test]

@@ -17,6 +17,8 @@ use crate::files::is_file_at;
 
 /// What stands between the destination's name and the owner's numbers.
 const MARK: &str = ".partial-";
+/// How the name of a checkpoint ends that has stepped aside for a new one, after that of the partial directory.
+const ASIDE: &str = "old";
 /// What stands in the place of the destination's name where the directory is made inside it.
 const HIDDEN: &str = ".evomerge";
 /// What a new ext4 file system has.
@@ -174,6 +176,25 @@ fn sweep(parent: &Path, name: &OsStr) {
     }
 }
 
+/// Puts right what a process left that was killed between the two steps of a replacement: the old checkpoint is back at
+/// its destination, and is removed if the new one is there. Best effort.
+pub(super) fn settle_replaced(destination: &Path) {
+    let Ok((parent, name)) = split(destination) else { return };
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        if !is_aside(&entry.file_name(), name) {
+            continue;
+        }
+        // Without locks too: who is between the two steps finds the old checkpoint back, and says that it failed.
+        let Ok(Lock::Ours(_handle) | Lock::Unsupported(_handle)) = lock(&entry.path()) else { continue };
+        if destination.join(CONFIG_FILE).is_file() {
+            let _ = std::fs::remove_dir_all(entry.path());
+        } else {
+            // Fails where there is anything but an empty directory.
+            let _ = std::fs::rename(entry.path(), destination);
+        }
+    }
+}
+
 /// Parent and name of the destination.
 pub(super) fn split(destination: &Path) -> Result<(PathBuf, &OsStr), CheckpointError> {
     let Some(name) = destination.file_name() else {
@@ -292,6 +313,13 @@ fn is_partial(found: &OsStr, name: &OsStr) -> bool {
     numbers.split(|&byte| byte == b'-').map(digits).collect::<Vec<_>>() == [true, true]
 }
 
+/// Whether a name is that of a checkpoint that stepped aside for a new one, at a destination of that name.
+fn is_aside(found: &OsStr, name: &OsStr) -> bool {
+    let found = Path::new(found);
+    found.extension().is_some_and(|ending| ending == ASIDE)
+        && found.file_stem().is_some_and(|stem| is_partial(stem, name))
+}
+
 fn is_empty(directory: &Path) -> bool {
     std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
 }
@@ -343,15 +371,23 @@ fn move_up(from: &Path, to: &Path) -> Result<(), CheckpointError> {
 }
 
 /// Replaces a directory where the two cannot be exchanged in one step: the old one steps aside, and back on failure.
+/// Then it is where an exchange would have put it, in the partial directory. A process that is killed on the way leaves
+/// it aside, for [`settle_replaced`].
 fn replace_in_two_steps(from: &Path, to: &Path) -> Result<(), CheckpointError> {
     let failed = |source| CheckpointError::Write { path: to.to_owned(), source };
-    let aside = from.with_added_extension("old");
+    let aside = from.with_added_extension(ASIDE);
+    // Held to the end: what is locked is left alone by those who start a checkpoint meanwhile.
+    let _held = lock(to);
     std::fs::rename(to, &aside).map_err(failed)?;
     if let Err(source) = std::fs::rename(from, to) {
         let _ = std::fs::rename(&aside, to);
         return Err(failed(source));
     }
-    std::fs::remove_dir_all(&aside).map_err(|source| CheckpointError::Write { path: aside.clone(), source })
+    // The new one is in place, whatever becomes of the old one; who writes there next tries again to remove it.
+    if std::fs::rename(&aside, from).is_err() {
+        let _ = std::fs::remove_dir_all(&aside);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -406,17 +442,60 @@ mod tests {
     }
 
     #[test]
-    fn replacing_in_two_steps_leaves_the_new_one_only() {
+    fn replacing_in_two_steps_ends_as_an_exchange_does() {
         let folder = tempfile::tempdir().unwrap();
         let (old, new) = (folder.path().join("out"), folder.path().join("out.partial-1-1"));
-        std::fs::create_dir(&old).unwrap();
-        std::fs::create_dir(&new).unwrap();
-        std::fs::write(new.join("new"), "").unwrap();
+        for (path, file) in [(&old, "old"), (&new, "new")] {
+            std::fs::create_dir(path).unwrap();
+            std::fs::write(path.join(file), "").unwrap();
+        }
         replace_in_two_steps(&new, &old).unwrap();
-        assert_eq!(entries(folder.path()), ["out"]);
+        assert_eq!(entries(folder.path()), ["out", "out.partial-1-1"]);
+        assert_eq!((entries(&old), entries(&new)), (vec!["new".to_owned()], vec!["old".to_owned()]));
+        std::fs::remove_dir_all(&new).unwrap();
         replace_in_two_steps(&new, &old).expect_err("there is no new one");
         assert_eq!(entries(folder.path()), ["out"], "the old one is back");
         assert_eq!(entries(&old), ["new"]);
+    }
+
+    #[test]
+    fn what_was_killed_between_two_steps_is_put_right() {
+        let folder = tempfile::tempdir().unwrap();
+        let (out, aside) = (folder.path().join("out"), folder.path().join("out.partial-7-0.old"));
+        let make = |path: &Path, content: &str| {
+            std::fs::create_dir_all(path).unwrap();
+            std::fs::write(path.join(CONFIG_FILE), content).unwrap();
+        };
+        let others = ["other.partial-7-0.old", "out.old", "out.partial-7-0.new", "out.partial-7.old"];
+        others.iter().for_each(|name| make(&folder.path().join(name), "another's"));
+        let is_now = |expected: &[&str]| {
+            let mut all = [&others[..], expected].concat();
+            all.sort_unstable();
+            assert_eq!(entries(folder.path()), all);
+        };
+        let content = || std::fs::read_to_string(out.join(CONFIG_FILE)).unwrap();
+        make(&aside, "old");
+        let Ok(Lock::Ours(held)) = lock(&aside) else { panic!("nobody else locks it") };
+        settle_replaced(&out);
+        is_now(&["out.partial-7-0.old"]);
+        drop(held);
+        settle_replaced(&out);
+        is_now(&["out"]);
+        assert_eq!(content(), "old", "nothing took its place");
+        make(&aside, "older");
+        settle_replaced(&out);
+        is_now(&["out"]);
+        assert_eq!(content(), "old", "it took the older one's place");
+        // What is no checkpoint has not taken its place.
+        std::fs::remove_file(out.join(CONFIG_FILE)).unwrap();
+        std::fs::write(out.join("mine"), "").unwrap();
+        make(&aside, "old");
+        settle_replaced(&out);
+        is_now(&["out", "out.partial-7-0.old"]);
+        assert_eq!(entries(&out), ["mine"]);
+        // The partial directory's own sweep leaves it alone.
+        drop(PartialDirectory::create(&out, Way::Beside).unwrap());
+        is_now(&["out", "out.partial-7-0.old"]);
     }
 
     #[test]

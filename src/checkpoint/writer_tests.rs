@@ -170,6 +170,22 @@ fn an_existing_destination_is_kept_unless_told() {
 }
 
 #[test]
+fn a_checkpoint_that_a_killed_replacement_moved_aside_is_back_for_the_next_writer() {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, aside) = (folder.path().join("out"), folder.path().join("out.partial-7-0.old"));
+    small(&out, false, 1).unwrap();
+    for (replace, expected) in [(false, 1), (true, 3)] {
+        std::fs::rename(&out, &aside).unwrap();
+        std::fs::create_dir(folder.path().join("out.partial-7-0")).unwrap();
+        let written = small(&out, replace, 3);
+        assert_eq!(written.is_ok(), replace, "{written:?}");
+        assert_eq!(Checkpoint::open(&out).unwrap().bytes("a.weight"), Some([expected; 4].as_slice()));
+        small(&out, true, 1).unwrap();
+        assert_eq!(entries(folder.path()), ["out"]);
+    }
+}
+
+#[test]
 fn only_checkpoints_are_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let precious = folder.path().join("precious");

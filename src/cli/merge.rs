@@ -11,7 +11,7 @@ use super::quantities::human_bytes;
 use crate::checkpoint::CheckpointError;
 use crate::exit::ExitCode;
 use crate::files::path_text;
-use crate::merge::{MergeOptions, MergeReport, MergerOptions, WriteMode};
+use crate::merge::{MergeError, MergeOptions, MergeReport, MergerOptions, WriteMode};
 use crate::recipe::{MaskKind, Recipe, RecipeFile};
 
 pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliError> {
@@ -24,7 +24,7 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
         arguments.mergekit.note().iter().for_each(|note| say(&format!("note: {note}")));
     }
     let out = arguments.output_folder();
-    let recipe = with_arguments(file.recipe, arguments);
+    let recipe = with_arguments(file.recipe.clone(), arguments);
     if !output.quiet {
         mask_note(arguments, &recipe).iter().for_each(|note| say(&format!("note: {note}")));
     }
@@ -48,12 +48,22 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
         files: files.as_deref().unwrap_or_default(),
         ..MergeOptions::default()
     };
-    let report = materialize(&merger, &recipe, out, options, output)?;
+    let report = materialize(&merger, &recipe, out, options, output)
+        .map_err(|error| blamed_on_recipe(error, &file, &arguments.recipe))?;
     if !output.quiet {
         say_notes(&report);
     }
     output.result(&describe(&report, out, output), &to_json(&report, out))?;
     Ok(ExitCode::Done)
+}
+
+/// What only shows with the models at hand, and the recipe is to blame for: with its file, and the line where one key is.
+fn blamed_on_recipe(error: CliError, file: &RecipeFile, path: &Path) -> CliError {
+    match error {
+        CliError::Merge(MergeError::Recipe(error)) => file.locate(error, path).into(),
+        CliError::Merge(MergeError::Plan(reason)) => CliError::Data { path: path.to_owned(), reason },
+        other => other,
+    }
 }
 
 /// The recipe with what the command line says instead.
@@ -152,4 +162,25 @@ fn to_json(report: &MergeReport, out: &Path) -> serde_json::Value {
         "is_narrowed": report.is_narrowed,
         "notes": report.notes,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::FieldError;
+    use crate::recipe::RecipeError;
+
+    #[test]
+    fn what_shows_with_the_models_at_hand_names_the_recipes_file_and_line() {
+        let text = "merge_method: passthrough\nslices:\n- sources:\n  - model: a\n    layer_range: [0, 9]\n";
+        let file = RecipeFile::from_mergekit_yaml(text).unwrap();
+        let blamed = |error: MergeError| blamed_on_recipe(error.into(), &file, Path::new("r.yml"));
+        let key = "slices[0].sources[0].layer_range";
+        let error = blamed(RecipeError::from(FieldError::new(key, "too many")).into());
+        assert_eq!(error.to_string(), format!("r.yml: line 5: `{key}`: too many"));
+        assert_eq!(error.exit_code(), ExitCode::BadData);
+        let error = blamed(MergeError::Plan("it asks for too much".to_owned()));
+        assert_eq!((error.to_string().as_str(), error.exit_code()), ("r.yml: it asks for too much", ExitCode::BadData));
+        assert_eq!(blamed(MergeError::Cancelled).to_string(), MergeError::Cancelled.to_string());
+    }
 }

@@ -5,12 +5,8 @@ use std::num::NonZeroUsize;
 use super::values::check_range;
 use super::{LayerGrouping, StackBlocks, StackConfig, StackScale};
 use crate::document::{Field, FieldError, Fields};
-use crate::merge::MethodSpecification;
+use crate::merge::{self, MethodSpecification, SingleSource};
 
-/// The method that takes blocks as they are.
-const PASSTHROUGH: &str = "passthrough";
-/// Methods that give a single source back unchanged, with weight 1, density 1 and lambda 1.
-const HOLD_SOURCES: [&str; 5] = ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"];
 const DEFAULT_PASSES: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 const MOST_PASSES: usize = 16;
 /// Default range of a block's factor, from the least to the greatest.
@@ -25,11 +21,11 @@ pub(super) fn read(
     interpolate: bool,
 ) -> Result<StackConfig, FieldError> {
     let mut fields = field.fields()?;
-    let merged = !methods.iter().any(|method| method.name == PASSTHROUGH);
-    if !merged && methods.len() > 1 {
-        return Err(field.error(
-            "with `stack`, passthrough stands alone in `space.method`; other methods stack the model that they merge",
-        ));
+    let alone = methods.iter().find(|method| method.single_source == SingleSource::Only).map(|method| method.name);
+    if let Some(name) = alone.filter(|_| methods.len() > 1) {
+        return Err(field.error(format!(
+            "with `stack`, {name} stands alone in `space.method`; other methods stack the model that they merge"
+        )));
     }
     if *layers == LayerGrouping::Groups(NonZeroUsize::MIN) {
         return Err(field.error("stacks blocks of layers: say how long they are with `space.granularity`, or how many there are with `space.layer_groups`"));
@@ -43,13 +39,13 @@ pub(super) fn read(
     };
     let max_layers = fields.take("max_layers").map(|field| field.count()).transpose()?;
     let with_sources = fields.take("with_sources");
-    let with_sources = with_sources.map(|field| read_sources(&field, methods, merged)).transpose()?;
-    let blocks = match (merged, with_sources) {
-        (false, _) => StackBlocks::Sources,
-        (true, Some(true)) => StackBlocks::MergedAndSources,
-        (true, Some(false) | None) => StackBlocks::Merged,
+    let with_sources = with_sources.map(|field| read_sources(&field, methods, alone)).transpose()?;
+    let blocks = match (alone, with_sources) {
+        (Some(_), _) => StackBlocks::Sources,
+        (None, Some(true)) => StackBlocks::MergedAndSources,
+        (None, Some(false) | None) => StackBlocks::Merged,
     };
-    let scale = read_scale(&mut fields, merged)?;
+    let scale = read_scale(&mut fields, alone.is_none())?;
     fields.finish()?;
     Ok(StackConfig { passes, max_layers, blocks, scale })
 }
@@ -62,20 +58,31 @@ fn read_passes(field: &Field<'_>) -> Result<NonZeroUsize, FieldError> {
     Ok(passes)
 }
 
-fn read_sources(field: &Field<'_>, methods: &[&'static MethodSpecification], merged: bool) -> Result<bool, FieldError> {
+/// `alone`: the method that has nothing but sources to stack.
+fn read_sources(
+    field: &Field<'_>,
+    methods: &[&'static MethodSpecification],
+    alone: Option<&str>,
+) -> Result<bool, FieldError> {
     let wanted = field.truth()?;
-    if !merged {
-        return if wanted { Ok(true) } else { Err(field.error("passthrough has nothing but the sources to stack")) };
+    if let Some(name) = alone.filter(|_| !wanted) {
+        return Err(field.error(format!("{name} has nothing but the sources to stack")));
     }
-    let cannot = methods.iter().find(|method| !HOLD_SOURCES.contains(&method.name));
+    let cannot = methods.iter().find(|method| method.single_source == SingleSource::Changed);
     match cannot.filter(|_| wanted) {
         Some(method) => Err(field.error(format!(
             "{} cannot write the layers of a single source; {} can",
             method.name,
-            HOLD_SOURCES.join(", ")
+            names_of(SingleSource::Kept)
         ))),
         None => Ok(wanted),
     }
+}
+
+/// The methods that make this of one source.
+fn names_of(made: SingleSource) -> String {
+    let methods = merge::methods().iter().filter(|method| method.single_source == made);
+    methods.map(|method| method.name).collect::<Vec<_>>().join(", ")
 }
 
 fn read_scale(fields: &mut Fields<'_>, merged: bool) -> Result<Option<StackScale>, FieldError> {
@@ -87,9 +94,10 @@ fn read_scale(fields: &mut Fields<'_>, merged: bool) -> Result<Option<StackScale
         };
     };
     if merged {
-        return Err(field.error(
-            "only passthrough scales what it stacks; export the merged model, and stack it as one of the sources",
-        ));
+        return Err(field.error(format!(
+            "only {} scales what it stacks; export the merged model, and stack it as one of the sources",
+            names_of(SingleSource::Only)
+        )));
     }
     let mut own = field.fields()?;
     let (mut low, mut high) = FACTORS;
@@ -121,4 +129,27 @@ fn read_scale(fields: &mut Fields<'_>, merged: bool) -> Result<Option<StackScale
         None => RESIDUAL_MODULES.map(str::to_owned).to_vec(),
     };
     Ok(Some(StackScale { low, high, init, modules }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_toml(methods: &[&str], stack: &str) -> Result<StackConfig, String> {
+        let methods: Vec<_> = methods.iter().filter_map(|name| merge::find_method(name)).collect();
+        let node = crate::document::Node::from_toml(stack).map_err(|error| error.to_string())?;
+        read(&node.root(), &methods, &LayerGrouping::Auto, false).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn methods_say_themselves_whether_sources_can_stand_beside_what_they_merge() {
+        for method in merge::methods().iter().filter(|method| method.single_source == SingleSource::Kept) {
+            let read = read_toml(&[method.name], "with_sources = true").unwrap();
+            assert_eq!(read.blocks, StackBlocks::MergedAndSources, "{}", method.name);
+        }
+        let error = read_toml(&["ties", "sce"], "with_sources = true").unwrap_err();
+        assert!(error.contains("sce cannot") && error.contains("linear, task_arithmetic, ties"), "{error}");
+        assert_eq!(read_toml(&["ties", "sce"], "").unwrap().blocks, StackBlocks::Merged);
+        assert_eq!(read_toml(&["passthrough"], "with_sources = true").unwrap().blocks, StackBlocks::Sources);
+    }
 }

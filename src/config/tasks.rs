@@ -116,6 +116,7 @@ pub(super) fn read_holdout(
     Ok(HoldoutConfig { source, finalists })
 }
 
+/// Hold-out samples by task: of other files, or under other names.
 fn read_holdout_tasks(
     field: &Field<'_>,
     directory: &Path,
@@ -123,11 +124,10 @@ fn read_holdout_tasks(
     tasks: &[TaskConfig],
 ) -> Result<HoldoutSource, ConfigError> {
     let mut data: BTreeMap<String, PathBuf> = BTreeMap::new();
-    let mut names = BTreeMap::new();
+    let mut names: BTreeMap<String, String> = BTreeMap::new();
     for (name, entry) in field.named()? {
         if !tasks.iter().any(|task| task.name == name) {
-            let known = tasks.iter().map(|task| task.name.as_str());
-            let hint = hint(name, known);
+            let hint = hint(name, tasks.iter().map(|task| task.name.as_str()));
             return Err(entry.error(format!("there is no task of that name{hint}")).into());
         }
         let mut fields = entry.fields()?;
@@ -135,50 +135,79 @@ fn read_holdout_tasks(
         fields.finish()?;
         match (other_data, other_name) {
             (Some(field), None) => {
-                if !matches!(kind, EvaluatorKind::Native(_)) {
-                    return Err(field
-                        .error("only the native evaluator reads data files; name another `task` instead")
-                        .into());
-                }
-                let path = read_data(&field, directory, kind)?;
-                if tasks.iter().any(|task| task.data.as_ref() == Some(&path)) {
-                    return Err(field.error("is a file that the search itself uses, so it would prove nothing").into());
-                }
-                let counts = |name: &str| tasks.iter().any(|task| task.name == name && task.weight != 0.0);
-                if let Some((first, _)) =
-                    data.iter().find(|(first, taken)| **taken == path && counts(first) && counts(name))
-                {
-                    return Err(field
-                        .error(format!("is the hold-out of the task {first:?} already; each task needs its own"))
-                        .into());
-                }
+                let path = read_holdout_data(&field, directory, kind, tasks)?;
+                check_own_file(&field, name, &path, &data, tasks)?;
                 data.insert(name.to_owned(), path);
             }
             (None, Some(field)) => {
-                if matches!(kind, EvaluatorKind::Native(_)) {
-                    return Err(field
-                        .error("the native evaluator knows its tasks by their files; give `data` instead")
-                        .into());
-                }
-                if tasks.iter().any(|task| field.word().is_ok_and(|word| word == task.name)) {
-                    return Err(field.error("is a task that the search itself uses, so it would prove nothing").into());
-                }
-                let other = field.word()?;
-                if let Some((first, _)) = names.iter().find(|(_, taken)| *taken == other) {
-                    return Err(field
-                        .error(format!("is the hold-out of the task {first:?} already; each task needs its own"))
-                        .into());
-                }
-                names.insert(name.to_owned(), other.to_owned());
+                let other = read_holdout_name(&field, kind, tasks, &names)?;
+                names.insert(name.to_owned(), other);
             }
             _ => return Err(entry.error("give one of `data` and `task`").into()),
         }
     }
     let covered = |task: &TaskConfig| data.contains_key(&task.name) || names.contains_key(&task.name);
     if let Some(task) = tasks.iter().find(|task| task.weight != 0.0 && !covered(task)) {
-        return Err(field
-            .error(format!("has nothing for the task {:?}; each task with a weight needs hold-out samples", task.name))
-            .into());
+        let reason =
+            format!("has nothing for the task {:?}; each task with a weight needs hold-out samples", task.name);
+        return Err(field.error(reason).into());
     }
     Ok(if names.is_empty() { HoldoutSource::Data(data) } else { HoldoutSource::Tasks(names) })
+}
+
+/// A file of the native evaluator's that the search does not use.
+fn read_holdout_data(
+    field: &Field<'_>,
+    directory: &Path,
+    kind: &EvaluatorKind,
+    tasks: &[TaskConfig],
+) -> Result<PathBuf, ConfigError> {
+    if !matches!(kind, EvaluatorKind::Native(_)) {
+        return Err(field.error("only the native evaluator reads data files; name another `task` instead").into());
+    }
+    let path = read_data(field, directory, kind)?;
+    if tasks.iter().any(|task| task.data.as_ref() == Some(&path)) {
+        return Err(field.error("is a file that the search itself uses, so it would prove nothing").into());
+    }
+    Ok(path)
+}
+
+/// Refuses the hold-out file of a task that is another one's already; only tasks with a weight count.
+fn check_own_file(
+    field: &Field<'_>,
+    name: &str,
+    path: &Path,
+    taken: &BTreeMap<String, PathBuf>,
+    tasks: &[TaskConfig],
+) -> Result<(), FieldError> {
+    let counts = |name: &str| tasks.iter().any(|task| task.name == name && task.weight != 0.0);
+    let is_same = |other: &str, file: &Path| file == path && counts(other) && counts(name);
+    match taken.iter().find(|(other, file)| is_same(other, file)) {
+        Some((other, _)) => Err(taken_already(field, other)),
+        None => Ok(()),
+    }
+}
+
+/// The evaluator's name for a task that the search does not use.
+fn read_holdout_name(
+    field: &Field<'_>,
+    kind: &EvaluatorKind,
+    tasks: &[TaskConfig],
+    taken: &BTreeMap<String, String>,
+) -> Result<String, FieldError> {
+    if matches!(kind, EvaluatorKind::Native(_)) {
+        return Err(field.error("the native evaluator knows its tasks by their files; give `data` instead"));
+    }
+    let name = field.word()?;
+    if tasks.iter().any(|task| task.name == name) {
+        return Err(field.error("is a task that the search itself uses, so it would prove nothing"));
+    }
+    match taken.iter().find(|(_, other)| *other == name) {
+        Some((first, _)) => Err(taken_already(field, first)),
+        None => Ok(name.to_owned()),
+    }
+}
+
+fn taken_already(field: &Field<'_>, first: &str) -> FieldError {
+    field.error(format!("is the hold-out of the task {first:?} already; each task needs its own"))
 }

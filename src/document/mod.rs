@@ -87,6 +87,25 @@ impl Node {
         entry.node.line_of(rest).or(entry.line)
     }
 
+    /// The line of what a path of an error leads to (dots between keys, `[index]` behind those of lists), or of the
+    /// last part on the way there.
+    pub fn line_at(&self, path: &str) -> Option<usize> {
+        match &self.content {
+            Content::Table(entries) => {
+                let path = path.strip_prefix('.').unwrap_or(path);
+                let behind = |entry: &Entry| rest_behind(path, &join("", &entry.key));
+                let (entry, rest) = entries.iter().find_map(|entry| Some((entry, behind(entry)?)))?;
+                entry.node.line_at(rest).or(entry.line)
+            }
+            Content::List(items) => {
+                let (index, rest) = path.strip_prefix('[')?.split_once(']')?;
+                let item = items.get(index.parse::<usize>().ok()?)?;
+                item.line_at(rest).or(item.line)
+            }
+            _ => None,
+        }
+    }
+
     /// The tree as the value of no key: start here.
     pub fn root(&self) -> Field<'_> {
         Field::new(self, String::new(), self.line)
@@ -135,6 +154,11 @@ impl FieldError {
     }
 }
 
+/// What stands in a path behind the key that it begins with; `None`: it begins with another one.
+fn rest_behind<'a>(path: &'a str, key: &str) -> Option<&'a str> {
+    path.strip_prefix(key).filter(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
 /// `parent.key`, with quotes where the key is not a plain word.
 pub fn join(parent: &str, key: &str) -> String {
     let plain = !key.is_empty() && key.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-');
@@ -144,7 +168,26 @@ pub fn join(parent: &str, key: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::text_of;
+    use super::{Node, text_of};
+
+    #[test]
+    fn paths_of_errors_lead_to_lines() {
+        let yaml = Node::from_yaml("a: 1\nab:\n- x: 1\n- x: 2\n  \"y.z\":\n    v: [1,\n        2]\n").unwrap();
+        let toml = Node::from_toml("a = 1\n[[ab]]\nx = 1\n[[ab]]\nx = 2\n[ab.'y.z']\nv = [1,\n2]\n").unwrap();
+        for (path, in_yaml, in_toml) in [
+            ("a", 1, 1),
+            ("ab[0].x", 3, 3),
+            ("ab[1].x", 4, 5),
+            ("ab[1].\"y.z\".v[1]", 7, 8),
+            ("ab[1].\"y.z\".v[2]", 6, 7),
+            ("ab[0].missing", 3, 2),
+        ] {
+            assert_eq!((yaml.line_at(path), toml.line_at(path)), (Some(in_yaml), Some(in_toml)), "{path}");
+        }
+        for (path, line) in [("", None), ("b", None), ("abc", None), ("[0]", None), ("a[", Some(1))] {
+            assert_eq!(yaml.line_at(path), line, "{path}");
+        }
+    }
 
     #[test]
     fn text_that_is_not_utf8_names_byte_and_line() {

@@ -4,18 +4,28 @@ use toml::de::{DeTable, DeValue};
 
 use super::{Content, Entry, FieldError, Node};
 
-/// Turns byte offsets into line numbers.
-struct Lines<'a>(&'a str);
+/// Turns byte offsets into line numbers. Every key and every item asks, so that newlines are looked for once.
+struct Lines {
+    /// Where they stand, in order.
+    newlines: Vec<usize>,
+    /// Bytes of the text.
+    length: usize,
+}
 
-impl Lines<'_> {
+impl Lines {
+    fn of(text: &str) -> Self {
+        let newlines = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(offset, _)| offset).collect();
+        Self { newlines, length: text.len() }
+    }
+
     fn at(&self, offset: usize) -> Option<usize> {
-        let before = self.0.as_bytes().get(..offset)?;
-        Some(before.iter().filter(|byte| **byte == b'\n').count() + 1)
+        let before = self.newlines.partition_point(|newline| *newline < offset);
+        (offset <= self.length).then_some(before + 1)
     }
 }
 
 pub(super) fn parse(text: &str) -> Result<Node, FieldError> {
-    let lines = Lines(text);
+    let lines = Lines::of(text);
     let table = DeTable::parse(text).map_err(|error| FieldError {
         key: String::new(),
         line: error.span().and_then(|span| lines.at(span.start)),
@@ -35,7 +45,7 @@ fn reason(text: &str, error: &toml::de::Error) -> String {
     }
 }
 
-fn read_table(table: &DeTable<'_>, lines: &Lines<'_>, path: &str) -> Result<Content, FieldError> {
+fn read_table(table: &DeTable<'_>, lines: &Lines, path: &str) -> Result<Content, FieldError> {
     // The parser sorts keys; spans give the file's order back.
     let mut entries: Vec<_> = table.iter().collect();
     entries.sort_by_key(|(key, _)| key.span().start);
@@ -49,7 +59,7 @@ fn read_table(table: &DeTable<'_>, lines: &Lines<'_>, path: &str) -> Result<Cont
     Ok(Content::Table(read.collect::<Result<_, FieldError>>()?))
 }
 
-fn read_value(value: &DeValue<'_>, lines: &Lines<'_>, path: &str, line: Option<usize>) -> Result<Content, FieldError> {
+fn read_value(value: &DeValue<'_>, lines: &Lines, path: &str, line: Option<usize>) -> Result<Content, FieldError> {
     let refuse = |reason: String| Err(FieldError { key: path.to_owned(), line, reason });
     Ok(match value {
         DeValue::String(text) => Content::Text(text.to_string()),
@@ -103,6 +113,27 @@ mod tests {
             assert_eq!(error.line, Some(line), "{error}");
             assert!(error.reason.contains(&format!("the key {key} is there twice")), "{error}");
         }
+    }
+
+    #[test]
+    fn lines_are_counted_from_newline_to_newline() {
+        let lines = super::Lines::of("a\n\nbc");
+        let found: Vec<_> = (0..=6).map(|offset| lines.at(offset)).collect();
+        assert_eq!(found, [Some(1), Some(1), Some(2), Some(3), Some(3), Some(3), None]);
+        assert_eq!(super::Lines::of("").at(0), Some(1));
+    }
+
+    #[test]
+    fn long_lists_take_time_in_proportion_to_their_length() {
+        let items = 200_000;
+        let text = format!("x = [\n{}]\n", "0.5,\n".repeat(items));
+        let start = std::time::Instant::now();
+        let node = Node::from_toml(&text).unwrap();
+        // Some hundred times what it takes; counting anew for each item would take over a minute.
+        assert!(start.elapsed().as_secs() < 30, "{:?}", start.elapsed());
+        let Content::Table(entries) = &node.content else { panic!("a document is a table") };
+        let Content::List(items_read) = &entries[0].node.content else { panic!("{:?}", entries[0].key) };
+        assert_eq!(items_read.last().and_then(|item| item.line), Some(items + 1));
     }
 
     #[test]

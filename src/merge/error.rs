@@ -14,7 +14,7 @@ pub enum MergeError {
         /// What has no finite result: values of the recipe, or an element.
         reason: String,
     },
-    /// The recipe contradicts itself, whatever the models.
+    /// The recipe contradicts itself, or one of its keys asks for something that its model does not have.
     #[error(transparent)]
     Recipe(#[from] crate::recipe::RecipeError),
     /// The recipe asks for something that these models do not have.

@@ -8,10 +8,10 @@ use super::methods::{Context, MaskSource, implementation};
 use super::parameters::{ParameterValue, ResolvedParameters};
 use super::simd::Isa;
 use super::sparsify::MersenneStream;
-use super::specification::{ParameterKind, ParameterScope};
+use super::specification::{BaseUse, InputCount, ParameterKind, ParameterScope, SingleSource};
 use super::statistics::{StatisticsCache, TensorKey};
 use super::tensor::{BLOCK, Stored, TILE, TensorGroup};
-use super::{MergeError, find_method};
+use super::{MergeError, find_method, methods};
 use crate::checkpoint::Dtype;
 
 /// A method with parameters; those that are not given have their defaults.
@@ -234,6 +234,27 @@ fn models_equal_to_the_base_leave_it_as_it_is() {
             let merged = Case::new(method, &[6, 10], Some(&values), &inputs).with(numbers).merged();
             assert_near(&merged, &values, 1e-7);
         }
+    }
+}
+
+#[test]
+fn one_source_is_itself_in_methods_that_say_so() {
+    let (base, source) = (noise(1, 600), noise(2, 600));
+    let numbers = [("weight", 1.0), ("density", 1.0), ("lambda", 1.0)];
+    let keep = methods().iter().filter(|method| method.single_source != SingleSource::Changed);
+    for method in keep {
+        assert!(matches!(method.inputs, InputCount::AtLeast(1) | InputCount::Exactly(1)), "{}", method.name);
+        let base = (method.base == BaseUse::Required).then_some(base.as_slice());
+        for mersenne in [false, true] {
+            let case = Case { mersenne, ..Case::new(method.name, &[20, 30], base, &[&source]).with(&numbers) };
+            assert_near(&case.merged(), &source, 1e-6);
+        }
+    }
+    // Another method, and another parameter, make something else of it.
+    for (name, numbers) in [("nearswap", [("t", 0.001)]), ("passthrough", [("scale", 0.5)])] {
+        let base = takes_base(name).then_some(base.as_slice());
+        let merged = Case::new(name, &[20, 30], base, &[&source]).with(&numbers).merged();
+        assert!(merged.iter().zip(&source).any(|(merged, source)| (merged - source).abs() > 1e-3), "{name}");
     }
 }
 

@@ -62,6 +62,6 @@ pub use plan::{Action, MergePlan, PlannedInput, PlannedSlice, PlannedTensor};
 pub use simd::Isa;
 pub use specification::{
     BaseUse, DENSITY, DROP_RATE, InputCount, MethodSpecification, ParameterKind, ParameterScope,
-    ParameterSpecification, Survivor, Untrimmed, complement, parameter_of_gene,
+    ParameterSpecification, SingleSource, Survivor, Untrimmed, complement, parameter_of_gene,
 };
 pub use statistics::StatisticsUse;

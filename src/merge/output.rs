@@ -10,7 +10,7 @@ use super::model::Model;
 use super::plan::MergePlan;
 use super::stacked_config::{is_stacked, set_layers};
 use crate::checkpoint::{
-    Checkpoint, CheckpointError, CheckpointWriter, Dtype, holds_vocabulary, is_head, is_input_embedding,
+    Checkpoint, CheckpointError, CheckpointWriter, Dtype, holds_vocabulary, is_head, is_input_embedding, untie_head,
 };
 use crate::python_json::{mark_nonfinite, unmark_nonfinite};
 use crate::recipe::{ModelReference, Recipe};
@@ -80,16 +80,7 @@ fn untie(config: &mut Map<String, Value>, plan: &MergePlan, models: &[Model]) {
     let writes_head = plan.tensors.iter().any(|tensor| is_head(&tensor.name));
     let all_tie = plan.used_models().iter().all(|index| models[*index].checkpoint.ties_head());
     if tied && writes_head && !all_tie {
-        let mut found = false;
-        with_text_config(config, |config| {
-            if let Some(value) = config.get_mut("tie_word_embeddings") {
-                *value = false.into();
-                found = true;
-            }
-        });
-        if !found {
-            config.insert("tie_word_embeddings".to_owned(), false.into());
-        }
+        untie_head(config);
     }
 }
 

@@ -121,6 +121,18 @@ pub enum Untrimmed {
     Interpolation,
 }
 
+/// What a method makes of one source, which is what blocks of a stack are that come from a source as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SingleSource {
+    /// Itself, with weight, density and `lambda` 1 where the method has them, and defaults for the rest. So one recipe
+    /// holds blocks of the sources beside merged ones.
+    Kept,
+    /// Itself, and there is nothing else to be made of more: sources are all that can be stacked.
+    Only,
+    /// Something else, nothing, or itself without a promise.
+    Changed,
+}
+
 /// A merge method's declaration.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MethodSpecification {
@@ -138,6 +150,8 @@ pub struct MethodSpecification {
     pub samples_masks: bool,
     /// What it comes to at density and `lambda` 1, where it has them; `None`: something of its own.
     pub untrimmed: Option<Untrimmed>,
+    /// What it makes of one source.
+    pub single_source: SingleSource,
     /// One line for `evomerge methods`, with the paper.
     pub help: &'static str,
 }

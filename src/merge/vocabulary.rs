@@ -8,7 +8,7 @@ use super::MergeError;
 use super::model::Model;
 use super::output::{TOKENIZER_CONFIG, tokenizer_donor};
 use super::plan::{MergePlan, PlannedTensor, is_vocabulary};
-use crate::checkpoint::{Checkpoint, is_input_embedding};
+use crate::checkpoint::Checkpoint;
 use crate::python_json::mark_nonfinite;
 use crate::recipe::{Recipe, UNION};
 
@@ -104,8 +104,7 @@ pub(crate) fn note_of_padding(
 
 /// Rows of the input embedding; without one, every token counts as one that has a row.
 fn embedding_rows(checkpoint: &Checkpoint) -> u64 {
-    let embedding = checkpoint.tensors().values().find(|info| is_input_embedding(&info.name));
-    embedding.and_then(|info| info.shape.first()).map_or(u64::MAX, |rows| *rows as u64)
+    checkpoint.input_embedding().and_then(|info| info.shape.first()).map_or(u64::MAX, |rows| *rows as u64)
 }
 
 /// The union of vocabularies is any of them where all models have the same tokens with the same ids; others are not

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::ModelReference;
-use crate::document::FieldError;
+use crate::document::{FieldError, Node};
 use crate::exit::ExitCode;
 
 /// A recipe that cannot be used, with the key to blame.
@@ -45,6 +45,17 @@ impl RecipeError {
         match self {
             Self::Read { .. } | Self::FileType { .. } | Self::Field { .. } => ExitCode::BadData,
             Self::Unidentified { .. } => ExitCode::Internal,
+        }
+    }
+
+    /// The same error, with the line of its key in this document.
+    pub(super) fn in_lines_of(self, root: &Node) -> Self {
+        match self {
+            Self::Field { document, field } => {
+                let line = field.line.or_else(|| root.line_at(&field.key));
+                Self::Field { document, field: FieldError { line, ..field } }
+            }
+            other => other,
         }
     }
 

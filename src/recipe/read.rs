@@ -62,6 +62,8 @@ pub struct RecipeFile {
     pub content_ids: BTreeMap<ModelReference, String>,
     /// What mergekit's YAML says without effect, or has an effect that it does not say; for people.
     pub ignored: Vec<String>,
+    /// For the lines of errors that show later.
+    document: Node,
 }
 
 impl RecipeFile {
@@ -79,6 +81,12 @@ impl RecipeFile {
         let bytes = std::fs::read(path).map_err(|source| RecipeError::Read { path: path.to_owned(), source })?;
         let text = text_of(bytes).map_err(RecipeError::from);
         text.and_then(|text| parse(&text)).map_err(|error| error.in_document(&path.display().to_string()))
+    }
+
+    /// An error of this recipe that only showed when models were opened, with the file that the recipe came from and the
+    /// line of the key.
+    pub fn locate(&self, error: RecipeError, path: &Path) -> RecipeError {
+        error.in_lines_of(&self.document).in_document(&path.display().to_string())
     }
 
     /// Reads the text of a TOML recipe. Model names are taken as they stand.
@@ -196,9 +204,9 @@ fn read_document(node: &Node, syntax: Syntax) -> Result<RecipeFile, RecipeError>
         chat_template,
         masks,
     };
-    recipe.validate()?;
+    recipe.validate().map_err(|error| error.in_lines_of(node))?;
     let content_ids = read_content(content, &recipe)?;
-    Ok(RecipeFile { recipe, content_ids, ignored: reader.ignored })
+    Ok(RecipeFile { recipe, content_ids, ignored: reader.ignored, document: node.clone() })
 }
 
 /// Says whose configuration it is where it is not one of mergekit-yaml.

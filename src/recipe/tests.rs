@@ -320,6 +320,12 @@ fn errors_name_the_file_and_its_line() {
     let error = Recipe::read(&path).unwrap_err();
     assert_eq!(error.exit_code(), crate::exit::ExitCode::BadData);
     assert!(error.to_string().contains("soup.toml"), "{error}");
+    // What is only seen of the whole recipe has a line too.
+    let twice =
+        "merge_method = 'linear'\nparameters = { weight = 1 }\n[[models]]\nmodel = 'a'\n[[models]]\nmodel = 'a'\n";
+    std::fs::write(&path, twice).unwrap();
+    let error = Recipe::read(&path).unwrap_err().to_string();
+    assert!(error.contains("soup.toml: line 6: `models[1].model`: `a` is listed twice"), "{error}");
     let error = Recipe::read(&folder.path().join("soup.safetensors")).unwrap_err().to_string();
     assert!(error.contains("holds weights") && error.contains(".toml"), "{error}");
     let error = Recipe::read(&folder.path().join("none.yml")).unwrap_err().to_string();

@@ -11,7 +11,7 @@ use crate::merge::element::Element;
 use crate::merge::gram::{Lines, Run};
 use crate::merge::reduce::{in_order, sum_block_rows};
 use crate::merge::simd::Isa;
-use crate::merge::specification::{BaseUse, InputCount, MethodSpecification, Survivor};
+use crate::merge::specification::{BaseUse, InputCount, MethodSpecification, SingleSource, Survivor};
 use crate::merge::tensor::{BLOCK, Stored, TILE, TensorGroup, Values, tiles};
 use crate::merge::threshold::{Histogram, coarse_histogram, select_key};
 
@@ -23,6 +23,7 @@ static ARCEE_FUSION: MethodSpecification = MethodSpecification {
     survivor: Survivor::Any,
     samples_masks: false,
     untrimmed: None,
+    single_source: SingleSource::Changed,
     help: "takes over a model's most important changes: size times divergence of rows above median + 1.5 IQR",
 };
 

@@ -7,7 +7,8 @@ use crate::merge::MergeError;
 use crate::merge::block::BlockMerge;
 use crate::merge::gram::{Factors, Gram, NO_DIRECTION, Vectors, combine};
 use crate::merge::specification::{
-    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
+    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, SingleSource,
+    Survivor,
 };
 use crate::merge::tensor::TensorGroup;
 
@@ -32,6 +33,7 @@ static KARCHER: MethodSpecification = MethodSpecification {
     survivor: Survivor::Any,
     samples_masks: false,
     untrimmed: None,
+    single_source: SingleSource::Changed,
     help: "centre of mass of the models on the sphere, all with equal weight (Karcher mean)",
 };
 

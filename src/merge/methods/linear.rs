@@ -5,8 +5,8 @@ use crate::merge::MergeError;
 use crate::merge::block::{BlockMerge, TileMerge, Tiled};
 use crate::merge::element::Element;
 use crate::merge::specification::{
-    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
-    Untrimmed,
+    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, SingleSource,
+    Survivor, Untrimmed,
 };
 use crate::merge::tensor::{TILE, TensorGroup};
 
@@ -31,6 +31,7 @@ static LINEAR: MethodSpecification = MethodSpecification {
     survivor: Survivor::Any,
     samples_masks: false,
     untrimmed: Some(Untrimmed::Average),
+    single_source: SingleSource::Kept,
     help: "weighted average of the models (Model Soups, arXiv 2203.05482)",
 };
 

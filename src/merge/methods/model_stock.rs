@@ -5,7 +5,8 @@ use crate::merge::MergeError;
 use crate::merge::block::BlockMerge;
 use crate::merge::gram::{Factors, Gram, Lines, Vectors, combine};
 use crate::merge::specification::{
-    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
+    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, SingleSource,
+    Survivor,
 };
 use crate::merge::tensor::TensorGroup;
 
@@ -22,6 +23,7 @@ static MODEL_STOCK: MethodSpecification = MethodSpecification {
     survivor: Survivor::BaseOrNothing,
     samples_masks: false,
     untrimmed: None,
+    single_source: SingleSource::Changed,
     help: "interpolates base and average by the angle among the task vectors (arXiv 2403.19522)",
 };
 

@@ -7,7 +7,8 @@ use crate::merge::MergeError;
 use crate::merge::block::BlockMerge;
 use crate::merge::gram::{Factors, NO_DIRECTION, Vectors, combine};
 use crate::merge::specification::{
-    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
+    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, SingleSource,
+    Survivor,
 };
 use crate::merge::tensor::TensorGroup;
 
@@ -38,6 +39,7 @@ static MULTISLERP: MethodSpecification = MethodSpecification {
     survivor: Survivor::Any,
     samples_masks: false,
     untrimmed: None,
+    single_source: SingleSource::Changed,
     help: "spherical interpolation of any number of models, or of task vectors where there is a base",
 };
 

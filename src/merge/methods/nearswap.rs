@@ -5,7 +5,8 @@ use crate::merge::MergeError;
 use crate::merge::block::{BlockMerge, Buffered, TileMerge, Tiled};
 use crate::merge::element::Element;
 use crate::merge::specification::{
-    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
+    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, SingleSource,
+    Survivor,
 };
 use crate::merge::tensor::{TILE, TensorGroup};
 
@@ -22,6 +23,7 @@ static NEARSWAP: MethodSpecification = MethodSpecification {
     survivor: Survivor::Base,
     samples_masks: false,
     untrimmed: None,
+    single_source: SingleSource::Changed,
     help: "moves the base to the model where both are near",
 };
 

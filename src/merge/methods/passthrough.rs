@@ -5,7 +5,8 @@ use crate::merge::MergeError;
 use crate::merge::block::{BlockMerge, Buffered, TileMerge, Tiled};
 use crate::merge::element::Element;
 use crate::merge::specification::{
-    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
+    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, SingleSource,
+    Survivor,
 };
 use crate::merge::tensor::TensorGroup;
 
@@ -22,6 +23,7 @@ static PASSTHROUGH: MethodSpecification = MethodSpecification {
     survivor: Survivor::Any,
     samples_masks: false,
     untrimmed: None,
+    single_source: SingleSource::Only,
     help: "layers of one model a slice, scaled where asked: stacks layers of several models",
 };
 

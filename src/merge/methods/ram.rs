@@ -10,7 +10,8 @@ use crate::merge::element::Element;
 use crate::merge::reduce::sum_block_rows;
 use crate::merge::simd::{Isa, Kernel, dispatch};
 use crate::merge::specification::{
-    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
+    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, SingleSource,
+    Survivor,
 };
 use crate::merge::tensor::{Stored, TILE, TensorGroup, decode_tiles, tiles};
 
@@ -29,6 +30,7 @@ static RAM: MethodSpecification = MethodSpecification {
     survivor: Survivor::None,
     samples_masks: false,
     untrimmed: None,
+    single_source: SingleSource::Changed,
     help: "adds what one model changed, averages what several did (arXiv 2601.13572)",
 };
 static RAMPLUS_TL: MethodSpecification = MethodSpecification {
@@ -53,6 +55,7 @@ static RAMPLUS_TL: MethodSpecification = MethodSpecification {
     survivor: Survivor::None,
     samples_masks: false,
     untrimmed: None,
+    single_source: SingleSource::Changed,
     help: "as ram, with each model's own changes made larger (arXiv 2601.13572)",
 };
 

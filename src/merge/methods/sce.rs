@@ -12,7 +12,8 @@ use crate::merge::reduce::{Lanes, sum_block_rows};
 use crate::merge::simd::{Isa, Kernel, dispatch};
 use crate::merge::sparsify::keep_from;
 use crate::merge::specification::{
-    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
+    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, SingleSource,
+    Survivor,
 };
 use crate::merge::tensor::{Stored, TILE, TensorGroup, Values, decode_tiles, tiles};
 use crate::merge::threshold::{Threshold, coarse_histogram, select};
@@ -30,6 +31,7 @@ static SCE: MethodSpecification = MethodSpecification {
     survivor: Survivor::None,
     samples_masks: false,
     untrimmed: None,
+    single_source: SingleSource::Changed,
     help: "selects by variance, weighs by size, erases minority signs (arXiv 2408.07990)",
 };
 

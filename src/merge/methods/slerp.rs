@@ -13,8 +13,8 @@ use crate::merge::fused::{ALARM, PAIRS, alarm, chunks_of, widen, words};
 use crate::merge::reduce::{LANES, Lanes, sum_blocks};
 use crate::merge::simd::{Isa, Kernel, dispatch};
 use crate::merge::specification::{
-    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
-    Untrimmed,
+    BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, SingleSource,
+    Survivor, Untrimmed,
 };
 use crate::merge::statistics::{Norms, PairKey};
 use crate::merge::tensor::{Stored, TILE, TensorGroup, tiles};
@@ -32,6 +32,7 @@ static SLERP: MethodSpecification = MethodSpecification {
     survivor: Survivor::Any,
     samples_masks: false,
     untrimmed: Some(Untrimmed::Interpolation),
+    single_source: SingleSource::Changed,
     help: "spherical interpolation between two models (Shoemake 1985)",
 };
 

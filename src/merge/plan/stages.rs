@@ -1,10 +1,11 @@
 //! Which models and layers each part of the output is made of.
 
 use super::{PlannedSlice, Planner};
+use crate::document::FieldError;
 use crate::merge::MergeError;
 use crate::merge::model::Model;
 use crate::merge::specification::BaseUse;
-use crate::recipe::{Body, Input, ModelReference, Parameters};
+use crate::recipe::{Body, Input, ModelReference, Parameters, RecipeError};
 
 /// A model that takes part in a stage, with its layers.
 pub(super) struct Source<'a> {
@@ -58,11 +59,14 @@ impl<'a> Planner<'a> {
                 .map(|slice| (slice.sources.as_slice(), slice.base_model.as_ref(), Some(&slice.parameters)))
                 .collect(),
         };
-        slices.into_iter().map(|(inputs, base, parameters)| self.stage(inputs, base, parameters)).collect()
+        let numbered = slices.into_iter().enumerate();
+        numbered.map(|(index, (inputs, base, parameters))| self.stage(index, inputs, base, parameters)).collect()
     }
 
+    /// `index` is the slice's, for messages.
     fn stage(
         &self,
+        index: usize,
         inputs: &'a [Input],
         base: Option<&'a ModelReference>,
         parameters: Option<&'a Parameters>,
@@ -70,8 +74,8 @@ impl<'a> Planner<'a> {
         let base = base.or(self.recipe.base_model.as_ref()).map(|base| self.find(base)).transpose()?;
         let mut sources = Vec::new();
         let mut length = None;
-        for input in inputs {
-            let (source, layers) = self.listed(input)?;
+        for (place, input) in inputs.iter().enumerate() {
+            let (source, layers) = self.listed(input, index, place)?;
             let expected = *length.get_or_insert(layers);
             if layers != expected {
                 return Err(MergeError::Incompatible(format!(
@@ -99,8 +103,8 @@ impl<'a> Planner<'a> {
         Ok(Stage { sources, base, layers, parameters })
     }
 
-    /// A model that the recipe lists, and how many of its layers.
-    fn listed(&self, input: &'a Input) -> Result<(Source<'a>, usize), MergeError> {
+    /// A model that the recipe lists, and how many of its layers. For messages: where it stands in which slice.
+    fn listed(&self, input: &'a Input, slice: usize, place: usize) -> Result<(Source<'a>, usize), MergeError> {
         let index = self.find(&input.model)?;
         let model = &self.models[index];
         let count = model.layout.count;
@@ -110,10 +114,9 @@ impl<'a> Planner<'a> {
                 0 => "has no numbered layers; merge it whole, in the `models` form".to_owned(),
                 count => format!("has {count} layers"),
             };
-            return Err(MergeError::Plan(format!(
-                "layers {first_layer} to {end} of `{}` are asked for, but it {has}",
-                input.model
-            )));
+            let reason = format!("layers {first_layer} to {end} of `{}` are asked for, but it {has}", input.model);
+            let key = format!("slices[{slice}].sources[{place}].layer_range");
+            return Err(RecipeError::from(FieldError::new(key, reason)).into());
         }
         Ok((Source { index, model, first_layer, parameters: Some(&input.parameters) }, end - first_layer))
     }

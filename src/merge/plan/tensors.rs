@@ -5,9 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::shapes::common_shape;
 use super::stages::{Source, Stage};
 use super::{Action, PlannedInput, PlannedTensor, Planner};
-use crate::checkpoint::{
-    Dtype, TensorInfo, is_batch_counter, is_head, is_input_embedding, is_rotary_table, is_unread, rename_hint,
-};
+use crate::checkpoint::{Dtype, TensorInfo, is_batch_counter, is_head, is_rotary_table, is_unread, rename_hint};
 use crate::merge::MergeError;
 use crate::merge::mergekit_order::leaves_out;
 use crate::merge::model::Model;
@@ -180,9 +178,9 @@ impl<'a> Planner<'a> {
         let (mut found, mut lacking) = (Vec::new(), Vec::new());
         for source in &stage.sources {
             let tensors = source.model.checkpoint.tensors();
-            let own = input_name(source).and_then(|name| tensors.get_key_value(&name));
+            let own = input_name(source).and_then(|name| tensors.get(&name));
             match own.or_else(|| tied_embedding(source.model, name)) {
-                Some((tensor, info)) => found.push(Found { source, tensor: tensor.clone(), info }),
+                Some(info) => found.push(Found { source, tensor: info.name.clone(), info }),
                 None => lacking.push(source),
             }
         }
@@ -260,11 +258,11 @@ pub(in crate::merge) fn may_be_missing<'a>(name: &str, mut stored: impl Iterator
     is_batch_counter(name) || stored.all(|info| info.float().is_none() || is_unread(info))
 }
 
-fn tied_embedding<'a>(model: &'a Model, name: &str) -> Option<(&'a String, &'a TensorInfo)> {
+fn tied_embedding<'a>(model: &'a Model, name: &str) -> Option<&'a TensorInfo> {
     if !(is_head(name) && name.ends_with(".weight") && model.checkpoint.ties_head()) {
         return None;
     }
-    model.checkpoint.tensors().iter().find(|(name, _)| is_input_embedding(name))
+    model.checkpoint.input_embedding()
 }
 
 /// A tensor of a source that an output tensor is made of.

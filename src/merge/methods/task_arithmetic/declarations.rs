@@ -1,8 +1,8 @@
 //! What the members of the family declare: their parameters, and what tells one from another.
 
 use crate::merge::specification::{
-    self, BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification, Survivor,
-    Untrimmed,
+    self, BaseUse, InputCount, MethodSpecification, ParameterKind, ParameterScope, ParameterSpecification,
+    SingleSource, Survivor, Untrimmed,
 };
 
 const WEIGHT: ParameterSpecification = ParameterSpecification {
@@ -63,6 +63,7 @@ const fn member(
         survivor: Survivor::None,
         samples_masks,
         untrimmed: Some(untrimmed),
+        single_source: SingleSource::Kept,
         help,
     }
 }
