@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::mergekit_flags::MergekitFlags;
 use super::quantities::{parse_count, parse_duration, parse_threads};
 use crate::checkpoint::Dtype;
+use crate::config::RunConfig;
 
 /// Finds the best way to merge a set of fine-tuned language models, and proves that it did.
 #[derive(Debug, Parser)]
@@ -65,9 +66,22 @@ pub(super) struct RunArguments {
     /// The run file (docs/run-file.md)
     #[arg(value_name = "RUN.toml")]
     pub run_file: PathBuf,
-    /// Where results go: NAME/ under this folder
+    /// Where results go: NAME/ under this folder, which starts at the current directory
     #[arg(long, value_name = "DIR", default_value = "results")]
     pub results: PathBuf,
+    #[command(flatten)]
+    pub instead: Instead,
+    /// Exit with 64 unless the hold-out shows an improvement over the best baseline
+    #[arg(long)]
+    pub require_improvement: bool,
+    /// Move an existing run of that name to NAME.1 and start anew
+    #[arg(long)]
+    pub fresh: bool,
+}
+
+/// What the command line says instead of the run file.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Instead {
     /// Evaluations of the whole run, instead of the run file's
     #[arg(long, value_name = "N", value_parser = parse_count::<NonZeroU64>)]
     pub max_evaluations: Option<NonZeroU64>,
@@ -77,12 +91,21 @@ pub(super) struct RunArguments {
     /// Seed, instead of the run file's
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// Exit with 64 unless the hold-out shows an improvement over the best baseline
-    #[arg(long)]
-    pub require_improvement: bool,
-    /// Move an existing run of that name to NAME.1 and start anew
-    #[arg(long)]
-    pub fresh: bool,
+}
+
+impl Instead {
+    /// Puts it in the place of what the run file says.
+    pub(super) fn apply(&self, config: &mut RunConfig) {
+        if let Some(evaluations) = self.max_evaluations {
+            config.budget.evaluations = Some(evaluations.get());
+        }
+        if self.wall_clock.is_some() {
+            config.budget.wall_clock = self.wall_clock;
+        }
+        if let Some(seed) = self.seed {
+            config.seed = seed;
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -200,7 +223,7 @@ pub(super) struct Evaluate {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  evomerge check night.toml")]
+#[command(after_help = "Examples:\n  evomerge check night.toml\n  evomerge check night.toml --seed 5 --wall-clock 8h")]
 pub(super) struct Check {
     /// The run file
     #[arg(value_name = "RUN.toml")]
@@ -208,6 +231,8 @@ pub(super) struct Check {
     /// Where results would go, or are: a run that is there must be one that `search` continues
     #[arg(long, value_name = "DIR", default_value = "results")]
     pub results: PathBuf,
+    #[command(flatten)]
+    pub instead: Instead,
     /// Check for a search with --fresh: a run that is there plays no part
     #[arg(long)]
     pub fresh: bool,

@@ -13,7 +13,8 @@ use crate::plural::counted;
 use crate::search::{Findings, Progress, check, prepare};
 
 pub(super) fn run(arguments: &Check, output: Output) -> Result<ExitCode, CliError> {
-    let config = read_run_file(&arguments.run_file)?;
+    let mut config = read_run_file(&arguments.run_file)?;
+    arguments.instead.apply(&mut config);
     require_space(&config, &arguments.run_file)?;
     let scratch = scratch_folder()?;
     let (results, fresh) = (arguments.results.clone(), arguments.fresh);
@@ -60,7 +61,7 @@ fn describe(findings: &Findings) -> String {
     for task in &findings.tasks {
         line("task", task.clone());
     }
-    let soup = if findings.greedy_soup { ", then the greedy soup" } else { "" };
+    let soup = findings.greedy_soup_evaluations.map(describe_soup).unwrap_or_default();
     line("baselines", format!("{}{soup}", counted(findings.baselines, "evaluation")));
     line("budget", findings.budget.clone());
     if let Some(racing) = &findings.racing {
@@ -84,10 +85,38 @@ fn describe(findings: &Findings) -> String {
     }
     line("again", findings.repeats.clone());
     line("hold-out", findings.holdout.clone());
+    if let Some(warning) = describe_unreachable(findings) {
+        line("warning", warning);
+    }
     for alarm in &findings.alarms {
         line("warning", alarm.message.clone());
     }
     text
+}
+
+/// What the greedy soup takes after the baselines.
+fn describe_soup([fewest, most]: [u64; 2]) -> String {
+    let evaluations = match (fewest, most) {
+        (_, 0) => "no further one".to_owned(),
+        _ if fewest == most => counted(most, "evaluation"),
+        _ => format!("{fewest} to {}", counted(most, "evaluation")),
+    };
+    format!(", then the greedy soup ({evaluations})")
+}
+
+/// The endpoints that a search would do without.
+fn describe_unreachable(findings: &Findings) -> Option<String> {
+    let unreachable = &findings.unreachable;
+    if unreachable.is_empty() {
+        return None;
+    }
+    let reasons: Vec<String> = unreachable.iter().map(|one| format!("{}: {}", one.endpoint, one.reason)).collect();
+    Some(format!(
+        "{} of {} cannot be asked: {}",
+        unreachable.len(),
+        counted(findings.endpoints.max(unreachable.len()) as u64, "endpoint"),
+        reasons.join("; ")
+    ))
 }
 
 fn preview(genes: &[String]) -> String {

@@ -9,10 +9,14 @@ use super::output::{Output, table};
 use super::runtime::run_to_end;
 use crate::config::{ConfigError, RunConfig};
 use crate::exit::ExitCode;
+use crate::ledger::Ledger;
 use crate::score::verdict::{TaskVerdict, Verdict, VerdictCandidate};
 use crate::score::{Decision, digits};
 use crate::search::{Progress, Row, RunFolder, RunOptions, RunReport, SetAside, prepare, run as run_search};
 use crate::strategy::{StrategyError, check_settings, origin};
+
+/// The folder of results where `--results` names no other.
+const RESULTS: &str = "results";
 
 pub(super) fn run(arguments: &Search, output: Output) -> Result<ExitCode, CliError> {
     let config = load(&arguments.run)?;
@@ -42,15 +46,7 @@ pub(super) fn require_space(config: &RunConfig, path: &Path) -> Result<(), CliEr
 /// The run file with what the command line says instead.
 pub(super) fn load(arguments: &RunArguments) -> Result<RunConfig, CliError> {
     let mut config = read_run_file(&arguments.run_file)?;
-    if let Some(evaluations) = arguments.max_evaluations {
-        config.budget.evaluations = Some(evaluations.get());
-    }
-    if arguments.wall_clock.is_some() {
-        config.budget.wall_clock = arguments.wall_clock;
-    }
-    if let Some(seed) = arguments.seed {
-        config.seed = seed;
-    }
+    arguments.instead.apply(&mut config);
     Ok(config)
 }
 
@@ -61,22 +57,49 @@ pub(super) fn execute(
     options: RunOptions,
     output: Output,
 ) -> Result<ExitCode, CliError> {
-    let aside = if arguments.fresh { SetAside::of(&arguments.results, &config.name)? } else { None };
     let report = run_to_end(output, async |screen, stop| {
-        // Here, so that it outlives the new folder: the old run takes its place where the new one does not begin.
-        let aside = aside;
         let progress: Arc<dyn Progress> = screen.clone();
-        let folder = RunFolder::lock(&arguments.results, &config.name)?;
+        let name = config.name.clone();
+        let folder = RunFolder::lock(&arguments.results, &name)?;
+        let begins = arguments.fresh || Ledger::is_blank(&folder.ledger());
+        if begins && let Some(note) = run_elsewhere(&arguments.run_file, &name, folder.path()) {
+            screen.line(&note);
+        }
         let of_run = |error| CliError::of_run(error, &arguments.run_file);
         let prepared = prepare(config, &folder.scratch(), &progress, &stop).await.map_err(of_run)?;
-        if let Some(old) = aside {
-            screen.line(&format!("the old run is now {}", old.keep().display()));
-        }
+        // Only now: a start that is refused, or killed while it prepares, leaves the old run where it is.
+        let folder = if arguments.fresh {
+            let SetAside { folder, old } = SetAside::of(folder, &arguments.results, &name)?;
+            if let Some(old) = old {
+                screen.line(&format!("the old run is now {}", old.display()));
+            }
+            folder
+        } else {
+            folder
+        };
         run_search(Arc::new(prepared), folder, options, progress, stop).await.map_err(of_run)
     })?;
     output.result(&describe(&report), &report)?;
     let improved = report.verdict.as_ref().is_some_and(|verdict| verdict.verdict == Decision::Improvement);
     Ok(if arguments.require_improvement && !improved { ExitCode::NoEvidence } else { ExitCode::Done })
+}
+
+/// What to tell of a run of this name that lies beside the run file, where a search begins a new one in another folder:
+/// it may have been started from another current directory. `None`: there is none.
+fn run_elsewhere(run_file: &Path, name: &str, folder: &Path) -> Option<String> {
+    let beside = std::fs::canonicalize(run_file.parent()?.join(RESULTS).join(name)).ok()?;
+    let begun = std::fs::canonicalize(folder).ok()?;
+    if beside == begun || Ledger::is_blank(&RunFolder::ledger_in(&beside)) {
+        return None;
+    }
+    let results = beside.parent()?.to_string_lossy().into_owned();
+    Some(format!(
+        "note: a new run begins in {}, since the results folder starts at the current directory; beside the run file lies another \
+         one of that name, {}, which is left as it is: to continue that one, stop this search and give --results {}",
+        begun.display(),
+        beside.display(),
+        in_shell(&results)
+    ))
 }
 
 fn describe(report: &RunReport) -> String {

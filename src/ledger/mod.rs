@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
+use std::time::SystemTime;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Params, Row, params};
 
@@ -20,7 +21,10 @@ use error::classify;
 
 pub use error::LedgerError;
 pub use names::{event, fact};
-pub use records::{AskedRecord, EventRecord, HoldoutRecord, RepeatPurpose, RepeatRecord, ToldRecord};
+pub use records::{
+    AskedRecord, EventRecord, HoldoutRecord, PhaseRecord, RepeatPurpose, RepeatRecord, ToldRecord, VerdictPhase,
+    WaitingRecord,
+};
 pub use trials::write_trials;
 
 /// An open ledger. Cheap to share; calls are serialized.
@@ -416,7 +420,16 @@ fn insert_told(connection: &Connection, record: &ToldRecord) -> rusqlite::Result
 
 /// The time as the ledger writes it (RFC 3339, UTC).
 pub fn now() -> String {
-    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+    written(jiff::Timestamp::now())
+}
+
+/// A time of the system as the ledger writes it; one that is in no calendar is now.
+pub fn time_text(time: SystemTime) -> String {
+    written(jiff::Timestamp::try_from(time).unwrap_or_else(|_| jiff::Timestamp::now()))
+}
+
+fn written(time: jiff::Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
 }
 
 /// SQLite's integers are signed; counts of a run stay far below 2^63.
@@ -528,6 +541,15 @@ mod tests {
         let error = ledger.all_repeats().unwrap_err();
         assert!(matches!(error, LedgerError::Corrupt { .. }) && error.to_string().contains("pleasure"), "{error}");
         assert!(ledger.repeats_for(RepeatPurpose::Sentinel).unwrap().is_empty());
+    }
+
+    /// Times are compared as texts.
+    #[test]
+    fn a_later_time_is_a_greater_text() {
+        let at = |milliseconds: u64| time_text(SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(milliseconds));
+        assert_eq!(at(1_700_000_000_050), "2023-11-14T22:13:20.050Z");
+        assert!(at(1_700_000_000_000) < at(1_700_000_000_050) && at(1_700_000_000_999) < at(1_700_000_001_000));
+        assert!(at(1_700_000_000_000) < now());
     }
 
     #[test]

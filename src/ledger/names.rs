@@ -30,6 +30,8 @@ pub mod fact {
     pub const EVOMERGE_VERSION: &str = "evomerge_version";
     /// Seconds that searches have run, over all starts.
     pub const ACTIVE_SECONDS: &str = "active_seconds";
+    /// Endpoints that cannot be asked at the moment, as JSON.
+    pub const WAITING: &str = "waiting";
     /// The folder that the latest start's folder of candidates lies in.
     pub const CANDIDATE_FOLDER: &str = "candidate_folder";
     /// The best finalist, as JSON.
@@ -44,6 +46,8 @@ pub mod event {
     pub const STARTED: &str = "started";
     /// A process left the run in good order.
     pub const STOPPED: &str = "stopped";
+    /// A search is over, and what comes before its verdict goes on.
+    pub const PHASE: &str = "phase";
     /// A candidate was merged.
     pub const MATERIALIZED: &str = "materialized";
     /// An attempt at an evaluation of the search ended.

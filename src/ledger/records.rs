@@ -142,6 +142,43 @@ pub struct RepeatRecord {
     pub finished_at: String,
 }
 
+/// What comes between the end of a search and its verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VerdictPhase {
+    /// Baselines that the search gave up are asked for once more.
+    Baselines,
+    /// Finalists and best baseline are scored again.
+    Finalists,
+    /// The sentinel is scored for the last time.
+    Sentinel,
+    /// The hold-out is open.
+    Holdout,
+}
+
+/// What a run went over to after its search: the payload of an event.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PhaseRecord {
+    /// What it is.
+    pub phase: VerdictPhase,
+    /// The candidates that are scored in it, each once; those that have been before are among them.
+    pub candidates: Vec<String>,
+    /// Candidates that are scored after these, if it comes to that.
+    #[serde(default)]
+    pub rivals: Vec<String>,
+}
+
+/// An endpoint that cannot be asked: one of a list, as a fact.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct WaitingRecord {
+    /// As the run file names it.
+    pub endpoint: String,
+    /// In UTC, RFC 3339.
+    pub since: String,
+    /// What it last failed with.
+    pub reason: String,
+}
+
 /// Anything else that happened.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EventRecord {

@@ -19,6 +19,8 @@ use crate::random::stream;
 const MOST_PASSES: u64 = 100;
 /// Most samples that are drawn together.
 const MOST_DRAWS: usize = 1 << 20;
+/// Most repetitions whose choices are kept until they are summed.
+const MOST_CHOICES: u32 = 1 << 14;
 
 /// Candidates x samples, higher is better.
 #[derive(Clone, Debug, PartialEq)]
@@ -328,17 +330,26 @@ fn replay(matrix: &ScoreMatrix, plan: &SimulationPlan, sizes: &[usize], samples:
         Rung { candidates, samples: matrix.shares(all) }
     };
     let rungs: Vec<Rung> = sizes.iter().zip(samples).map(rung).collect();
-    let choices: Vec<Choice> =
-        (0..plan.repetitions).into_par_iter().map(|repetition| race(matrix, plan.seed, repetition, &rungs)).collect();
-    // Summed in order of the repetitions, whichever thread made them.
-    let mean = |value: &dyn Fn(&Choice) -> f64| choices.iter().map(value).sum::<f64>() / choices.len() as f64;
-    let truth = |choice: &Choice| matrix.means[choice.place];
-    Allocation {
-        samples_of_chosen: mean(&|choice| choice.samples as f64),
-        best_chosen: mean(&|choice| f64::from(u8::from(truth(choice) == best))),
-        regret: mean(&|choice| best - truth(choice)),
-        over_statement: mean(&|choice| choice.seen - truth(choice)),
+    let mut sums = [0.0; 4];
+    for repetitions in in_parts(plan.repetitions) {
+        let choose = |repetition| race(matrix, plan.seed, repetition, &rungs);
+        let choices: Vec<Choice> = repetitions.into_par_iter().map(choose).collect();
+        // Summed in order of the repetitions, whichever thread made them.
+        for choice in &choices {
+            let truth = matrix.means[choice.place];
+            let is_best = f64::from(u8::from(truth == best));
+            let values = [choice.samples as f64, is_best, best - truth, choice.seen - truth];
+            sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+        }
     }
+    let [samples_of_chosen, best_chosen, regret, over_statement] = sums.map(|sum| sum / f64::from(plan.repetitions));
+    Allocation { samples_of_chosen, best_chosen, regret, over_statement }
+}
+
+/// The repetitions in order, in parts whose choices fit into memory however many there are in all.
+fn in_parts(repetitions: u32) -> impl Iterator<Item = Range<u32>> {
+    let starts = (0..repetitions).step_by(MOST_CHOICES as usize);
+    starts.map(move |start| start..start.saturating_add(MOST_CHOICES).min(repetitions))
 }
 
 /// Scores the candidates of each rung on further samples, common to all, and keeps the best by all samples so far.
@@ -450,6 +461,25 @@ mod tests {
         };
         assert_eq!(on(1, 3), on(3, 3));
         assert_ne!(on(1, 3), on(1, 4));
+    }
+
+    #[test]
+    fn repetitions_are_summed_in_order_and_kept_in_parts() {
+        for repetitions in [1, MOST_CHOICES, MOST_CHOICES + 1, 200_000_000, u32::MAX] {
+            let mut next = 0;
+            for part in in_parts(repetitions) {
+                assert!(part.start == next && part.end > next && part.end - next <= MOST_CHOICES, "{part:?}");
+                next = part.end;
+            }
+            assert_eq!(next, repetitions);
+        }
+        let matrix = bernoulli(&[0.5, 0.7], 10);
+        let many = SimulationPlan { repetitions: MOST_CHOICES + 3, ..plan(&[6]) };
+        let found = &simulate(&matrix, &many).unwrap()[0].uniform;
+        let rungs = [Rung { candidates: 2, samples: vec![3] }];
+        let regret = |repetition| matrix.best().1 - matrix.means[race(&matrix, 3, repetition, &rungs).place];
+        let all: f64 = (0..many.repetitions).map(regret).sum();
+        assert_eq!(found.regret.to_bits(), (all / f64::from(many.repetitions)).to_bits());
     }
 
     #[test]

@@ -107,7 +107,7 @@ pub struct Verdict {
     /// `None`: not scored again.
     #[serde(default)]
     pub rescoring_over_statement: Option<f64>,
-    /// The hold-out had been opened before the search was continued.
+    /// The hold-out had been opened before the search was continued, or by another run of its name.
     pub reused: bool,
     /// The best candidates of the search in order, the winner first; the others are only shown.
     pub finalists: Vec<VerdictCandidate>,
@@ -166,7 +166,7 @@ pub struct Contender<'a> {
 /// A hold-out that was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenedHoldout {
-    /// Whether it had been opened before the search was continued.
+    /// Whether it had been opened before the search was continued, or by another run of its name.
     pub reused: bool,
 }
 

@@ -3,24 +3,27 @@
 mod race;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use race::RacePrice;
 
-use super::frozen::frozen_before;
+use super::frozen::{Frozen, frozen_before};
 use super::prepare::{Prepared, candidate_parent};
 use super::repeats::Repeats;
 use super::run_folder::RunFolder;
 use super::{SearchError, alarms};
 use crate::checkpoint::available_space;
-use crate::config::EvaluatorKind;
+use crate::config::{EvaluatorKind, HoldoutSource};
 use crate::evaluate::{TaskCapability, TaskRequest};
 use crate::files::{check_writable_folder, nearest_existing};
-use crate::ledger::Ledger;
+use crate::ledger::{AskedRecord, Ledger, fact};
 use crate::plural::counted;
 use crate::score::ObjectiveTask;
 use crate::score::alarms::Alarm;
 use crate::score::power::{self, FEWEST_SAMPLES, SAMPLES_FOR_A_TENTH};
-use crate::strategy::makes_greedy_soup;
+
+/// In a run's folder: the number of the process that uses it.
+const LOCK: &str = "run.lock";
 
 /// A run file that holds together, and what running it means.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -39,12 +42,18 @@ pub struct Findings {
     pub evaluator: String,
     /// Evaluations that it takes at once.
     pub concurrency: usize,
+    /// How many endpoints the run file names, those of the hold-out too; 0 for other kinds of evaluators.
+    pub endpoints: usize,
+    /// Those of them that cannot be asked now.
+    pub unreachable: Vec<Unreachable>,
     /// One line a task.
     pub tasks: Vec<String>,
     /// Evaluations of base, sources and uniform soup.
     pub baselines: u64,
     /// Whether a greedy soup follows them.
     pub greedy_soup: bool,
+    /// Fewest and most evaluations that its trials take, as far as the budget goes.
+    pub greedy_soup_evaluations: Option<[u64; 2]>,
     /// The limits and what they come to, in one line.
     pub budget: String,
     /// How candidates race; `None`: every candidate is scored in full.
@@ -73,6 +82,15 @@ pub struct Findings {
     pub free_bytes: Option<u64>,
 }
 
+/// An endpoint that a search would do without for now.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Unreachable {
+    /// As the run file names it.
+    pub endpoint: String,
+    /// Why it cannot be asked.
+    pub reason: String,
+}
+
 /// Two sources' task vectors over all layers.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Conflict {
@@ -86,15 +104,15 @@ pub struct Conflict {
     pub worst_layer: usize,
 }
 
-/// Looks at a prepared run. `results` is where it would leave its folder, or has left it; with `fresh` a run that is there
-/// is not looked at.
+/// Looks at a prepared run. `results` is where it would leave its folder, or has left it; with `fresh` nothing matters of a
+/// run that is there but whether a process uses it.
 ///
 /// # Errors
 /// [`SearchError::Settings`] where candidates have no room, [`SearchError::Write`] where their folder refuses them,
 /// [`SearchError::Changed`] where a run of this name was started with other settings.
 pub fn check(prepared: &Prepared, results: &Path, fresh: bool) -> Result<Findings, SearchError> {
     let config = &prepared.config;
-    let run = if fresh { None } else { existing_run(prepared, &results.join(&config.name))? };
+    let run = existing_run(prepared, &results.join(&config.name), fresh)?;
     let concurrency = prepared.evaluator.concurrency().get();
     let capacity = prepared.slots();
     let folder = candidate_parent(prepared, &results.join(&config.name), capacity as u64);
@@ -112,6 +130,7 @@ pub fn check(prepared: &Prepared, results: &Path, fresh: bool) -> Result<Finding
         refuse_unwritable(folder)?;
     }
     let shown = shown_gain(prepared);
+    let greedy_soup_evaluations = race::greedy_soup(prepared);
     Ok(Findings {
         name: config.name.clone(),
         run,
@@ -120,6 +139,8 @@ pub fn check(prepared: &Prepared, results: &Path, fresh: bool) -> Result<Finding
         genes: prepared.space.iter().flat_map(|space| space.genes()).map(|gene| gene.name.clone()).collect(),
         evaluator: prepared.evaluator.kind().to_string(),
         concurrency,
+        endpoints: count_endpoints(prepared),
+        unreachable: unreachable(prepared),
         tasks: prepared
             .objective
             .tasks
@@ -128,7 +149,8 @@ pub fn check(prepared: &Prepared, results: &Path, fresh: bool) -> Result<Finding
             .map(|(task, request)| describe_task(prepared, task, request))
             .collect(),
         baselines: prepared.baselines,
-        greedy_soup: makes_greedy_soup(prepared.config.strategy.kind, prepared.models.facts.sources.len()),
+        greedy_soup: greedy_soup_evaluations.is_some(),
+        greedy_soup_evaluations,
         budget: describe_budget(prepared),
         racing: race::describe(prepared),
         conflicts: conflicts(prepared),
@@ -147,19 +169,92 @@ pub fn check(prepared: &Prepared, results: &Path, fresh: bool) -> Result<Finding
     })
 }
 
-/// What the run in `folder` has come to, which a search with these settings continues.
-fn existing_run(prepared: &Prepared, folder: &Path) -> Result<Option<String>, SearchError> {
+/// What the run in `folder` has come to, and whether a search with these settings continues it.
+fn existing_run(prepared: &Prepared, folder: &Path, fresh: bool) -> Result<Option<String>, SearchError> {
+    let user = in_use(folder);
+    let shown = folder.display();
     let path = RunFolder::ledger_in(folder);
-    if Ledger::is_blank(&path) {
-        return Ok(None);
+    let of_user = |user: String| format!("{shown} is {user}");
+    if fresh || Ledger::is_blank(&path) {
+        return Ok(user.map(of_user));
     }
     let ledger = Ledger::open_for_reading(&path)?;
-    if frozen_before(&ledger, prepared)?.is_none() {
-        return Ok(None);
+    let Some(frozen) = frozen_before(&ledger, prepared)? else { return Ok(user.map(of_user)) };
+    let finished = counted(ledger.all_told_in_short()?.len() as u64, "evaluation");
+    if let Some(user) = user {
+        return Ok(Some(format!("{shown} has {finished} and is {user}")));
     }
-    let finished = ledger.all_told_in_short()?.len() as u64;
-    let (finished, folder) = (counted(finished, "evaluation"), folder.display());
-    Ok(Some(format!("{folder} has {finished}, which a search continues; --fresh starts anew")))
+    Ok(Some(match spent(prepared, &frozen, &ledger.all_asked()?, active_time(&ledger)?) {
+        Some(spent) => format!(
+            "{shown} has {finished}, and its budget is spent: {spent}; a search continues it without new evaluations, \
+             --fresh starts anew"
+        ),
+        None => format!("{shown} has {finished}, which a search continues; --fresh starts anew"),
+    }))
+}
+
+/// Who uses the run in `folder`, and what follows; `None`: nobody does.
+fn in_use(folder: &Path) -> Option<String> {
+    if !RunFolder::is_locked(folder) {
+        return None;
+    }
+    let owner = std::fs::read_to_string(folder.join(LOCK)).unwrap_or_default();
+    let user = match owner.trim() {
+        "" => "another process".to_owned(),
+        owner => format!("process {owner}"),
+    };
+    Some(format!("in use by {user}: a search is refused until that has ended"))
+}
+
+/// The time that the run in a ledger has been active.
+fn active_time(ledger: &Ledger) -> Result<Duration, SearchError> {
+    let seconds: Option<f64> = ledger.fact(fact::ACTIVE_SECONDS)?.and_then(|text| text.parse().ok());
+    Ok(seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).unwrap_or_default())
+}
+
+/// The limit that leaves no room for one more evaluation, with what has come of it; `None`: there is room.
+fn spent(prepared: &Prepared, frozen: &Frozen, asked: &[AskedRecord], active: Duration) -> Option<String> {
+    let limits = &prepared.config.budget;
+    let evaluations = asked.len() as u64;
+    if let Some(limit) = limits.evaluations.filter(|limit| evaluations >= *limit) {
+        return Some(format!("{evaluations} of {}", counted(limit, "evaluation")));
+    }
+    // A run that began without a race goes on without.
+    let raced = frozen.racing.as_ref().and_then(|_| RacePrice::of(prepared)).and_then(Result::ok);
+    let cheapest = raced.map_or(prepared.samples, |price| price.cheapest());
+    let samples = asked.iter().fold(0_u64, |sum, record| sum.saturating_add(record.samples));
+    if let Some(limit) = limits.samples.filter(|limit| samples.saturating_add(cheapest) > *limit) {
+        let samples_of = format!("{samples} of {}", counted(limit, "sample"));
+        // What is left is less than the cheapest evaluation takes.
+        return Some(if samples < limit { format!("{samples_of}, and one more takes {cheapest}") } else { samples_of });
+    }
+    let limit = limits.wall_clock.filter(|limit| active >= *limit)?;
+    Some(format!("{:.1} of {} s of active time", active.as_secs_f64(), limit.as_secs_f64()))
+}
+
+/// How many endpoints the run file names.
+fn count_endpoints(prepared: &Prepared) -> usize {
+    let of_search = match &prepared.config.evaluator.kind {
+        EvaluatorKind::Http(http) => http.endpoints.len(),
+        _ => 0,
+    };
+    let of_holdout = match prepared.config.holdout.as_ref().map(|holdout| &holdout.source) {
+        Some(HoldoutSource::Endpoints(endpoints)) => endpoints.len(),
+        _ => 0,
+    };
+    of_search + of_holdout
+}
+
+/// Endpoints of the search and the hold-out that cannot be asked now, each once.
+fn unreachable(prepared: &Prepared) -> Vec<Unreachable> {
+    let of_holdout = prepared.holdout.iter().flat_map(|holdout| holdout.evaluator.waiting());
+    let mut found: Vec<Unreachable> = Vec::new();
+    for waiting in prepared.evaluator.waiting().into_iter().chain(of_holdout) {
+        if found.iter().all(|known| known.endpoint != waiting.endpoint) {
+            found.push(Unreachable { endpoint: waiting.endpoint, reason: waiting.reason });
+        }
+    }
+    found
 }
 
 /// Refuses a folder that a search could not make or write to.

@@ -37,7 +37,7 @@ use crate::score::{samples, shown};
 use crate::scores::Status;
 use crate::strategy::{self, Outcome, PROMOTION, Proposal, Race, origin};
 
-/// How often the screen is brought up to date.
+/// How often the screen, and what the ledger says of endpoints that are waited for, is brought up to date.
 const TICK: Duration = Duration::from_millis(500);
 /// Most evaluations that are asked for before what has ended, the time and signals are looked at again.
 const ASKED_AT_ONCE: usize = 64;
@@ -218,7 +218,10 @@ impl Search {
                     }
                 }
                 () = self.stop.requested(), if !already_stopping => self.progress.line(STOPPING),
-                _ = ticks.tick() => self.clock.tick(&self.ledger),
+                _ = ticks.tick() => {
+                    self.clock.tick(&self.ledger);
+                    self.pipeline.note_waiting();
+                }
                 () = std::future::ready(()), if has_more => {}
             }
         }

@@ -59,7 +59,7 @@ pub enum SearchError {
     },
     /// The recorded history leads to another proposal now.
     #[error(
-        "run {name} does not replay: evaluation {index} was recorded as candidate {recorded}, but the same history now \
+        "run {name} does not replay: evaluation {index} was recorded with the {what} {recorded}, but the same history now \
          proposes {proposed}; this is a bug or the work of another evomerge version: please report it, and start anew with --fresh"
     )]
     Replay {
@@ -67,9 +67,11 @@ pub enum SearchError {
         name: String,
         /// The first evaluation that differs.
         index: u64,
-        /// Its candidate id in the ledger.
+        /// What differs: `candidate`, `evaluation id` or `index`.
+        what: &'static str,
+        /// That of the ledger.
         recorded: String,
-        /// The candidate id that is proposed now, or `nothing`.
+        /// That of the proposal now; `nothing` where there is none.
         proposed: String,
     },
     /// Another process searches in the run's folder.

@@ -17,7 +17,7 @@ use crate::recipe::ModelReference;
 pub(super) const CONTENTS: &str = "content of models";
 pub(super) const SETTINGS: &str = "settings of models";
 const FINGERPRINT: &str = "evaluator fingerprint";
-const HOLDOUT_FINGERPRINT: &str = "hold-out fingerprint";
+pub(super) const HOLDOUT_FINGERPRINT: &str = "hold-out fingerprint";
 
 /// The keys that say what the models are.
 const MODELS: [&str; 3] = ["models", CONTENTS, SETTINGS];

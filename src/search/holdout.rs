@@ -1,6 +1,8 @@
 //! The sealed hold-out: opened once, for the finalists, the best baseline and those that may be as good, after the search.
 //! It never changes `best/`.
 
+mod earlier;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -61,7 +63,8 @@ impl HoldoutOpening<'_> {
             return self.decide(finalists, baseline, Rivals::default(), &HoldoutScores::new(), None);
         };
         // Opened is what it is as soon as someone may see a score.
-        let opened = Some(OpenedHoldout { reused: self.open()? });
+        let went_on = self.open()?;
+        let opened = Some(OpenedHoldout { reused: self.was_opened_by_another() || went_on });
         let mut scores = HoldoutScores::new();
         self.score(plan, finalists.iter().chain(baseline).collect(), "scoring", &mut scores).await?;
         let verdict = self.decide(finalists, baseline, Rivals::default(), &scores, opened)?;
@@ -114,6 +117,17 @@ impl HoldoutOpening<'_> {
                 Ok(false)
             }
         }
+    }
+
+    /// Whether another run of this one's family opened the same hold-out before it; tells of it.
+    fn was_opened_by_another(&self) -> bool {
+        let Some(earlier) = earlier::opening_before(self.ledger) else { return false };
+        self.progress.line(&format!(
+            "hold-out: {} opened it before (on {}): to whoever has seen that verdict, this one is no untouched evidence",
+            earlier.folder.display(),
+            earlier.at
+        ));
+        true
     }
 
     /// Adds the scores of `contenders`, as far as they have some; `why` is told where there is something to do.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -14,8 +14,8 @@ use super::progress::Progress;
 use super::slots::Slots;
 use super::stop::STOPPING;
 use super::{SearchError, Stop};
-use crate::evaluate::{Attempt, AttemptObserver, EvaluateError, Evaluation, Evaluator, Fault, FaultClass};
-use crate::ledger::{Ledger, LedgerError, event};
+use crate::evaluate::{Attempt, AttemptObserver, EvaluateError, Evaluation, Evaluator, Fault, FaultClass, Waiting};
+use crate::ledger::{Ledger, LedgerError, WaitingRecord, event, fact, time_text};
 use crate::lock::{lock, unlocked};
 use crate::merge::{MergeError, MergeOptions, Merger, WriteMode};
 use crate::score::Objective;
@@ -23,6 +23,8 @@ use crate::scores::{Status, TaskScores};
 
 /// Most different remarks of an evaluator that are shown.
 const MOST_REMARKS: usize = 50;
+/// How often it is looked which endpoints cannot be asked.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// What an evaluation is made for, in the order in which they are started: repeats are few.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -139,9 +141,20 @@ struct Open {
 }
 
 enum JobEnd {
-    Materialized { turn: Turn, result: Result<f64, MergeError> },
+    Materialized {
+        turn: Turn,
+        result: Result<f64, MergeError>,
+    },
     StatisticsSaved,
-    Evaluated { turn: Turn, started_at: String, seconds: f64, attempts: u32, result: Result<Evaluation, SearchError> },
+    Evaluated {
+        turn: Turn,
+        started_at: String,
+        seconds: f64,
+        attempts: u32,
+        result: Result<Evaluation, EvaluateError>,
+        /// Why an attempt could not be recorded.
+        fault: Option<LedgerError>,
+    },
 }
 
 /// The evaluations between asked and told.
@@ -150,6 +163,10 @@ pub struct Pipeline {
     open: BTreeMap<Turn, Open>,
     /// The evaluator's remarks that have been shown.
     remarks: BTreeSet<String>,
+    /// The endpoints that are on record as those that cannot be asked; `None`: this pipeline has not recorded any.
+    waiting: Option<Vec<Waiting>>,
+    /// What went wrong beside an evaluation whose outcome has been handed over.
+    fault: Option<SearchError>,
     jobs: JoinSet<JobEnd>,
     /// Cancels evaluations.
     cancel: CancellationToken,
@@ -163,6 +180,8 @@ impl Pipeline {
             equipment,
             open: BTreeMap::new(),
             remarks: BTreeSet::new(),
+            waiting: None,
+            fault: None,
             jobs: JoinSet::new(),
             cancel,
             cancel_merge: Arc::new(AtomicBool::new(false)),
@@ -187,13 +206,16 @@ impl Pipeline {
         self.open.values().filter(|open| matches!(open.stage, Stage::Evaluating)).count()
     }
 
-    /// Nothing runs (though something may wait to be started).
+    /// Nothing runs, and nothing is left to be told (though something may wait to be started).
     pub fn idle(&self) -> bool {
-        self.jobs.is_empty()
+        self.jobs.is_empty() && self.fault.is_none()
     }
 
-    /// Starts what there is room for, lowest index first.
+    /// Starts what there is room for, lowest index first; nothing more after a fault.
     pub fn start(&mut self) {
+        if self.fault.is_some() {
+            return;
+        }
         self.start_merge();
         let mut room = self.equipment.evaluator.concurrency().get().saturating_sub(self.evaluating());
         while room > 0 {
@@ -201,6 +223,19 @@ impl Pipeline {
             let Some(turn) = ready else { break };
             self.start_evaluation(turn);
             room -= 1;
+        }
+    }
+
+    /// Records which endpoints cannot be asked now, where these are others than the last time.
+    pub fn note_waiting(&mut self) {
+        let waiting = self.equipment.evaluator.waiting();
+        if self.waiting.as_ref() == Some(&waiting) {
+            return;
+        }
+        let records: Vec<WaitingRecord> = waiting.iter().map(waiting_record).collect();
+        // For people only: a fault that lasts will show when there is an outcome to record.
+        if self.equipment.ledger.set_fact(fact::WAITING, &serde_json::json!(records).to_string()).is_ok() {
+            self.waiting = Some(waiting);
         }
     }
 
@@ -216,7 +251,13 @@ impl Pipeline {
 
     /// Waits for the next evaluation to end. `None`: a step ended that was no evaluation, or nothing runs; call
     /// [`Self::start`] again. Cancel-safe.
+    ///
+    /// # Errors
+    /// What ends a search. A fault beside an evaluation that has an outcome comes after the outcome.
     pub async fn next(&mut self) -> Result<Option<Finished>, SearchError> {
+        if let Some(fault) = self.fault.take() {
+            return Err(fault);
+        }
         let Some(end) = self.jobs.join_next().await else { return Ok(None) };
         match end.map_err(|error| SearchError::Worker(error.to_string()))? {
             JobEnd::Materialized { turn, result } => {
@@ -224,7 +265,9 @@ impl Pipeline {
                 self.materialized(turn, result)
             }
             JobEnd::StatisticsSaved => Ok(None),
-            JobEnd::Evaluated { turn, started_at, seconds, attempts, result } => {
+            JobEnd::Evaluated { turn, started_at, seconds, attempts, result, fault } => {
+                // What was scored has been paid for, whether or not its attempts are on record.
+                self.fault = fault.map(SearchError::from);
                 self.evaluated(turn, started_at, seconds, attempts, result)
             }
         }
@@ -252,6 +295,7 @@ impl Pipeline {
         self.stop_merging();
         self.cancel();
         while self.jobs.join_next().await.is_some() {}
+        self.fault = None;
         let turns: Vec<Turn> = self.open.keys().copied().collect();
         for turn in turns {
             self.close(turn);
@@ -263,6 +307,8 @@ impl Pipeline {
         stop: &Stop,
         mut take: impl FnMut(Finished) -> Result<(), SearchError>,
     ) -> Result<(), SearchError> {
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             if stop.wanted() {
                 self.stop_merging();
@@ -280,6 +326,7 @@ impl Pipeline {
                     }
                 }
                 () = stop.requested(), if !already_stopping => self.equipment.progress.line(STOPPING),
+                _ = looks.tick() => self.note_waiting(),
             }
         }
         if stop.wanted() { Err(SearchError::Stopped) } else { Ok(()) }
@@ -342,14 +389,10 @@ impl Pipeline {
         self.jobs.spawn(async move {
             let started_at = crate::ledger::now();
             let started = Instant::now();
-            let result = evaluator.evaluate(&request, &observer, &cancel).await.map_err(SearchError::from);
+            let result = evaluator.evaluate(&request, &observer, &cancel).await;
             let seconds = started.elapsed().as_secs_f64();
             let attempts = observer.count.load(Ordering::Relaxed);
-            let result = match observer.into_fault() {
-                Some(fault) => Err(SearchError::from(fault)),
-                None => result,
-            };
-            JobEnd::Evaluated { turn, started_at, seconds, attempts, result }
+            JobEnd::Evaluated { turn, started_at, seconds, attempts, result, fault: observer.into_fault() }
         });
     }
 
@@ -383,11 +426,11 @@ impl Pipeline {
         started_at: String,
         seconds: f64,
         attempts: u32,
-        result: Result<Evaluation, SearchError>,
+        result: Result<Evaluation, EvaluateError>,
     ) -> Result<Option<Finished>, SearchError> {
         let gone = self.missing_folder(turn);
         let Some(open) = self.close(turn) else { return Ok(None) };
-        if let (Err(SearchError::Evaluate(error)), Some(folder)) = (&result, gone)
+        if let (Err(error), Some(folder)) = (&result, gone)
             && !matches!(error, EvaluateError::Cancelled)
         {
             return Err(SearchError::CandidateGone { folder });
@@ -397,15 +440,13 @@ impl Pipeline {
                 self.show_remarks(turn.index, evaluation.warnings);
                 end(open, Status::Scored, evaluation.tasks, None)
             }
-            Err(SearchError::Evaluate(EvaluateError::Candidate(fault))) => {
+            Err(EvaluateError::Candidate(fault)) => {
                 end(open, Status::Infeasible, BTreeMap::new(), Some(fault.to_string()))
             }
-            Err(SearchError::Evaluate(EvaluateError::GivenUp(fault))) => {
-                end(open, Status::Failed, BTreeMap::new(), Some(fault.to_string()))
-            }
+            Err(EvaluateError::GivenUp(fault)) => end(open, Status::Failed, BTreeMap::new(), Some(fault.to_string())),
             // Asked but not told: the next start sends it again under the same id.
-            Err(SearchError::Evaluate(EvaluateError::Cancelled)) => return Ok(None),
-            Err(error) => return Err(error),
+            Err(EvaluateError::Cancelled) => return Ok(None),
+            Err(error) => return Err(error.into()),
         };
         Ok(Some(Finished { started_at: Some(started_at), evaluate_s: Some(seconds), attempts, ..finished }))
     }
@@ -432,6 +473,15 @@ impl Pipeline {
             stage.slots.release(&slot_name(&open.work));
         }
         Some(open)
+    }
+}
+
+/// An endpoint that cannot be asked, as the ledger has it.
+fn waiting_record(waiting: &Waiting) -> WaitingRecord {
+    WaitingRecord {
+        endpoint: waiting.endpoint.clone(),
+        since: time_text(waiting.since),
+        reason: waiting.reason.clone(),
     }
 }
 

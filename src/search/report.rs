@@ -60,7 +60,7 @@ pub struct RunReport {
     pub failed: u64,
     /// Why the search ended.
     pub reason: String,
-    /// Seconds that the search has run, over all starts.
+    /// Seconds that the search has run, over all starts, as the ledger keeps them. The verdict is not in it.
     pub active_s: f64,
     /// The winner, or the best by search score.
     pub best: Option<Row>,

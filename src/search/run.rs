@@ -1,5 +1,6 @@
 //! One search from start (or wherever it was) to verdict.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::driver::Search;
@@ -10,6 +11,8 @@ use super::report::{RunOptions, RunReport};
 use super::run_folder::RunFolder;
 use super::{SearchError, Stop, export};
 use crate::ledger::Ledger;
+use crate::plural::counted;
+use crate::scores::Status;
 
 /// Runs or continues the search in `folder` until the budget is spent, the strategy is done, or someone wants it to
 /// stop.
@@ -30,11 +33,30 @@ pub async fn run(
     if fresh || !folder.run_file().exists() {
         export::write_run_file(&folder, &prepared.config, &prepared.models)?;
     }
-    let mut search = Search::new(prepared, folder, ledger, frozen, progress, stop)?;
+    let mut search = Search::new(prepared, folder, ledger.clone(), frozen, progress.clone(), stop)?;
     search.load_reusable(&options)?;
+    let source = options.reuse.as_deref().and_then(Path::parent);
+    let taken_before = source.map_or(0, |_| count_taken_over(&ledger));
     search.record_start(fresh)?;
+    let outcome = go_on(&mut search).await;
+    if let Some(source) = source {
+        let taken = count_taken_over(&ledger).saturating_sub(taken_before);
+        if taken > 0 {
+            progress.line(&format!("{} taken from {}", counted(taken, "score"), source.display()));
+        }
+    }
+    search.leave(outcome).await
+}
+
+/// From the recorded history to the end of the search; says why it ended.
+async fn go_on(search: &mut Search) -> Result<String, SearchError> {
     search.replay()?;
     search.note_race_basis()?;
-    let outcome = search.drive().await;
-    search.leave(outcome).await
+    search.drive().await
+}
+
+/// Scores that another run paid for. They are only told of: what cannot be read is no reason to stop here.
+fn count_taken_over(ledger: &Ledger) -> u64 {
+    let told = ledger.all_told_in_short().unwrap_or_default();
+    told.values().filter(|record| record.status == Status::Scored && record.attempts == 0).count() as u64
 }

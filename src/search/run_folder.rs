@@ -4,6 +4,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::RenameFlags;
+use rustix::io::Errno;
+
 use super::SearchError;
 use crate::files::{is_file_at, place_of, sweep_unfinished};
 use crate::ledger::Ledger;
@@ -23,10 +26,9 @@ pub struct RunFolder {
 }
 
 impl Drop for RunFolder {
-    /// A start that was refused leaves nothing.
+    /// A start that was refused leaves nothing. Where the folder was moved away, another run may have its path by now.
     fn drop(&mut self) {
-        let Ok(entries) = std::fs::read_dir(&self.path) else { return };
-        if entries.flatten().all(|entry| entry.file_name() == LOCK) {
+        if self.is_in_place() && is_vacant(&self.path) {
             let _ = std::fs::remove_file(self.path.join(LOCK));
             let _ = std::fs::remove_dir(&self.path);
         }
@@ -101,6 +103,11 @@ impl RunFolder {
         Err(SearchError::Moved { folder: self.path.clone() })
     }
 
+    /// Whether folder and lock at the path are the ones that this process has.
+    fn is_in_place(&self) -> bool {
+        self.check_place().is_ok() && is_file_at(&self.lock, &self.path.join(LOCK))
+    }
+
     /// Where the run's results are.
     pub fn path(&self) -> &Path {
         &self.path
@@ -172,49 +179,77 @@ fn is_lock_of(line: &str, file: &std::fs::Metadata, owner: &str) -> bool {
     inode.parse() == Ok(file.ino()) && (device == format!("{major:02x}:{minor:02x}") || pid == owner)
 }
 
-/// A run that made room for a new one of its name. Dropped, it takes its place again, unless something else has it by then.
+/// Whether a folder holds nothing, or nothing but a lock: all that is left of a start that came to nothing.
+fn is_vacant(path: &Path) -> bool {
+    std::fs::read_dir(path).is_ok_and(|entries| entries.flatten().all(|entry| entry.file_name() == LOCK))
+}
+
+/// A folder for a run that begins anew, and where the run that made room for it is.
 #[derive(Debug)]
 pub struct SetAside {
-    home: PathBuf,
-    path: PathBuf,
+    /// The folder of the new run; nobody else had the run in between.
+    pub folder: RunFolder,
+    /// Where the old run is now; `None`: there was none.
+    pub old: Option<PathBuf>,
 }
 
 impl SetAside {
-    /// Moves an existing run to the first free `NAME.1`, `NAME.2`, ...; refuses while another process uses it.
+    /// Moves the run in `folder`, that of `name` in `results`, to the first free `NAME.1`, `NAME.2`, ..., and puts a new
+    /// folder in its place.
     ///
     /// # Errors
-    /// [`SearchError`] where the run is in use, or cannot be moved.
-    pub fn of(results: &Path, name: &str) -> Result<Option<Self>, SearchError> {
-        let home = results.join(name);
-        if !home.exists() {
-            return Ok(None);
+    /// [`SearchError::Moved`], or [`SearchError::Write`] where the run cannot be moved: it stays where it is.
+    pub fn of(folder: RunFolder, results: &Path, name: &str) -> Result<Self, SearchError> {
+        folder.check_place()?;
+        if is_vacant(&folder.path) {
+            return Ok(Self { folder, old: None });
         }
-        let _folder = RunFolder::lock(results, name)?;
-        let mut number = 1u32;
-        let path = loop {
-            let path = results.join(format!("{name}.{number}"));
-            if !path.exists() {
-                break path;
+        let room = reserve(results, name)?;
+        let aside = room.path.clone();
+        let cwd = rustix::fs::CWD;
+        let folder = match rustix::fs::renameat_with(cwd, &folder.path, cwd, &aside, RenameFlags::EXCHANGE) {
+            Ok(()) => exchanged(folder, room),
+            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
+                drop(room);
+                in_two_steps(folder, results, name, &aside)?
             }
-            number += 1;
+            Err(error) => return Err(SearchError::Write { path: aside, source: error.into() }),
         };
-        std::fs::rename(&home, &path).map_err(|source| SearchError::Write { path: path.clone(), source })?;
-        Ok(Some(Self { home, path }))
-    }
-
-    /// Leaves the run where it is now, because the new one has begun: where that is.
-    pub fn keep(mut self) -> PathBuf {
-        std::mem::take(&mut self.path)
+        Ok(Self { folder, old: Some(aside) })
     }
 }
 
-impl Drop for SetAside {
-    fn drop(&mut self) {
-        let is_kept = self.path.as_os_str().is_empty();
-        if !is_kept && !self.home.exists() {
-            let _ = std::fs::rename(&self.path, &self.home);
+/// Makes and locks the first free `NAME.1`, `NAME.2`, ....
+fn reserve(results: &Path, name: &str) -> Result<RunFolder, SearchError> {
+    let mut number = 1u32;
+    loop {
+        let name = format!("{name}.{number}");
+        let path = results.join(&name);
+        if path.symlink_metadata().is_err() || is_vacant(&path) {
+            match RunFolder::lock(results, &name) {
+                Err(SearchError::InUse { .. }) => {}
+                reserved => return reserved,
+            }
         }
+        number += 1;
     }
+}
+
+/// The new folder, after it and the old one have each got the other's path.
+fn exchanged(mut old: RunFolder, mut new: RunFolder) -> RunFolder {
+    std::mem::swap(&mut old.path, &mut new.path);
+    new
+}
+
+/// For file systems that cannot exchange folders. Another process may take the run between the steps; then it is in use.
+fn in_two_steps(mut old: RunFolder, results: &Path, name: &str, aside: &Path) -> Result<RunFolder, SearchError> {
+    let home = std::mem::replace(&mut old.path, aside.to_path_buf());
+    std::fs::rename(&home, aside).map_err(|source| SearchError::Write { path: aside.to_path_buf(), source })?;
+    RunFolder::lock(results, name).inspect_err(|_| {
+        if home.symlink_metadata().is_err() {
+            let _ = std::fs::rename(aside, &home);
+        }
+    })
 }
 
 #[cfg(test)]
@@ -267,31 +302,69 @@ mod tests {
         let error = RunFolder::lock(results.path(), "run").unwrap_err();
         assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
         assert_eq!(error.exit_code(), crate::exit::ExitCode::Stopped);
-        assert!(SetAside::of(results.path(), "run").is_err());
         drop(first);
         assert!(!RunFolder::is_locked(&results.path().join("run")));
-        let set_aside = || SetAside::of(results.path(), "run").unwrap().unwrap();
-        assert_eq!(set_aside().keep(), results.path().join("run.1"));
-        std::fs::write(RunFolder::lock(results.path(), "run").unwrap().ledger(), "").unwrap();
-        assert_eq!(set_aside().keep(), results.path().join("run.2"));
+    }
+
+    /// The run "run", made anew.
+    fn begin_anew(results: &Path) -> SetAside {
+        SetAside::of(RunFolder::lock(results, "run").unwrap(), results, "run").unwrap()
     }
 
     #[test]
-    fn a_run_is_back_in_its_place_where_no_other_has_begun() {
+    fn a_run_makes_room_for_one_that_is_locked_already() {
         let results = tempfile::tempdir().unwrap();
-        assert!(SetAside::of(results.path(), "run").unwrap().is_none());
-        std::fs::write(RunFolder::lock(results.path(), "run").unwrap().ledger(), "old").unwrap();
-        let aside = SetAside::of(results.path(), "run").unwrap();
-        drop(RunFolder::lock(results.path(), "run").unwrap());
-        drop(aside);
-        let folder = RunFolder::lock(results.path(), "run").unwrap();
-        assert_eq!(std::fs::read_to_string(folder.ledger()).unwrap(), "old");
-        drop(folder);
+        let results = results.path();
+        std::fs::write(RunFolder::lock(results, "run").unwrap().ledger(), "first").unwrap();
+        for (number, content) in ["first", "second"].into_iter().enumerate() {
+            let SetAside { folder, old } = begin_anew(results);
+            let aside = results.join(format!("run.{}", number + 1));
+            assert_eq!(old.as_ref(), Some(&aside));
+            assert_eq!(std::fs::read_to_string(RunFolder::ledger_in(&aside)).unwrap(), content);
+            assert!(!RunFolder::is_locked(&aside));
+            assert_eq!(folder.path(), results.join("run"));
+            assert!(folder.is_in_place() && is_vacant(folder.path()) && RunFolder::is_locked(folder.path()));
+            assert!(matches!(RunFolder::lock(results, "run"), Err(SearchError::InUse { .. })));
+            std::fs::write(folder.ledger(), "second").unwrap();
+        }
+    }
 
-        let aside = SetAside::of(results.path(), "run").unwrap();
-        std::fs::write(RunFolder::lock(results.path(), "run").unwrap().ledger(), "new").unwrap();
-        drop(aside);
-        let ledger = |name: &str| std::fs::read_to_string(RunFolder::lock(results.path(), name).unwrap().ledger());
-        assert_eq!((ledger("run").unwrap(), ledger("run.1").unwrap()), ("new".into(), "old".into()));
+    #[test]
+    fn a_run_makes_room_where_folders_cannot_be_exchanged() {
+        let results = tempfile::tempdir().unwrap();
+        let results = results.path();
+        let old = RunFolder::lock(results, "run").unwrap();
+        std::fs::write(old.ledger(), "old").unwrap();
+        let aside = results.join("run.1");
+        let new = in_two_steps(old, results, "run", &aside).unwrap();
+        assert!(new.is_in_place() && is_vacant(new.path()));
+        assert_eq!(std::fs::read_to_string(RunFolder::ledger_in(&aside)).unwrap(), "old");
+    }
+
+    /// What a killed start left is no run.
+    #[test]
+    fn a_folder_with_nothing_but_a_lock_makes_no_room() {
+        let results = tempfile::tempdir().unwrap();
+        let results = results.path();
+        for name in ["run", "run.1"] {
+            std::fs::create_dir(results.join(name)).unwrap();
+            std::fs::write(results.join(name).join(LOCK), "1\n").unwrap();
+        }
+        let SetAside { folder, old } = begin_anew(results);
+        assert_eq!(old, None);
+        std::fs::write(folder.ledger(), "").unwrap();
+        drop(folder);
+        assert_eq!(begin_anew(results).old, Some(results.join("run.1")));
+    }
+
+    #[test]
+    fn a_folder_that_another_run_has_by_now_is_left_to_it() {
+        let results = tempfile::tempdir().unwrap();
+        let first = RunFolder::lock(results.path(), "run").unwrap();
+        std::fs::rename(first.path(), results.path().join("old")).unwrap();
+        let second = RunFolder::lock(results.path(), "run").unwrap();
+        drop(first);
+        assert!(second.is_in_place() && RunFolder::is_locked(second.path()));
+        assert!(matches!(RunFolder::lock(results.path(), "run"), Err(SearchError::InUse { .. })));
     }
 }

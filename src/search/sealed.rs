@@ -1,7 +1,7 @@
 //! Which samples a search never sees: the split by fraction, the plan of the hold-out, and the refusal of data that is
 //! in both.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,6 +14,9 @@ use crate::evaluate::{Evaluator, Samples, TaskCapability, TaskRequest, is_same_s
 use crate::plural::counted;
 use crate::score::Objective;
 use crate::scores::SampleId;
+
+/// Samples of a hold-out that are named where the search saw them.
+const SHOWN_PAIRS: usize = 3;
 
 /// How the sealed hold-out is scored.
 pub struct HoldoutPlan {
@@ -289,6 +292,20 @@ fn leave_out_copies(
     Ok(())
 }
 
+/// The ids of the first samples of a hold-out that the search saw, with those that they have there; empty where ids are
+/// not known.
+fn first_pairs(shared: &[(Option<&SampleId>, Option<&SampleId>)]) -> String {
+    let pair = |(holdout, search): &(Option<&SampleId>, Option<&SampleId>)| {
+        Some(format!("sample {} is the search's {}", (*holdout)?, (*search)?))
+    };
+    let pairs: Vec<String> = shared.iter().take(SHOWN_PAIRS).filter_map(pair).collect();
+    match (pairs.is_empty(), shared.len() > pairs.len()) {
+        (true, _) => String::new(),
+        (false, false) => format!(" ({})", pairs.join(", ")),
+        (false, true) => format!(" ({}, ...)", pairs.join(", ")),
+    }
+}
+
 /// A sample that the search saw, in whichever task, proves nothing.
 fn refuse_overlap(prepared: &Prepared, plan: &HoldoutPlan, is_fraction: bool) -> Result<(), SearchError> {
     let search: Vec<(&TaskRequest, &TaskCapability)> = prepared
@@ -296,19 +313,24 @@ fn refuse_overlap(prepared: &Prepared, plan: &HoldoutPlan, is_fraction: bool) ->
         .iter()
         .map(|task| Ok((task, capability(prepared.evaluator.as_ref(), &task.name)?)))
         .collect::<Result<_, SearchError>>()?;
-    let hashes = |known, task: &TaskRequest| content_hashes(known, &task.samples).into_iter().map(|(_, hash)| hash);
-    let seen: BTreeSet<&str> = search.iter().flat_map(|(task, known)| hashes(known, task)).collect();
+    let seen: HashMap<&str, Option<&SampleId>> = search
+        .iter()
+        .flat_map(|(task, known)| content_hashes(known, &task.samples))
+        .map(|(id, hash)| (hash, id))
+        .collect();
     for (task, compared) in plan.tasks.iter().zip(&plan.objective.tasks) {
         let known = capability(plan.evaluator.as_ref(), &task.name)?;
-        let holdout: Vec<&str> = hashes(known, task).collect();
-        let shared = holdout.iter().filter(|hash| seen.contains(*hash)).count();
+        let holdout = content_hashes(known, &task.samples);
+        let shared: Vec<_> = holdout.iter().filter_map(|(id, hash)| Some((*id, *seen.get(hash)?))).collect();
         let name = &compared.name;
-        if shared > 0 {
+        if !shared.is_empty() {
             let why = if is_fraction { "; the data has samples more than once: keep one of each" } else { "" };
             return Err(SearchError::BadData(format!(
-                "task `{name}`: {shared} of {} hold-out samples are among the samples of the search; a hold-out must be data \
+                "task `{name}`: {} of {} hold-out samples are among the samples of the search{}; a hold-out must be data \
                  that the search never saw{why}",
-                holdout.len()
+                shared.len(),
+                holdout.len(),
+                first_pairs(&shared)
             )));
         }
         let same = search.iter().find(|(_, other)| other.sample_set.is_some() && other.sample_set == known.sample_set);

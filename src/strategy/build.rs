@@ -63,13 +63,21 @@ pub fn build(config: &StrategyConfig, setup: Setup) -> Result<Box<dyn Strategy>,
 }
 
 /// Whether a search makes a greedy soup after its baselines.
-pub fn makes_greedy_soup(kind: StrategyKind, sources: usize) -> bool {
+fn makes_greedy_soup(kind: StrategyKind, sources: usize) -> bool {
     let wanted = match kind {
         StrategyKind::GreedySoup => true,
         StrategyKind::UniformSoup => false,
         _ => sources <= GREEDY_SOUP_SOURCES,
     };
     wanted && sources > 1
+}
+
+/// Fewest and most evaluations of the greedy soup that a search makes after its baselines, where each source is scored;
+/// `None`: it makes none, or its settings cannot be read.
+pub fn greedy_soup_evaluations(config: &StrategyConfig, sources: usize) -> Option<[u64; 2]> {
+    // The number of genes decides defaults of others alone.
+    let choice = Choice::read(config, 0).ok()?;
+    makes_greedy_soup(choice.kind, sources).then(|| choice.passes.evaluations(sources))
 }
 
 /// Whether a search of this kind proposes [`Setup::model_stock`].
@@ -321,6 +329,18 @@ mod tests {
         assert_eq!(baselines(StrategyKind::Random, many(16), 40, &score).0.len(), 17 + 15);
         assert_eq!(baselines(StrategyKind::GreedySoup, many(17), 40, &score).0.len(), 18 + 16);
         assert_eq!(baselines(StrategyKind::Random, many(1), 40, &score).0, ["source 0"]);
+    }
+
+    #[test]
+    fn the_greedy_soup_is_foreseen_with_its_passes() {
+        let foreseen = |kind, settings, sources| greedy_soup_evaluations(&config(kind, settings), sources);
+        assert_eq!(foreseen(StrategyKind::Genetic, "", 3), Some([1, 2]));
+        let [few, many] = foreseen(StrategyKind::Genetic, "replacement = true\nbackward = true", 4).unwrap();
+        assert!(few == 3 && many >= 54, "{few} {many}");
+        assert_eq!(foreseen(StrategyKind::Genetic, "", 17), None);
+        assert_eq!(foreseen(StrategyKind::UniformSoup, "", 3), None);
+        assert_eq!(foreseen(StrategyKind::GreedySoup, "", 17), Some([15, 16]));
+        assert_eq!(foreseen(StrategyKind::GreedySoup, "replacment = true", 3), None);
     }
 
     #[test]

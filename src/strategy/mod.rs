@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 
 pub use baselines::baseline_contents;
 pub use build::{
-    SOUP_SETTINGS, SeedGenome, Setup, are_same_settings, build, build_raced, check_settings, makes_greedy_soup,
+    SOUP_SETTINGS, SeedGenome, Setup, are_same_settings, build, build_raced, check_settings, greedy_soup_evaluations,
     tries_model_stock,
 };
 pub use origin::PROMOTION;

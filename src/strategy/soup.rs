@@ -63,6 +63,33 @@ pub(super) struct Passes {
     pub(super) backward: bool,
 }
 
+impl Passes {
+    /// Fewest and most evaluations that the trials of a soup of so many sources take, where each of these is scored.
+    ///
+    /// The most is a bound: among the trials may be soups that are known by then and not evaluated again.
+    pub(super) fn evaluations(self, sources: usize) -> [u64; 2] {
+        if sources < 2 {
+            return [0; 2];
+        }
+        let (sources, share) = (sources as u64, SHARE as u64);
+        // Where all sources but the last one joined, the last step is the uniform soup, which is known.
+        let fewest = match (sources, self.replacement) {
+            (2, _) => 0,
+            (_, true) => sources - 1,
+            (_, false) => sources - 2,
+        };
+        // Of two sources the only step is the uniform soup.
+        let steps = if sources == 2 { 0 } else { sources - 1 };
+        // A pass goes on until nothing was kept since every open source was tried: the longest way fills the soup, and
+        // keeps as late as it can.
+        let repeats =
+            if self.replacement { sources * ((share - 1) * sources - 2) + sources * (sources + 1) / 2 } else { 0 };
+        let members = if self.replacement { share * sources } else { sources };
+        let removals = if self.backward && members > 2 { members } else { 0 };
+        [fewest, steps + repeats + removals]
+    }
+}
+
 /// Parts of a soup that one source makes up at most.
 const SHARE: usize = 4;
 
@@ -198,7 +225,12 @@ fn leave_out(members: &mut Vec<usize>, source: usize) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use rand::RngExt;
+
     use super::*;
+    use crate::random::stream;
 
     #[test]
     fn adds_in_order_and_keeps_what_helps() {
@@ -294,5 +326,73 @@ mod tests {
             trace.scored(Some(0.7 + 0.1 * share), Keep::Better);
         }
         assert_eq!(trace.members, [0, 1, 0, 0, 0]);
+    }
+
+    /// The evaluations of a soup whose trials are kept as `keep` says: those of soups that were not known before.
+    fn evaluations(sources: usize, passes: Passes, mut keep: impl FnMut() -> bool) -> u64 {
+        let mut trace = SoupTrace::start(&vec![Some(0.0); sources], passes);
+        let mut known: BTreeSet<Vec<usize>> = (0..sources).map(|source| vec![source]).collect();
+        known.insert((0..sources).collect());
+        let mut evaluated = 0;
+        while let Some(members) = trace.next() {
+            evaluated += u64::from(known.insert(members));
+            let score = trace.score.unwrap_or(0.0) + if keep() { 1.0 } else { -1.0 };
+            trace.scored(Some(score), Keep::Better);
+        }
+        evaluated
+    }
+
+    #[test]
+    fn no_soup_takes_fewer_or_more_evaluations_than_foreseen() {
+        for (replacement, backward) in [(false, false), (false, true), (true, false), (true, true)] {
+            let passes = Passes { replacement, backward };
+            for sources in 2..6 {
+                let [fewest, most] = passes.evaluations(sources);
+                let mut found = BTreeSet::new();
+                for round in 0..200_u64 {
+                    let mut draws = stream(7, "soup trials", round);
+                    // From soups that keep nothing to soups that keep everything.
+                    let share = round as f64 / 199.0;
+                    found.insert(evaluations(sources, passes, || draws.random::<f64>() < share));
+                }
+                let (least, greatest) = (found.first().copied(), found.last().copied());
+                let is_inside =
+                    least.is_some_and(|least| least >= fewest) && greatest.is_some_and(|most_of| most_of <= most);
+                assert!(is_inside, "{sources} sources, {passes:?}: {found:?}, foreseen {fewest} to {most}");
+                if !backward {
+                    assert_eq!(least, Some(fewest), "{sources} sources, {passes:?}");
+                }
+                if !replacement && !backward {
+                    assert_eq!(greatest, Some(most), "{sources} sources");
+                }
+            }
+            assert_eq!(passes.evaluations(1), [0, 0]);
+        }
+    }
+
+    /// The most trials that any way to keep them leads to.
+    fn most_trials(trace: &SoupTrace) -> u64 {
+        if trace.next().is_none() {
+            return 0;
+        }
+        let after = |change: f64| {
+            let mut trace = trace.clone();
+            trace.scored(trace.score.map(|score| score + change), Keep::Better);
+            most_trials(&trace)
+        };
+        1 + after(1.0).max(after(-1.0))
+    }
+
+    #[test]
+    fn the_most_trials_are_those_of_the_longest_way() {
+        for (sources, replacement, backward) in
+            [(2, true, false), (3, false, true), (4, false, true), (5, false, false)]
+        {
+            let passes = Passes { replacement, backward };
+            let trials = most_trials(&SoupTrace::start(&vec![Some(0.0); sources], passes));
+            // Of two sources, the first trial is the uniform soup.
+            let known = u64::from(sources == 2);
+            assert_eq!(passes.evaluations(sources)[1], trials - known, "{sources} sources, {passes:?}");
+        }
     }
 }

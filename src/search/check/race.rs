@@ -1,8 +1,10 @@
 //! What a race will cost, and how many candidates it will have room for.
 
+use crate::config::EvaluatorKind;
+use crate::evaluate::Samples;
 use crate::search::fidelity::Parts;
 use crate::search::prepare::{Prepared, count_samples};
-use crate::strategy::{ONE_REFERENCE_IN, makes_greedy_soup};
+use crate::strategy::{ONE_REFERENCE_IN, greedy_soup_evaluations};
 
 /// Highest promoted share, as a multiple of the intended one: in a short race the first results have few rivals, and a
 /// search that gets better has its latest results among the best (43 % of the first hundred on `tasks`/ties24 of
@@ -51,20 +53,26 @@ impl RacePrice {
         Some(Ok(Self { parts, rungs, costs }))
     }
 
+    /// Samples of the first rung, which no evaluation takes fewer of.
+    pub(super) fn cheapest(&self) -> u64 {
+        self.rungs.first().copied().unwrap_or(0)
+    }
+
     /// Least and most samples that this number of evaluations takes in all.
     pub(super) fn samples_of(&self, prepared: &Prepared, evaluations: u64) -> [f64; 2] {
-        let in_full = evaluations.min(evaluations_in_full(prepared));
-        let others = if has_candidates(prepared) { evaluations - in_full } else { 0 };
-        let all = |cost: Cost| {
+        let all = |cost: Cost, in_full: u64| {
+            let in_full = evaluations.min(in_full);
+            let others = if has_candidates(prepared) { evaluations - in_full } else { 0 };
             in_full.saturating_mul(prepared.samples) as f64 + others as f64 / cost.evaluations * cost.samples
         };
-        sorted(self.costs.map(all))
+        let of_cost = |cost: Cost| sorted(evaluations_in_full(prepared).map(|in_full| all(cost, in_full)));
+        widest(self.costs.map(of_cost))
     }
 
     /// Fewest and most candidates that the budget has room for; `None` where nothing but time limits them.
     fn candidates(&self, prepared: &Prepared) -> Option<[f64; 2]> {
-        let (limits, in_full) = (&prepared.config.budget, evaluations_in_full(prepared));
-        let of_cost = |cost: Cost| {
+        let limits = &prepared.config.budget;
+        let room = |cost: Cost, in_full: u64| {
             let left = |limit: u64, spent: u64| limit.saturating_sub(spent) as f64;
             let by_samples = limits
                 .samples
@@ -73,8 +81,12 @@ impl RacePrice {
             let by_evaluations = limits.evaluations.map(|limit| left(limit, in_full) / cost.evaluations);
             by_samples.into_iter().chain(by_evaluations).reduce(f64::min)
         };
-        let [few, many] = self.costs.map(of_cost);
-        Some(sorted([few?, many?]))
+        let of_cost = |cost: Cost| {
+            let [one, other] = evaluations_in_full(prepared).map(|in_full| room(cost, in_full));
+            Some(sorted([one?, other?]))
+        };
+        let [one, other] = self.costs.map(of_cost);
+        Some(widest([one?, other?]))
     }
 }
 
@@ -95,11 +107,14 @@ fn cost(parts: &Parts, rungs: &[u64], share: f64, all_samples: u64) -> Cost {
     Cost { samples, evaluations }
 }
 
-/// Evaluations on all samples that every search makes first: baselines, and the additions that the greedy soup tries.
-fn evaluations_in_full(prepared: &Prepared) -> u64 {
-    let sources = prepared.models.facts.sources.len();
-    let soup = if makes_greedy_soup(prepared.config.strategy.kind, sources) { sources as u64 - 1 } else { 0 };
-    prepared.baselines + soup
+/// Fewest and most evaluations on all samples that every search makes first: baselines, and what the greedy soup tries.
+fn evaluations_in_full(prepared: &Prepared) -> [u64; 2] {
+    greedy_soup(prepared).unwrap_or_default().map(|of_soup| prepared.baselines.saturating_add(of_soup))
+}
+
+/// Fewest and most evaluations of the greedy soup's trials; `None`: none is made.
+pub(super) fn greedy_soup(prepared: &Prepared) -> Option<[u64; 2]> {
+    greedy_soup_evaluations(&prepared.config.strategy, prepared.models.facts.sources.len())
 }
 
 /// Whether the strategy has candidates of its own.
@@ -111,11 +126,26 @@ fn sorted([one, other]: [f64; 2]) -> [f64; 2] {
     [one.min(other), one.max(other)]
 }
 
+/// The range that holds two ranges.
+fn widest([[low, high], [other_low, other_high]]: [[f64; 2]; 2]) -> [f64; 2] {
+    [low.min(other_low), high.max(other_high)]
+}
+
+/// What lets candidates race that cannot yet.
+fn remedy(prepared: &Prepared) -> &'static str {
+    let is_program = matches!(prepared.config.evaluator.kind, EvaluatorKind::Command(_));
+    if is_program && prepared.tasks.iter().any(|task| task.samples == Samples::All) {
+        "; a program does not tell how many samples it has: give each task a `limit` (see docs/run-file.md)"
+    } else {
+        ""
+    }
+}
+
 /// The race in words; `None`: there is none.
 pub(super) fn describe(prepared: &Prepared) -> Option<String> {
     let price = match RacePrice::of(prepared)? {
         Ok(price) => price,
-        Err(reason) => return Some(format!("off: {reason}")),
+        Err(reason) => return Some(format!("off: {reason}{}", remedy(prepared))),
     };
     if !has_candidates(prepared) {
         return Some("nothing to race: soups are scored on all samples".to_owned());

@@ -12,6 +12,8 @@ pub(super) struct Clock {
     before: Duration,
     started: Instant,
     saved: Instant,
+    /// What it showed when it was stopped.
+    stopped: Option<Duration>,
 }
 
 impl Clock {
@@ -22,11 +24,18 @@ impl Clock {
     pub(super) fn start(ledger: &Ledger) -> Result<Self, LedgerError> {
         let before = ledger.fact(fact::ACTIVE_SECONDS)?.and_then(|text| text.parse().ok()).unwrap_or(0.0);
         let now = Instant::now();
-        Ok(Self { before: Duration::try_from_secs_f64(before).unwrap_or_default(), started: now, saved: now })
+        let before = Duration::try_from_secs_f64(before).unwrap_or_default();
+        Ok(Self { before, started: now, saved: now, stopped: None })
     }
 
     pub(super) fn active(&self) -> Duration {
-        self.before + self.started.elapsed()
+        self.stopped.unwrap_or_else(|| self.before + self.started.elapsed())
+    }
+
+    /// Stops it for good, at whole milliseconds: what it shows from now on is what the ledger keeps.
+    pub(super) fn stop(&mut self) {
+        let milliseconds = u64::try_from(self.active().as_millis()).unwrap_or(u64::MAX);
+        self.stopped = Some(Duration::from_millis(milliseconds));
     }
 
     /// The active time in seconds, as the ledger keeps it.
@@ -49,5 +58,24 @@ impl Clock {
             let _ = self.save(ledger);
             self.saved = Instant::now();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stopped_clock_shows_what_the_ledger_keeps() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(&folder.path().join("ledger.sqlite")).unwrap();
+        ledger.set_fact(fact::ACTIVE_SECONDS, "12.3456").unwrap();
+        let mut clock = Clock::start(&ledger).unwrap();
+        clock.stop();
+        let stopped = clock.active();
+        assert!(stopped >= Duration::from_millis(12_345), "{stopped:?}");
+        std::thread::sleep(Duration::from_millis(2));
+        clock.save(&ledger).unwrap();
+        assert_eq!(Clock::start(&ledger).unwrap().before, stopped);
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Search;
-use crate::ledger::event;
+use crate::ledger::{PhaseRecord, VerdictPhase, event};
 use crate::recipe::Recipe;
 use crate::score::repeats::{TwoScores, order};
 use crate::score::{Verdict, best_first, may_be_as_good};
@@ -37,12 +37,7 @@ impl Search {
                 Ok(()) => self.conclude(reason).await,
                 Err(error) => Err(error),
             },
-            Err(error) => {
-                if matches!(error, SearchError::TooManyFailures { keeps_nothing: true, .. }) {
-                    ledger.start_over()?;
-                }
-                Err(error)
-            }
+            Err(error) => Err(self.start_over_or_keep(error)),
         };
         // Last: who reads that a run has ended finds its verdict.
         let payload = match &concluded {
@@ -55,8 +50,34 @@ impl Search {
         Ok(report)
     }
 
-    /// The active time, and the table of trials, whether or not the other can be written.
-    fn save_tables(&self) -> Result<(), SearchError> {
+    /// Forgets a run of which nothing came but failures, so that the next start asks for everything again; `trials.csv`
+    /// tells of them until then. What was under way when there were too many of them may have been scored since, and is
+    /// kept.
+    fn start_over_or_keep(&self, error: SearchError) -> SearchError {
+        match error {
+            SearchError::TooManyFailures { failed, finished, last, keeps_nothing: true } => {
+                let keeps_nothing = match self.has_only_failures() {
+                    Ok(keeps_nothing) => keeps_nothing,
+                    Err(error) => return error,
+                };
+                if keeps_nothing && let Err(error) = self.ledger.start_over() {
+                    return error.into();
+                }
+                SearchError::TooManyFailures { failed, finished, last, keeps_nothing }
+            }
+            other => other,
+        }
+    }
+
+    /// Whether every evaluation on record was given up.
+    fn has_only_failures(&self) -> Result<bool, SearchError> {
+        let told = LatestOutcomes::of(&self.ledger)?.in_short()?;
+        Ok(told.values().all(|record| record.status == Status::Failed))
+    }
+
+    /// The active time, which ends here, and the table of trials, whether or not the other can be written.
+    fn save_tables(&mut self) -> Result<(), SearchError> {
+        self.clock.stop();
         let timed = self.clock.save(&self.ledger);
         export::write_table(self.folder.path(), &self.ledger, &self.prepared.config)?;
         Ok(timed?)
@@ -131,12 +152,20 @@ impl Search {
         FinalRescoring { rescoring: self.rescoring(), equipment: self.pipeline.equipment(), stop: &self.stop }
     }
 
+    /// Tells readers of the ledger what is scored from here on.
+    fn enter(&self, phase: VerdictPhase, candidates: Vec<String>, rivals: Vec<String>) -> Result<(), SearchError> {
+        let record = PhaseRecord { phase, candidates, rivals };
+        Ok(self.ledger.event(event::PHASE, None, &serde_json::json!(record))?)
+    }
+
     /// A baseline without a score leaves every claim open, and whatever kept it from one may be over.
     async fn ask_for_given_up(&mut self) -> Result<(), SearchError> {
-        let given_up: Vec<u64> = self.given_up_baselines().map(|row| row.index).collect();
+        let (given_up, candidates): (Vec<u64>, Vec<String>) =
+            self.given_up_baselines().map(|row| (row.index, row.candidate_id.clone())).unzip();
         if given_up.is_empty() || self.best.is_none() {
             return Ok(());
         }
+        self.enter(VerdictPhase::Baselines, candidates, Vec::new())?;
         for scored in self.final_rescoring().score_given_up(&given_up).await? {
             let row = self.row(&scored);
             if self.note(row) {
@@ -163,6 +192,7 @@ impl Search {
             }
         }
         if let Some(index) = self.last_sentinel_due().filter(|_| !shortlist.finalists.is_empty()) {
+            self.enter(VerdictPhase::Sentinel, Vec::new(), Vec::new())?;
             self.final_rescoring().score_sentinel(index).await?;
         }
         Ok(shortlist)
@@ -174,7 +204,9 @@ impl Search {
         let ids: BTreeSet<String> = finalists.iter().map(|row| row.candidate_id.clone()).collect();
         // The best baseline may turn out to be the best of all.
         finalists.extend(self.best_baseline()?.filter(|row| !ids.contains(&row.candidate_id)).cloned());
-        let indices: Vec<u64> = finalists.iter().map(|row| row.index).collect();
+        let (indices, candidates): (Vec<u64>, Vec<String>) =
+            finalists.iter().map(|row| (row.index, row.candidate_id.clone())).unzip();
+        self.enter(VerdictPhase::Finalists, candidates, Vec::new())?;
         let again = self.final_rescoring().score_finalists(&indices).await?;
         let two = |row: &Row| TwoScores {
             search: row.objective.unwrap_or(f64::NAN),
@@ -218,7 +250,20 @@ impl Search {
             Some(baseline) => self.rivals(baseline)?,
             None => Vec::new(),
         };
+        if self.prepared.holdout.is_some() {
+            self.enter_holdout(shortlist, &rivals)?;
+        }
         opening.verdict(&shortlist.finalists, shortlist.baseline.as_ref(), &rivals).await
+    }
+
+    /// Tells whom the hold-out is opened for.
+    fn enter_holdout(&self, shortlist: &Shortlist, rivals: &[Row]) -> Result<(), SearchError> {
+        let first = shortlist.finalists.iter().chain(&shortlist.baseline);
+        let candidates: BTreeSet<String> = first.map(|row| row.candidate_id.clone()).collect();
+        let others = rivals.iter().map(|row| row.candidate_id.clone()).filter(|rival| !candidates.contains(rival));
+        // Several evaluations of one candidate are scored once.
+        let others: BTreeSet<String> = others.collect();
+        self.enter(VerdictPhase::Holdout, candidates.into_iter().collect(), others.into_iter().collect())
     }
 
     /// Base, sources, uniform soup and the greedy soup that their scores on the search samples do not tell from the best
@@ -286,3 +331,7 @@ struct Shortlist {
     /// The objectives of the candidates that were scored again, by candidate.
     again: BTreeMap<String, f64>,
 }
+
+#[cfg(test)]
+#[path = "conclusion_tests.rs"]
+mod tests;

@@ -4,6 +4,7 @@ use super::assembly::outcome_of;
 use super::{Asked, Search};
 use crate::ledger::AskedRecord;
 use crate::recipe::Recipe;
+use crate::search::candidate::Candidate;
 use crate::search::{LatestOutcomes, SearchError, best_record, export};
 
 impl Search {
@@ -29,10 +30,10 @@ impl Search {
         let latest = LatestOutcomes::of(&ledger)?;
         for record in &asked {
             let Some((index, _, candidate)) = self.ask()? else {
-                return Err(self.mismatch(record, "nothing"));
+                return Err(self.mismatch(record, None));
             };
             if index != record.index || candidate.evaluation_id != record.evaluation_id {
-                return Err(self.mismatch(record, &candidate.id));
+                return Err(self.mismatch(record, Some((index, &candidate))));
             }
             // Earlier versions did not count what only a limit tells.
             let samples = if record.samples > 0 { record.samples } else { self.price(&candidate.tasks) };
@@ -57,12 +58,20 @@ impl Search {
         export::write_best(self.folder.path(), &Recipe::from_toml(&asked.recipe)?, &asked.recipe)
     }
 
-    fn mismatch(&self, record: &AskedRecord, proposed: &str) -> SearchError {
-        SearchError::Replay {
-            name: self.prepared.config.name.clone(),
-            index: record.index,
-            recorded: record.candidate_id.clone(),
-            proposed: proposed.to_string(),
-        }
+    /// `proposed`: what the history leads to now, with its index.
+    fn mismatch(&self, record: &AskedRecord, proposed: Option<(u64, &Candidate)>) -> SearchError {
+        let (what, recorded, proposed) = match proposed {
+            None => ("candidate", record.candidate_id.clone(), "nothing".to_owned()),
+            Some((index, _)) if index != record.index => ("index", record.index.to_string(), index.to_string()),
+            Some((_, candidate)) if candidate.id != record.candidate_id => {
+                ("candidate", record.candidate_id.clone(), candidate.id.clone())
+            }
+            Some((_, candidate)) => {
+                let proposed = format!("{} for the same candidate, {}", candidate.evaluation_id, candidate.id);
+                ("evaluation id", record.evaluation_id.clone(), proposed)
+            }
+        };
+        let name = self.prepared.config.name.clone();
+        SearchError::Replay { name, index: record.index, what, recorded, proposed }
     }
 }

@@ -34,13 +34,14 @@ impl Search {
         };
         let seconds =
             |what: &str, seconds: Option<f64>| seconds.map_or(String::new(), |s| format!(", {what} in {s:.2} s"));
+        let effort = if finished.attempts == 0 && finished.status == Status::Scored {
+            ", taken over".to_owned()
+        } else {
+            seconds("merged", finished.materialize_s) + &seconds("scored", finished.evaluate_s)
+        };
         self.progress.detail(&format!(
-            "evaluation {}: {result}  {} ({}{part}){}{}",
-            finished.index,
-            asked.candidate_id,
-            asked.origin,
-            seconds("merged", finished.materialize_s),
-            seconds("scored", finished.evaluate_s)
+            "evaluation {}: {result}  {} ({}{part}){effort}",
+            finished.index, asked.candidate_id, asked.origin
         ));
     }
 
