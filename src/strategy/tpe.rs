@@ -19,6 +19,9 @@ use crate::space::{GeneKind, Genome, Levels};
 
 /// Draws for one proposal that come from the model; further ones are uniform.
 const MODEL_DRAWS: usize = 50;
+/// Known points in a row after which every gene is taken from half as many draws. The best of many draws is nearly
+/// always the same level of a gene that has few.
+const SAME_DRAWS: usize = 5;
 /// Most good points.
 const GOOD_LIMIT: usize = 25;
 /// Latest points that count in full; older ones fade.
@@ -83,6 +86,12 @@ impl Tpe {
         tpe
     }
 
+    /// Draws a gene, after so many attempts that gave known points.
+    fn draws(&self, attempt: usize) -> usize {
+        let halvings = u32::try_from(attempt / SAME_DRAWS).unwrap_or(u32::MAX);
+        self.parameters.draws.checked_shr(halvings).unwrap_or(0).max(1)
+    }
+
     fn draw(&mut self, rng: &mut impl Rng) -> Option<(Vec<f64>, &'static str)> {
         while let Some(genome) = self.design.pop_front() {
             if self.history.is_new(&genome) {
@@ -93,7 +102,7 @@ impl Tpe {
         let model = Model::new(&self.history, self.parameters.good);
         for attempt in 0..MAX_DRAWS {
             let drawn = match &model {
-                Some(model) if attempt < MODEL_DRAWS => (model.draw(self.parameters.draws, rng), "tpe"),
+                Some(model) if attempt < MODEL_DRAWS => (model.draw(self.draws(attempt), rng), "tpe"),
                 _ => (space_filling::uniform(rng, genes), "random"),
             };
             if self.history.is_new(&drawn.0) {
@@ -298,7 +307,26 @@ impl Strategy for Tpe {
 
 #[cfg(test)]
 mod tests {
+    use super::super::conformance::{Answer, TestSpace, drive, integer, setup};
     use super::*;
+
+    /// Twelve genes of five levels: the best of 24 draws is the same level each time, but there are many more points.
+    #[test]
+    fn genes_of_few_levels_are_no_reason_to_search_at_random() {
+        let genes = (0..12).map(|gene| integer(&format!("x{gene}"), 0, 4)).collect();
+        let setup = Setup { seeds: vec![], model_stock: None, ..setup(TestSpace::new(genes), 8) };
+        let mut tpe = Tpe::new(Parameters::default(), setup.landscape.clone().unwrap(), &setup);
+        let oracle = |_: u64, content: &Content| match content {
+            Content::Genome(genome) => {
+                let distance = |(gene, value): (usize, &f64)| (value - 0.1 - 0.2 * (gene % 5) as f64).abs();
+                Answer::Score(-genome.0.iter().enumerate().map(distance).sum::<f64>())
+            }
+            _ => Answer::Infeasible,
+        };
+        let rows = drive(&mut tpe, &oracle, 2, 200).unwrap();
+        let at_random = rows.iter().filter(|row| row.proposal.origin == "random").count();
+        assert!(rows.len() == 200 && at_random < 10, "{at_random} of {}", rows.len());
+    }
 
     #[test]
     fn densities_integrate_to_one_and_peak_where_the_points_are() {
