@@ -1,8 +1,12 @@
-//! Files that a reader never sees half written, and paths as documents name them.
+//! Files that a reader never sees half written, folders that outlive nobody, and paths as documents name them.
 
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::time::Duration;
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 /// What the names of files in the making begin with.
@@ -17,6 +21,52 @@ pub fn sweep_unfinished(folder: &Path) {
             let _ = std::fs::remove_file(entry.path());
         }
     }
+}
+
+/// What the names of folders begin with that a command has for its own time, among other programs' temporary files.
+pub const SCRATCH: &str = "evomerge-scratch-";
+/// Age from which a scratch folder that nobody holds is taken for one that a killed process left: others are held at
+/// once.
+const LEFT_AFTER: Duration = Duration::from_secs(60);
+
+/// Holds a new scratch folder, for as long as the handle is kept, and removes those beside it that killed processes
+/// left. Best effort: `None` where the file system has no locks, and there nothing is ever removed.
+pub fn hold_scratch(folder: &Path) -> Option<File> {
+    let held = lock_folder(folder);
+    sweep_scratch(folder.parent()?);
+    held
+}
+
+/// Removes the scratch folders of this user that nobody holds.
+fn sweep_scratch(parent: &Path) {
+    let Ok(entries) = std::fs::read_dir(parent) else { return };
+    for entry in entries.flatten() {
+        let is_scratch = entry.file_name().as_encoded_bytes().starts_with(SCRATCH.as_bytes());
+        // Asked before it is locked: a new one must not find itself locked by a sweep.
+        if !is_scratch || !entry.metadata().is_ok_and(|metadata| is_left(&metadata)) {
+            continue;
+        }
+        let path = entry.path();
+        // Held until the folder is gone.
+        if let Some(held) = lock_folder(&path)
+            && is_file_at(&held, &path)
+        {
+            let _ = std::fs::remove_dir_all(&path);
+        }
+    }
+}
+
+/// Opens and locks a folder that nobody else has locked. Links are not followed, and a file is none.
+fn lock_folder(path: &Path) -> Option<File> {
+    let flags = (OFlags::DIRECTORY | OFlags::NOFOLLOW).bits().cast_signed();
+    let folder = OpenOptions::new().read(true).custom_flags(flags).open(path).ok()?;
+    folder.try_lock().ok().map(|()| folder)
+}
+
+/// Whether a folder is this user's, and too old for one that is about to be held.
+fn is_left(metadata: &Metadata) -> bool {
+    let age = metadata.modified().ok().and_then(|modified| modified.elapsed().ok());
+    metadata.uid() == rustix::process::geteuid().as_raw() && age.is_some_and(|age| age > LEFT_AFTER)
 }
 
 /// Replaces `path` by a file with `bytes`: written under another name in the same folder, synced, renamed.
@@ -34,7 +84,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.write_all(bytes)?;
     file.as_file().sync_data()?;
     file.persist(path).map_err(|error| error.error)?;
-    sync_entries(&std::fs::File::open(folder)?)
+    sync_entries(&File::open(folder)?)
 }
 
 /// Waits until the entries of an open folder are on the disk, as far as its file system can: some (over FUSE, CIFS and
@@ -42,7 +92,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 ///
 /// # Errors
 /// The system's.
-pub fn sync_entries(folder: &std::fs::File) -> std::io::Result<()> {
+pub fn sync_entries(folder: &File) -> std::io::Result<()> {
     unless_unsupported(folder.sync_all())
 }
 
@@ -70,14 +120,13 @@ pub fn check_writable_folder(folder: &Path) -> std::io::Result<()> {
 }
 
 /// Whether an open file is the one at `path` now: one that was waited for or locked may have been replaced meanwhile.
-pub fn is_file_at(file: &std::fs::File, path: &Path) -> bool {
+pub fn is_file_at(file: &File, path: &Path) -> bool {
     let (Ok(open), Ok(there)) = (file.metadata(), std::fs::symlink_metadata(path)) else { return false };
     place_of(&open) == place_of(&there)
 }
 
 /// Device and inode: which file, or folder, it is.
-pub fn place_of(metadata: &std::fs::Metadata) -> (u64, u64) {
-    use std::os::unix::fs::MetadataExt as _;
+pub fn place_of(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
@@ -130,6 +179,47 @@ mod tests {
         std::fs::write(folder.path().join("one"), "").unwrap();
         let error = super::check_writable_folder(&deep).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::NotADirectory);
+    }
+
+    #[test]
+    fn scratch_folders_of_killed_processes_are_swept_and_nothing_else() {
+        let parent = tempfile::tempdir().unwrap();
+        let make_old = |path: &std::path::Path| {
+            let modified = std::time::SystemTime::now() - 2 * super::LEFT_AFTER;
+            std::fs::File::open(path).unwrap().set_modified(modified).unwrap();
+        };
+        let folder = |name: &str, is_old: bool| {
+            let path = parent.path().join(name);
+            std::fs::create_dir_all(path.join("command/attempt-1")).unwrap();
+            if is_old {
+                make_old(&path);
+            }
+            path
+        };
+        let left = folder("evomerge-scratch-left", true);
+        let held = super::lock_folder(&folder("evomerge-scratch-held", true)).unwrap();
+        folder("evomerge-scratch-young", false);
+        std::os::unix::fs::symlink(folder("other-scratch", true), parent.path().join("evomerge-scratch-link")).unwrap();
+        let file = parent.path().join("evomerge-scratch-file");
+        std::fs::write(&file, "").unwrap();
+        make_old(&file);
+        let names = || {
+            let entries = std::fs::read_dir(parent.path()).unwrap();
+            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        let own = folder("evomerge-scratch-own", true);
+        let mut expected = names();
+        let held_own = super::hold_scratch(&own).unwrap();
+        assert!(!left.exists());
+        expected.retain(|name| name != "evomerge-scratch-left");
+        assert_eq!(names(), expected);
+        // Whoever held them is gone.
+        drop((held, held_own));
+        super::sweep_scratch(parent.path());
+        expected.retain(|name| !["evomerge-scratch-held", "evomerge-scratch-own"].contains(&name.as_str()));
+        assert_eq!(names(), expected);
     }
 
     #[test]

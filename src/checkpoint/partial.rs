@@ -1,5 +1,6 @@
 //! A directory in the making: invisible under its final name until it is complete, and never left behind.
 
+use std::cmp::Reverse;
 use std::ffi::OsStr;
 use std::fs::{DirEntry, File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
@@ -166,33 +167,64 @@ fn lock(path: &Path) -> std::io::Result<Lock> {
 /// Removes the partial directories of a destination that nobody holds a lock on. Best effort.
 fn sweep(parent: &Path, name: &OsStr) {
     for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
-        if !is_partial(&entry.file_name(), name) {
-            continue;
-        }
-        // The lock is held until the directory is gone.
-        if let Ok(Lock::Ours(_handle)) = lock(&entry.path()) {
-            let _ = std::fs::remove_dir_all(entry.path());
+        // One for which the old checkpoint stepped aside is complete: it goes with the old one.
+        let is_left = is_partial(&entry.file_name(), name) && !aside_of(&entry.path()).is_dir();
+        if is_left {
+            remove_ownerless(&entry.path());
         }
     }
 }
 
-/// Puts right what a process left that was killed between the two steps of a replacement: the old checkpoint is back at
-/// its destination, and is removed if the new one is there. Best effort.
-pub(super) fn settle_replaced(destination: &Path) {
-    let Ok((parent, name)) = split(destination) else { return };
-    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
-        if !is_aside(&entry.file_name(), name) {
-            continue;
-        }
+fn remove_ownerless(directory: &Path) {
+    // The lock is held until the directory is gone.
+    if let Ok(Lock::Ours(_handle)) = lock(directory) {
+        let _ = std::fs::remove_dir_all(directory);
+    }
+}
+
+/// Puts a checkpoint back at its destination that a process moved aside which was killed before the new one was there.
+/// Moves only, so that a writer that is refused afterwards has cost nothing. Best effort.
+pub(super) fn restore_replaced(destination: &Path) {
+    if destination.symlink_metadata().is_ok() {
+        return;
+    }
+    for aside in asides(destination) {
         // Without locks too: who is between the two steps finds the old checkpoint back, and says that it failed.
-        let Ok(Lock::Ours(_handle) | Lock::Unsupported(_handle)) = lock(&entry.path()) else { continue };
-        if destination.join(CONFIG_FILE).is_file() {
-            let _ = std::fs::remove_dir_all(entry.path());
-        } else {
-            // Fails where there is anything but an empty directory.
-            let _ = std::fs::rename(entry.path(), destination);
+        let Ok(Lock::Ours(_handle) | Lock::Unsupported(_handle)) = lock(&aside) else { continue };
+        if std::fs::rename(&aside, destination).is_ok() {
+            return;
         }
     }
+}
+
+/// Removes what killed replacements left beside a destination, once there is a checkpoint that was to replace whatever
+/// there was: those that stepped aside, and those for which they did. Best effort.
+pub(super) fn remove_replaced(destination: &Path) {
+    for aside in asides(destination) {
+        let Ok(Lock::Ours(_handle) | Lock::Unsupported(_handle)) = lock(&aside) else { continue };
+        let _ = std::fs::remove_dir_all(&aside);
+        remove_ownerless(&aside.with_extension(""));
+    }
+}
+
+/// The checkpoints that stepped aside for a new one at that destination, the last one first.
+fn asides(destination: &Path) -> Vec<PathBuf> {
+    let Ok((parent, name)) = split(destination) else { return Vec::new() };
+    let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> =
+        entries.filter(|entry| is_aside(&entry.file_name(), name)).map(|entry| entry.path()).collect();
+    found.sort_by_cached_key(|path| Reverse(moved_at(path)));
+    found
+}
+
+/// When a directory got its name, where nothing else has been done to it since.
+fn moved_at(directory: &Path) -> Option<(i64, i64)> {
+    directory.symlink_metadata().ok().map(|metadata| (metadata.ctime(), metadata.ctime_nsec()))
+}
+
+/// Where the old checkpoint steps aside for that partial directory.
+fn aside_of(partial: &Path) -> PathBuf {
+    partial.with_added_extension(ASIDE)
 }
 
 /// Parent and name of the destination.
@@ -372,10 +404,10 @@ fn move_up(from: &Path, to: &Path) -> Result<(), CheckpointError> {
 
 /// Replaces a directory where the two cannot be exchanged in one step: the old one steps aside, and back on failure.
 /// Then it is where an exchange would have put it, in the partial directory. A process that is killed on the way leaves
-/// it aside, for [`settle_replaced`].
+/// it aside, for [`restore_replaced`] and [`remove_replaced`].
 fn replace_in_two_steps(from: &Path, to: &Path) -> Result<(), CheckpointError> {
     let failed = |source| CheckpointError::Write { path: to.to_owned(), source };
-    let aside = from.with_added_extension(ASIDE);
+    let aside = aside_of(from);
     // Held to the end: what is locked is left alone by those who start a checkpoint meanwhile.
     let _held = lock(to);
     std::fs::rename(to, &aside).map_err(failed)?;
@@ -383,7 +415,7 @@ fn replace_in_two_steps(from: &Path, to: &Path) -> Result<(), CheckpointError> {
         let _ = std::fs::rename(&aside, to);
         return Err(failed(source));
     }
-    // The new one is in place, whatever becomes of the old one; who writes there next tries again to remove it.
+    // The new one is in place, whatever becomes of the old one; who replaces it next tries again to remove that.
     if std::fs::rename(&aside, from).is_err() {
         let _ = std::fs::remove_dir_all(&aside);
     }
@@ -476,26 +508,47 @@ mod tests {
         let content = || std::fs::read_to_string(out.join(CONFIG_FILE)).unwrap();
         make(&aside, "old");
         let Ok(Lock::Ours(held)) = lock(&aside) else { panic!("nobody else locks it") };
-        settle_replaced(&out);
+        restore_replaced(&out);
+        remove_replaced(&out);
         is_now(&["out.partial-7-0.old"]);
         drop(held);
-        settle_replaced(&out);
+        restore_replaced(&out);
         is_now(&["out"]);
         assert_eq!(content(), "old", "nothing took its place");
+        // Something did: neither that nor a partial directory's sweep touches the older one, or what was to replace it.
+        let finished = folder.path().join("out.partial-7-0");
+        let left = ["out", "out.partial-7-0", "out.partial-7-0.old"];
         make(&aside, "older");
-        settle_replaced(&out);
-        is_now(&["out"]);
-        assert_eq!(content(), "old", "it took the older one's place");
-        // What is no checkpoint has not taken its place.
-        std::fs::remove_file(out.join(CONFIG_FILE)).unwrap();
-        std::fs::write(out.join("mine"), "").unwrap();
-        make(&aside, "old");
-        settle_replaced(&out);
-        is_now(&["out", "out.partial-7-0.old"]);
-        assert_eq!(entries(&out), ["mine"]);
-        // The partial directory's own sweep leaves it alone.
+        make(&finished, "new");
+        restore_replaced(&out);
         drop(PartialDirectory::create(&out, Way::Beside).unwrap());
-        is_now(&["out", "out.partial-7-0.old"]);
+        is_now(&left);
+        assert_eq!(content(), "old");
+        let Ok(Lock::Ours(held)) = lock(&finished) else { panic!("nobody else locks it") };
+        remove_replaced(&out);
+        is_now(&left[..2]);
+        drop(held);
+        make(&aside, "older");
+        remove_replaced(&out);
+        is_now(&["out"]);
+        assert_eq!(content(), "old");
+    }
+
+    #[test]
+    fn of_several_that_stepped_aside_the_last_one_is_put_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let aside = |number: usize| folder.path().join(format!("out.partial-7-{number}.old"));
+        for number in [2, 0, 3, 1] {
+            std::fs::create_dir(&out).unwrap();
+            std::fs::write(out.join(number.to_string()), "").unwrap();
+            std::fs::rename(&out, aside(number)).unwrap();
+            // Longer than a tick of the clock that file systems take their times from.
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        restore_replaced(&out);
+        assert_eq!(entries(&out), ["1"]);
+        assert!([2, 0, 3].into_iter().all(|number| aside(number).is_dir()) && !aside(1).exists());
     }
 
     #[test]

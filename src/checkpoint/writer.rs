@@ -15,7 +15,7 @@ use super::disk::{check_space, create_new, no_space, reserve, sync, sync_directo
 use super::error::{CheckpointError, quote};
 use super::mapping::{open_regular, start_writing};
 use super::output::{OutputFile, OutputPlan, Place, PlannedFile, index_json, plan};
-use super::partial::{Existing, PartialDirectory, Way, check_destination, settle_replaced, split};
+use super::partial::{Existing, PartialDirectory, Way, check_destination, remove_replaced, restore_replaced, split};
 use super::spare::{OpenFile, SpareCheckpoints};
 
 /// Room left free for the small files of a checkpoint, in bytes.
@@ -93,7 +93,7 @@ impl CheckpointWriter {
         let plan = plan(files).map_err(invalid)?;
         // Without a separator at its end: with one, a link's name is that of what it leads to.
         let destination = &destination.components().collect::<PathBuf>();
-        settle_replaced(destination);
+        restore_replaced(destination);
         let way = check_destination(destination, existing)?;
         let entries = match way {
             Way::Beside => directories_that_change(destination)?,
@@ -236,6 +236,9 @@ impl CheckpointWriter {
         }
         if self.durable {
             self.entries.iter().try_for_each(|directory| sync_directory(directory))?;
+        }
+        if self.existing == Existing::Replace {
+            remove_replaced(&self.destination);
         }
         Ok(self.destination.clone())
     }

@@ -186,6 +186,27 @@ fn a_checkpoint_that_a_killed_replacement_moved_aside_is_back_for_the_next_write
 }
 
 #[test]
+fn what_a_killed_replacement_left_is_there_until_another_one_is_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, aside) = (folder.path().join("out"), folder.path().join("out.partial-7-0.old"));
+    let finished = folder.path().join("out.partial-7-0");
+    small(&aside, false, 1).unwrap();
+    small(&finished, false, 2).unwrap();
+    // A model of somebody's, which nobody moved here.
+    small(&folder.path().join("users"), false, 3).unwrap();
+    std::fs::rename(folder.path().join("users"), &out).unwrap();
+    let holds = |path: &Path| Checkpoint::open(path).unwrap().bytes("a.weight").map(|bytes| bytes[0]);
+    let is_all_there = || [&aside, &finished, &out].map(|path| holds(path)) == [1, 2, 3].map(Some);
+    assert!(matches!(small(&out, false, 4), Err(CheckpointError::Exists { .. })));
+    assert!(is_all_there());
+    let files = single(vec![tensor("a.weight", Dtype::U8, &[4])]);
+    drop(CheckpointWriter::create(&out, &files, WriteMode::durable(true)).unwrap());
+    assert!(is_all_there(), "the new one was not finished");
+    small(&out, true, 4).unwrap();
+    assert_eq!((entries(folder.path()), holds(&out)), (vec!["out".to_owned()], Some(4)));
+}
+
+#[test]
 fn only_checkpoints_are_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let precious = folder.path().join("precious");

@@ -9,6 +9,7 @@ use super::quantities::human_bytes;
 use super::runtime::{run_to_end, scratch_folder};
 use super::search::{read_run_file, require_space};
 use crate::exit::ExitCode;
+use crate::files::hold_scratch;
 use crate::plural::counted;
 use crate::search::{Findings, Progress, check, prepare};
 
@@ -17,6 +18,7 @@ pub(super) fn run(arguments: &Check, output: Output) -> Result<ExitCode, CliErro
     arguments.instead.apply(&mut config);
     require_space(&config, &arguments.run_file)?;
     let scratch = scratch_folder()?;
+    let _held = hold_scratch(scratch.path());
     let (results, fresh) = (arguments.results.clone(), arguments.fresh);
     let findings = run_to_end(output, async |screen, stop| {
         let progress: Arc<dyn Progress> = screen;
@@ -125,5 +127,18 @@ fn preview(genes: &[String]) -> String {
         0 => String::new(),
         count if count <= SHOWN => format!(": {}", genes.join(", ")),
         _ => format!(": {}, ...", genes[..SHOWN].join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The sweep of those that killed commands left goes by the name.
+    #[test]
+    fn scratch_folders_have_the_name_that_is_swept() {
+        let scratch = scratch_folder().unwrap();
+        let name = scratch.path().file_name().unwrap().to_str().unwrap();
+        assert!(name.starts_with(crate::files::SCRATCH), "{name}");
     }
 }

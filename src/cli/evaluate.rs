@@ -13,7 +13,7 @@ use crate::checkpoint::{Checkpoint, ContentIds, is_adapter_folder, resolve_locat
 use crate::config::RunConfig;
 use crate::evaluate::{Attempt, AttemptObserver, CandidateRequest, Evaluation, EvaluationRequest};
 use crate::exit::ExitCode;
-use crate::files::{check_writable_folder, path_text, write_atomically};
+use crate::files::{check_writable_folder, hold_scratch, path_text, write_atomically};
 use crate::recipe::ModelReference;
 use crate::score::{Objective, digits};
 use crate::search::{Progress, connect_evaluator, evaluation_id};
@@ -28,6 +28,7 @@ pub(super) fn run(arguments: &Evaluate, output: Output) -> Result<ExitCode, CliE
     let (content, settings) = (checkpoint.content_id(&ContentIds::in_user_cache())?, checkpoint.settings_id()?);
     drop(checkpoint);
     let scratch = scratch_folder()?;
+    let _held = hold_scratch(scratch.path());
     let result = run_to_end(output, async |screen, stop| {
         let progress: Arc<dyn Progress> = screen.clone();
         let scorer = connect_evaluator(&config, scratch.path(), &progress, &stop).await;

@@ -49,7 +49,7 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
         ..MergeOptions::default()
     };
     let report = materialize(&merger, &recipe, out, options, output)
-        .map_err(|error| blamed_on_recipe(error, &file, &arguments.recipe))?;
+        .map_err(|error| blamed_on_recipe(error, &recipe, &file, &arguments.recipe))?;
     if !output.quiet {
         say_notes(&report);
     }
@@ -58,10 +58,12 @@ pub(super) fn run(arguments: &Merge, output: Output) -> Result<ExitCode, CliErro
 }
 
 /// What only shows with the models at hand, and the recipe is to blame for: with its file, and the line where one key is.
-fn blamed_on_recipe(error: CliError, file: &RecipeFile, path: &Path) -> CliError {
+fn blamed_on_recipe(error: CliError, recipe: &Recipe, file: &RecipeFile, path: &Path) -> CliError {
+    // Of what the command line says instead, plans fail over the kind of masks only.
+    let is_of_file = recipe.masks.kind == file.recipe.masks.kind;
     match error {
         CliError::Merge(MergeError::Recipe(error)) => file.locate(error, path).into(),
-        CliError::Merge(MergeError::Plan(reason)) => CliError::Data { path: path.to_owned(), reason },
+        CliError::Merge(MergeError::Plan(reason)) if is_of_file => CliError::Data { path: path.to_owned(), reason },
         other => other,
     }
 }
@@ -174,13 +176,20 @@ mod tests {
     fn what_shows_with_the_models_at_hand_names_the_recipes_file_and_line() {
         let text = "merge_method: passthrough\nslices:\n- sources:\n  - model: a\n    layer_range: [0, 9]\n";
         let file = RecipeFile::from_mergekit_yaml(text).unwrap();
-        let blamed = |error: MergeError| blamed_on_recipe(error.into(), &file, Path::new("r.yml"));
+        let mut recipe = file.recipe.clone();
+        let blamed =
+            |error: MergeError, recipe: &Recipe| blamed_on_recipe(error.into(), recipe, &file, Path::new("r.yml"));
         let key = "slices[0].sources[0].layer_range";
-        let error = blamed(RecipeError::from(FieldError::new(key, "too many")).into());
+        let error = blamed(RecipeError::from(FieldError::new(key, "too many")).into(), &recipe);
         assert_eq!(error.to_string(), format!("r.yml: line 5: `{key}`: too many"));
         assert_eq!(error.exit_code(), ExitCode::BadData);
-        let error = blamed(MergeError::Plan("it asks for too much".to_owned()));
+        let plan = || MergeError::Plan("it asks for too much".to_owned());
+        let error = blamed(plan(), &recipe);
         assert_eq!((error.to_string().as_str(), error.exit_code()), ("r.yml: it asks for too much", ExitCode::BadData));
-        assert_eq!(blamed(MergeError::Cancelled).to_string(), MergeError::Cancelled.to_string());
+        assert_eq!(blamed(MergeError::Cancelled, &recipe).to_string(), MergeError::Cancelled.to_string());
+        // The file says nothing of what --dare-masks asks for.
+        recipe.masks.kind = MaskKind::Mergekit;
+        let error = blamed(plan(), &recipe);
+        assert_eq!((error.to_string(), error.exit_code()), (plan().to_string(), ExitCode::BadData));
     }
 }

@@ -16,7 +16,7 @@ const BLOCKING_THREADS: usize = 512;
 /// Where the evaluator of a command that leaves no results may write; removed when dropped.
 pub(super) fn scratch_folder() -> Result<tempfile::TempDir, CliError> {
     tempfile::Builder::new()
-        .prefix("evomerge-scratch-")
+        .prefix(crate::files::SCRATCH)
         .tempdir()
         .map_err(|source| CliError::Write { path: std::env::temp_dir(), source })
 }

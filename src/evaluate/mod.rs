@@ -106,6 +106,12 @@ pub trait Evaluator: Send + Sync {
         Vec::new()
     }
 
+    /// Whether none of its endpoints can be asked now: all that are not left out for good are among
+    /// [`Self::waiting`]. What is with an endpoint already may still be answered.
+    fn is_out_of_reach(&self) -> bool {
+        false
+    }
+
     /// Scores one candidate, retrying infrastructure faults inside. Cancel-safe; the same request may be sent again.
     /// Every attempt is reported to `attempts` before the next one starts.
     fn evaluate<'a>(

@@ -11,6 +11,7 @@ use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -58,12 +59,28 @@ fn signal(leader: &Leader, signal: Signal) {
     }
 }
 
-/// Kills the group when the evaluation is dropped half-way.
-struct KillOnDrop(Leader);
+/// Whether a program is started or called off: whoever takes the turn first decides, and a program that is being started
+/// cannot be called off any more.
+#[derive(Clone, Default)]
+struct Turn(Arc<AtomicBool>);
+
+impl Turn {
+    /// Whether nobody had taken it.
+    fn take(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
+    }
+}
+
+/// Calls the program off, or kills its group, when the evaluation is dropped half-way.
+struct KillOnDrop {
+    leader: Leader,
+    turn: Turn,
+}
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        signal(&self.0, Signal::KILL);
+        self.turn.take();
+        signal(&self.leader, Signal::KILL);
     }
 }
 
@@ -81,17 +98,20 @@ pub(super) async fn run(
 ) -> std::io::Result<Ended> {
     let leader: Leader = Arc::default();
     let tail = Arc::new(Mutex::new(VecDeque::new()));
-    let _guard = KillOnDrop(Arc::clone(&leader));
-    let (started, mut has_started) = oneshot::channel();
-    let (of_leader, of_tail) = (Arc::clone(&leader), Arc::clone(&tail));
+    let turn = Turn::default();
+    let _guard = KillOnDrop { leader: Arc::clone(&leader), turn: turn.clone() };
+    let (started, has_started) = oneshot::channel();
+    let (of_leader, of_tail, of_turn) = (Arc::clone(&leader), Arc::clone(&tail), turn.clone());
     // The thread that starts the program also waits for it: the kernel's death signal goes by the thread.
-    let mut waiter = tokio::task::spawn_blocking(move || start_and_wait(program, &of_leader, &of_tail, started));
-    // Both a start and a failed start end this wait.
-    tokio::select! {
-        biased;
-        _ = &mut has_started => {}
-        // It waits for a thread still, which will find nobody waiting for the program.
-        () = cancel.cancelled() => return Ok(Ended { end: End::Cancelled, output: String::new() }),
+    let mut waiter = tokio::task::spawn_blocking(move || {
+        if of_turn.take() {
+            start_and_wait(program, &of_leader, &of_tail, started)
+        } else {
+            Err(std::io::Error::other("nobody waits for the program any more"))
+        }
+    });
+    if !is_begun(has_started, &turn, cancel).await {
+        return Ok(Ended { end: End::Cancelled, output: String::new() });
     }
     let stopped = tokio::select! {
         status = &mut waiter => return ended(status, &tail),
@@ -107,6 +127,23 @@ pub(super) async fn run(
         }
     };
     ended(status, &tail).map(|ended| Ended { end: stopped, ..ended })
+}
+
+/// Waits until the program is there or could not be started; `false`: it was called off before its turn.
+async fn is_begun(mut has_started: oneshot::Receiver<()>, turn: &Turn, cancel: &CancellationToken) -> bool {
+    // Both a start and a failed start end this wait.
+    tokio::select! {
+        biased;
+        _ = &mut has_started => return true,
+        () = cancel.cancelled() => {}
+    }
+    // It may wait for a thread still, which will find its turn taken.
+    if turn.take() {
+        return false;
+    }
+    // It is coming up at this moment: until it is there, there is nothing to kill, and what it works with has to stay.
+    let _ = has_started.await;
+    true
 }
 
 type Waited = Result<std::io::Result<std::process::ExitStatus>, tokio::task::JoinError>;
@@ -127,9 +164,6 @@ fn start_and_wait(
     tail: &Arc<Mutex<VecDeque<u8>>>,
     started: oneshot::Sender<()>,
 ) -> std::io::Result<std::process::ExitStatus> {
-    if started.is_closed() {
-        return Err(std::io::Error::other("nobody waits for the program any more"));
-    }
     let (reader, writer) = std::io::pipe()?;
     // Before the program: one that is under way would have to be killed again where there is no thread for it.
     let drained = keep_tail(reader, Arc::clone(tail))?;
@@ -252,5 +286,27 @@ mod tests {
             assert_eq!(ended.end, End::Exited(0));
         });
         assert!(!mark.exists());
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_being_started_is_waited_for_and_then_ended() {
+        let cancel = CancellationToken::new();
+        cancel.cancel();
+        let (started, has_started) = oneshot::channel();
+        let turn = Turn::default();
+        assert!(turn.take(), "by the thread that starts it");
+        let begun = is_begun(has_started, &turn, &cancel);
+        tokio::pin!(begun);
+        assert!(futures_util::poll!(&mut begun).is_pending(), "it comes up");
+        started.send(()).unwrap();
+        assert!(begun.await);
+        // A start that fails ends the wait too.
+        let (started, has_started) = oneshot::channel();
+        drop(started);
+        assert!(is_begun(has_started, &turn, &cancel).await);
+        // Before its turn, it is called off for good.
+        let (_started, has_started) = oneshot::channel();
+        let turn = Turn::default();
+        assert!(!is_begun(has_started, &turn, &cancel).await && !turn.take());
     }
 }

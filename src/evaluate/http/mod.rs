@@ -239,6 +239,10 @@ impl Evaluator for HttpEvaluator {
         self.pool.waiting()
     }
 
+    fn is_out_of_reach(&self) -> bool {
+        self.pool.is_out_of_reach()
+    }
+
     fn evaluate<'a>(
         &'a self,
         request: &'a EvaluationRequest,

@@ -369,6 +369,12 @@ impl Pool {
         self.endpoints.iter().filter_map(|endpoint| endpoint.waiting()).collect()
     }
 
+    /// Whether every endpoint that is not left out for good cannot be asked now.
+    pub fn is_out_of_reach(&self) -> bool {
+        let mut in_use = self.endpoints.iter().filter(|endpoint| endpoint.refusal().is_none()).peekable();
+        in_use.peek().is_some() && in_use.all(|endpoint| endpoint.waiting().is_some())
+    }
+
     /// What people are told when an endpoint is away: what it failed with, and how long it is waited for.
     fn waiting_line(&self, endpoint: &Endpoint, fault: &Fault) -> String {
         // Settled once the endpoints were met: until then, the run does not begin.
