@@ -84,6 +84,11 @@ fn a_hold_out_that_another_run_of_the_name_opened_is_reused() {
     assert!(!is_reused(&scratch, "search", &run_file, &[]), "it was the first");
     assert!(is_reused(&scratch, "search", &run_file, &["--fresh"]));
     assert!(is_reused(&scratch, "search", &run_file, &[]), "and that stays");
+    // A run of another name, whatever its folder looks like.
+    let text = std::fs::read_to_string(&run_file).unwrap();
+    std::fs::write(&run_file, text.replace("name = \"run\"", "name = \"run.7\"")).unwrap();
+    assert!(!is_reused(&scratch, "search", &run_file, &[]));
+    std::fs::write(&run_file, text).unwrap();
     // A landscape with other optima has other samples.
     assert!(!is_reused(&scratch, "search", &run_file, &["--fresh", "--seed", "6"]));
     // A ledger that cannot be read is no reason to stop.
@@ -106,6 +111,8 @@ fn a_new_run_tells_of_one_of_its_name_beside_the_run_file() {
     };
     assert!(!said(&["--results", "there/results"]).contains("a new run begins"));
     assert!(!said(&["--results", "unseen", "--quiet"]).contains("a new run begins"));
+    assert!(!said(&["--results", "chosen"]).contains("a new run begins"), "who names a folder means it");
+    assert!(scratch.path("chosen/run/verdict.json").exists());
     let text = said(&[]);
     let [begun, beside] =
         ["results/run", "there/results/run"].map(|run| std::fs::canonicalize(scratch.path(run)).unwrap());

@@ -117,6 +117,30 @@ fn write_program_run(scratch: &Scratch, models: &[&str], evaluations: u64) {
     std::fs::write(scratch.path("run.toml"), text).unwrap();
 }
 
+/// Where candidates go is found out only once the new run has its folder.
+#[test]
+fn a_fresh_start_without_a_place_for_candidates_puts_the_old_run_back() {
+    let scratch = program_run(&[("base", "base"), ("a", "chat"), ("b", "code")], 5);
+    let run_file = scratch.path("run.toml");
+    scratch.search(&run_file, &[]);
+    let before = std::fs::read(scratch.path("results/run/verdict.json")).unwrap();
+    let text = std::fs::read_to_string(&run_file).unwrap();
+    std::fs::write(&run_file, format!("{text}[candidates]\ndir = \"taken\"\n")).unwrap();
+    std::fs::write(scratch.path("taken"), "").unwrap();
+    for _ in 0..2 {
+        let output = scratch.evomerge(&["search", "run.toml", "--fresh"]);
+        assert_eq!(output.status.code(), Some(73), "{}", stderr(&output));
+        for words in ["candidate folder", "the old one is back in results/run\n"] {
+            assert!(stderr(&output).contains(words), "{words}: {}", stderr(&output));
+        }
+        assert_eq!(std::fs::read(scratch.path("results/run/verdict.json")).unwrap(), before);
+        assert_eq!(std::fs::read_dir(scratch.path("results")).unwrap().count(), 1);
+    }
+    std::fs::write(&run_file, text).unwrap();
+    assert_eq!(scratch.search(&run_file, &[])["evaluations"], 5);
+    assert_eq!(std::fs::read(scratch.path("results/run/verdict.json")).unwrap(), before);
+}
+
 #[test]
 fn copies_of_models_are_told_and_not_counted_as_baselines() {
     let scratch = program_run(&[("base", "base"), ("base", "copy"), ("a", "a"), ("a", "again")], 3);

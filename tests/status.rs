@@ -10,7 +10,8 @@ mod runs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use fault_server::{FaultServer, Reply};
 use runs::{SPACE, Scratch, TASKS, command, stderr, wait_until};
@@ -56,54 +57,78 @@ fn the_active_time_is_that_of_the_search_alone() {
     assert!(report["active_s"].as_f64() >= Some(0.6), "{report}");
 }
 
+/// Evaluations that the server of the test of phases may answer, and how many have come.
+static ALLOWED: AtomicUsize = AtomicUsize::new(0);
+static CAME: AtomicUsize = AtomicUsize::new(0);
+
+/// Answers when the test allows it.
+fn when_allowed(_: &Value, _: &mut Value) {
+    let number = CAME.fetch_add(1, Ordering::SeqCst);
+    while ALLOWED.load(Ordering::SeqCst) <= number {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The status of a run whose server may answer so many evaluations, once it has got there.
+fn status_after(scratch: &Scratch, allowed: usize, is_there: impl Fn(&Value) -> bool) -> Value {
+    ALLOWED.store(allowed, Ordering::SeqCst);
+    let mut last = Value::Null;
+    wait_until(|| {
+        last = status(scratch);
+        is_there(&last)
+    });
+    last
+}
+
 /// Scoring again and the hold-out may take hours, and are no search with 0 s left.
 #[test]
 fn what_comes_before_the_verdict_is_told_step_by_step() {
     let scratch = Scratch::new();
-    let noisy = "name = \"sphere\"\nsamples = 60\nnoise = 0.4\nlatency = \"200ms\"";
-    let run_file = scratch.run_file("run", 8, noisy, &format!("{SPACE}{TASKS}"));
-    let mut child = start(&scratch, &run_file);
-    let mut seen = Vec::new();
+    let server = FaultServer::start(Vec::new());
+    *server.inner.otherwise.lock().unwrap() = Reply::Scored(when_allowed);
+    let rest = "[repeats]\nfinalists = true\nsentinel = 0\n[holdout]\nfraction = 0.4\n";
+    let mut child = start(&scratch, &run_file(&scratch, 8, &[server.url()], "", rest));
+
+    let search = status_after(&scratch, 3, |status| status["finished"] == 3);
+    assert_eq!((&search["phase"], &search["state"]), (&json!("search"), &json!("running")), "{search}");
+    assert_eq!([&search["phase_done"], &search["phase_total"]], [&Value::Null; 2], "{search}");
+    assert!(search["left_s"].is_f64(), "{search}");
+    let mut allowed = 8;
+    for (phase, state) in [("rescoring", "running: scoring finalists again, "), ("holdout", "running: hold-out, ")] {
+        let begun = status_after(&scratch, allowed, |status| status["phase"] == phase);
+        let total = begun["phase_total"].as_u64().unwrap();
+        assert!(total >= 5, "{begun}");
+        let later = status_after(&scratch, allowed + 1, |status| status["phase_done"] == 1);
+        for (status, done) in [(begun, 0), (later, 1)] {
+            assert_eq!((&status["phase"], &status["phase_done"]), (&json!(phase), &json!(done)), "{status}");
+            assert_eq!(status["state"], format!("{state}{done} of {total}"));
+            assert!(status["left_s"].is_null() && status["running"] == true, "{status}");
+        }
+        allowed += total as usize;
+    }
+    ALLOWED.store(usize::MAX, Ordering::SeqCst);
+    // Who has released its lock has left word of its end.
     while child.0.try_wait().unwrap().is_none() {
-        seen.extend(Some(status(&scratch)).filter(|status| status["running"] == true));
+        let status = status(&scratch);
+        let is_at_it = status["phase"] == "holdout" && status["running"] == true;
+        let has_ended = status["phase"].is_null() && status["state"].as_str().unwrap().starts_with("finished: ");
+        assert!(is_at_it || has_ended, "{status}");
     }
     assert!(child.0.wait().unwrap().success());
-    let mut phases: Vec<&Value> = seen.iter().map(|status| &status["phase"]).collect();
-    phases.dedup();
-    // At the very end the run has stopped and still holds its lock.
-    assert_eq!(phases[..3], ["search", "rescoring", "holdout"], "{seen:?}");
-    for (phase, state) in
-        [("search", "running"), ("rescoring", "running: scoring finalists again, "), ("holdout", "running: hold-out, ")]
-    {
-        for status in seen.iter().filter(|status| status["phase"] == phase) {
-            let counts = [&status["phase_done"], &status["phase_total"]];
-            if phase == "search" {
-                assert_eq!((counts, &status["state"]), ([&Value::Null; 2], &json!("running")), "{status}");
-                continue;
-            }
-            assert!(status["left_s"].is_null(), "{status}");
-            let [done, total] = counts.map(|count| count.as_u64().unwrap());
-            assert!(done <= total && total >= 5, "{status}");
-            assert_eq!(status["state"], format!("{state}{done} of {total}"));
-        }
-    }
-    let counted =
-        seen.iter().filter(|status| status["phase"] == "rescoring").map(|status| status["phase_done"].as_u64());
-    assert!(counted.max().flatten() > Some(0), "{seen:?}");
     let ended = status(&scratch);
     assert_eq!([&ended["phase"], &ended["phase_done"], &ended["phase_total"]], [&Value::Null; 3]);
 }
 
-fn run_file(scratch: &Scratch, server: &FaultServer) -> PathBuf {
+/// A run file for these endpoints, with more of the evaluator's keys and more tables.
+fn run_file(scratch: &Scratch, evaluations: u64, endpoints: &[String], evaluator: &str, tables: &str) -> PathBuf {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
     let text = format!(
         "name = \"run\"\n[models]\nbase = {:?}\nsources = [{:?}, {:?}]\n[space]\nmethod = \"task_arithmetic\"\n[strategy]\n\
-         kind = \"random\"\n[budget]\nevaluations = 100000\n[evaluator]\nkind = \"http\"\nendpoints = [{:?}]\n[[tasks]]\n\
-         name = \"add\"\n",
+         kind = \"random\"\n[budget]\nevaluations = {evaluations}\n[evaluator]\nkind = \"http\"\n\
+         endpoints = {endpoints:?}\n{evaluator}[[tasks]]\nname = \"add\"\n{tables}",
         golden.join("base"),
         golden.join("a"),
-        golden.join("b"),
-        server.url()
+        golden.join("b")
     );
     let path = scratch.path("run.toml");
     std::fs::write(&path, text).unwrap();
@@ -123,7 +148,8 @@ fn an_outage_is_told_while_it_lasts() {
     let scratch = Scratch::new();
     let server = slow_server("127.0.0.1:0".parse().unwrap());
     let url = server.url();
-    let child = start(&scratch, &run_file(&scratch, &server));
+    let run_file = run_file(&scratch, 100_000, &[server.url()], "", "");
+    let child = start(&scratch, &run_file);
     wait_until(|| status(&scratch)["finished"].as_u64() >= Some(5));
     let healthy = status(&scratch);
     assert_eq!((&healthy["waiting"], healthy["left_s"].is_f64()), (&json!([]), true), "{healthy}");
@@ -153,6 +179,69 @@ fn an_outage_is_told_while_it_lasts() {
     drop(child);
     let killed = status(&scratch);
     assert_eq!((&killed["running"], &killed["waiting"], &killed["phase"]), (&json!(false), &json!([]), &Value::Null));
+
+    // Of the next start, which waits for the endpoint before it begins, nothing is on record yet.
+    let _preparing = start(&scratch, &run_file);
+    wait_until(|| status(&scratch)["running"] == true);
+    let preparing = status(&scratch);
+    assert_eq!((&preparing["waiting"], &preparing["phase"]), (&json!([]), &json!("search")), "{preparing}");
+}
+
+/// Answers in turns sooner and later, so that some come after others were refused.
+fn unevenly(_: &Value, _: &mut Value) {
+    static TURN: AtomicUsize = AtomicUsize::new(0);
+    let turn = TURN.fetch_add(1, Ordering::SeqCst) as u64;
+    std::thread::sleep(Duration::from_millis(50 + turn % 2 * 700));
+}
+
+/// While one endpoint can be asked, the search goes on, whoever else is away; when none can, what is still answered does
+/// not tell how long it takes.
+#[test]
+fn the_time_left_is_told_as_long_as_somebody_can_be_asked() {
+    let scratch = Scratch::new();
+    // Nobody listens at a port that only the system may give away.
+    let away = "http://127.0.0.1:1".to_owned();
+    let server = FaultServer::start(Vec::new());
+    server.inner.capabilities.lock().unwrap()["limits"]["max_inflight"] = json!(2);
+    *server.inner.otherwise.lock().unwrap() = Reply::Scored(unevenly);
+    let more = "in_flight = 2\nstartup_timeout = \"200ms\"\n";
+    let _child = start(&scratch, &run_file(&scratch, 100_000, &[away.clone(), server.url()], more, ""));
+    wait_until(|| status(&scratch)["finished"].as_u64() >= Some(4));
+    let one = status(&scratch);
+    let names = |status: &Value| -> Vec<String> {
+        let waiting = status["waiting"].as_array().unwrap();
+        waiting.iter().map(|waiting| waiting["endpoint"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!((names(&one), one["left_s"].is_f64()), (vec![away], true), "{one}");
+
+    drop(server);
+    wait_until(|| names(&status(&scratch)).len() == 2);
+    // Longer than what was under way took.
+    let until = Instant::now() + Duration::from_millis(1500);
+    while Instant::now() < until {
+        let none = status(&scratch);
+        assert_eq!((names(&none).len(), &none["left_s"]), (2, &Value::Null), "{none}");
+    }
+}
+
+/// A start makes the ledger before it writes to it, and may be killed in between.
+#[test]
+fn a_ledger_in_which_nothing_is_recorded_is_not_called_foreign() {
+    let scratch = Scratch::new();
+    std::fs::create_dir_all(scratch.path("results/run")).unwrap();
+    std::fs::write(scratch.path("results/run/ledger.sqlite"), "").unwrap();
+    for arguments in [
+        &["status", "results/run"][..],
+        &["export", "results/run", "--out", "model"],
+        &["simulate", "results/run/ledger.sqlite"],
+    ] {
+        let output = scratch.evomerge(arguments);
+        assert_eq!(output.status.code(), Some(65), "{arguments:?}: {}", stderr(&output));
+        let text = stderr(&output);
+        assert!(text.contains("nothing is recorded") && !text.contains("not a ledger"), "{arguments:?}: {text}");
+    }
+    let run_file = scratch.run_file("run", 6, "name = \"sphere\"\nsamples = 50", &format!("{SPACE}{TASKS}"));
+    scratch.search(&run_file, &[]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What can be said on the command line.
 
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -66,9 +67,8 @@ pub(super) struct RunArguments {
     /// The run file (docs/run-file.md)
     #[arg(value_name = "RUN.toml")]
     pub run_file: PathBuf,
-    /// Where results go: NAME/ under this folder, which starts at the current directory
-    #[arg(long, value_name = "DIR", default_value = "results")]
-    pub results: PathBuf,
+    #[command(flatten)]
+    pub results: Results,
     #[command(flatten)]
     pub instead: Instead,
     /// Exit with 64 unless the hold-out shows an improvement over the best baseline
@@ -77,6 +77,32 @@ pub(super) struct RunArguments {
     /// Move an existing run of that name to NAME.1 and start anew
     #[arg(long)]
     pub fresh: bool,
+}
+
+/// The folder of results where the command line names no other.
+pub(super) const RESULTS: &str = "results";
+
+/// The folder of results.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Results {
+    /// Where results go: NAME/ under this folder, which starts at the current directory [default: results]
+    #[arg(long = "results", value_name = "DIR")]
+    chosen: Option<PathBuf>,
+}
+
+impl Results {
+    /// Whether the command line names it.
+    pub(super) fn is_chosen(&self) -> bool {
+        self.chosen.is_some()
+    }
+}
+
+impl Deref for Results {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        self.chosen.as_deref().unwrap_or_else(|| Path::new(RESULTS))
+    }
 }
 
 /// What the command line says instead of the run file.
@@ -229,7 +255,7 @@ pub(super) struct Check {
     #[arg(value_name = "RUN.toml")]
     pub run_file: PathBuf,
     /// Where results would go, or are: a run that is there must be one that `search` continues
-    #[arg(long, value_name = "DIR", default_value = "results")]
+    #[arg(long, value_name = "DIR", default_value = RESULTS)]
     pub results: PathBuf,
     #[command(flatten)]
     pub instead: Instead,

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::arguments::{RunArguments, Search};
+use super::arguments::{RESULTS, RunArguments, Search};
 use super::error::CliError;
 use super::output::{Output, table};
 use super::runtime::run_to_end;
@@ -14,9 +14,6 @@ use crate::score::verdict::{TaskVerdict, Verdict, VerdictCandidate};
 use crate::score::{Decision, digits};
 use crate::search::{Progress, Row, RunFolder, RunOptions, RunReport, SetAside, prepare, run as run_search};
 use crate::strategy::{StrategyError, check_settings, origin};
-
-/// The folder of results where `--results` names no other.
-const RESULTS: &str = "results";
 
 pub(super) fn run(arguments: &Search, output: Output) -> Result<ExitCode, CliError> {
     let config = load(&arguments.run)?;
@@ -62,21 +59,19 @@ pub(super) fn execute(
         let name = config.name.clone();
         let folder = RunFolder::lock(&arguments.results, &name)?;
         let begins = arguments.fresh || Ledger::is_blank(&folder.ledger());
-        if begins && let Some(note) = run_elsewhere(&arguments.run_file, &name, folder.path()) {
+        // Who names a folder means it.
+        let may_mean_another = begins && !arguments.results.is_chosen();
+        if may_mean_another && let Some(note) = run_elsewhere(&arguments.run_file, &name, folder.path()) {
             screen.line(&note);
         }
         let of_run = |error| CliError::of_run(error, &arguments.run_file);
         let prepared = prepare(config, &folder.scratch(), &progress, &stop).await.map_err(of_run)?;
         // Only now: a start that is refused, or killed while it prepares, leaves the old run where it is.
-        let folder = if arguments.fresh {
-            let SetAside { folder, old } = SetAside::of(folder, &arguments.results, &name)?;
-            if let Some(old) = old {
-                screen.line(&format!("the old run is now {}", old.display()));
-            }
-            folder
-        } else {
-            folder
-        };
+        let folder =
+            if arguments.fresh { SetAside::of(folder, &arguments.results, &name)? } else { SetAside::from(folder) };
+        if let Some(old) = &folder.old {
+            screen.line(&format!("the old run is now {}", old.display()));
+        }
         run_search(Arc::new(prepared), folder, options, progress, stop).await.map_err(of_run)
     })?;
     output.result(&describe(&report), &report)?;

@@ -1,11 +1,13 @@
 //! `evomerge status`: reads the ledger beside a search that may be running.
 
+mod holder;
 mod phase;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use holder::Holder;
 use phase::Phase;
 use serde_json::{Value, json};
 
@@ -16,7 +18,9 @@ use super::quantities::human;
 use crate::config::BudgetConfig;
 use crate::evaluate::{Fault, FaultClass};
 use crate::exit::ExitCode;
-use crate::ledger::{AskedRecord, Ledger, RepeatPurpose, RepeatRecord, ToldRecord, WaitingRecord, event, fact};
+use crate::ledger::{
+    AskedRecord, Ledger, OutageRecord, RepeatPurpose, RepeatRecord, ToldRecord, WaitingRecord, event, fact,
+};
 use crate::score::alarms::Alarm;
 use crate::score::shown;
 use crate::scores::Status;
@@ -39,10 +43,8 @@ struct Summary {
     state: String,
     /// What it is at; `None`: it is not running.
     phase: Option<Phase>,
-    /// Endpoints that it waits for.
-    waiting: Vec<WaitingRecord>,
-    /// Nothing has ended since the latest of these went away.
-    is_held_up: bool,
+    /// Which endpoints it waits for, and whether it can ask nobody else.
+    outage: OutageRecord,
     counts: Counts,
     active: Duration,
     /// The run file's `[budget]` at the latest start.
@@ -110,21 +112,24 @@ impl Summary {
         // In this order: a search that is running asks before it is told.
         let told = ledger.all_told_in_short()?;
         let asked = ledger.all_asked()?;
-        let running = RunFolder::is_locked(results);
+        let holder = Holder::of(results);
         let begun = ledger.events(event::STARTED)?.pop();
         // A start that came after it was killed.
         let stopped = ledger.events(event::STOPPED)?.pop();
         let stopped = stopped.filter(|event| begun.as_ref().is_none_or(|begun| event.sequence > begun.sequence));
         // A start that has not recorded itself yet says nothing of itself; what is there is of an earlier one.
-        let start = begun.as_ref().filter(|_| running && stopped.is_none()).map(|event| event.sequence);
+        let own = begun.as_ref().filter(|begun| holder.as_ref().is_some_and(|holder| holder.has_recorded(begun)));
+        // Who has recorded its end is only about to leave.
+        let running = holder.is_some() && (own.is_none() || stopped.is_none());
+        let start = own.filter(|_| running).map(|event| event.sequence);
         let phase = match start {
             Some(start) => Some(Phase::of(&ledger, start)?),
             None => running.then_some(Phase::Search),
         };
-        let waiting: Vec<WaitingRecord> = match start {
+        let outage: OutageRecord = match start {
             // Ledgers of earlier versions do not tell.
             Some(_) => serde_json::from_str(&fact(fact::WAITING)?).unwrap_or_default(),
-            None => Vec::new(),
+            None => OutageRecord::default(),
         };
         let attempts = ledger.events(event::ATTEMPTED)?;
         let repeats = ledger.all_repeats()?;
@@ -156,8 +161,7 @@ impl Summary {
             running,
             state: describe_state(phase, stopped.as_ref().map(|event| &event.payload)),
             phase,
-            is_held_up: is_held_up(&waiting, &told),
-            waiting,
+            outage,
             counts: Counts::of(&asked, &told),
             active: active.unwrap_or_default(),
             limits: begun.map(|event| event.payload["budget"].clone()).unwrap_or_default(),
@@ -174,7 +178,7 @@ impl Summary {
 
     /// The time that the search takes yet; `None`: it is over, waits for who knows how long, or nothing says.
     fn left(&self) -> Option<Duration> {
-        if self.is_held_up || matches!(self.phase, Some(Phase::Verdict { .. })) {
+        if self.outage.all || matches!(self.phase, Some(Phase::Verdict { .. })) {
             return None;
         }
         let Counts { finished, samples, .. } = self.counts;
@@ -191,7 +195,7 @@ impl Summary {
                 "evaluations  {finished} finished ({infeasible} infeasible, {failed} failed), {open} asked for and open"
             ),
         ];
-        lines.extend(self.waiting.iter().map(|waiting| format!("outage       {}", describe_waiting(waiting))));
+        lines.extend(self.outage.endpoints.iter().map(|waiting| format!("outage       {}", describe_waiting(waiting))));
         let left = self.left().filter(|_| self.running);
         let budget = describe_budget(&recorded_limits(&self.limits), samples_used, left);
         lines.extend(budget.map(|budget| format!("budget       {budget}")));
@@ -225,7 +229,7 @@ impl Summary {
             "phase": self.phase.map(Phase::name),
             "phase_done": done,
             "phase_total": total,
-            "waiting": self.waiting,
+            "waiting": self.outage.endpoints,
             "asked": self.counts.asked,
             "finished": self.counts.finished,
             "scored": self.counts.scored,
@@ -267,13 +271,6 @@ impl Counts {
 fn second_scores(repeats: &[RepeatRecord]) -> BTreeMap<String, f64> {
     let of_finalists = repeats.iter().filter(|repeat| repeat.purpose == RepeatPurpose::Finalist);
     of_finalists.filter_map(|repeat| Some((repeat.candidate_id.clone(), repeat.objective?))).collect()
-}
-
-/// Whether nothing has ended since the latest of these endpoints went away: then there may be no other.
-fn is_held_up(waiting: &[WaitingRecord], told: &BTreeMap<u64, ToldRecord>) -> bool {
-    let Some(since) = waiting.iter().map(|waiting| &waiting.since).max() else { return false };
-    // Times are written so that later ones are greater as texts.
-    told.values().all(|record| record.finished_at <= *since)
 }
 
 /// `stopped` is what the latest start left behind, unless it was killed.
@@ -340,25 +337,5 @@ mod tests {
         let expected = "waiting for http://h:1 since 14:05 UTC (connection refused)";
         assert_eq!(text("2026-05-01T14:05:09.250Z"), expected);
         assert_eq!(text("noon"), "waiting for http://h:1 since noon (connection refused)");
-        let told = |finished_at: &str| {
-            let record = ToldRecord {
-                index: 0,
-                status: Status::Scored,
-                objective: Some(0.5),
-                tasks: BTreeMap::new(),
-                n_samples: 0,
-                materialize_s: None,
-                evaluate_s: None,
-                started_at: None,
-                finished_at: finished_at.into(),
-                attempts: 1,
-                error: None,
-            };
-            BTreeMap::from([(0, record)])
-        };
-        let [early, late] = ["2026-05-01T14:05:09.250Z", "2026-05-01T14:06:00.000Z"];
-        assert!(is_held_up(&[waiting(late)], &told(early)) && !is_held_up(&[waiting(early)], &told(late)));
-        assert!(is_held_up(&[waiting(early), waiting(late)], &told("2026-05-01T14:05:30.000Z")));
-        assert!(!is_held_up(&[], &told(early)));
     }
 }

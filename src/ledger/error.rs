@@ -55,6 +55,12 @@ pub enum LedgerError {
         /// Where it was looked for.
         path: PathBuf,
     },
+    /// There is a file, and no table in it yet.
+    #[error("ledger {path}: nothing is recorded in it; its search is just starting, or never got that far")]
+    Unstarted {
+        /// The ledger's file.
+        path: PathBuf,
+    },
     /// `trials.csv` cannot be made from the ledger.
     #[error("cannot write {path}: {reason}")]
     Export {
@@ -70,7 +76,9 @@ impl LedgerError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::NotWritable { .. } | Self::Export { .. } => ExitCode::NotWritable,
-            Self::Missing { .. } | Self::Format { .. } | Self::Corrupt { .. } => ExitCode::BadData,
+            Self::Missing { .. } | Self::Unstarted { .. } | Self::Format { .. } | Self::Corrupt { .. } => {
+                ExitCode::BadData
+            }
             Self::Locked { .. } => ExitCode::Stopped,
             Self::Sqlite { .. } => ExitCode::Internal,
         }

@@ -22,8 +22,8 @@ use error::classify;
 pub use error::LedgerError;
 pub use names::{event, fact};
 pub use records::{
-    AskedRecord, EventRecord, HoldoutRecord, PhaseRecord, RepeatPurpose, RepeatRecord, ToldRecord, VerdictPhase,
-    WaitingRecord,
+    AskedRecord, EventRecord, HoldoutRecord, OutageRecord, PhaseRecord, RepeatPurpose, RepeatRecord, ToldRecord,
+    VerdictPhase, WaitingRecord,
 };
 pub use trials::write_trials;
 
@@ -65,28 +65,32 @@ impl Ledger {
     /// Opens the ledger for reading, beside a search that may be writing it.
     ///
     /// # Errors
-    /// [`LedgerError::Missing`], [`LedgerError::Format`], [`LedgerError::Corrupt`], [`LedgerError::Locked`].
+    /// [`LedgerError::Missing`], [`LedgerError::Unstarted`], [`LedgerError::Format`], [`LedgerError::Corrupt`],
+    /// [`LedgerError::Locked`].
     pub fn open_for_reading(path: &Path) -> Result<Self, LedgerError> {
         if !path.is_file() {
             return Err(LedgerError::Missing { path: path.to_path_buf() });
         }
-        let open = |name: &Path, flags: OpenFlags| {
-            let flags = flags | OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-            let connection = Connection::open_with_flags(name, flags).map_err(|source| classify(path, source))?;
-            connection.busy_timeout(std::time::Duration::from_secs(10)).map_err(|source| classify(path, source))?;
-            schema::check_format(&connection, path)?;
-            Ok(Self { connection: Mutex::new(connection), path: path.to_path_buf() })
-        };
-        let opened = open(&plain(path), OpenFlags::empty());
-        let log = path.with_file_name(format!("{}-wal", path.file_name().unwrap_or_default().to_string_lossy()));
-        match opened {
+        match open_read_only(path, &plain(path), OpenFlags::empty()) {
             // Readers of a log in memory write to the folder. Where they may not and nobody has the file open, it can
             // be read as it is.
-            Err(LedgerError::NotWritable { .. }) if !log.exists() => {
-                open(&immutable_uri(path), OpenFlags::SQLITE_OPEN_URI)
+            Err(LedgerError::NotWritable { .. }) if !log_of(path).exists() => {
+                open_read_only(path, &immutable_uri(path), OpenFlags::SQLITE_OPEN_URI)
             }
             opened => opened,
         }
+    }
+
+    /// Opens for reading the ledger of a run that nobody searches, and leaves nothing beside it. Where it has a log,
+    /// this is [`Self::open_for_reading`].
+    ///
+    /// # Errors
+    /// As [`Self::open_for_reading`].
+    pub fn open_at_rest(path: &Path) -> Result<Self, LedgerError> {
+        if !path.is_file() || log_of(path).exists() {
+            return Self::open_for_reading(path);
+        }
+        open_read_only(path, &immutable_uri(path), OpenFlags::SQLITE_OPEN_URI)
     }
 
     /// The database's file.
@@ -447,6 +451,20 @@ fn immutable_uri(path: &Path) -> PathBuf {
     PathBuf::from(format!("file:{path}?immutable=1"))
 }
 
+/// The log beside a database that may be written.
+fn log_of(path: &Path) -> PathBuf {
+    path.with_file_name(format!("{}-wal", path.file_name().unwrap_or_default().to_string_lossy()))
+}
+
+/// Opens the database `path` under `name`.
+fn open_read_only(path: &Path, name: &Path, flags: OpenFlags) -> Result<Ledger, LedgerError> {
+    let flags = flags | OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(name, flags).map_err(|source| classify(path, source))?;
+    connection.busy_timeout(std::time::Duration::from_secs(10)).map_err(|source| classify(path, source))?;
+    schema::check_begun(&connection, path)?;
+    Ok(Ledger { connection: Mutex::new(connection), path: path.to_path_buf() })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -486,6 +504,25 @@ mod tests {
     }
 
     /// SQLite takes names that begin so for addresses.
+    /// In a folder that may be written, a reader of a database with a log leaves files of its own there.
+    #[test]
+    fn a_ledger_at_rest_is_read_without_a_trace() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ledger.sqlite");
+        Ledger::open(&path).unwrap().set_fact(fact::RUN_NAME, "night").unwrap();
+        let files = || std::fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(files(), 1);
+        let ledger = Ledger::open_at_rest(&path).unwrap();
+        assert_eq!(ledger.fact(fact::RUN_NAME).unwrap().as_deref(), Some("night"));
+        drop(ledger);
+        assert_eq!(files(), 1);
+        // What is still in the log of a run that is searched is read, too.
+        let searched = Ledger::open(&path).unwrap();
+        searched.set_fact(fact::RUN_NAME, "day").unwrap();
+        let ledger = Ledger::open_at_rest(&path).unwrap();
+        assert_eq!(ledger.fact(fact::RUN_NAME).unwrap().as_deref(), Some("day"));
+    }
+
     #[test]
     fn a_path_is_no_address() {
         assert_eq!(
@@ -558,6 +595,28 @@ mod tests {
         let ledger = Ledger::open(&folder.path().join("ledger.sqlite")).unwrap();
         ledger.asked(&record(0)).unwrap();
         assert!(ledger.asked(&record(0)).is_err());
+    }
+
+    /// A search makes the file before it makes the tables in it, and may be killed in between.
+    #[test]
+    fn a_ledger_without_tables_is_one_that_was_not_started() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ledger.sqlite");
+        std::fs::write(&path, "").unwrap();
+        let refusal = || Ledger::open_for_reading(&path).err().unwrap();
+        assert!(matches!(refusal(), LedgerError::Unstarted { .. }), "{}", refusal());
+        let connection = Connection::open(&path).unwrap();
+        connection.pragma_update(None, "journal_mode", "WAL").unwrap();
+        assert!(std::fs::metadata(&path).unwrap().len() > 0);
+        for _ in 0..2 {
+            assert!(matches!(refusal(), LedgerError::Unstarted { .. }), "{}", refusal());
+            assert_eq!(refusal().exit_code(), ExitCode::BadData);
+        }
+        connection.execute_batch("CREATE TABLE other (x INTEGER)").unwrap();
+        assert!(matches!(refusal(), LedgerError::Corrupt { .. }), "{}", refusal());
+        connection.execute_batch("DROP TABLE other").unwrap();
+        Ledger::open(&path).unwrap();
+        Ledger::open_for_reading(&path).unwrap();
     }
 
     #[test]

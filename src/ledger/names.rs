@@ -30,7 +30,7 @@ pub mod fact {
     pub const EVOMERGE_VERSION: &str = "evomerge_version";
     /// Seconds that searches have run, over all starts.
     pub const ACTIVE_SECONDS: &str = "active_seconds";
-    /// Endpoints that cannot be asked at the moment, as JSON.
+    /// Which endpoints cannot be asked at the moment, and whether these are all, as JSON.
     pub const WAITING: &str = "waiting";
     /// The folder that the latest start's folder of candidates lies in.
     pub const CANDIDATE_FOLDER: &str = "candidate_folder";

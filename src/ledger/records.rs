@@ -168,7 +168,16 @@ pub struct PhaseRecord {
     pub rivals: Vec<String>,
 }
 
-/// An endpoint that cannot be asked: one of a list, as a fact.
+/// What of an evaluator cannot be asked: a fact.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct OutageRecord {
+    /// Nobody else is left to ask.
+    pub all: bool,
+    /// The endpoints that cannot be asked.
+    pub endpoints: Vec<WaitingRecord>,
+}
+
+/// An endpoint that cannot be asked.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct WaitingRecord {
     /// As the run file names it.

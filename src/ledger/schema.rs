@@ -60,14 +60,27 @@ pub(super) fn has_no_run(connection: &Connection) -> rusqlite::Result<bool> {
 const COUNT_TABLES: &str =
     "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'";
 
-/// Refuses the database of another program, before anything is written into it.
-fn refuse_foreign(connection: &Connection, path: &Path) -> Result<(), LedgerError> {
+fn has_no_tables(connection: &Connection, path: &Path) -> Result<bool, LedgerError> {
     let tables: i64 =
         connection.query_row(COUNT_TABLES, [], |row| row.get(0)).map_err(|source| classify(path, source))?;
-    if tables == 0 { Ok(()) } else { recorded_format(connection, path).map(|_| ()) }
+    Ok(tables == 0)
 }
 
-pub(super) fn check_format(connection: &Connection, path: &Path) -> Result<(), LedgerError> {
+/// Refuses the database of another program, before anything is written into it.
+fn refuse_foreign(connection: &Connection, path: &Path) -> Result<(), LedgerError> {
+    if has_no_tables(connection, path)? { Ok(()) } else { recorded_format(connection, path).map(|_| ()) }
+}
+
+/// Refuses what there is nothing to read in: also a ledger whose search has made the file and not yet the tables, which
+/// come all at once.
+pub(super) fn check_begun(connection: &Connection, path: &Path) -> Result<(), LedgerError> {
+    if has_no_tables(connection, path)? {
+        return Err(LedgerError::Unstarted { path: path.to_path_buf() });
+    }
+    check_format(connection, path)
+}
+
+fn check_format(connection: &Connection, path: &Path) -> Result<(), LedgerError> {
     match recorded_format(connection, path)? {
         Some(text) if text == FORMAT.to_string() => Ok(()),
         other => Err(LedgerError::Format {

@@ -22,9 +22,6 @@ use crate::score::ObjectiveTask;
 use crate::score::alarms::Alarm;
 use crate::score::power::{self, FEWEST_SAMPLES, SAMPLES_FOR_A_TENTH};
 
-/// In a run's folder: the number of the process that uses it.
-const LOCK: &str = "run.lock";
-
 /// A run file that holds together, and what running it means.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Findings {
@@ -52,7 +49,7 @@ pub struct Findings {
     pub baselines: u64,
     /// Whether a greedy soup follows them.
     pub greedy_soup: bool,
-    /// Fewest and most evaluations that its trials take, as far as the budget goes.
+    /// Fewest and most evaluations that its trials take, were there budget enough; `None`: none is made.
     pub greedy_soup_evaluations: Option<[u64; 2]>,
     /// The limits and what they come to, in one line.
     pub budget: String,
@@ -198,11 +195,7 @@ fn in_use(folder: &Path) -> Option<String> {
     if !RunFolder::is_locked(folder) {
         return None;
     }
-    let owner = std::fs::read_to_string(folder.join(LOCK)).unwrap_or_default();
-    let user = match owner.trim() {
-        "" => "another process".to_owned(),
-        owner => format!("process {owner}"),
-    };
+    let user = RunFolder::owner(folder).map_or("another process".to_owned(), |owner| format!("process {owner}"));
     Some(format!("in use by {user}: a search is refused until that has ended"))
 }
 

@@ -32,7 +32,7 @@ use super::schedule::{Schedule, Step};
 use super::stop::STOPPING;
 use super::{Budget, SearchError, Stop, alarms, export};
 use crate::evaluate::TaskRequest;
-use crate::ledger::{AskedRecord, Ledger, ToldRecord, event, fact, now};
+use crate::ledger::{AskedRecord, Ledger, OutageRecord, ToldRecord, event, fact, now};
 use crate::score::{samples, shown};
 use crate::scores::Status;
 use crate::strategy::{self, Outcome, PROMOTION, Proposal, Race, origin};
@@ -146,7 +146,10 @@ impl Search {
             "evomerge": env!("CARGO_PKG_VERSION"),
             "budget": limits_document(&self.prepared.config.budget),
             "concurrency": self.prepared.evaluator.concurrency(),
+            "process": std::process::id(),
         });
+        // What an earlier start that was killed waited for is not what this one does.
+        self.ledger.set_fact(fact::WAITING, &serde_json::json!(OutageRecord::default()).to_string())?;
         self.ledger.event(event::STARTED, None, &payload)?;
         let concurrency = self.prepared.evaluator.concurrency().get();
         if concurrency as u64 > self.frozen.look_ahead {

@@ -1,6 +1,6 @@
 //! What can end a search before it is done.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
@@ -81,6 +81,14 @@ pub enum SearchError {
         name: String,
         /// ` (process 123)`, or empty where nobody left a number.
         owner: String,
+    },
+    /// A run made room for a new one, which came to nothing, and could not be moved back.
+    #[error("{reason}; the old run is in {}", old.display())]
+    LeftAside {
+        /// Why the new run came to nothing.
+        reason: Box<SearchError>,
+        /// Where the old one is.
+        old: PathBuf,
     },
     /// A copy of the run's folder is searched by another process.
     #[error(
@@ -175,6 +183,11 @@ pub enum SearchError {
 }
 
 impl SearchError {
+    /// With where the run is that had made room.
+    pub(super) fn left_aside(self, old: &Path) -> Self {
+        Self::LeftAside { reason: Box::new(self), old: old.to_path_buf() }
+    }
+
     /// What the process tells its caller.
     pub fn exit_code(&self) -> ExitCode {
         match self {
@@ -186,6 +199,7 @@ impl SearchError {
             Self::Evaluate(error) => error.exit_code(),
             Self::Strategy(error) => error.exit_code(),
             Self::Ledger(error) => error.exit_code(),
+            Self::LeftAside { reason, .. } => reason.exit_code(),
             Self::Settings(_) | Self::Changed { .. } | Self::BaselinesInfeasible { .. } => ExitCode::BadConfiguration,
             Self::BadData(_) => ExitCode::BadData,
             Self::CandidateFolder { .. } | Self::Moved { .. } | Self::Write { .. } => ExitCode::NotWritable,

@@ -15,7 +15,7 @@ use super::slots::Slots;
 use super::stop::STOPPING;
 use super::{SearchError, Stop};
 use crate::evaluate::{Attempt, AttemptObserver, EvaluateError, Evaluation, Evaluator, Fault, FaultClass, Waiting};
-use crate::ledger::{Ledger, LedgerError, WaitingRecord, event, fact, time_text};
+use crate::ledger::{Ledger, LedgerError, OutageRecord, WaitingRecord, event, fact, time_text};
 use crate::lock::{lock, unlocked};
 use crate::merge::{MergeError, MergeOptions, Merger, WriteMode};
 use crate::score::Objective;
@@ -163,8 +163,8 @@ pub struct Pipeline {
     open: BTreeMap<Turn, Open>,
     /// The evaluator's remarks that have been shown.
     remarks: BTreeSet<String>,
-    /// The endpoints that are on record as those that cannot be asked; `None`: this pipeline has not recorded any.
-    waiting: Option<Vec<Waiting>>,
+    /// What is on record of endpoints that cannot be asked; `None`: this pipeline has not recorded anything.
+    outage: Option<OutageRecord>,
     /// What went wrong beside an evaluation whose outcome has been handed over.
     fault: Option<SearchError>,
     jobs: JoinSet<JobEnd>,
@@ -180,7 +180,7 @@ impl Pipeline {
             equipment,
             open: BTreeMap::new(),
             remarks: BTreeSet::new(),
-            waiting: None,
+            outage: None,
             fault: None,
             jobs: JoinSet::new(),
             cancel,
@@ -228,14 +228,15 @@ impl Pipeline {
 
     /// Records which endpoints cannot be asked now, where these are others than the last time.
     pub fn note_waiting(&mut self) {
-        let waiting = self.equipment.evaluator.waiting();
-        if self.waiting.as_ref() == Some(&waiting) {
+        let evaluator = &self.equipment.evaluator;
+        let endpoints = evaluator.waiting().iter().map(waiting_record).collect();
+        let outage = OutageRecord { all: evaluator.is_out_of_reach(), endpoints };
+        if self.outage.as_ref() == Some(&outage) {
             return;
         }
-        let records: Vec<WaitingRecord> = waiting.iter().map(waiting_record).collect();
         // For people only: a fault that lasts will show when there is an outcome to record.
-        if self.equipment.ledger.set_fact(fact::WAITING, &serde_json::json!(records).to_string()).is_ok() {
-            self.waiting = Some(waiting);
+        if self.equipment.ledger.set_fact(fact::WAITING, &serde_json::json!(outage).to_string()).is_ok() {
+            self.outage = Some(outage);
         }
     }
 

@@ -1,7 +1,7 @@
 //! A run's folder: where its files are, and who may write them.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Seek as _, Write as _};
+use std::io::{Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::RenameFlags;
@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::SearchError;
 use crate::files::{is_file_at, place_of, sweep_unfinished};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, event};
 
 const LOCK: &str = "run.lock";
 /// What the frozen copy of a run file says of itself.
@@ -45,7 +45,7 @@ impl RunFolder {
         let fault = |path: &Path, source| SearchError::Write { path: path.to_path_buf(), source };
         std::fs::create_dir_all(&path).map_err(|source| fault(&path, source))?;
         let lock_path = path.join(LOCK);
-        let mut lock = OpenOptions::new()
+        let lock = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
@@ -55,10 +55,7 @@ impl RunFolder {
         match lock.try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => {
-                let mut owner = String::new();
-                let _ = lock.read_to_string(&mut owner);
-                let owner =
-                    if owner.trim().is_empty() { String::new() } else { format!(" (process {})", owner.trim()) };
+                let owner = Self::owner(&path).map_or(String::new(), |owner| format!(" (process {owner})"));
                 return Err(SearchError::InUse { name: name.to_string(), owner });
             }
             Err(std::fs::TryLockError::Error(source)) => return Err(fault(&lock_path, source)),
@@ -84,11 +81,17 @@ impl RunFolder {
     /// Whether a living process holds the lock of the run in `path`. Looks without taking the lock, which a search that
     /// starts at that moment would find taken.
     pub fn is_locked(path: &Path) -> bool {
-        let path = path.join(LOCK);
-        let Ok(metadata) = std::fs::metadata(&path) else { return false };
-        let owner = std::fs::read_to_string(&path).unwrap_or_default();
+        let Ok(metadata) = std::fs::metadata(path.join(LOCK)) else { return false };
+        let owner = Self::owner(path).unwrap_or_default();
         let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
-        locks.lines().any(|line| is_lock_of(line, &metadata, owner.trim()))
+        locks.lines().any(|line| is_lock_of(line, &metadata, &owner))
+    }
+
+    /// The number of the process that has the run in `path`, or had it last; `None`: nobody left one.
+    pub fn owner(path: &Path) -> Option<String> {
+        let text = std::fs::read_to_string(path.join(LOCK)).ok()?;
+        let owner = text.trim();
+        (!owner.is_empty()).then(|| owner.to_owned())
     }
 
     /// Refuses to go on where the folder was moved or replaced meanwhile: results would go to another run's folder, or
@@ -199,24 +202,71 @@ impl SetAside {
     ///
     /// # Errors
     /// [`SearchError::Moved`], or [`SearchError::Write`] where the run cannot be moved: it stays where it is.
-    pub fn of(folder: RunFolder, results: &Path, name: &str) -> Result<Self, SearchError> {
+    /// [`SearchError::LeftAside`] where it was moved, and another process had its place before the new run.
+    pub fn of(mut folder: RunFolder, results: &Path, name: &str) -> Result<Self, SearchError> {
         folder.check_place()?;
         if is_vacant(&folder.path) {
-            return Ok(Self { folder, old: None });
+            return Ok(folder.into());
         }
-        let room = reserve(results, name)?;
+        let mut room = reserve(results, name)?;
         let aside = room.path.clone();
-        let cwd = rustix::fs::CWD;
-        let folder = match rustix::fs::renameat_with(cwd, &folder.path, cwd, &aside, RenameFlags::EXCHANGE) {
-            Ok(()) => exchanged(folder, room),
-            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
+        let folder = match exchange(&mut folder, &mut room) {
+            Ok(true) => room,
+            Ok(false) => {
                 drop(room);
                 in_two_steps(folder, results, name, &aside)?
             }
-            Err(error) => return Err(SearchError::Write { path: aside, source: error.into() }),
+            Err(source) => return Err(SearchError::Write { path: aside, source }),
         };
         Ok(Self { folder, old: Some(aside) })
     }
+}
+
+impl From<RunFolder> for SetAside {
+    /// The folder of a run that made no other one room.
+    fn from(folder: RunFolder) -> Self {
+        Self { folder, old: None }
+    }
+}
+
+/// Puts the run in `old` back into `home`, where it made room for one that could not start. What there is of that one
+/// goes: it has asked for nothing yet.
+///
+/// # Errors
+/// [`SearchError::InUse`] where another process has one of the folders, or has begun a run in `home`;
+/// [`SearchError::Moved`], [`SearchError::Write`]. The run stays in `old` then.
+pub(super) fn put_back(old: &Path, home: &Path) -> Result<(), SearchError> {
+    let mut hollow = lock_at(home)?;
+    let mut kept = lock_at(old)?;
+    if is_vacant(old) {
+        return Err(SearchError::Moved { folder: old.to_path_buf() });
+    }
+    if has_started(home) {
+        let name = home.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        return Err(SearchError::InUse { name, owner: String::new() });
+    }
+    let fault = |source| SearchError::Write { path: home.to_path_buf(), source };
+    if exchange(&mut hollow, &mut kept).map_err(fault)? {
+        // Whatever cannot be removed is no run, and in nobody's way.
+        let _ = std::fs::remove_dir_all(old);
+        return Ok(());
+    }
+    std::fs::remove_dir_all(home).and_then(|()| std::fs::rename(old, home)).map_err(fault)
+}
+
+/// Locks the run in `path`.
+fn lock_at(path: &Path) -> Result<RunFolder, SearchError> {
+    let (Some(results), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(SearchError::Moved { folder: path.to_path_buf() });
+    };
+    RunFolder::lock(results, &name.to_string_lossy())
+}
+
+/// Whether a search has begun in `folder`. One whose ledger cannot be read may have.
+fn has_started(folder: &Path) -> bool {
+    let path = RunFolder::ledger_in(folder);
+    let starts = || Ledger::open_for_reading(&path)?.events(event::STARTED);
+    !Ledger::is_blank(&path) && starts().map_or(true, |starts| !starts.is_empty())
 }
 
 /// Makes and locks the first free `NAME.1`, `NAME.2`, ....
@@ -235,21 +285,36 @@ fn reserve(results: &Path, name: &str) -> Result<RunFolder, SearchError> {
     }
 }
 
-/// The new folder, after it and the old one have each got the other's path.
-fn exchanged(mut old: RunFolder, mut new: RunFolder) -> RunFolder {
-    std::mem::swap(&mut old.path, &mut new.path);
-    new
+/// Gives each of two folders the other's path; false: the file system cannot do that.
+fn exchange(one: &mut RunFolder, other: &mut RunFolder) -> std::io::Result<bool> {
+    let cwd = rustix::fs::CWD;
+    match rustix::fs::renameat_with(cwd, &one.path, cwd, &other.path, RenameFlags::EXCHANGE) {
+        Ok(()) => std::mem::swap(&mut one.path, &mut other.path),
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    }
+    Ok(true)
 }
 
 /// For file systems that cannot exchange folders. Another process may take the run between the steps; then it is in use.
 fn in_two_steps(mut old: RunFolder, results: &Path, name: &str, aside: &Path) -> Result<RunFolder, SearchError> {
     let home = std::mem::replace(&mut old.path, aside.to_path_buf());
     std::fs::rename(&home, aside).map_err(|source| SearchError::Write { path: aside.to_path_buf(), source })?;
-    RunFolder::lock(results, name).inspect_err(|_| {
-        if home.symlink_metadata().is_err() {
-            let _ = std::fs::rename(aside, &home);
-        }
-    })
+    RunFolder::lock(results, name).map_err(|error| back_after(error, aside, &home))
+}
+
+/// Moves the run in `aside` back to `home`, where no other could be locked in its place; where that cannot be done
+/// either, the error says where the run is.
+fn back_after(error: SearchError, aside: &Path, home: &Path) -> SearchError {
+    // A folder may have been made before its lock failed. In use, it is another's, whatever is in it.
+    if !matches!(error, SearchError::InUse { .. }) && is_vacant(home) {
+        let _ = std::fs::remove_file(home.join(LOCK));
+    }
+    // An empty folder gives way, and no other one does.
+    match std::fs::rename(aside, home) {
+        Ok(()) => error,
+        Err(_) => error.left_aside(aside),
+    }
 }
 
 #[cfg(test)]
@@ -298,6 +363,7 @@ mod tests {
         let results = tempfile::tempdir().unwrap();
         let first = RunFolder::lock(results.path(), "run").unwrap();
         assert!(RunFolder::is_locked(first.path()));
+        assert_eq!(RunFolder::owner(first.path()), Some(std::process::id().to_string()));
         std::fs::write(first.ledger(), "").unwrap();
         let error = RunFolder::lock(results.path(), "run").unwrap_err();
         assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
@@ -339,6 +405,61 @@ mod tests {
         let new = in_two_steps(old, results, "run", &aside).unwrap();
         assert!(new.is_in_place() && is_vacant(new.path()));
         assert_eq!(std::fs::read_to_string(RunFolder::ledger_in(&aside)).unwrap(), "old");
+    }
+
+    #[test]
+    fn a_run_that_made_room_in_vain_is_back_or_said_to_be_aside() {
+        let results = tempfile::tempdir().unwrap();
+        let (results, home, aside) = (results.path(), results.path().join("run"), results.path().join("run.1"));
+        std::fs::create_dir(&aside).unwrap();
+        std::fs::write(RunFolder::ledger_in(&aside), "old").unwrap();
+        // Another process has the name, without a file beside its lock so far.
+        let other = RunFolder::lock(results, "run").unwrap();
+        let in_use = || RunFolder::lock(results, "run").unwrap_err();
+        let error = back_after(in_use(), &aside, &home);
+        assert!(error.to_string().contains(&aside.display().to_string()), "{error}");
+        assert_eq!(error.exit_code(), crate::exit::ExitCode::Stopped);
+        assert!(other.is_in_place());
+        let error = in_use();
+        drop(other);
+        assert!(matches!(back_after(error, &aside, &home), SearchError::InUse { .. }));
+        assert!(RunFolder::ledger_in(&home).exists() && !aside.exists());
+        // A lock that could not be had leaves its file.
+        std::fs::rename(&home, &aside).unwrap();
+        std::fs::create_dir(&home).unwrap();
+        std::fs::write(home.join(LOCK), "").unwrap();
+        let refused = SearchError::Write { path: home.join(LOCK), source: std::io::ErrorKind::PermissionDenied.into() };
+        assert!(matches!(back_after(refused, &aside, &home), SearchError::Write { .. }));
+        assert!(RunFolder::ledger_in(&home).exists() && !aside.exists());
+    }
+
+    #[test]
+    fn a_run_gets_its_place_back_from_one_that_has_not_started() {
+        let results = tempfile::tempdir().unwrap();
+        let results = results.path();
+        let home = results.join("run");
+        std::fs::create_dir(&home).unwrap();
+        std::fs::write(home.join("verdict.json"), "old").unwrap();
+        for has_ledger in [false, true] {
+            let SetAside { folder, old } = begin_anew(results);
+            if has_ledger {
+                let ledger = Ledger::open(&folder.ledger()).unwrap();
+                ledger.set_fact(crate::ledger::fact::IDENTITY, "{}").unwrap();
+            }
+            drop(folder);
+            let old = old.unwrap();
+            put_back(&old, &home).unwrap();
+            assert_eq!(std::fs::read_to_string(RunFolder::verdict_in(&home)).unwrap(), "old");
+            assert!(!old.exists() && !RunFolder::is_locked(&home));
+        }
+        let SetAside { folder, old } = begin_anew(results);
+        let ledger = Ledger::open(&folder.ledger()).unwrap();
+        ledger.set_fact(crate::ledger::fact::IDENTITY, "{}").unwrap();
+        ledger.event(event::STARTED, None, &serde_json::json!({})).unwrap();
+        drop((folder, ledger));
+        let old = old.unwrap();
+        assert!(matches!(put_back(&old, &home), Err(SearchError::InUse { .. })));
+        assert!(RunFolder::verdict_in(&old).exists() && RunFolder::ledger_in(&home).exists());
     }
 
     /// What a killed start left is no run.

@@ -20,7 +20,8 @@ use crate::strategy::origin;
 const SOUP_TRIAL: &str = "greedy_soup_trial";
 
 impl Search {
-    /// Ends a run in good order, whatever ended it: nothing stays running, the tables are written.
+    /// Ends a run in good order, whatever ended it: nothing stays running, the tables are written. The run is locked until
+    /// its end is on record: whoever finds it free finds out how it ended, and a next start comes after that.
     pub(in crate::search) async fn leave(
         mut self,
         outcome: Result<String, SearchError>,
@@ -31,7 +32,6 @@ impl Search {
         // Nothing is written to where another run may be by now.
         self.folder.check_place()?;
         let saved = self.save_tables();
-        let ledger = self.ledger.clone();
         let concluded = match outcome {
             Ok(reason) => match saved {
                 Ok(()) => self.conclude(reason).await,
@@ -44,7 +44,7 @@ impl Search {
             Ok(report) => serde_json::json!({ "reason": report.reason }),
             Err(error) => serde_json::json!({ "error": error.to_string() }),
         };
-        let recorded = ledger.event(event::STOPPED, None, &payload);
+        let recorded = self.ledger.event(event::STOPPED, None, &payload);
         let report = concluded?;
         recorded?;
         Ok(report)
@@ -97,7 +97,7 @@ impl Search {
     }
 
     /// Opens the hold-out and says what was found.
-    async fn conclude(mut self, reason: String) -> Result<RunReport, SearchError> {
+    async fn conclude(&mut self, reason: String) -> Result<RunReport, SearchError> {
         self.schedule.settle()?;
         if let Some(share) = self.schedule.strategy().hypervolume() {
             self.progress.line(&format!(

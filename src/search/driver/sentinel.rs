@@ -1,10 +1,11 @@
 //! The sentinel: a baseline that is scored again now and then, to see whether the evaluator is still the one that it
-//! was.
+//! was. Each multiple of the distance between two scorings has one, one after the other: how many there are depends
+//! neither on how fast answers come nor on kills.
 
 use std::num::NonZeroU64;
 
 use super::Search;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, RepeatPurpose};
 use crate::scores::Status;
 use crate::search::SearchError;
 use crate::search::pipeline::Finished;
@@ -15,7 +16,7 @@ use crate::strategy::origin;
 pub(super) struct Sentinel {
     /// Index of the sentinel's evaluation; `None`: it was not scored again yet.
     index: Option<u64>,
-    /// Evaluations (in full) spent when the sentinel was last due.
+    /// The multiple that the latest scoring was started for; 0: there was none. More may have been spent by then.
     due_at: u64,
     /// Evaluations (in full) after which the last scoring with a result was due.
     made_at: u64,
@@ -28,8 +29,16 @@ impl Sentinel {
     pub(super) fn of(ledger: &Ledger, every: Option<NonZeroU64>) -> Result<Self, SearchError> {
         let last = last_sentinel(ledger)?;
         let made_at = last.as_ref().map_or(0, |last| last.after);
-        let due_at = every.map_or(0, |every| made_at / every * every.get());
+        // One that was given up has had its turn. The last one of a search that ended stands for the multiples before it.
+        let turn = ledger.repeats_for(RepeatPurpose::Sentinel)?.last().map_or(0, |latest| latest.after);
+        let due_at = every.map_or(0, |every| turn / every * every.get());
         Ok(Self { index: last.map(|last| last.index), due_at, made_at, open: None })
+    }
+
+    /// The multiple whose turn it is when `spent` evaluations in full have been spent; `None`: there is none now.
+    fn turn(&self, spent: u64, every: NonZeroU64) -> Option<u64> {
+        let next = self.due_at.saturating_add(every.get());
+        (self.open.is_none() && next <= spent).then_some(next)
     }
 }
 
@@ -75,14 +84,10 @@ impl Search {
     /// Has the sentinel scored again if it is time.
     pub(super) fn start_sentinel(&mut self) -> Result<(), SearchError> {
         let Some(every) = self.repeats.sentinel else { return Ok(()) };
-        let spent = self.spent();
-        if self.sentinel.open.is_some() || spent < self.sentinel.due_at + every.get() {
-            return Ok(());
-        }
+        let Some(due_at) = self.sentinel.turn(self.spent(), every) else { return Ok(()) };
         let Some(index) = self.known_baseline() else { return Ok(()) };
         let work = self.rescoring().next_sentinel(&self.ledger.asked_at(index)?)?;
         self.pipeline.add(work);
-        let due_at = spent / every * every.get();
         self.sentinel = Sentinel { index: Some(index), due_at, made_at: self.sentinel.made_at, open: Some(due_at) };
         Ok(())
     }
@@ -101,3 +106,7 @@ impl Search {
         Rescoring { spent, ..self.rescoring() }.sentinel(finished)
     }
 }
+
+#[cfg(test)]
+#[path = "sentinel_tests.rs"]
+mod tests;
