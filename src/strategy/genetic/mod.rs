@@ -42,6 +42,9 @@ const SHORT_LIST: usize = 24;
 const SCOUTS: usize = 100;
 /// Uniform points whose uncertainty is worked out, after a ranking by expected value.
 const SCOUT_LIST: usize = 12;
+/// Proposals that uniform points may compete for without end, and one in how many later ones. The model knows least of
+/// what is far away, so that later on these would win half of the proposals, and hardly ever improve.
+const SCOUTING: (u64, u64) = (40, 10);
 /// Generations bred on the model alone.
 const ROUNDS: usize = 3;
 /// Factor of the size of the Gaussian steps from one generation on the model to the next.
@@ -233,6 +236,13 @@ impl Genetic {
         None
     }
 
+    /// Whether uniform points compete with a brood, which lives where its parents do: the model may know better places.
+    /// In a space with ties there are too many.
+    fn scouts(&self) -> bool {
+        let (early, later) = SCOUTING;
+        !self.tied_genes.bind() && (self.asked < early || self.asked.is_multiple_of(later))
+    }
+
     /// The child of a brood that the model likes best.
     fn ranked_child(&mut self, members: &[usize], niches: Option<&Niches>, rng: &mut impl Rng) -> Option<Child> {
         if !self.parameters.surrogate || members.is_empty() || self.duplicates > FEW_DUPLICATES {
@@ -242,9 +252,7 @@ impl Genetic {
         let rater = model::Rater { surrogate: &surrogate, tied_genes: &self.tied_genes };
         let breeder = self.breeder(members, niches);
         let mut brood = self.short_list(self.parameters.brood, SHORT_LIST, &rater, || breeder.child(rng));
-        // A brood lives where its parents do; the model may know better places. In a space with ties there are too
-        // many.
-        if !self.tied_genes.bind() {
+        if self.scouts() {
             brood.extend(self.short_list(SCOUTS, SCOUT_LIST, &rater, || breeder.immigrant(rng)));
         }
         for (value, child) in &mut brood {
@@ -397,8 +405,8 @@ mod tests {
     use super::super::settings::Settings;
     use super::*;
 
-    /// Proposals from anywhere on a landscape of many peaks.
-    fn scouts(space: TestSpace) -> usize {
+    /// Proposals from anywhere on a landscape of many peaks, among so many.
+    fn scouts(space: TestSpace, evaluations: u64) -> usize {
         let setup = Setup { seeds: vec![], ..setup(space, 4) };
         let table = toml::Table::new();
         let parameters = Parameters::read(&mut Settings::new(&table)).unwrap();
@@ -407,15 +415,18 @@ mod tests {
             Content::Genome(genome) => Answer::Score(genome.0.iter().map(|x| (9.0 * x).sin()).sum()),
             _ => Answer::Infeasible,
         };
-        let rows = drive(&mut genetic, &oracle, 2, 60).unwrap();
+        let rows = drive(&mut genetic, &oracle, 2, evaluations).unwrap();
         rows.iter().filter(|row| row.proposal.origin.starts_with("random")).count()
     }
 
     #[test]
     fn points_from_anywhere_compete_where_no_genes_are_tied() {
-        let untied = (0..6).map(|gene| real(&format!("x{gene}"))).collect();
-        assert!(scouts(TestSpace::new(untied)) > 0);
-        assert_eq!(scouts(TestSpace::reals(6)), 0);
+        let untied = || TestSpace::new((0..6).map(|gene| real(&format!("x{gene}"))).collect());
+        let early = scouts(untied(), 60);
+        assert!(early > 0);
+        assert_eq!(scouts(TestSpace::reals(6), 60), 0);
+        // Later they are no more than one proposal in ten.
+        assert!(scouts(untied(), 160) <= early + 10, "{early}, then {}", scouts(untied(), 160));
     }
 
     #[test]
