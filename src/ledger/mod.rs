@@ -503,7 +503,6 @@ mod tests {
         assert!(!Ledger::is_blank(&foreign));
     }
 
-    /// SQLite takes names that begin so for addresses.
     /// In a folder that may be written, a reader of a database with a log leaves files of its own there.
     #[test]
     fn a_ledger_at_rest_is_read_without_a_trace() {
@@ -523,6 +522,7 @@ mod tests {
         assert_eq!(ledger.fact(fact::RUN_NAME).unwrap().as_deref(), Some("day"));
     }
 
+    /// SQLite takes names that begin so for addresses.
     #[test]
     fn a_path_is_no_address() {
         assert_eq!(

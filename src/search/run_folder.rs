@@ -1,7 +1,7 @@
 //! A run's folder: where its files are, and who may write them.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Seek as _, Write as _};
+use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::RenameFlags;
@@ -9,9 +9,11 @@ use rustix::io::Errno;
 
 use super::SearchError;
 use crate::files::{is_file_at, place_of, sweep_unfinished};
-use crate::ledger::{Ledger, event};
+use crate::ledger::{Ledger, LedgerError, event};
 
 const LOCK: &str = "run.lock";
+/// Times that the system's locks are read before a run counts as nobody's.
+const LOOKS: usize = 3;
 /// What the frozen copy of a run file says of itself.
 pub(super) const FROZEN: &str = "# Frozen by evomerge when the run started.";
 
@@ -83,8 +85,8 @@ impl RunFolder {
     pub fn is_locked(path: &Path) -> bool {
         let Ok(metadata) = std::fs::metadata(path.join(LOCK)) else { return false };
         let owner = Self::owner(path).unwrap_or_default();
-        let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
-        locks.lines().any(|line| is_lock_of(line, &metadata, &owner))
+        // A look may miss a lock: where others go away between two reads, the list moves on.
+        (0..LOOKS).any(|_| system_locks().lines().any(|line| is_lock_of(line, &metadata, &owner)))
     }
 
     /// The number of the process that has the run in `path`, or had it last; `None`: nobody left one.
@@ -265,8 +267,24 @@ fn lock_at(path: &Path) -> Result<RunFolder, SearchError> {
 /// Whether a search has begun in `folder`. One whose ledger cannot be read may have.
 fn has_started(folder: &Path) -> bool {
     let path = RunFolder::ledger_in(folder);
-    let starts = || Ledger::open_for_reading(&path)?.events(event::STARTED);
-    !Ledger::is_blank(&path) && starts().map_or(true, |starts| !starts.is_empty())
+    // On a full disk nothing can be put beside it.
+    match Ledger::open_at_rest(&path).and_then(|ledger| ledger.events(event::STARTED)) {
+        Ok(starts) => !starts.is_empty(),
+        Err(LedgerError::Missing { .. } | LedgerError::Unstarted { .. }) => false,
+        Err(_) => true,
+    }
+}
+
+/// The table of all locks that processes hold, in pieces as large as the system gives them.
+fn system_locks() -> String {
+    let mut locks = Vec::new();
+    if let Ok(mut table) = File::open("/proc/locks") {
+        let mut piece = vec![0; 1 << 16];
+        while let Ok(length @ 1..) = table.read(&mut piece) {
+            locks.extend_from_slice(&piece[..length]);
+        }
+    }
+    String::from_utf8_lossy(&locks).into_owned()
 }
 
 /// Makes and locks the first free `NAME.1`, `NAME.2`, ....
