@@ -62,7 +62,7 @@ fn with_words_as(text: &str, is_word: impl Fn(&str) -> bool, replace: impl Fn(&s
 }
 
 /// Index after the closing quote of the string that starts at `at` (or the end of the text).
-fn end_of_string(bytes: &[u8], at: usize) -> usize {
+pub(crate) fn end_of_string(bytes: &[u8], at: usize) -> usize {
     let mut next = at + 1;
     while next < bytes.len() {
         match bytes[next] {

@@ -134,8 +134,7 @@ impl Summary {
         let attempts = ledger.events(event::ATTEMPTED)?;
         let repeats = ledger.all_repeats()?;
         let rescored = second_scores(&repeats);
-        let active =
-            fact(fact::ACTIVE_SECONDS)?.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let active = ledger.active_time()?;
         let verdict = read_verdict(results);
         let verdict_is_old = verdict.as_ref().is_some_and(|document| match document.evaluations {
             Some(evaluations) => evaluations != told.len() as u64,

@@ -4,6 +4,7 @@
 use serde_json::error::Category;
 
 use super::text::shortened;
+use crate::python_json::end_of_string;
 
 /// Bytes of the document that are shown before and after a place where it is no JSON.
 const SURROUNDINGS: usize = 60;
@@ -90,19 +91,6 @@ fn path_to(text: &[u8]) -> String {
         }
     }
     path
-}
-
-/// Index after the closing quote of the string that starts at `start` (or the end of the text).
-fn end_of_string(text: &[u8], start: usize) -> usize {
-    let mut at = start + 1;
-    while at < text.len() {
-        match text[at] {
-            b'\\' => at += 2,
-            b'"' => return at + 1,
-            _ => at += 1,
-        }
-    }
-    text.len()
 }
 
 /// An error about a value without its line and column, and without the parser's names for kinds of values.

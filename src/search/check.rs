@@ -16,7 +16,7 @@ use crate::checkpoint::available_space;
 use crate::config::{EvaluatorKind, HoldoutSource};
 use crate::evaluate::{TaskCapability, TaskRequest};
 use crate::files::{check_writable_folder, nearest_existing};
-use crate::ledger::{AskedRecord, Ledger, fact};
+use crate::ledger::{AskedRecord, Ledger};
 use crate::plural::counted;
 use crate::score::ObjectiveTask;
 use crate::score::alarms::Alarm;
@@ -181,7 +181,7 @@ fn existing_run(prepared: &Prepared, folder: &Path, fresh: bool) -> Result<Optio
     if let Some(user) = user {
         return Ok(Some(format!("{shown} has {finished} and is {user}")));
     }
-    Ok(Some(match spent(prepared, &frozen, &ledger.all_asked()?, active_time(&ledger)?) {
+    Ok(Some(match spent(prepared, &frozen, &ledger.all_asked()?, ledger.active_time()?.unwrap_or_default()) {
         Some(spent) => format!(
             "{shown} has {finished}, and its budget is spent: {spent}; a search continues it without new evaluations, \
              --fresh starts anew"
@@ -197,12 +197,6 @@ fn in_use(folder: &Path) -> Option<String> {
     }
     let user = RunFolder::owner(folder).map_or("another process".to_owned(), |owner| format!("process {owner}"));
     Some(format!("in use by {user}: a search is refused until that has ended"))
-}
-
-/// The time that the run in a ledger has been active.
-fn active_time(ledger: &Ledger) -> Result<Duration, SearchError> {
-    let seconds: Option<f64> = ledger.fact(fact::ACTIVE_SECONDS)?.and_then(|text| text.parse().ok());
-    Ok(seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).unwrap_or_default())
 }
 
 /// The limit that leaves no room for one more evaluation, with what has come of it; `None`: there is room.

@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
@@ -87,6 +88,14 @@ impl RunFolder {
         let owner = Self::owner(path).unwrap_or_default();
         // A look may miss a lock: where others go away between two reads, the list moves on.
         (0..LOOKS).any(|_| system_locks().lines().any(|line| is_lock_of(line, &metadata, &owner)))
+    }
+
+    /// When a process took the run in `path` for the last time, by the clock of the file system.
+    ///
+    /// # Errors
+    /// There is no lock, or the file system keeps no times.
+    pub fn held_since(path: &Path) -> std::io::Result<SystemTime> {
+        std::fs::metadata(path.join(LOCK))?.modified()
     }
 
     /// The number of the process that has the run in `path`, or had it last; `None`: nobody left one.

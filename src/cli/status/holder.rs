@@ -6,8 +6,6 @@ use std::time::{Duration, SystemTime};
 use crate::ledger::{EventRecord, time_text};
 use crate::search::RunFolder;
 
-/// The lock's file, which its holder writes to when it takes it.
-const LOCK: &str = "run.lock";
 /// How far the clock of a file server may be ahead of the process that locks a run there.
 const CLOCK_SLACK: Duration = Duration::from_secs(60);
 
@@ -25,10 +23,9 @@ impl Holder {
         if !RunFolder::is_locked(results) {
             return None;
         }
-        let since = std::fs::metadata(results.join(LOCK)).and_then(|metadata| metadata.modified());
         Some(Self {
             process: RunFolder::owner(results).unwrap_or_default(),
-            since: since.unwrap_or(SystemTime::UNIX_EPOCH),
+            since: RunFolder::held_since(results).unwrap_or(SystemTime::UNIX_EPOCH),
         })
     }
 

@@ -22,9 +22,8 @@ impl Clock {
     /// # Errors
     /// The ledger cannot be read.
     pub(super) fn start(ledger: &Ledger) -> Result<Self, LedgerError> {
-        let before = ledger.fact(fact::ACTIVE_SECONDS)?.and_then(|text| text.parse().ok()).unwrap_or(0.0);
+        let before = ledger.active_time()?.unwrap_or_default();
         let now = Instant::now();
-        let before = Duration::try_from_secs_f64(before).unwrap_or_default();
         Ok(Self { before, started: now, saved: now, stopped: None })
     }
 

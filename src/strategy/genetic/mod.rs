@@ -43,7 +43,7 @@ const SCOUTS: usize = 100;
 /// Uniform points whose uncertainty is worked out, after a ranking by expected value.
 const SCOUT_LIST: usize = 12;
 /// Proposals that uniform points may compete for without end, and one in how many later ones. The model knows least of
-/// what is far away, so that later on these would win half of the proposals, and hardly ever improve.
+/// what is far away, so that later on these would win again and again, and hardly ever improve.
 const SCOUTING: (u64, u64) = (40, 10);
 /// Generations bred on the model alone.
 const ROUNDS: usize = 3;

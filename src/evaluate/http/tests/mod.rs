@@ -11,6 +11,7 @@ use super::super::{Attempt, CandidateRequest, FaultClass, Samples, TaskRequest};
 use super::*;
 use crate::scores::SampleId;
 
+mod agreement;
 mod answers;
 #[path = "../../../../tests/support/fault_server.rs"]
 mod fault_server;
